@@ -1,0 +1,317 @@
+"""A search-space file -> a `StudyConfig`: typed, frozen, strict, every default visible here.
+
+One YAML file describes the search for one model size.  Anything unknown, mistyped or impossible is a
+`ConfigError` of one line: the file, the key, what is allowed.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's, told in one line."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Base(Strict):
+    """The pretrained model. Either `embedded` (made on first use, see `Pretrain`) or official checkpoint files."""
+
+    family: Literal["llamagen"]
+    size: str
+    embedded: Literal["digits"] | None = None
+    checkpoint: str | None = None
+    tokenizer: str | None = None
+
+    @model_validator(mode="after")
+    def one_source(self) -> Self:
+        if self.embedded is None and (self.checkpoint is None or self.tokenizer is None):
+            raise ValueError("needs embedded: digits, or both checkpoint: FILE and tokenizer: FILE")
+        return self
+
+
+class Data(Strict):
+    """Where the token set is; an embedded base brings its own."""
+
+    tokens: str | None = None
+
+
+class Train(Strict):
+    """One fine-tuning. Any numeric field may be searched."""
+
+    objective: Literal["cca", "dpo", "unlearning", "finetune"] = "cca"
+    lambda_: float = Field(1.0, gt=0, alias="lambda")  # weight of the negative term
+    learning_rate: float = Field(1e-5, gt=0)
+    beta: float = Field(0.02, gt=0)  # of the log-likelihood ratio, summed over the tokens of an image
+    null_ratio: float = Field(0.1, ge=0, lt=1)  # share of pairs trained under the null condition
+    global_batch: int = Field(256, ge=1)  # images a step, over all workers
+    epochs: int = Field(1, ge=1)
+    warmup_steps: int = Field(0, ge=0)  # linear from 0, then constant
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0)
+    clip: float = Field(1.0, ge=0)  # largest gradient norm; 0: off
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # of the weights that are scored; 0: off
+    seed: int = Field(0, ge=0)  # of the order, crops, negatives and null masks
+    reference: Literal["table", "live"] = "table"  # log p_ref once per study, or a second model in memory
+
+
+SEARCHABLE = tuple(
+    field.alias or name for name, field in Train.model_fields.items() if field.annotation in (int, float)
+)
+
+
+class Range(Strict):
+    """Where the search may look, ends included. Log-uniform unless said otherwise."""
+
+    low: float
+    high: float
+    log: bool = True
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        if self.log and self.low <= 0:
+            raise ValueError("low must be above 0 on a log scale; or set log: false")
+        return self
+
+
+class Control(Strict):
+    """Plain fine-tuning with the same budget, data order and EMA; the best of these rates is the control."""
+
+    learning_rates: tuple[float, ...] = Field((1e-6, 3e-6, 1e-5), min_length=1)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def positive(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if min(rates) <= 0:
+            raise ValueError("every rate must be above 0")
+        return rates
+
+
+class Rung(Strict):
+    """Where a trial is scored: at this fraction of its steps, with this many samples."""
+
+    at: float = Field(gt=0, le=1)
+    samples: int = Field(ge=2)
+
+
+class Score(Strict):
+    """How samples are made and scored; with the reference's digest this becomes the protocol."""
+
+    features: str | None = None  # checkpoint of the feature network; an embedded base brings its own
+    reference: str | None = None  # .npz with mu and sigma of the real images
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0)  # 0: all tokens
+    top_p: float = Field(1.0, gt=0, le=1)  # 1: all tokens
+    seed: int = Field(0, ge=0)  # of the noise all trials share; the final table is scored on seed + 1
+    samples: int = Field(50_000, ge=2)  # of the final table
+    finalists: int = Field(3, ge=1)  # best trials sampled again, with fresh noise, to choose the winner
+    guidance_scales: tuple[float, ...] = Field((1.25, 1.5, 2.0, 3.0), min_length=1)  # tried on the base
+
+    @field_validator("guidance_scales")
+    @classmethod
+    def above_one(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if min(scales) <= 1:
+            raise ValueError("every scale must be above 1 (1 is guidance-free)")
+        return scales
+
+
+class Search(Strict):
+    """What is searched, from where, for how long. Names are those of numeric fields of `train`."""
+
+    space: dict[str, Range] = Field(min_length=1)
+    first_points: tuple[dict[str, float], ...] = ()  # evaluated before the sampler's own proposals
+    trials: int = Field(20, ge=1)
+    max_concurrent: int = Field(2, ge=1)
+    random_trials: int = Field(6, ge=0)  # before the sampler starts to model (TPE's n_startup_trials)
+    grace_trials: int = Field(4, ge=1)  # a rung stops no trial before this many have been scored there
+    keep: float = Field(0.5, gt=0, le=1)  # share of the trials at a rung that goes on
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def known_names(self) -> Self:
+        for name in self.space:
+            if name not in SEARCHABLE:
+                raise ValueError(f"cannot search {name!r}: one of {', '.join(SEARCHABLE)}")
+        for i, point in enumerate(self.first_points):
+            if set(point) != set(self.space):
+                raise ValueError(f"first_points[{i}] must give exactly {', '.join(self.space)}")
+            for name, value in point.items():
+                bounds = self.space[name]
+                if not bounds.low <= value <= bounds.high:
+                    raise ValueError(f"first_points[{i}].{name} = {value:g} is outside {bounds.low:g}..{bounds.high:g}")
+        return self
+
+
+class Placement(Strict):
+    """How many workers train a trial, and how much each holds at a time; accumulation is derived."""
+
+    workers: int = Field(1, ge=1)
+    micro_batch: int | None = Field(None, ge=1)  # pairs a forward pass and worker; None: all of a worker's share
+    cpus: int = Field(1, ge=1)  # a worker
+    gpus: float = Field(0, ge=0)  # a worker
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast on GPUs that have it
+    max_failures: int = Field(2, ge=0)  # lost workers a trial survives
+
+
+class Pretrain(Strict):
+    """How an embedded base is made: tokenizer, feature network, model. Rates are annealed to zero."""
+
+    image_size: int = Field(8, ge=4)  # pixels along a side
+    downsample: int = Field(2, ge=1)  # pixels a token along a side: a power of two
+    codebook_size: int = Field(128, ge=2, le=65536)
+    tokenizer_width: int = Field(16, ge=8, multiple_of=8)
+    tokenizer_epochs: int = Field(10, ge=1)
+    feature_epochs: int = Field(8, ge=1)
+    epochs: int = Field(30, ge=1)  # of the model
+    batch: int = Field(128, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    null_ratio: float = Field(0.1, gt=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def whole_grid(self) -> Self:
+        if self.downsample & (self.downsample - 1) or self.image_size % self.downsample:
+            raise ValueError("downsample must be a power of two that divides image_size")
+        return self
+
+
+class StudyConfig(Strict):
+    """The search for one model size. `name` is the file's name without its ending."""
+
+    name: str
+    base: Base
+    data: Data = Data()
+    train: Train = Train()
+    search: Search
+    control: Control = Control()
+    rungs: tuple[Rung, ...] = Field(min_length=1)
+    score: Score = Score()
+    placement: Placement = Placement()
+    pretrain: Pretrain = Pretrain()
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        fractions = [rung.at for rung in self.rungs]
+        if fractions != sorted(set(fractions)) or fractions[-1] != 1:
+            raise ValueError("rungs must rise in `at` and end at 1")
+        if self.base.embedded is None and not (self.data.tokens and self.score.features and self.score.reference):
+            raise ValueError("without an embedded base, data.tokens, score.features and score.reference must be given")
+        if self.train.objective == "finetune":
+            raise ValueError("train.objective finetune is the control of every study: one of cca, dpo, unlearning")
+        for name, bounds in self.search.space.items():
+            for value in (bounds.low, bounds.high):
+                try:
+                    self.train_with({name: value})
+                except ValidationError as error:
+                    raise ValueError(f"search.space.{name}: {value:g} is not allowed: {reason(error)}") from None
+        return self
+
+    def train_with(self, values: dict[str, Any]) -> Train:
+        """`train` with some fields replaced, by their names in the file; validated. Integer fields are rounded."""
+        whole = {field.alias or name for name, field in Train.model_fields.items() if field.annotation is int}
+        values = {name: round(value) if name in whole else value for name, value in values.items()}
+        return Train.model_validate({**self.train.model_dump(by_alias=True), **values})
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML 1.1, but `1e-3` is a number, as everyone expects, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def reason(error: ValidationError) -> str:
+    """The first of pydantic's complaints, in one line."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif not isinstance(first["input"], dict | list) and first["type"] not in ("missing", "value_error"):
+        message += f", not {first['input']!r}"
+    return message[0].lower() + message[1:]
+
+
+def allowed_keys(location: tuple[int | str, ...]) -> str:
+    """For an unknown key: the keys that its section knows."""
+    model: Any = StudyConfig
+    for part in location[:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[str(part)].annotation
+        elif getattr(model, "__args__", None):
+            model = next(a for a in reversed(model.__args__) if a is not Ellipsis)
+    known = [f.alias or n for n, f in model.model_fields.items() if (model, n) != (StudyConfig, "name")]
+    return f"; allowed: {', '.join(known)}"
+
+
+def parse(content: Any, name: str, source: str) -> StudyConfig:
+    """Validate the content of a file. Raises ConfigError."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: not a search space (a mapping with base, search, rungs, ...)")
+    if "name" in content:
+        raise ConfigError(f"{source}: name: unknown key; the file's own name is the study's")
+    try:
+        # By way of JSON, where pydantic's strictness takes a list for a tuple but nothing else for anything else.
+        return StudyConfig.model_validate_json(json.dumps({"name": name, **content}, default=str))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        extra = allowed_keys(first["loc"]) if first["type"] == "extra_forbidden" else ""
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ConfigError(f"{source}: {where}: {reason(error)}{extra}{more}") from None
+
+
+def override(content: Any, setting: str) -> None:
+    """Apply `a.b=c` to the raw content of a file; c is read as YAML."""
+    path, equals, text = setting.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {setting}: want KEY.KEY=VALUE, such as --set train.beta=0.05")
+    for key in keys[:-1]:
+        content = content.setdefault(key, {}) if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {setting}: {key} holds no keys")
+    content[keys[-1]] = read_yaml(text, f"--set {setting}")
+
+
+def read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}:{where} not YAML: {getattr(error, 'problem', error)}") from None
+
+
+def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:
+    """Read a search-space file, apply `--set` overrides, validate. Raises ConfigError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such search-space file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    content = read_yaml(text, str(path))
+    for setting in settings:
+        override(content, setting)
+    return parse(content, path.stem, str(path))

@@ -1,0 +1,73 @@
+"""What all `python -m cca_ray.<verb>` share: lines and progress on the terminal, errors of one line, exit code 2."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
+DEFAULT_SPACES = ("digits_s", "digits_m")
+
+
+def find_space(name: str) -> Path:
+    """A search space's file: a path, or the name of one that comes with the project."""
+    path = Path(name)
+    shipped = SPACES / f"{path.stem}.yaml"
+    return shipped if not path.exists() and shipped.exists() else path
+
+
+class Console:
+    """Lines with the time since the start; progress as a bar on a terminal, as a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.bars: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.quarters: dict[str, int] = {}
+
+    def say(self, text: str) -> None:
+        self.close()
+        print(f"{time.monotonic() - self.started:5.0f} s  {text}", flush=True)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `what`."""
+        if not sys.stdout.isatty():
+            quarter = 4 * done // total
+            if quarter != self.quarters.get(what, 0):
+                self.quarters[what] = quarter
+                self.say(f"{what}  {25 * quarter} %")
+            return
+        if self.bars is None:
+            self.bars = Progress(
+                TextColumn("        {task.description:16}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn()
+            )
+            self.bars.start()
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total)
+        self.bars.update(self.tasks[what], completed=done)
+
+    def close(self) -> None:
+        """Leave the bars as they are, so that lines can follow."""
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars, self.tasks = None, {}
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Run a verb. A mistake of the user's is one line on stderr and exit code 2; a fault of ours is a traceback."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        code = app(standalone_mode=False)
+    except (typer.TyperException, ValueError) as error:
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print(f"error: {text.splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

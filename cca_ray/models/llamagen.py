@@ -1,0 +1,198 @@
+"""The LlamaGen GPT (Sun et al. 2024): class label + image tokens -> next-token logits.
+
+Parameter names are the official ones, so a checkpoint's state dict loads as it is.  The class label
+is the first position of the sequence; row t of the logits therefore predicts token t.
+
+Shape suffixes: B batch, L image tokens, T positions (1 class + L - 1 tokens), C width, V vocabulary,
+H heads, D head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values [B, H, T, D]
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    """Field names and defaults of the official `ModelArgs`; the class-conditional model only."""
+
+    dim: int
+    n_layer: int
+    n_head: int
+    vocab_size: int = 16384
+    num_classes: int = 1000
+    block_size: int = 576  # image tokens: a square grid
+    multiple_of: int = 256  # the SwiGLU width is rounded up to a multiple of this
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.dim % (4 * self.n_head):
+            raise ValueError(f"dim {self.dim} must be a multiple of 4 x n_head ({self.n_head}): RoPE turns pairs in 2-D")
+        if self.grid**2 != self.block_size:
+            raise ValueError(f"block_size {self.block_size} must be a square: the tokens form a square grid")
+
+    @property
+    def grid(self) -> int:
+        return int(self.block_size**0.5)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the SwiGLU: 2/3 of 4 x dim, rounded up to `multiple_of`."""
+        return -(-int(2 * 4 * self.dim / 3) // self.multiple_of) * self.multiple_of
+
+
+def rope_table(grid: int, head_dim: int, base: float) -> Tensor:
+    """2-D rotary table [1 + grid², head_dim / 2, (cos, sin)].
+
+    The class position's row is zero, not the identity, as in the official code: its query and key vanish.
+    """
+    half = head_dim // 2
+    freqs = 1.0 / base ** (torch.arange(0, half, 2).float() / half)
+    angles = torch.outer(torch.arange(grid), freqs)
+    rows, columns = angles[:, None].expand(-1, grid, -1), angles[None].expand(grid, -1, -1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    table = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([torch.zeros(1, half, 2), table])
+
+
+def rotate(x_BTHD: Tensor, table: Tensor) -> Tensor:
+    """Apply rotary embedding; `table` [T, D / 2, 2] holds the rows of the positions in x."""
+    pairs = x_BTHD.float().unflatten(-1, (-1, 2))
+    cos, sin = table[:, None, :, 0], table[:, None, :, 1]
+    turned = torch.stack(
+        [pairs[..., 0] * cos - pairs[..., 1] * sin, pairs[..., 1] * cos + pairs[..., 0] * sin], dim=-1
+    )
+    return turned.flatten(-2).type_as(x_BTHD)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return y.type_as(x) * self.weight
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.n_head = config.n_head
+        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x_BTC: Tensor, table: Tensor, position: int, cache: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = (y.unflatten(-1, (self.n_head, -1)) for y in self.wqkv(x_BTC).chunk(3, dim=-1))
+        q, k = rotate(q, table), rotate(k, table)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            end = position + x_BTC.shape[1]
+            keys, values = cache
+            keys[:, :, position:end], values[:, :, position:end] = k, v
+            k, v = keys[:, :, :end], values[:, :, :end]  # only what is filled: no mask over empty positions
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+        return self.wo(y.transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, table: Tensor, dropout: float, position: int = 0, cache: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        x = x + F.dropout(self.attention(self.attention_norm(x), table, position, cache), dropout)
+        return x + F.dropout(self.feed_forward(self.ffn_norm(x)), dropout)
+
+
+class LabelEmbedding(nn.Module):
+    """One row a class and a last row for "no class" (the null condition)."""
+
+    def __init__(self, num_classes: int, dim: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)[:, None]
+
+
+class LlamaGen(nn.Module):
+    """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`; label `num_classes` is the null condition."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.config = config
+        self.cls_embedding = LabelEmbedding(config.num_classes, config.dim)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        table = rope_table(config.grid, config.dim // config.n_head, config.rope_base)
+        self.register_buffer("rope", table, persistent=False)
+        self.rope: Tensor
+
+    @property
+    def null_label(self) -> int:
+        return self.config.num_classes
+
+    @property
+    def decode_steps(self) -> list[int]:
+        """How many tokens each decoding step yields: one at a time here."""
+        return [1] * self.config.block_size
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Official initialisation: normal of std 0.02, output layer zero."""
+        for name, parameter in self.named_parameters():
+            if name == "output.weight":
+                nn.init.zeros_(parameter)
+            elif parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+
+    def forward(self, labels: Tensor, tokens: Tensor, dropout: float = 0.0) -> Tensor:
+        """Logits [B, L, V] in float32, row t predicting token t from the label and the tokens before it.
+
+        Dropout is off unless a rate is given; then it applies to embeddings and residual branches.
+        """
+        x = torch.cat([self.cls_embedding(labels), self.tok_embeddings(tokens[:, :-1])], dim=1)
+        x = F.dropout(x, dropout)
+        table = self.rope[: x.shape[1]]
+        for layer in self.layers:
+            x = layer(x, table, dropout)
+        return self.output(self.norm(x)).float()
+
+    def new_cache(self, batch: int) -> Cache:
+        """Room for the keys and values of `batch` sequences, in the weights' dtype, on their device."""
+        config, weight = self.config, self.tok_embeddings.weight
+        shape = (batch, config.n_head, config.block_size, config.dim // config.n_head)
+        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.layers]
+
+    def decode(self, labels: Tensor, last_tokens: Tensor | None, step: int, cache: Cache) -> Tensor:
+        """Logits [B, 1, V] for token `step`, given token `step - 1` [B, 1] (None at step 0) and the cache."""
+        x = self.cls_embedding(labels) if last_tokens is None else self.tok_embeddings(last_tokens)
+        table = self.rope[step : step + 1]
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, table, 0.0, step, layer_cache)
+        return self.output(self.norm(x)).float()

@@ -1,0 +1,50 @@
+"""Where a trial runs: workers, micro-batch, accumulation, device, precision.
+
+The global batch is fixed by the study; placement only decides how it is cut.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from cca_ray.config import Placement
+
+
+def micro_batch_size(placement: Placement, global_batch: int) -> int:
+    """Pairs a forward pass and worker. ValueError if the global batch cannot be cut evenly."""
+    if global_batch % placement.workers:
+        raise ValueError(f"global_batch {global_batch} is not a multiple of placement.workers ({placement.workers})")
+    share = global_batch // placement.workers
+    micro_batch = placement.micro_batch or share
+    if share % micro_batch:
+        raise ValueError(
+            f"global_batch {global_batch} over {placement.workers} worker(s) is {share} each, "
+            f"not a multiple of placement.micro_batch ({micro_batch})"
+        )
+    return micro_batch
+
+
+def accumulation(placement: Placement, global_batch: int) -> int:
+    """Forward passes a step and worker."""
+    return global_batch // (placement.workers * micro_batch_size(placement, global_batch))
+
+
+def worker_resources(placement: Placement) -> dict[str, float]:
+    """What Ray sets aside for one worker."""
+    resources: dict[str, float] = {"CPU": placement.cpus}
+    if placement.gpus:
+        resources["GPU"] = placement.gpus
+    return resources
+
+
+def local_device() -> torch.device:
+    """The GPU that Ray gave to this process (it hides the others), or the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(placement: Placement, device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 autocast where the placement asks for it; `auto` means on GPUs that have it."""
+    wanted = placement.precision == "bfloat16" or (
+        placement.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()

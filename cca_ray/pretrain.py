@@ -1,0 +1,360 @@
+"""A small base from images: tokenizer, token set, feature network, model. On digits: the embedded default.
+
+Everything is cached in a folder named by the digest of the images and settings; what is there is not made again.
+
+    python -m cca_ray.pretrain --images FOLDER      one subfolder per class, PNG or JPEG of any size
+"""
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+import yaml
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from cca_ray.config import ConfigError, Pretrain, Strict, StudyConfig, load_config
+from cca_ray.console import Console, find_space, run
+from cca_ray.fid import FeatureNet, Moments, Reference, digest_of_weights, merge_all
+from cca_ray.models import LlamaGenVQ, build, build_tokenizer, load_tokenizer, save_official, write_atomically
+from cca_ray.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, write_token_set
+
+Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """images [N, S, S, 3] uint8, labels [N] int64, one name a class."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        content = self.images.tobytes() + self.labels.tobytes() + "\0".join(self.class_names).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def digits() -> LabelledImages:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, grey."""
+    bunch = load_digits()
+    images = (bunch.images / 16 * 255).round().astype(np.uint8)
+    return LabelledImages(
+        np.repeat(images[..., None], 3, axis=-1), bunch.target.astype(np.int64), tuple("0123456789")
+    )
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """Centre square, resized, RGB: [size, size, 3] uint8. ValueError, naming the file, if it is no image."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+            image = image.convert("RGB")
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+            return np.asarray(image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC))
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from None
+
+
+def read_folder(folder: Path, size: int) -> LabelledImages:
+    """One subfolder per class, in the order of their names."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(classes) < 2:
+        raise ValueError(f"{folder}: want one subfolder per class, at least 2; found {len(classes)}")
+    images, labels = [], []
+    for label, path in enumerate(classes):
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"{path}: no PNG or JPEG in this class folder")
+        images += [read_image(file, size) for file in files]
+        labels += [label] * len(files)
+    return LabelledImages(np.stack(images), np.array(labels, dtype=np.int64), tuple(p.name for p in classes))
+
+
+def to_input(images: np.ndarray) -> Tensor:
+    """[N, H, W, 3] uint8 -> [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def batches(count: int, batch: int, epochs: int, seed: int) -> Iterator[Tensor]:
+    """Shuffled indices, full batches only (one smaller batch an epoch if there are too few images)."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, max(count - batch, 0) + 1, batch):
+            yield order[start : start + batch]
+
+
+def train_network(
+    network: nn.Module,
+    loss_of: Callable[[Tensor, int], Tensor],
+    count: int,
+    batch: int,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """AdamW, a short warm-up, then linearly to zero: an annealed end is what makes a control meaningful.
+
+    `loss_of(indices, step)` is the loss on these images.
+    """
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    total = epochs * len(range(0, max(count - batch, 0) + 1, batch))
+    for step, index in enumerate(batches(count, batch, epochs, seed)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / 20) * (1 - step / total)
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(index, step).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        progress(step + 1, total)
+
+
+def train_tokenizer(data: LabelledImages, settings: Pretrain, progress: Progress) -> LlamaGenVQ:
+    """LlamaGen's VQ autoencoder on pixels and codes alone: images this small need no perceptual or adversarial loss."""
+    levels = int(math.log2(settings.downsample))
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        tokenizer = build_tokenizer(
+            "llamagen",
+            codebook_size=settings.codebook_size,
+            ch=settings.tokenizer_width,
+            ch_mult=(1,) + (2,) * levels,
+            num_res_blocks=1,
+            z_channels=2 * settings.tokenizer_width,
+            norm_groups=8,
+        )
+    x, batch = to_input(data.images), min(64, len(data.images))
+    codes = tokenizer.quantize
+    used = torch.zeros(settings.codebook_size)
+    generator = torch.Generator().manual_seed(settings.seed)
+    total = settings.tokenizer_epochs * max(1, len(x) // batch)
+
+    def revive(latents: Tensor) -> None:
+        """Move codes that nothing chose onto latents that exist: the codebook neither starts nor falls idle."""
+        dead = (used == 0).nonzero().squeeze(1)
+        pick = torch.randint(len(latents), (len(dead),), generator=generator)
+        codes.embedding.weight.data[dead] = latents[pick].detach()
+        used.zero_()
+
+    def loss_of(index: Tensor, step: int) -> Tensor:
+        z = F.normalize(tokenizer.latents(x[index]), dim=-1)
+        if step % 50 == 0 and step < 0.6 * total:
+            revive(z.flatten(0, 1))
+        chosen = codes.nearest(z)
+        used.add_(torch.bincount(chosen.flatten(), minlength=settings.codebook_size))
+        q = codes.codebook()[chosen]
+        decoded = tokenizer.decode_latents(z + (q - z).detach())  # straight-through
+        # VQ-VAE's three terms: reconstruction, codes towards latents, latents towards codes (commitment 0.25).
+        return F.mse_loss(decoded, x[index]) + F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+
+    train_network(
+        tokenizer, loss_of, len(x), batch, settings.tokenizer_epochs, 2e-3, settings.seed,
+        lambda done, of: progress("tokenizer", done, of),
+    )  # fmt: skip
+    return tokenizer.requires_grad_(False)
+
+
+def feature_settings(data: LabelledImages) -> dict[str, int]:
+    return {"image_size": data.images.shape[1], "num_classes": len(data.class_names)}
+
+
+def train_features(data: LabelledImages, settings: Pretrain, progress: Progress) -> FeatureNet:
+    """The classifier whose features stand for Inception's on such images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        network = FeatureNet(**feature_settings(data))
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    train_network(
+        network,
+        lambda index, step: F.cross_entropy(network(images[index])[1], labels[index]),
+        len(images), min(64, len(images)), settings.feature_epochs, 2e-3, settings.seed,
+        lambda done, of: progress("feature network", done, of),
+    )  # fmt: skip
+    return network.requires_grad_(False)
+
+
+def train_model(tokens: Path, family: str, size: str, settings: Pretrain, path: Path, progress: Progress) -> None:
+    """The autoregressive model, with null conditions, so that it can be guided."""
+    data = read_token_set(tokens)
+    model = build(
+        family,
+        size,
+        vocab_size=data.meta.codebook_size,
+        num_classes=len(data.meta.class_names),
+        block_size=data.meta.length,
+    )
+    model.initialize(torch.Generator().manual_seed(settings.seed))
+    codes, labels = torch.from_numpy(data.tokens[:, 0].astype(np.int64)), torch.from_numpy(data.labels)
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    def loss_of(index: Tensor, step: int) -> Tensor:
+        null = torch.rand(len(index), generator=generator) < settings.null_ratio
+        conditions = torch.where(null, model.null_label, labels[index])
+        logits = model(conditions, codes[index], dropout=settings.dropout)
+        return F.cross_entropy(logits.flatten(0, 1), codes[index].flatten())
+
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)  # dropout's
+        train_network(
+            model, loss_of, len(codes), min(settings.batch, len(codes)), settings.epochs, settings.learning_rate,
+            settings.seed, lambda done, of: progress(f"{family} {size}", done, of),
+        )  # fmt: skip
+    save_official(model, path)
+
+
+def reference_of(network: FeatureNet, images: np.ndarray) -> Reference:
+    """Statistics of the real images' features."""
+    with torch.inference_mode():
+        chunks = [Moments.of(network(torch.from_numpy(images[i : i + 1024]))[0].numpy()) for i in range(0, len(images), 1024)]
+    moments = merge_all(chunks)
+    return Reference(moments.mean, moments.covariance)
+
+
+def short_digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """Where a small base lies."""
+
+    checkpoint: Path
+    tokenizer: Path
+    tokens: Path
+    features: Path
+    reference: Path
+
+
+def build_base(
+    data: LabelledImages, name: str, family: str, size: str, settings: Pretrain, root: Path, progress: Progress
+) -> BaseFiles:
+    """Make what is missing below `root`; every file is written whole or not at all.
+
+    Sizes share tokenizer, tokens and features: these depend on the images and on their own settings only.
+    """
+    shared = settings.model_dump(include={"image_size", "downsample", "codebook_size", "tokenizer_width",
+                                          "tokenizer_epochs", "feature_epochs", "seed"})  # fmt: skip
+    folder = root / f"{name}-{short_digest(data.digest, shared)}"
+    files = BaseFiles(
+        checkpoint=folder / f"{family}_{size}-{short_digest(settings.model_dump())}.pt",
+        tokenizer=folder / "tokenizer.pt",
+        tokens=folder / "tokens",
+        features=folder / "features.pt",
+        reference=folder / "reference.npz",
+    )
+    if not files.tokenizer.exists():
+        save_official(train_tokenizer(data, settings, progress), files.tokenizer)
+    if not (files.tokens / MANIFEST).exists():
+        tokenizer = load_tokenizer(family, files.tokenizer)
+        codes = np.concatenate(list(encode_images(tokenizer, data.images)))
+        meta = TokenMeta(
+            tokenizer=digest_of_weights(tokenizer),
+            codebook_size=settings.codebook_size,
+            length=codes.shape[1],
+            crops=1,
+            image_size=settings.image_size,
+            augmentations=("centre",),
+            class_names=data.class_names,
+        )
+        write_token_set(files.tokens, [(data.labels, codes[:, None])], meta)
+    if not (files.features.exists() and files.reference.exists()):
+        network = train_features(data, settings, progress)
+        reference_of(network, data.images).save(files.reference)
+        write_atomically({"model": network.state_dict(), "config": feature_settings(data)}, files.features)
+    if not files.checkpoint.exists():
+        train_model(files.tokens, family, size, settings, files.checkpoint, progress)
+    return files
+
+
+def with_files(config: StudyConfig, files: BaseFiles) -> StudyConfig:
+    """The study with every path filled in."""
+
+    def filled(section: Any, **paths: Path) -> Any:
+        return section.model_copy(update={key: str(path.resolve()) for key, path in paths.items()})
+
+    assert isinstance(config, Strict)
+    return config.model_copy(
+        update={
+            "base": filled(config.base, checkpoint=files.checkpoint, tokenizer=files.tokenizer),
+            "data": filled(config.data, tokens=files.tokens),
+            "score": filled(config.score, features=files.features, reference=files.reference),
+        }
+    )
+
+
+def resolve(config: StudyConfig, storage: Path, progress: Progress) -> StudyConfig:
+    """Make the embedded base on first use; a study with its own files is returned as it is."""
+    if config.base.embedded is None:
+        return config
+    if config.pretrain.image_size != 8:
+        raise ConfigError(f"{config.name}: pretrain.image_size: the embedded digits are 8 pixels wide")
+    base = config.base
+    files = build_base(digits(), "digits", base.family, base.size, config.pretrain, storage / "bases", progress)
+    return with_files(config, files)
+
+
+def space_for(files: BaseFiles, images: int, size: str) -> dict[str, Any]:
+    """A search space for a base made from someone's images: that of the digits, on these files."""
+    space: dict[str, Any] = yaml.safe_load(find_space(f"digits_{size.lower()}").read_text())
+    samples = max(2, min(images, 5000))
+    paths = {key: str(path.resolve()) for key, path in vars(files).items()}
+    space["base"] = {"family": "llamagen", "size": size, "checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
+    space["data"] = {"tokens": paths["tokens"]}
+    space["score"] |= {"features": paths["features"], "reference": paths["reference"], "samples": samples}
+    space["rungs"] = [{**rung, "samples": samples if rung["at"] == 1 else max(2, samples // 2)} for rung in space["rungs"]]
+    space["train"]["global_batch"] = min(space["train"]["global_batch"], images)
+    space.pop("pretrain", None)
+    return space
+
+
+def main(
+    images: Annotated[Path | None, typer.Option(help="Folder with one subfolder per class; without it, the digits.")] = None,
+    image_size: Annotated[int, typer.Option(min=4, help="Pixels along a side, for --images.")] = 32,
+    downsample: Annotated[int, typer.Option(min=1, help="Pixels a token along a side, for --images.")] = 4,
+    size: Annotated[str, typer.Option(help="Size of the model: S or M.")] = "S",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Where the base is made.")] = Path("runs/bases"),
+) -> None:
+    """Make a small base from images, and a search space that uses it."""
+    console = Console()
+    if size not in ("S", "M"):
+        raise ConfigError(f"--size {size}: one of S, M")
+    template = load_config(find_space(f"digits_{size.lower()}"))
+    changes: dict[str, Any] = {"seed": seed, "epochs": epochs or template.pretrain.epochs}
+    if images is not None:
+        changes |= {"image_size": image_size, "downsample": downsample}
+    settings = Pretrain.model_validate({**template.pretrain.model_dump(), **changes})
+    data = digits() if images is None else read_folder(images, image_size)
+    name = "digits" if images is None else images.resolve().name
+    console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
+    files = build_base(data, name, "llamagen", size, settings, out, console.progress)
+    path = files.checkpoint.parent / f"{name}_{size.lower()}.yaml"
+    path.write_text(yaml.safe_dump(space_for(files, len(data.images), size), sort_keys=False))
+    load_config(path)
+    console.say(f"base: {files.checkpoint}")
+    console.say(f"search: python -m cca_ray.tune {path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,72 @@
+"""A finished study -> summary.json, a table for the terminal, a picture of samples with the same noise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from cca_ray.sampler import image_grid
+
+COLUMNS = {
+    "size": "{size}",
+    "parameters": "{params:,}",
+    "without guidance": "{fid_base:.2f}",
+    "with guidance": "{fid_guided:.2f} (s = {guidance_scale:g})",
+    "control": "{fid_control:.2f}",
+    "after CCA": "{fid_cca:.2f}",
+    "λ": "{lambda:.3g}",
+    "lr": "{learning_rate:.2g}",
+    "trials": "{trials}",
+    "minutes": "{minutes:.1f}",
+}
+TITLES = {
+    "base": "base, no guidance",
+    "guided": "base, guided (2× cost)",
+    "control": "plain fine-tuning, no guidance",
+    "cca": "after CCA, no guidance",
+}
+
+
+def table(sizes: list[dict[str, Any]]) -> str:
+    """FID by size, as a Markdown table that also reads well on a terminal."""
+    rows = [[form.format(**size, minutes=size["seconds"] / 60) for form in COLUMNS.values()] for size in sizes]
+    cells = [list(COLUMNS), *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+
+    def line(row: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(cells[0]), rule, *(line(row) for row in rows)])
+
+
+def verdict(size: dict[str, Any]) -> str:
+    """The outcome in one sentence."""
+    return (
+        f"{size['size']}: CCA without guidance {size['fid_cca']:.2f}, that is {size['fid_cca'] / size['fid_guided']:.2f} × guided base "
+        f"(at half its cost) and {size['fid_cca'] / size['fid_control']:.2f} × control"
+    )
+
+
+def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:
+    path = folder / "summary.json"
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({"sizes": sizes}, indent=1))
+    partial.replace(path)
+    return path
+
+
+def picture(path: Path, size: dict[str, Any], images: dict[str, np.ndarray], columns: int = 10) -> Path:
+    """The four models' first samples side by side; every column is a class, every place the same noise."""
+    matplotlib.use("agg")
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
+        axes.imshow(image_grid(images[name][: 6 * columns], columns))
+        axes.set_title(f"{title}\nFID {size[f'fid_{name}']:.1f}", fontsize=11)
+        axes.set_axis_off()
+    figure.suptitle(f"{size['size']}, {size['params']:,} parameters", fontsize=11)
+    figure.savefig(path, dpi=90)
+    return path

@@ -1,0 +1,102 @@
+"""Sampling token sequences, with and without guidance, as small pure functions.
+
+One random stream per image: image `index` of `seed` is made from its own uniform numbers, one per token,
+so it is the same image whatever the batch, the number of workers or the number of images asked for; and
+two models sampled with one seed differ only where their probabilities do (common random numbers).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cca_ray.models import LlamaGen, LlamaGenVQ
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How probabilities become tokens. `guidance_scale` s: uncond + s (cond - uncond); 1 is guidance-free."""
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0  # 1: all
+
+
+def uniforms(seed: int, indices: np.ndarray, length: int) -> Tensor:
+    """The streams of the given images: uniform numbers in [0, 1), [len(indices), length] float64."""
+    streams = [np.random.Generator(np.random.Philox(key=[seed, int(i)])).random(length) for i in indices]
+    return torch.from_numpy(np.stack(streams)) if streams else torch.empty(0, length, dtype=torch.float64)
+
+
+def balanced_labels(indices: np.ndarray, num_classes: int) -> Tensor:
+    """Class of each image index: the classes in turn, so that every prefix is as balanced as it can be."""
+    return torch.from_numpy(np.asarray(indices) % num_classes)
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set to -inf what is outside the top k or, after that, outside the nucleus of mass p. logits [..., V]."""
+    if 0 < top_k < logits.shape[-1]:
+        cut = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < cut, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass before each token
+        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > top_p)
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, noise: Tensor) -> Tensor:
+    """Invert the cumulative distribution: logits [..., V], noise [...] in [0, 1) -> tokens [...].
+
+    In float64, so that rounding never reaches a token of zero probability.
+    """
+    mass = logits.double().softmax(-1).cumsum(-1)
+    target = noise.unsqueeze(-1) * mass[..., -1:]
+    return torch.searchsorted(mass, target, right=True).squeeze(-1)
+
+
+@torch.inference_mode()
+def sample_tokens(model: LlamaGen, labels: Tensor, noise: Tensor, decoding: Decoding) -> Tensor:
+    """labels [B], noise [B, L] -> tokens [B, L]. Guidance runs both branches in one batch of 2B."""
+    guided = decoding.guidance_scale != 1.0
+    batch = labels.shape[0]
+    if guided:
+        labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
+    cache = model.new_cache(labels.shape[0])
+    tokens: list[Tensor] = []
+    position = 0
+    for step, count in enumerate(model.decode_steps):
+        last = None
+        if tokens:
+            last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
+        logits = model.decode(labels, last, step, cache)
+        if guided:
+            cond, uncond = logits[:batch], logits[batch:]
+            logits = uncond + decoding.guidance_scale * (cond - uncond)
+        logits = filter_logits(logits / decoding.temperature, decoding.top_k, decoding.top_p)
+        tokens.append(draw(logits, noise[:, position : position + count]))
+        position += count
+    return torch.cat(tokens, dim=1)
+
+
+@torch.inference_mode()
+def decode_images(tokenizer: LlamaGenVQ, tokens: Tensor) -> Tensor:
+    """tokens [B, L] -> images [B, H, W, 3] uint8, rounded as LlamaGen's own sampler does."""
+    images = tokenizer.decode(tokens)
+    return (127.5 * images + 128.0).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def image_grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """images [N, H, W, 3] uint8, row after row -> one picture [H', W', 3], enlarged to at least 24 pixels an image."""
+    zoom = max(1, -(-24 // images.shape[1]))
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return canvas

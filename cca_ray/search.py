@@ -1,0 +1,482 @@
+"""The study of one model size: Ray Tune runs the trials, the Optuna study is the memory.
+
+Every decision goes through `Ledger`: what to run next, whether a trial goes on at a rung, in which state it
+ended.  It writes to Optuna's durable storage and to MLflow; `Proposer` and `Rungs` are Tune's view of it.
+Running the same study again keeps finished trials and takes up the interrupted ones.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import ray
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cca_ray.config import Range, StudyConfig, Train
+from cca_ray.models import parameters
+from cca_ray.placement import accumulation, local_device, micro_batch_size, worker_resources
+from cca_ray.reference import compute_table, read_table, write_table
+from cca_ray.tracking import Tracker
+from cca_ray.trial import FAILURE, run_trial, trial_folder, trial_resources
+from cca_ray.worker import (
+    Job,
+    Scored,
+    load_base,
+    load_tokens,
+    local_group,
+    protocol_of,
+    reference_key,
+    required,
+    score,
+    scoring_of,
+    total_steps,
+)
+
+ArmName = Literal["search", "control"]
+Say = Callable[[str], None]
+PAIRING = {"null_ratio", "seed", "epochs"}  # what the pairs, and so the reference's table, depend on
+
+
+def distribution(name: str, bounds: Range) -> BaseDistribution:
+    if Train.model_fields[name if name != "lambda" else "lambda_"].annotation is int:
+        return IntDistribution(round(bounds.low), round(bounds.high), log=bounds.log)
+    return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
+
+
+def readable(params: Mapping[str, float]) -> str:
+    """`λ=3.1 lr=2.0e-03 ...`, as people speak of trials."""
+    short = {"lambda": "λ", "learning_rate": "lr"}
+    return " ".join(
+        f"{short.get(name, name)}={value:.1e}" if name == "learning_rate" else f"{short.get(name, name)}={value:.3g}"
+        for name, value in params.items()
+    )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Trials of one kind: the search, or the control's few learning rates."""
+
+    name: ArmName
+    study: optuna.Study
+    space: dict[str, BaseDistribution]
+    trials: int
+
+    def propose(self, interrupted: list[int]) -> optuna.Trial | None:
+        """An interrupted trial if there is one, else a new one within the budget, else None."""
+        if interrupted:
+            number = interrupted.pop(0)
+            return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        begun = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        return self.study.ask(self.space) if len(begun) < self.trials else None
+
+
+def open_arms(config: StudyConfig, name: str, storage: optuna.storages.BaseStorage) -> list[Arm]:
+    """Create or load both studies. First points and control rates wait in the storage, in order."""
+    search = config.search
+    sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=search.random_trials, constant_liar=True)
+    rates = config.control.learning_rates
+    control_space = {"learning_rate": Range.model_construct(low=min(rates), high=max(rates), log=True)}
+    plans: list[tuple[ArmName, dict[str, Range], int, list[dict[str, float]]]] = [
+        ("control", control_space, len(rates), [{"learning_rate": rate} for rate in rates]),
+        ("search", search.space, search.trials, [dict(point) for point in search.first_points]),
+    ]
+    arms = []
+    for arm, space, trials, points in plans:
+        study = optuna.create_study(
+            storage=storage, study_name=f"{name}/{config.name}/{arm}", load_if_exists=True, sampler=sampler
+        )
+        distributions = {key: distribution(key, bounds) for key, bounds in space.items()}
+        if "config" not in study.user_attrs:
+            for point in points:
+                study.enqueue_trial(point)
+            study.set_user_attr("config", memory_of(config))
+        elif study.user_attrs["config"] != memory_of(config):
+            raise ValueError(
+                f"study {name}/{config.name} exists with other settings ({difference(study.user_attrs['config'], config)}); "
+                "use another --name"
+            )
+        arms.append(Arm(arm, study, distributions, trials))
+    return arms
+
+
+def memory_of(config: StudyConfig) -> dict[str, Any]:
+    """What must not change under one name: everything but budget and placement, which change no result."""
+    content = config.model_dump(mode="json", by_alias=True, exclude={"placement"})
+    for key in ("trials", "max_concurrent"):
+        del content["search"][key]
+    return content
+
+
+def difference(before: dict[str, Any], config: StudyConfig) -> str:
+    """The first setting that differs, with both values."""
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+    old, new = flat(before), flat(memory_of(config))
+    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+    return f"{key} was {old.get(key)}, is {new.get(key)}"
+
+
+@dataclass
+class Running:
+    """A trial in Tune's hands."""
+
+    arm: Arm
+    trial: optuna.Trial
+    run_id: str
+    label: str
+    steps_seen: int = 0
+    rungs: dict[int, float] = field(default_factory=dict)
+    pruned: bool = False
+    error: str = ""
+
+
+def goes_on(value: float, others: list[float], keep: float, grace: int) -> bool:
+    """Asynchronous successive halving's rule at a rung: within the best share `keep` of all scored there so far.
+
+    The first `grace` trials always go on: a rule on fewer would stop good trials by luck.
+    """
+    scores = sorted([value, *others])
+    return len(scores) <= grace or value <= scores[math.ceil(len(scores) * keep) - 1]
+
+
+class Ledger:
+    """The study of one size, as it happens: Optuna, MLflow and the terminal say the same."""
+
+    def __init__(self, config: StudyConfig, arms: list[Arm], tracker: Tracker, parent: str, key: str, say: Say):
+        self.config, self.arms, self.tracker, self.parent, self.key, self.say = config, arms, tracker, parent, key, say
+        self.running: dict[str, Running] = {}
+        self.interrupted = {
+            arm.name: [t.number for t in arm.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+            for arm in arms
+        }
+
+    def propose(self, trial_id: str) -> tuple[Train, str] | None:
+        """The next fine-tuning and the key of its folder; None when both arms are done."""
+        for arm in self.arms:
+            trial = arm.propose(self.interrupted[arm.name])
+            if trial is None:
+                continue
+            values: dict[str, Any] = dict(trial.params)
+            if arm.name == "control":
+                values["objective"] = "finetune"
+            key = f"{self.config.name}-{arm.name}-{trial.number:04d}"
+            try:
+                train = self.config.train_with(values)
+            except ValueError as error:  # a combination that the space allows, but no fine-tuning
+                arm.study.tell(trial.number, state=TrialState.FAIL)
+                self.say(f"{key}: {error}")
+                return self.propose(trial_id)
+            placement = self.config.placement
+            params = {
+                **train.model_dump(by_alias=True),
+                "micro_batch": placement.micro_batch or "",
+                "workers": placement.workers,
+            }
+            tags = {"arm": arm.name, "size": self.config.name, "family": self.config.base.family}
+            run_id = self.tracker.run(f"{self.key}/{key}", self.name_of(arm, trial), self.parent, tags)
+            self.tracker.params(run_id, params)
+            trial.set_user_attr("key", key)
+            trial.set_user_attr("mlflow_run_id", run_id)
+            label = f"{arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"
+            self.running[trial_id] = Running(arm, trial, run_id, label)
+            return train, key
+        return None
+
+    def name_of(self, arm: Arm, trial: optuna.Trial) -> str:
+        return f"control {readable(trial.params)}" if arm.name == "control" else readable(trial.params)
+
+    def record(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Take a report; False stops the trial. A report that was seen before, as after a resume, changes nothing."""
+        running = self.running[trial_id]
+        if FAILURE in result:
+            running.error = result[FAILURE]
+            return True
+        step = result.get("step", 0)
+        rows = {
+            row[0]: dict(zip(("loss", "reward_accuracy", "reward_margin"), row[1:], strict=True))
+            for row in result.get("history", ())
+            if row[0] > running.steps_seen
+        }
+        if running.arm.name == "control":
+            rows = {at: {"loss": row["loss"]} for at, row in rows.items()}
+        if step <= running.steps_seen:
+            return True
+        running.steps_seen = step
+        if result.get("images_per_second"):
+            rows.setdefault(step, {})["images_per_second"] = result["images_per_second"]
+        if "fid" not in result:
+            self.tracker.metrics(running.run_id, rows)
+            self.say(f"{running.label}  step {step}/{result['total_steps']}")
+            return True
+        rows.setdefault(step, {}).update(fid=result["fid"], inception_score=result["inception_score"])
+        self.tracker.metrics(running.run_id, rows)
+        self.tracker.tags(running.run_id, {"protocol": result["protocol"]})
+        self.tracker.image(running.run_id, "samples", result["grid"], step)
+        return self.at_rung(running, step, result)
+
+    def at_rung(self, running: Running, step: int, result: Mapping[str, Any]) -> bool:
+        fid, total, search = float(result["fid"]), result["total_steps"], self.config.search
+        others = [
+            trial.intermediate_values[step]
+            for trial in running.arm.study.get_trials(deepcopy=False)
+            if step in trial.intermediate_values and trial.number != running.trial.number
+        ]
+        running.trial.report(fid, step)
+        running.trial.set_user_attr("protocol", result["protocol"])
+        running.rungs[step] = fid
+        last = step >= total
+        running.pruned = (
+            not last and running.arm.name == "search" and not goes_on(fid, others, search.keep, search.grace_trials)
+        )
+        best = min([fid, *others]) if last else None
+        end = "  stopped" if running.pruned else f"  best so far {best:.2f}" if best is not None else ""
+        self.say(f"{running.label}  step {step}/{total}  fid {fid:.2f} ({result['samples']} samples){end}")
+        return not running.pruned
+
+    def finish(self, trial_id: str, lost: bool) -> None:
+        """Write the true final state everywhere. `lost`: the process died more often than it may."""
+        running = self.running.pop(trial_id, None)
+        if running is None:
+            return
+        study, number = running.arm.study, running.trial.number
+        if lost and not running.error:
+            running.error = "lost its process"
+        if not running.error and not running.pruned and not running.rungs:
+            running.error = "ended without a score"
+        if running.error:
+            running.trial.set_user_attr("reason", running.error)
+            study.tell(number, state=TrialState.FAIL)
+            self.tracker.end(running.run_id, "FAIL", running.error)
+            self.say(f"{running.label}  FAILED: {running.error}")
+        elif running.pruned:
+            study.tell(number, state=TrialState.PRUNED)
+            self.tracker.end(running.run_id, "PRUNED", "not among the best at a rung")
+        else:
+            study.tell(number, running.rungs[max(running.rungs)])
+            self.tracker.end(running.run_id, "COMPLETE")
+
+
+class Proposer(Searcher):
+    """Tune's searcher: asks the ledger. Its memory is Optuna's storage, so it has no state of its own to save."""
+
+    def __init__(self, ledger: Ledger, job_of: Callable[[Train, str], Job]):
+        super().__init__()
+        self.ledger, self.job_of = ledger, job_of
+
+    def suggest(self, trial_id: str) -> Any:
+        proposal = self.ledger.propose(trial_id)
+        return {"job": self.job_of(*proposal).packed()} if proposal else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.ledger.finish(trial_id, lost=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class Rungs(FIFOScheduler):
+    """Tune's scheduler: passes every report to the ledger, which decides."""
+
+    def __init__(self, ledger: Ledger):
+        super().__init__()
+        self.ledger = ledger
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        known = trial.trial_id in self.ledger.running
+        return TrialScheduler.CONTINUE if not known or self.ledger.record(trial.trial_id, result) else TrialScheduler.STOP
+
+
+@ray.remote
+def make_table(packed: dict[str, Any], folder: str) -> str:
+    """Compute the reference's log-likelihoods if they are not there yet; returns the file."""
+    job = Job.unpacked(packed)
+    model, data = load_base(job.config), load_tokens(required(job.config.data.tokens, "data.tokens"))
+    key = reference_key(job.config, job.train, model, data)
+    path = Path(folder) / f"{key}.parquet"
+    if path.exists():
+        read_table(path, key)
+    else:
+        train = job.train
+        write_table(compute_table(model, data, key, train.null_ratio, train.seed, train.epochs), path)
+    return str(path)
+
+
+@ray.remote
+def score_checkpoint(
+    packed: dict[str, Any], checkpoint: str | None, guidance_scale: float, samples: int, seed: int
+) -> tuple[Scored, str]:
+    """Score a checkpoint (None: the base) under the study's protocol, with this scale and noise; and the protocol's id."""
+    config, device = Job.unpacked(packed).config, local_device()
+    scoring = scoring_of(config, device)
+    protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
+    model = load_base(config, checkpoint).to(device)
+    return score(model, scoring, protocol, local_group()), protocol.id
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model in the final comparison."""
+
+    checkpoint: str | None
+    guidance_scale: float
+    params: dict[str, float]
+    number: int = -1
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """The outcome for one size: scores on fresh noise, and the first images of each, with the same noise."""
+
+    summary: dict[str, Any]
+    images: dict[str, Any]
+
+
+def start_ray() -> None:
+    """Connect to the cluster that the environment names, or start one here; its chatter stays in its log files."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables; with verbose=0 it then prints nothing
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON copies of what Optuna keeps
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ray.init(logging_level=logging.ERROR, log_to_driver=False)
+
+
+def run_trials(config: StudyConfig, ledger: Ledger, table: Path | None, storage: Path) -> None:
+    """Hand the ledger's proposals to Ray Tune until there are none."""
+
+    def job_of(train: Train, key: str) -> Job:
+        return Job(config, train, trial_folder(storage, key), table)
+
+    alone = config.placement.workers == 1
+    tune.Tuner(
+        tune.with_resources(run_trial, trial_resources(config.placement)),
+        tune_config=tune.TuneConfig(
+            search_alg=Proposer(ledger, job_of),
+            scheduler=Rungs(ledger),
+            num_samples=-1,
+            max_concurrent_trials=config.search.max_concurrent,
+            reuse_actors=alone,  # with nested workers, reuse hangs when a trial is stopped
+        ),
+        run_config=tune.RunConfig(
+            name=config.name,
+            storage_path=str(storage.resolve() / "tune"),
+            failure_config=tune.FailureConfig(max_failures=config.placement.max_failures),
+            verbose=0,
+        ),
+    ).fit()
+
+
+def compare(config: StudyConfig, arms: list[Arm], storage: Path) -> tuple[dict[str, Contender], dict[str, Scored], str]:
+    """Base, guided base, control and winner, chosen on one fresh noise and scored on another.
+
+    Returns the contenders, their scores and the guidance-free protocol's id. Raises ValueError if all trials failed.
+    """
+    by_name = {arm.name: arm for arm in arms}
+
+    def finished(arm: ArmName, most: int) -> list[Contender]:
+        trials = by_name[arm].study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = sorted(trials, key=lambda t: (t.value, t.number))[:most]
+        if not best:
+            raise ValueError(f"{config.name}: no trial of the {arm} was completed; their reasons are above and in MLflow")
+        paths = [str(trial_folder(storage, t.user_attrs["key"]) / "model.pt") for t in best]
+        return [Contender(path, 1.0, dict(t.params), t.number) for path, t in zip(paths, best, strict=True)]
+
+    candidates = {
+        "base": [Contender(None, 1.0, {})],
+        "guided": [Contender(None, scale, {}) for scale in config.score.guidance_scales],
+        "control": finished("control", len(config.control.learning_rates)),
+        "cca": finished("search", config.score.finalists),
+    }
+    packed = Job(config, config.train, storage).packed()
+    resources = worker_resources(config.placement)
+    task = score_checkpoint.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+
+    def scores(contenders: list[Contender], seed: int) -> list[tuple[Scored, str]]:
+        samples = config.score.samples
+        result: list[tuple[Scored, str]] = ray.get(
+            [task.remote(packed, c.checkpoint, c.guidance_scale, samples, seed) for c in contenders]
+        )
+        return result
+
+    flat = [c for contenders in candidates.values() for c in contenders if len(contenders) > 1]
+    fids = {id(c): s.fid for c, (s, _) in zip(flat, scores(flat, config.score.seed + 1), strict=True)}
+    chosen = {name: min(some, key=lambda c: fids.get(id(c), 0.0)) for name, some in candidates.items()}
+    final = scores(list(chosen.values()), config.score.seed + 2)
+    return chosen, {name: s for name, (s, _) in zip(chosen, final, strict=True)}, final[0][1]
+
+
+def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, say: Say) -> SizeResult:
+    """Search, control and final comparison for one size. Ray must be running; the config's paths are resolved."""
+    started = time.monotonic()
+    micro_batch_size(config.placement, config.train.global_batch)  # refuse an impossible placement at once
+    url = f"sqlite:///{storage / 'study.db'}"
+    arms = open_arms(config, name, optuna.storages.RDBStorage(url))
+    key = f"{name}/{config.name}"
+    parent = tracker.run(key, config.name, tags={"study": name, "family": config.base.family})
+    model, data = load_base(config), load_tokens(required(config.data.tokens, "data.tokens"))
+    steps = total_steps(len(data.labels), config.train)
+    tracker.params(
+        parent,
+        {
+            "size": config.base.size,
+            "parameters": parameters(model),
+            "tokens": data.digest,
+            "steps": steps,
+            "accumulation": accumulation(config.placement, config.train.global_batch),
+            "space": {k: [v.low, v.high] for k, v in config.search.space.items()},
+        },
+    )
+    say(f"{parameters(model):,} parameters, {len(data.labels):,} images, {steps} steps a trial")
+    table = None
+    if config.train.reference == "table" and not PAIRING & set(config.search.space):
+        resources = worker_resources(config.placement)
+        task = make_table.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+        table = Path(ray.get(task.remote(Job(config, config.train, storage).packed(), str(storage / "reference"))))
+    state = "FAIL"
+    try:
+        run_trials(config, Ledger(config, arms, tracker, parent, key, say), table, storage)
+        say("scoring base, guided base, control and finalists on fresh noise")
+        chosen, scored, protocol = compare(config, arms, storage)
+        state = "COMPLETE"
+    finally:
+        tracker.end(parent, state)
+    winner = chosen["cca"]
+    search = next(arm for arm in arms if arm.name == "search")
+    summary = {
+        "size": config.name,
+        "params": parameters(model),
+        "fid_base": scored["base"].fid,
+        "fid_guided": scored["guided"].fid,
+        "guidance_scale": chosen["guided"].guidance_scale,
+        "fid_control": scored["control"].fid,
+        "fid_cca": scored["cca"].fid,
+        "lambda": winner.params.get("lambda", config.train.lambda_),
+        "learning_rate": winner.params.get("learning_rate", config.train.learning_rate),
+        "trials": len(search.study.get_trials(deepcopy=False)),
+        "seconds": time.monotonic() - started,
+        "winner": winner.params,
+        "trial": winner.number,
+        "checkpoint": winner.checkpoint,
+        "control_learning_rate": chosen["control"].params["learning_rate"],
+        "protocol": protocol,
+        "mlflow_run_id": parent,
+    }
+    fids = {k: v for k, v in summary.items() if k.startswith("fid_")}
+    tracker.metrics(parent, {steps: {**fids, "guidance_scale": summary["guidance_scale"]}})
+    tracker.tags(parent, {"protocol": protocol, "winner": readable(winner.params)})
+    return SizeResult(summary, {name: s.images for name, s in scored.items()})

@@ -1,0 +1,447 @@
+"""The Ray Train loop: train -> sample -> score in place, at each rung.
+
+The same loop runs alone or as one of several workers; only `Group` knows which.  What it needs is a `Job`,
+whose files lie on storage that all nodes see.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cca_ray.checkpoint import Progress, resume, save_checkpoint
+from cca_ray.config import StudyConfig, Train
+from cca_ray.data import Batch, EpochPlan, micro_batches, plan_epoch, steps_per_epoch
+from cca_ray.fid import (
+    SHARD,
+    FeatureNet,
+    Moments,
+    Protocol,
+    Reference,
+    digest_of_weights,
+    frechet_distance,
+    frechet_distance_few,
+    inception_score,
+    merge_all,
+)
+from cca_ray.models import LlamaGen, LlamaGenVQ, load_official, load_state, load_tokenizer, read_checkpoint, save_official
+from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss, sequence_logps
+from cca_ray.placement import autocast, local_device, micro_batch_size
+from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
+from cca_ray.sampler import Decoding, balanced_labels, decode_images, image_grid, sample_tokens, uniforms
+from cca_ray.tokens import TokenSet, read_token_set
+
+METRICS = ("loss", "reward_accuracy", "reward_margin")
+HEARTBEAT_S = 5.0  # a report at least this often, so that progress is visible
+GRID_IMAGES = 80
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the workers of a trial."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def sum(self, values: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning. `config` has its paths resolved; `folder` receives checkpoint, grids and final weights."""
+
+    config: StudyConfig
+    train: Train
+    folder: Path
+    table: Path | None = None  # of the reference's log-likelihoods; None: a second model in memory
+
+    def packed(self) -> dict[str, Any]:
+        """As plain values, for Ray."""
+        return {
+            "config": self.config.model_dump_json(by_alias=True),
+            "train": self.train.model_dump_json(by_alias=True),
+            "folder": str(self.folder),
+            "table": str(self.table) if self.table else None,
+        }
+
+    @staticmethod
+    def unpacked(packed: dict[str, Any]) -> "Job":
+        return Job(
+            config=StudyConfig.model_validate_json(packed["config"]),
+            train=Train.model_validate_json(packed["train"]),
+            folder=Path(packed["folder"]),
+            table=Path(packed["table"]) if packed["table"] else None,
+        )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """All that turns a model's tokens into a score."""
+
+    tokenizer: LlamaGenVQ
+    features: FeatureNet
+    extractor: str  # digest of the feature network
+    reference: Reference
+    num_classes: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """fid; inception_score (of the extractor's own classes); the first images [n, H, W, 3] uint8."""
+
+    fid: float
+    inception_score: float
+    images: np.ndarray
+
+
+def required(path: str | None, key: str) -> str:
+    if path is None:
+        raise ValueError(f"{key} is not set; an embedded base sets it when it is built")
+    return path
+
+
+@lru_cache(maxsize=2)
+def load_tokens(folder: str) -> TokenSet:
+    """Kept between the trials of one process."""
+    return read_token_set(folder)
+
+
+@lru_cache(maxsize=2)
+def load_scoring(family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device) -> Scoring:
+    """Kept between the trials of one process."""
+    state, settings = read_checkpoint(features)
+    network = FeatureNet(**settings)
+    load_state(network, state, features)
+    meta = load_tokens(tokens).meta
+    return Scoring(
+        tokenizer=load_tokenizer(family, tokenizer).to(device),
+        features=network.requires_grad_(False).to(device),
+        extractor=digest_of_weights(network),
+        reference=Reference.load(reference),
+        num_classes=len(meta.class_names),
+        image_size=meta.image_size,
+    )
+
+
+def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
+    return load_scoring(
+        config.base.family,
+        required(config.base.tokenizer, "base.tokenizer"),
+        required(config.score.features, "score.features"),
+        required(config.score.reference, "score.reference"),
+        required(config.data.tokens, "data.tokens"),
+        device,
+    )
+
+
+def load_base(config: StudyConfig, checkpoint: str | None = None) -> LlamaGen:
+    """The study's base, or the same architecture with another checkpoint's weights."""
+    path = checkpoint or required(config.base.checkpoint, "base.checkpoint")
+    return load_official(config.base.family, config.base.size, path)
+
+
+def protocol_of(
+    config: StudyConfig, scoring: Scoring, samples: int, guidance_scale: float = 1.0, seed: int | None = None
+) -> Protocol:
+    """The protocol of a score in this study; noise seed `score.seed` unless another is given."""
+    return Protocol(
+        extractor=scoring.extractor,
+        reference=scoring.reference.digest,
+        samples=samples,
+        seed=config.score.seed if seed is None else seed,
+        image_size=scoring.image_size,
+        guidance_scale=guidance_scale,
+        temperature=config.score.temperature,
+        top_k=config.score.top_k,
+        top_p=config.score.top_p,
+    )
+
+
+def sample_shards(
+    model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This worker's images and their labels, a shard at a time: images [n, H, W, 3] uint8, labels [n].
+
+    Workers hold consecutive blocks of shards, so that rank order is image order.
+    """
+    shards = -(-protocol.samples // SHARD)
+    decoding = Decoding(protocol.guidance_scale, protocol.temperature, protocol.top_k, protocol.top_p)
+    for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
+        index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
+        labels = balanced_labels(index, scoring.num_classes).to(group.device)
+        noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
+        yield decode_images(scoring.tokenizer, sample_tokens(model, labels, noise, decoding)), labels
+
+
+@torch.inference_mode()
+def score(model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group) -> Scored:
+    """Sample, decode, extract and score where the weights are; every worker gets the result."""
+    few = protocol.samples < len(scoring.reference.mean)
+    moments, kept, probabilities, first = [], [], [], []
+    for images, _ in sample_shards(model, scoring, protocol, group):
+        features, logits = scoring.features(images)
+        if few:
+            kept.append(features.cpu().numpy())
+        else:
+            moments.append(Moments.of(features.cpu().numpy()))
+        probabilities.append(logits.softmax(-1).cpu().numpy())
+        if not first:
+            first.append(images[:GRID_IMAGES].cpu().numpy())
+    mine = (merge_all(moments) if moments else None, kept, probabilities, first if group.rank == 0 else [])
+    gathered = group.gather(mine)
+    if few:
+        fid = frechet_distance_few(np.concatenate([k for part in gathered for k in part[1]]), scoring.reference)
+    else:
+        fid = frechet_distance(merge_all([part[0] for part in gathered if part[0] is not None]), scoring.reference)
+    inception = inception_score(np.concatenate([p for part in gathered for p in part[2]]))
+    return Scored(fid, inception, gathered[0][3][0])
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential mean of the weights. The decay starts low, so that short runs forget the base."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+
+
+@dataclass
+class Loop:
+    """A fine-tuning under way: what `fine_tune` and its steps share."""
+
+    job: Job
+    group: Group
+    model: LlamaGen
+    forward: nn.Module  # the model, wrapped for several workers
+    frozen: LlamaGen | None  # the reference, where it is live
+    table: ReferenceTable | None
+    ema: LlamaGen | None
+    optimizer: torch.optim.Optimizer
+    data: TokenSet
+    scoring: Scoring
+    plan: EpochPlan | None = None
+
+    @property
+    def scored_model(self) -> LlamaGen:
+        return self.ema if self.ema is not None else self.model
+
+
+def reference_key(config: StudyConfig, train: Train, model: LlamaGen, data: TokenSet) -> str:
+    return table_key(digest_of_weights(model), data, train.null_ratio, train.seed, train.epochs)
+
+
+def prepare(job: Job, group: Group) -> Loop:
+    """Load everything; several workers share one process group that Ray Train has set up."""
+    train = job.train
+    data = load_tokens(required(job.config.data.tokens, "data.tokens"))
+    model = load_base(job.config)
+    if data.meta.length != model.config.block_size or data.meta.codebook_size != model.config.vocab_size:
+        raise ValueError(
+            f"{job.config.data.tokens}: {data.meta.length} tokens of {data.meta.codebook_size} codes an image, but "
+            f"{job.config.base.checkpoint} models {model.config.block_size} of {model.config.vocab_size}"
+        )
+    table = None
+    if job.table is not None and train.objective != "finetune":
+        table = read_table(job.table, reference_key(job.config, train, model, data))
+    model.to(group.device)
+    live = table is None and train.objective != "finetune"
+    return Loop(
+        job=job,
+        group=group,
+        model=model,
+        forward=DistributedDataParallel(model) if group.world > 1 else model,
+        frozen=copy.deepcopy(model).requires_grad_(False) if live else None,
+        table=table,
+        ema=copy.deepcopy(model).requires_grad_(False) if train.ema_decay else None,
+        optimizer=torch.optim.AdamW(
+            model.parameters(),
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            weight_decay=train.weight_decay,
+            fused=True,
+        ),
+        data=data,
+        scoring=scoring_of(job.config, group.device),
+    )
+
+
+def batch_loss(loop: Loop, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+    """Losses per pair [B], and the sums over the batch of `METRICS` [3] for the log."""
+    train = loop.job.train
+    if train.objective == "finetune":
+        logps = sequence_logps(loop.forward(batch.labels, batch.tokens), batch.tokens)
+        losses = finetune_loss(logps, batch.tokens.shape[1])
+        return losses, torch.stack([losses.detach().sum(), losses.new_zeros(()), losses.new_zeros(())])
+    tokens = torch.cat([batch.tokens, batch.tokens])  # one forward over positives and negatives
+    logits = loop.forward(torch.cat([batch.labels, batch.negative_labels]), tokens)
+    positive, negative = sequence_logps(logits, tokens).chunk(2)
+    if loop.table is not None:
+        ref_positive, ref_negative = loop.table.of(epoch, batch)
+    else:
+        assert loop.frozen is not None
+        ref_positive, ref_negative = pair_logps(loop.frozen, batch)
+    gap, negative_gap = positive - ref_positive, negative - ref_negative
+    as_positive = counts_as_positive(batch.labels, batch.negative_labels, batch.null)
+    losses = pair_loss(train.objective, gap, negative_gap, as_positive, train.beta, train.lambda_)
+    sums = torch.stack([losses.sum(), (gap > negative_gap).float().sum(), (gap - negative_gap).sum()])
+    return losses, sums.detach()
+
+
+def train_step(loop: Loop, step: int) -> Tensor:
+    """One optimizer step on one global batch; returns `METRICS` [3], this worker's share of their mean."""
+    train, group, placement = loop.job.train, loop.group, loop.job.config.placement
+    epoch, within = divmod(step, steps_per_epoch(len(loop.data.labels), train.global_batch))
+    if within == 0 or loop.plan is None:
+        crops, null_label = loop.data.meta.crops, loop.model.null_label
+        loop.plan = plan_epoch(loop.data.labels, crops, null_label, train.null_ratio, train.seed, epoch)
+    size = micro_batch_size(placement, train.global_batch)
+    batches = list(micro_batches(loop.data, loop.plan, within, train.global_batch, size, group.rank, group.world))
+    sums = torch.zeros(len(METRICS), device=group.device)
+    for i, batch in enumerate(batches):
+        with no_sync(loop.forward, i < len(batches) - 1):
+            with autocast(placement, group.device):
+                losses, metrics = batch_loss(loop, batch.to(group.device), epoch)
+            # DDP averages over workers: times world, the sum of all shares is the mean over the global batch.
+            (losses.sum() * group.world / train.global_batch).backward()
+        sums += metrics / train.global_batch
+    if train.clip:
+        nn.utils.clip_grad_norm_(loop.model.parameters(), train.clip)
+    for parameters in loop.optimizer.param_groups:
+        parameters["lr"] = train.learning_rate * min(1.0, (step + 1) / (train.warmup_steps or 1))
+    loop.optimizer.step()
+    loop.optimizer.zero_grad(set_to_none=True)
+    if loop.ema is not None:
+        update_ema(loop.ema, loop.model, train.ema_decay, step)
+    return sums
+
+
+def no_sync(model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Hold back the all-reduce of gradients until the last micro-batch."""
+    return model.no_sync() if wanted and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+class Log:
+    """Metrics per step, kept on the device until `flush`, so that no step waits for the CPU."""
+
+    def __init__(self, group: Group):
+        self.group = group
+        self.pending: list[tuple[int, Tensor]] = []
+        self.since = time.monotonic()
+
+    def add(self, step: int, sums: Tensor) -> None:
+        self.pending.append((step, sums))
+
+    def flush(self, images_per_step: int) -> dict[str, Any]:
+        """History [(step, *METRICS)] since the last flush, and the rate. Raises Diverged on every worker alike."""
+        now, pending = time.monotonic(), self.pending
+        rate = len(pending) * images_per_step / max(now - self.since, 1e-9)
+        self.pending, self.since = [], now
+        if not pending:
+            return {"history": [], "images_per_second": 0.0}
+        values = self.group.sum(torch.stack([sums for _, sums in pending])).tolist()
+        for (step, _), row in zip(pending, values, strict=True):
+            if not all(math.isfinite(v) for v in row):
+                raise Diverged(f"the loss is {row[0]:g} at step {step}")
+        history = [[step, *row] for (step, _), row in zip(pending, values, strict=True)]
+        return {"history": history, "images_per_second": rate}
+
+
+def total_steps(images: int, train: Train) -> int:
+    return steps_per_epoch(images, train.global_batch) * train.epochs
+
+
+def rung_steps(config: StudyConfig, total: int) -> dict[int, int]:
+    """Optimizer step -> samples to score there."""
+    return {max(1, round(rung.at * total)): rung.samples for rung in config.rungs}
+
+
+def score_rung(loop: Loop, step: int, samples: int) -> dict[str, Any]:
+    """Score the EMA; the first worker writes the grid of samples."""
+    protocol = protocol_of(loop.job.config, loop.scoring, samples)
+    started = time.monotonic()
+    scored = score(loop.scored_model, loop.scoring, protocol, loop.group)
+    if not math.isfinite(scored.fid):
+        raise Diverged(f"the FID is {scored.fid} at step {step}")
+    grid = loop.job.folder / f"samples-{step:06d}.png"
+    if loop.group.rank == 0:
+        columns = min(loop.scoring.num_classes, 10)
+        Image.fromarray(image_grid(scored.images, columns)).save(grid)
+    return {
+        "fid": scored.fid,
+        "inception_score": scored.inception_score,
+        "samples": samples,
+        "protocol": protocol.id,
+        "grid": str(grid),
+        "scoring_seconds": time.monotonic() - started,
+    }
+
+
+def fine_tune(job: Job, report: Report, group: Group) -> Path:
+    """Run one fine-tuning, from its checkpoint if there is one; returns the file with the final weights.
+
+    `report` receives at least every few seconds `step`, `total_steps`, `history`, `images_per_second`, and
+    at each rung `fid` and what belongs to it. After a resume the rungs already passed are reported again.
+    """
+    loop = prepare(job, group)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, settings = job.folder / "checkpoint.pt", job.train.model_dump_json(by_alias=True)
+    progress = resume(checkpoint, loop.model, loop.ema, loop.optimizer, settings)
+    for passed in progress.reports:
+        report(passed)
+    total = total_steps(len(loop.data.labels), job.train)
+    rungs = rung_steps(job.config, total)
+    log = Log(group)
+    for step in range(progress.step, total):
+        log.add(step + 1, train_step(loop, step))
+        done = step + 1
+        # All workers must flush together: without a rung, only the alone may go by their own clock.
+        if done not in rungs:
+            if group.world == 1 and time.monotonic() - log.since > HEARTBEAT_S:
+                report({"step": done, "total_steps": total, **log.flush(job.train.global_batch)})
+            continue
+        result = {"step": done, "total_steps": total, **log.flush(job.train.global_batch)}
+        result.update(score_rung(loop, done, rungs[done]))
+        log.since = time.monotonic()
+        progress = Progress(done, [*progress.reports, result])
+        if group.rank == 0:
+            save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings)
+        report(result)
+    final = job.folder / "model.pt"
+    if group.rank == 0:
+        save_official(loop.scored_model, final)
+    return final
+
+
+def local_group() -> Group:
+    """A worker on its own."""
+    return Group(device=local_device())
