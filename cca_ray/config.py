@@ -26,7 +26,7 @@ class Base(Strict):
     """The pretrained model. Either `embedded` (made on first use, see `Pretrain`) or official checkpoint files."""
 
     family: Literal["llamagen"]
-    size: str
+    size: Literal["S", "M", "B", "L", "XL", "XXL", "3B"]
     embedded: Literal["digits"] | None = None
     checkpoint: str | None = None
     tokenizer: str | None = None

@@ -43,7 +43,10 @@ class Console:
             return
         if self.bars is None:
             self.bars = Progress(
-                TextColumn("        {task.description:16}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn()
+                TextColumn("        {task.description:16}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f} %"),
+                TimeRemainingColumn(),
             )
             self.bars.start()
         if what not in self.tasks:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -156,8 +157,7 @@ class FeatureNet(nn.Module):
             side, stages = -(-side // 2), stages + 1
         widths = [3] + [min(width * 2**i, 128) for i in range(stages + 1)]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, stride=1 if i == 0 else 2)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            nn.Conv2d(a, b, 3, padding=1, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, b) for b in widths[1:])
         self.project = nn.Linear(widths[-1] * side * side, features)

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from cca_ray.config import ConfigError, Pretrain, Strict, StudyConfig, load_config
+from cca_ray.config import ConfigError, Pretrain, StudyConfig, load_config
 from cca_ray.console import Console, find_space, run
 from cca_ray.fid import FeatureNet, Moments, Reference, digest_of_weights, merge_all
 from cca_ray.models import LlamaGenVQ, build, build_tokenizer, load_tokenizer, save_official, write_atomically
@@ -51,23 +51,24 @@ def digits() -> LabelledImages:
     """scikit-learn's 1,797 handwritten digits, 8 x 8, grey."""
     bunch = load_digits()
     images = (bunch.images / 16 * 255).round().astype(np.uint8)
-    return LabelledImages(
-        np.repeat(images[..., None], 3, axis=-1), bunch.target.astype(np.int64), tuple("0123456789")
-    )
+    return LabelledImages(np.repeat(images[..., None], 3, axis=-1), bunch.target.astype(np.int64), tuple("0123456789"))
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
     """Centre square, resized, RGB: [size, size, 3] uint8. ValueError, naming the file, if it is no image."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path) as file:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = file
             if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             image = image.convert("RGB")
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.crop((left, top, left + side, top + side))
-            return np.asarray(image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC))
+            return np.asarray(
+                image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)
+            )
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from None
 
@@ -225,7 +226,9 @@ def train_model(tokens: Path, family: str, size: str, settings: Pretrain, path: 
 def reference_of(network: FeatureNet, images: np.ndarray) -> Reference:
     """Statistics of the real images' features."""
     with torch.inference_mode():
-        chunks = [Moments.of(network(torch.from_numpy(images[i : i + 1024]))[0].numpy()) for i in range(0, len(images), 1024)]
+        chunks = [
+            Moments.of(network(torch.from_numpy(images[i : i + 1024]))[0].numpy()) for i in range(0, len(images), 1024)
+        ]
     moments = merge_all(chunks)
     return Reference(moments.mean, moments.covariance)
 
@@ -292,7 +295,6 @@ def with_files(config: StudyConfig, files: BaseFiles) -> StudyConfig:
     def filled(section: Any, **paths: Path) -> Any:
         return section.model_copy(update={key: str(path.resolve()) for key, path in paths.items()})
 
-    assert isinstance(config, Strict)
     return config.model_copy(
         update={
             "base": filled(config.base, checkpoint=files.checkpoint, tokenizer=files.tokenizer),
@@ -318,17 +320,26 @@ def space_for(files: BaseFiles, images: int, size: str) -> dict[str, Any]:
     space: dict[str, Any] = yaml.safe_load(find_space(f"digits_{size.lower()}").read_text())
     samples = max(2, min(images, 5000))
     paths = {key: str(path.resolve()) for key, path in vars(files).items()}
-    space["base"] = {"family": "llamagen", "size": size, "checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
+    space["base"] = {
+        "family": "llamagen",
+        "size": size,
+        "checkpoint": paths["checkpoint"],
+        "tokenizer": paths["tokenizer"],
+    }
     space["data"] = {"tokens": paths["tokens"]}
     space["score"] |= {"features": paths["features"], "reference": paths["reference"], "samples": samples}
-    space["rungs"] = [{**rung, "samples": samples if rung["at"] == 1 else max(2, samples // 2)} for rung in space["rungs"]]
+    space["rungs"] = [
+        {**rung, "samples": samples if rung["at"] == 1 else max(2, samples // 2)} for rung in space["rungs"]
+    ]
     space["train"]["global_batch"] = min(space["train"]["global_batch"], images)
     space.pop("pretrain", None)
     return space
 
 
 def main(
-    images: Annotated[Path | None, typer.Option(help="Folder with one subfolder per class; without it, the digits.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with one subfolder per class; without it, the digits.")
+    ] = None,
     image_size: Annotated[int, typer.Option(min=4, help="Pixels along a side, for --images.")] = 32,
     downsample: Annotated[int, typer.Option(min=1, help="Pixels a token along a side, for --images.")] = 4,
     size: Annotated[str, typer.Option(help="Size of the model: S or M.")] = "S",

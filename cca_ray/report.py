@@ -45,9 +45,10 @@ def table(sizes: list[dict[str, Any]]) -> str:
 
 def verdict(size: dict[str, Any]) -> str:
     """The outcome in one sentence."""
+    guided, control = size["fid_cca"] / size["fid_guided"], size["fid_cca"] / size["fid_control"]
     return (
-        f"{size['size']}: CCA without guidance {size['fid_cca']:.2f}, that is {size['fid_cca'] / size['fid_guided']:.2f} × guided base "
-        f"(at half its cost) and {size['fid_cca'] / size['fid_control']:.2f} × control"
+        f"{size['size']}: FID {size['fid_cca']:.2f} after CCA, without guidance: "
+        f"{guided:.2f} × the guided base, at half its cost, and {control:.2f} × the control"
     )
 
 
@@ -62,9 +63,9 @@ def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:
 def picture(path: Path, size: dict[str, Any], images: dict[str, np.ndarray], columns: int = 10) -> Path:
     """The four models' first samples side by side; every column is a class, every place the same noise."""
     matplotlib.use("agg")
-    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    figure = Figure(figsize=(14, 2.9), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
-        axes.imshow(image_grid(images[name][: 6 * columns], columns))
+        axes.imshow(image_grid(images[name][: 5 * columns], columns))
         axes.set_title(f"{title}\nFID {size[f'fid_{name}']:.1f}", fontsize=11)
         axes.set_axis_off()
     figure.suptitle(f"{size['size']}, {size['params']:,} parameters", fontsize=11)

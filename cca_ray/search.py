@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,23 +24,10 @@ from ray.tune.search import Searcher
 
 from cca_ray.config import Range, StudyConfig, Train
 from cca_ray.models import parameters
-from cca_ray.placement import accumulation, local_device, micro_batch_size, worker_resources
-from cca_ray.reference import compute_table, read_table, write_table
+from cca_ray.placement import accumulation, micro_batch_size, worker_resources
 from cca_ray.tracking import Tracker
-from cca_ray.trial import FAILURE, run_trial, trial_folder, trial_resources
-from cca_ray.worker import (
-    Job,
-    Scored,
-    load_base,
-    load_tokens,
-    local_group,
-    protocol_of,
-    reference_key,
-    required,
-    score,
-    scoring_of,
-    total_steps,
-)
+from cca_ray.trial import FAILURE, make_table, one_line, run_trial, score_checkpoint, trial_folder, trial_resources
+from cca_ray.worker import Job, Scored, load_base, load_tokens, required, total_steps
 
 ArmName = Literal["search", "control"]
 Say = Callable[[str], None]
@@ -70,20 +57,27 @@ class Arm:
     study: optuna.Study
     space: dict[str, BaseDistribution]
     trials: int
+    seed: int
+    random_trials: int
 
     def propose(self, interrupted: list[int]) -> optuna.Trial | None:
         """An interrupted trial if there is one, else a new one within the budget, else None."""
+        trials = self.study.get_trials(deepcopy=False)
         if interrupted:
-            number = interrupted.pop(0)
-            return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
-        begun = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
-        return self.study.ask(self.space) if len(begun) < self.trials else None
+            return optuna.Trial(self.study, trials[interrupted.pop(0)]._trial_id)
+        begun = sum(t.state != TrialState.WAITING for t in trials)
+        if begun >= self.trials:
+            return None
+        # Seeded by the trial's number, so that a study that is taken up again does not repeat its first draws.
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=1000 * self.seed + begun, n_startup_trials=self.random_trials, constant_liar=True
+        )
+        return self.study.ask(self.space)
 
 
 def open_arms(config: StudyConfig, name: str, storage: optuna.storages.BaseStorage) -> list[Arm]:
     """Create or load both studies. First points and control rates wait in the storage, in order."""
     search = config.search
-    sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=search.random_trials, constant_liar=True)
     rates = config.control.learning_rates
     control_space = {"learning_rate": Range.model_construct(low=min(rates), high=max(rates), log=True)}
     plans: list[tuple[ArmName, dict[str, Range], int, list[dict[str, float]]]] = [
@@ -92,9 +86,7 @@ def open_arms(config: StudyConfig, name: str, storage: optuna.storages.BaseStora
     ]
     arms = []
     for arm, space, trials, points in plans:
-        study = optuna.create_study(
-            storage=storage, study_name=f"{name}/{config.name}/{arm}", load_if_exists=True, sampler=sampler
-        )
+        study = optuna.create_study(storage=storage, study_name=f"{name}/{config.name}/{arm}", load_if_exists=True)
         distributions = {key: distribution(key, bounds) for key, bounds in space.items()}
         if "config" not in study.user_attrs:
             for point in points:
@@ -102,10 +94,10 @@ def open_arms(config: StudyConfig, name: str, storage: optuna.storages.BaseStora
             study.set_user_attr("config", memory_of(config))
         elif study.user_attrs["config"] != memory_of(config):
             raise ValueError(
-                f"study {name}/{config.name} exists with other settings ({difference(study.user_attrs['config'], config)}); "
-                "use another --name"
+                f"study {name}/{config.name} exists with other settings: "
+                f"{difference(study.user_attrs['config'], config)}; use another --name"
             )
-        arms.append(Arm(arm, study, distributions, trials))
+        arms.append(Arm(arm, study, distributions, trials, search.seed, search.random_trials))
     return arms
 
 
@@ -114,6 +106,14 @@ def memory_of(config: StudyConfig) -> dict[str, Any]:
     content = config.model_dump(mode="json", by_alias=True, exclude={"placement"})
     for key in ("trials", "max_concurrent"):
         del content["search"][key]
+    if config.base.embedded is not None:  # made from the settings that are kept here, wherever its files lie
+        for section, keys in {
+            "base": ("checkpoint", "tokenizer"),
+            "data": ("tokens",),
+            "score": ("features", "reference"),
+        }.items():
+            for key in keys:
+                del content[section][key]
     return content
 
 
@@ -139,9 +139,10 @@ class Running:
     run_id: str
     label: str
     steps_seen: int = 0
-    rungs: dict[int, float] = field(default_factory=dict)
+    value: float | None = None  # the score at the last rung
     pruned: bool = False
-    error: str = ""
+    error: str = ""  # why the trial failed
+    lost: str = ""  # how its process was last lost
 
 
 def goes_on(value: float, others: list[float], keep: float, grace: int) -> bool:
@@ -174,12 +175,7 @@ class Ledger:
             if arm.name == "control":
                 values["objective"] = "finetune"
             key = f"{self.config.name}-{arm.name}-{trial.number:04d}"
-            try:
-                train = self.config.train_with(values)
-            except ValueError as error:  # a combination that the space allows, but no fine-tuning
-                arm.study.tell(trial.number, state=TrialState.FAIL)
-                self.say(f"{key}: {error}")
-                return self.propose(trial_id)
+            train = self.config.train_with(values)
             placement = self.config.placement
             params = {
                 **train.model_dump(by_alias=True),
@@ -191,7 +187,7 @@ class Ledger:
             self.tracker.params(run_id, params)
             trial.set_user_attr("key", key)
             trial.set_user_attr("mlflow_run_id", run_id)
-            label = f"{arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"
+            label = f"{self.config.name}  {arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"
             self.running[trial_id] = Running(arm, trial, run_id, label)
             return train, key
         return None
@@ -237,8 +233,8 @@ class Ledger:
         ]
         running.trial.report(fid, step)
         running.trial.set_user_attr("protocol", result["protocol"])
-        running.rungs[step] = fid
         last = step >= total
+        running.value = fid if last else None
         running.pruned = (
             not last and running.arm.name == "search" and not goes_on(fid, others, search.keep, search.grace_trials)
         )
@@ -247,27 +243,41 @@ class Ledger:
         self.say(f"{running.label}  step {step}/{total}  fid {fid:.2f} ({result['samples']} samples){end}")
         return not running.pruned
 
-    def finish(self, trial_id: str, lost: bool) -> None:
-        """Write the true final state everywhere. `lost`: the process died more often than it may."""
+    def finish(self, trial_id: str, lost: bool = False) -> None:
+        """Write the true final state everywhere. `lost`: its process died more often than it may.
+
+        A trial that neither failed nor was stopped nor reached its last rung was interrupted from outside:
+        it stays open in Optuna, to be taken up when the study is run again.
+        """
         running = self.running.pop(trial_id, None)
         if running is None:
             return
         study, number = running.arm.study, running.trial.number
-        if lost and not running.error:
-            running.error = "lost its process"
-        if not running.error and not running.pruned and not running.rungs:
-            running.error = "ended without a score"
-        if running.error:
-            running.trial.set_user_attr("reason", running.error)
+        error = running.error or (running.lost or "lost its process" if lost else "")
+        if error:
+            running.trial.set_user_attr("reason", error)
             study.tell(number, state=TrialState.FAIL)
-            self.tracker.end(running.run_id, "FAIL", running.error)
-            self.say(f"{running.label}  FAILED: {running.error}")
+            self.tracker.end(running.run_id, "FAIL", error)
+            self.say(f"{running.label}  FAILED: {error}")
         elif running.pruned:
             study.tell(number, state=TrialState.PRUNED)
             self.tracker.end(running.run_id, "PRUNED", "not among the best at a rung")
-        else:
-            study.tell(number, running.rungs[max(running.rungs)])
+        elif running.value is not None:
+            study.tell(number, running.value)
             self.tracker.end(running.run_id, "COMPLETE")
+        else:
+            self.tracker.end(running.run_id, "INTERRUPTED")
+            self.say(f"{running.label}  interrupted")
+
+    def close(self) -> None:
+        """Leave no run RUNNING, whatever ended the study."""
+        for trial_id in list(self.running):
+            self.finish(trial_id)
+
+    def done(self) -> bool:
+        """Whether every planned trial has ended."""
+        ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        return all(len(arm.study.get_trials(deepcopy=False, states=ended)) >= arm.trials for arm in self.arms)
 
 
 class Proposer(Searcher):
@@ -300,34 +310,15 @@ class Rungs(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         known = trial.trial_id in self.ledger.running
-        return TrialScheduler.CONTINUE if not known or self.ledger.record(trial.trial_id, result) else TrialScheduler.STOP
+        return (
+            TrialScheduler.CONTINUE if not known or self.ledger.record(trial.trial_id, result) else TrialScheduler.STOP
+        )
 
-
-@ray.remote
-def make_table(packed: dict[str, Any], folder: str) -> str:
-    """Compute the reference's log-likelihoods if they are not there yet; returns the file."""
-    job = Job.unpacked(packed)
-    model, data = load_base(job.config), load_tokens(required(job.config.data.tokens, "data.tokens"))
-    key = reference_key(job.config, job.train, model, data)
-    path = Path(folder) / f"{key}.parquet"
-    if path.exists():
-        read_table(path, key)
-    else:
-        train = job.train
-        write_table(compute_table(model, data, key, train.null_ratio, train.seed, train.epochs), path)
-    return str(path)
-
-
-@ray.remote
-def score_checkpoint(
-    packed: dict[str, Any], checkpoint: str | None, guidance_scale: float, samples: int, seed: int
-) -> tuple[Scored, str]:
-    """Score a checkpoint (None: the base) under the study's protocol, with this scale and noise; and the protocol's id."""
-    config, device = Job.unpacked(packed).config, local_device()
-    scoring = scoring_of(config, device)
-    protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
-    model = load_base(config, checkpoint).to(device)
-    return score(model, scoring, protocol, local_group()), protocol.id
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Its process was lost; Tune may start it again."""
+        running, error = self.ledger.running.get(trial.trial_id), trial.get_error()
+        if running is not None and error is not None:
+            running.lost = one_line(error)
 
 
 @dataclass(frozen=True)
@@ -348,12 +339,12 @@ class SizeResult:
     images: dict[str, Any]
 
 
-def start_ray() -> None:
+def start_ray(show_workers: bool = False) -> None:
     """Connect to the cluster that the environment names, or start one here; its chatter stays in its log files."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables; with verbose=0 it then prints nothing
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON copies of what Optuna keeps
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(logging_level=logging.ERROR, log_to_driver=show_workers)
 
 
 def run_trials(config: StudyConfig, ledger: Ledger, table: Path | None, storage: Path) -> None:
@@ -392,7 +383,9 @@ def compare(config: StudyConfig, arms: list[Arm], storage: Path) -> tuple[dict[s
         trials = by_name[arm].study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best = sorted(trials, key=lambda t: (t.value, t.number))[:most]
         if not best:
-            raise ValueError(f"{config.name}: no trial of the {arm} was completed; their reasons are above and in MLflow")
+            raise ValueError(
+                f"{config.name}: no trial of the {arm} was completed; their reasons are above and in MLflow"
+            )
         paths = [str(trial_folder(storage, t.user_attrs["key"]) / "model.pt") for t in best]
         return [Contender(path, 1.0, dict(t.params), t.number) for path, t in zip(paths, best, strict=True)]
 
@@ -441,16 +434,22 @@ def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, sa
             "space": {k: [v.low, v.high] for k, v in config.search.space.items()},
         },
     )
-    say(f"{parameters(model):,} parameters, {len(data.labels):,} images, {steps} steps a trial")
+    say(f"{config.name}  {parameters(model):,} parameters, {len(data.labels):,} images, {steps} steps a trial")
     table = None
     if config.train.reference == "table" and not PAIRING & set(config.search.space):
         resources = worker_resources(config.placement)
         task = make_table.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
         table = Path(ray.get(task.remote(Job(config, config.train, storage).packed(), str(storage / "reference"))))
-    state = "FAIL"
+    state, ledger = "FAIL", Ledger(config, arms, tracker, parent, key, say)
     try:
-        run_trials(config, Ledger(config, arms, tracker, parent, key, say), table, storage)
-        say("scoring base, guided base, control and finalists on fresh noise")
+        try:
+            run_trials(config, ledger, table, storage)
+        finally:
+            ledger.close()
+        if not ledger.done():  # Tune ends its own run on SIGINT and returns
+            state = "INTERRUPTED"
+            raise KeyboardInterrupt
+        say(f"{config.name}  scoring base, guided base, control and finalists on fresh noise")
         chosen, scored, protocol = compare(config, arms, storage)
         state = "COMPLETE"
     finally:
@@ -476,7 +475,7 @@ def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, sa
         "protocol": protocol,
         "mlflow_run_id": parent,
     }
-    fids = {k: v for k, v in summary.items() if k.startswith("fid_")}
-    tracker.metrics(parent, {steps: {**fids, "guidance_scale": summary["guidance_scale"]}})
+    fids = {f"fid_{name}": s.fid for name, s in scored.items()}
+    tracker.metrics(parent, {steps: {**fids, "guidance_scale": chosen["guided"].guidance_scale}})
     tracker.tags(parent, {"protocol": protocol, "winner": readable(winner.params)})
     return SizeResult(summary, {name: s.images for name, s in scored.items()})

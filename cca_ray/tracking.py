@@ -18,7 +18,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is found again
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}  # as MLflow's own Optuna storage maps them
+# Optuna's states as MLflow's own Optuna storage maps them; an interrupted run is reopened when the study goes on.
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
 
 
 class Tracker:
@@ -80,6 +81,6 @@ class Tracker:
         self.client.log_artifact(run_id, str(path))
 
     def end(self, run_id: str, state: str, reason: str = "") -> None:
-        """Close a run with an Optuna state's name: COMPLETE, PRUNED or FAIL."""
+        """Close a run: COMPLETE, PRUNED or FAIL, as in Optuna, or INTERRUPTED."""
         self.tags(run_id, {"state": state, **({"reason": reason[:5000]} if reason else {})})
         self.client.set_terminated(run_id, status=STATUS[state])

@@ -1,22 +1,38 @@
-"""One trial: build the TorchTrainer, run it, report to Ray Tune.
+"""One trial: build the TorchTrainer, run it, report to Ray Tune; and the tasks of a study besides its trials.
 
 One worker runs in the trial's own process (Ray Train's local mode), which Tune reuses for the next trial:
 no process start.  Several workers are a real worker group, with gloo or NCCL between them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.config import Placement
 from cca_ray.placement import worker_resources
-from cca_ray.worker import Group, Job, fine_tune, local_group
+from cca_ray.reference import compute_table, read_table, write_table
+from cca_ray.worker import (
+    Group,
+    Job,
+    Report,
+    Scored,
+    fine_tune,
+    load_base,
+    load_tokens,
+    protocol_of,
+    reference_key,
+    required,
+    score,
+    scoring_of,
+)
 
 FAILURE = "failure"  # the key of a report that ends a trial with a reason
 
@@ -39,26 +55,27 @@ def worker_loop(packed: dict[str, Any]) -> None:
     fine_tune(Job.unpacked(packed), ray.train.report, group)
 
 
-def build_trainer(job: Job) -> TorchTrainer:
-    """Alone: the loop in this process. Otherwise a worker group, whose lost workers are replaced and resume."""
+def build_trainer(job: Job, report: Report, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
+    """Alone: the loop in this process, reporting by `report` (ray.train.report inside Tune is deprecated).
+
+    Otherwise a worker group that reports by `callbacks`; lost workers are replaced and resume from the checkpoint.
+    """
     placement = job.config.placement
     if placement.workers == 1:
-        # ray.train.report inside Tune is deprecated, hence the report function.
-        return TorchTrainer(
-            lambda: str(fine_tune(job, tune.report, local_group())), scaling_config=ScalingConfig(num_workers=0)
-        )
-    resources = worker_resources(placement)
+        return TorchTrainer(lambda: str(fine_tune(job, report, Group())), scaling_config=ScalingConfig(num_workers=0))
     return TorchTrainer(
         worker_loop,
         train_loop_config=job.packed(),
         scaling_config=ScalingConfig(
-            num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=resources
+            num_workers=placement.workers,
+            use_gpu=placement.gpus > 0,
+            resources_per_worker=worker_resources(placement),
         ),
         run_config=RunConfig(
             name=job.folder.name,
             storage_path=str(job.folder.parent.resolve() / "train"),
             failure_config=FailureConfig(max_failures=placement.max_failures, controller_failure_limit=1),
-            callbacks=[TuneReportCallback()],
+            callbacks=list(callbacks),
         ),
     )
 
@@ -66,7 +83,9 @@ def build_trainer(job: Job) -> TorchTrainer:
 def run_trial(packed: dict[str, Any]) -> None:
     """The Tune trainable. An exception ends the trial with its reason; only a lost process is tried again."""
     try:
-        build_trainer(Job.unpacked(packed["job"])).fit()
+        job = Job.unpacked(packed["job"])
+        callbacks = [TuneReportCallback()] if job.config.placement.workers > 1 else []
+        build_trainer(job, tune.report, callbacks).fit()
     except Exception as error:
         tune.report({FAILURE: one_line(error)})
 
@@ -78,3 +97,30 @@ def trial_resources(placement: Placement) -> dict[str, float]:
 
 def trial_folder(storage: Path, key: str) -> Path:
     return storage / "trials" / key
+
+
+@ray.remote
+def make_table(packed: dict[str, Any], folder: str) -> str:
+    """Compute the reference's log-likelihoods if they are not there yet; returns the file."""
+    job = Job.unpacked(packed)
+    model, data = load_base(job.config), load_tokens(required(job.config.data.tokens, "data.tokens"))
+    key = reference_key(job.config, job.train, model, data)
+    path = Path(folder) / f"{key}.parquet"
+    if path.exists():
+        read_table(path, key)
+    else:
+        train = job.train
+        write_table(compute_table(model, data, key, train.null_ratio, train.seed, train.epochs), path)
+    return str(path)
+
+
+@ray.remote
+def score_checkpoint(
+    packed: dict[str, Any], checkpoint: str | None, guidance_scale: float, samples: int, seed: int
+) -> tuple[Scored, str]:
+    """Score a checkpoint (None: the base) with this scale and noise; also the id of the protocol."""
+    config, group = Job.unpacked(packed).config, Group()
+    scoring = scoring_of(config, group.device)
+    protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
+    model = load_base(config, checkpoint).to(group.device)
+    return score(model, scoring, protocol, group), protocol.id

@@ -1,7 +1,7 @@
 """Search λ and learning rate for CCA, size after size.
 
-    python -m cca_ray.tune                          the embedded default: two sizes of LlamaGen on digits
-    python -m cca_ray.tune my_s.yaml my_m.yaml      your own search spaces, in this order
+python -m cca_ray.tune                          the embedded default: two sizes of LlamaGen on digits
+python -m cca_ray.tune my_s.yaml my_m.yaml      your own search spaces, in this order
 """
 
 import shutil
@@ -30,7 +30,11 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
 
 def show(configs: list[StudyConfig]) -> None:
     """The studies as they would run, every default filled in."""
-    print(yaml.safe_dump_all([c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False, allow_unicode=True))
+    print(
+        yaml.safe_dump_all(
+            [c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False, allow_unicode=True
+        )
+    )
 
 
 def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
@@ -48,11 +52,15 @@ def main(
     spaces: Annotated[list[str] | None, typer.Argument(help="Search-space files, or names of shipped ones.")] = None,
     name: Annotated[str, typer.Option(help="Name of the study; the same name continues it.")] = "",
     storage: Annotated[Path, typer.Option(help="Folder for everything that a study leaves.")] = Path("runs"),
-    tracking_uri: Annotated[str, typer.Option(help="MLflow server or database; by default a SQLite file in the storage.")] = "",
+    tracking_uri: Annotated[
+        str, typer.Option(help="MLflow server or database; by default a SQLite file in the storage.")
+    ] = "",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials a size.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the search, the data order and the noise.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, such as train.beta=0.05; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, such as train.beta=0.05; repeatable.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved study and stop.")] = False,
 ) -> None:
     """Search λ and learning rate for CCA, size after size."""
@@ -81,8 +89,7 @@ def main(
     sizes = []
     try:
         for config in configs:
-            say = _prefixed(console, config.name)
-            result = run_size(resolve(config, storage, console.progress), name, folder, tracker, say)
+            result = run_size(resolve(config, storage, console.progress), name, folder, tracker, console.say)
             finish_size(result, folder / config.name, tracker)
             sizes.append(result.summary)
             summary = write_summary(folder, sizes)
@@ -94,10 +101,6 @@ def main(
     print(f"samples   {folder / sizes[-1]['size'] / 'samples.png'}")
     print(f"winner    {sizes[-1]['checkpoint']}")
     print(f"browse    mlflow server --backend-store-uri {uri}" if not tracking_uri else f"browse    {uri}")
-
-
-def _prefixed(console: Console, name: str):  # type: ignore[no-untyped-def]
-    return lambda text: console.say(f"{name}  {text}")
 
 
 if __name__ == "__main__":

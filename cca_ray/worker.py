@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,15 @@ from cca_ray.fid import (
     inception_score,
     merge_all,
 )
-from cca_ray.models import LlamaGen, LlamaGenVQ, load_official, load_state, load_tokenizer, read_checkpoint, save_official
+from cca_ray.models import (
+    LlamaGen,
+    LlamaGenVQ,
+    load_official,
+    load_state,
+    load_tokenizer,
+    read_checkpoint,
+    save_official,
+)
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss, sequence_logps
 from cca_ray.placement import autocast, local_device, micro_batch_size
 from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
@@ -60,7 +68,7 @@ class Group:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=local_device)
 
     def sum(self, values: Tensor) -> Tensor:
         if self.world > 1:
@@ -138,7 +146,9 @@ def load_tokens(folder: str) -> TokenSet:
 
 
 @lru_cache(maxsize=2)
-def load_scoring(family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device) -> Scoring:
+def load_scoring(
+    family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device
+) -> Scoring:
     """Kept between the trials of one process."""
     state, settings = read_checkpoint(features)
     network = FeatureNet(**settings)
@@ -208,7 +218,10 @@ def sample_shards(
 def score(model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group) -> Scored:
     """Sample, decode, extract and score where the weights are; every worker gets the result."""
     few = protocol.samples < len(scoring.reference.mean)
-    moments, kept, probabilities, first = [], [], [], []
+    moments: list[Moments] = []
+    kept: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
+    first: list[np.ndarray] = []
     for images, _ in sample_shards(model, scoring, protocol, group):
         features, logits = scoring.features(images)
         if few:
@@ -440,8 +453,3 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path:
     if group.rank == 0:
         save_official(loop.scored_model, final)
     return final
-
-
-def local_group() -> Group:
-    """A worker on its own."""
-    return Group(device=local_device())

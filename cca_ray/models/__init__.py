@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
 from cca_ray.models.llamagen_vq import LlamaGenVQ, VQConfig
 
+__all__ = [
+    "SIZES", "LlamaGen", "LlamaGenConfig", "LlamaGenVQ", "VQConfig", "build", "build_tokenizer", "load_official",
+    "load_state", "load_tokenizer", "parameters", "read_checkpoint", "save_official", "write_atomically",
+]  # fmt: skip
+
 # family -> size -> overrides of the family's defaults. S and M are ours: small bases, trained by `pretrain`.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "llamagen": {
@@ -44,7 +49,9 @@ def build(family: str, size: str, **overrides: Any) -> LlamaGen:
         overrides["block_size"] = (overrides.pop("image_size") // 16) ** 2
     allowed = {f.name for f in fields(LlamaGenConfig)}
     if unknown := sorted(set(overrides) - allowed):
-        raise ValueError(f"unknown override {unknown[0]!r} of {family}: one of image_size, {', '.join(sorted(allowed))}")
+        raise ValueError(
+            f"unknown override {unknown[0]!r} of {family}: one of image_size, {', '.join(sorted(allowed))}"
+        )
     model = LlamaGen(LlamaGenConfig(**{**SIZES[family][size], **overrides}))
     model.initialize(torch.Generator().manual_seed(0))
     return model
@@ -58,7 +65,7 @@ def build_tokenizer(family: str, **overrides: Any) -> LlamaGenVQ:
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict in an official file, `{"model": ...}` or bare, and the `config` that our own files carry beside it.
+    """The state dict in an official file, `{"model": ...}` or bare, and the `config` that our own files carry.
 
     Never unpickles code. Raises ValueError, naming the file, for anything that is not such a file.
     """
@@ -119,7 +126,9 @@ def load_official(
     if tokenizer_checkpoint is not None:
         codes = read_checkpoint(tokenizer_checkpoint)[0].get("quantize.embedding.weight", torch.empty(0)).shape[0]
         if codes != model.config.vocab_size:
-            raise ValueError(f"{tokenizer_checkpoint}: {codes} codes, but the model has {model.config.vocab_size} tokens")
+            raise ValueError(
+                f"{tokenizer_checkpoint}: {codes} codes, but the model has {model.config.vocab_size} tokens"
+            )
     return model
 
 

@@ -32,7 +32,9 @@ class LlamaGenConfig:
 
     def __post_init__(self) -> None:
         if self.dim % (4 * self.n_head):
-            raise ValueError(f"dim {self.dim} must be a multiple of 4 x n_head ({self.n_head}): RoPE turns pairs in 2-D")
+            raise ValueError(
+                f"dim {self.dim} must be a multiple of 4 x n_head ({self.n_head}): RoPE turns pairs in 2-D"
+            )
         if self.grid**2 != self.block_size:
             raise ValueError(f"block_size {self.block_size} must be a square: the tokens form a square grid")
 
@@ -64,9 +66,7 @@ def rotate(x_BTHD: Tensor, table: Tensor) -> Tensor:
     """Apply rotary embedding; `table` [T, D / 2, 2] holds the rows of the positions in x."""
     pairs = x_BTHD.float().unflatten(-1, (-1, 2))
     cos, sin = table[:, None, :, 0], table[:, None, :, 1]
-    turned = torch.stack(
-        [pairs[..., 0] * cos - pairs[..., 1] * sin, pairs[..., 1] * cos + pairs[..., 0] * sin], dim=-1
-    )
+    turned = torch.stack([pairs[..., 0] * cos - pairs[..., 1] * sin, pairs[..., 1] * cos + pairs[..., 0] * sin], dim=-1)
     return turned.flatten(-2).type_as(x_BTHD)
 
 

@@ -4,8 +4,8 @@ Parameter names are the official ones.  Images are [B, 3, H, W] in [-1, 1]; toke
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -91,7 +91,7 @@ class Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int, attention: bool, resample: str):
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.res = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.res = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(out_channels, groups) for _ in range(blocks if attention else 0))
         if resample:
             self.add_module(resample, {"downsample": Downsample, "upsample": Upsample}[resample](out_channels))
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
         self.conv_blocks = nn.ModuleList(
             Level(a, b, config.num_res_blocks, groups, i == last, "" if i == last else "downsample")
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.mid = middle(widths[-1], groups)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
         self.mid = middle(widths[0], groups)
         self.conv_blocks = nn.ModuleList(
             Level(a, b, config.num_res_blocks + 1, groups, i == 0, "" if i == last else "upsample")
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)

@@ -1,0 +1,65 @@
+"""One fine-tuning, outside a search.
+
+python -m cca_ray.train search_spaces/digits_s.yaml --lambda 3 --lr 5e-3
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from ray.train import UserCallback
+
+from cca_ray.config import load_config
+from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
+from cca_ray.pretrain import resolve
+from cca_ray.search import start_ray
+from cca_ray.trial import build_trainer
+from cca_ray.worker import Job
+
+
+def describe(report: dict[str, Any]) -> str:
+    """A report as a line."""
+    text = f"step {report['step']}/{report['total_steps']}"
+    if report["history"]:
+        _, loss, accuracy, margin = report["history"][-1]
+        text += f"  loss {loss:.4f}  reward accuracy {accuracy:.2f}  margin {margin:.2f}"
+        text += f"  {report['images_per_second']:.0f} images/s"
+    if "fid" in report:
+        text += f"  fid {report['fid']:.2f} ({report['samples']} samples)"
+    return text
+
+
+class PrintReports(UserCallback):
+    """For a worker group, whose controller is another process: Ray brings its output here."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        print(describe(metrics[0]), flush=True)
+
+
+def main(
+    space: Annotated[str, typer.Argument(help="Search-space file, or the name of a shipped one.")] = DEFAULT_SPACES[0],
+    lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of the negative term.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    storage: Annotated[Path, typer.Option(help="Folder for bases and results.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Folder of this run; the same folder resumes it.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, such as train.epochs=2; repeatable.")
+    ] = None,
+) -> None:
+    """Fine-tune once and score at the rungs."""
+    settings = list(set_ or [])
+    settings += [f"train.lambda={lambda_}"] if lambda_ is not None else []
+    settings += [f"train.learning_rate={lr}"] if lr is not None else []
+    config, console = load_config(find_space(space), settings), Console()
+    config = resolve(config, storage, console.progress)
+    train = config.train
+    folder = out or storage / "train" / f"{config.name}-lambda{train.lambda_:g}-lr{train.learning_rate:g}"
+    job = Job(config, train, folder.resolve())
+    if config.placement.workers > 1:
+        start_ray(show_workers=True)
+    build_trainer(job, lambda report: console.say(describe(report)), [PrintReports()]).fit()
+    console.say(f"weights: {folder / 'model.pt'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,88 @@
+"""What several tests share: one tiny real base, made once; studies on it; one local Ray."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cca_ray.config import Pretrain, StudyConfig, parse
+from cca_ray.pretrain import BaseFiles, LabelledImages, build_base, digits, with_files
+from cca_ray.search import start_ray
+from tests.golden.weights import checkpoint
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / name) as content:
+        return dict(content)
+
+
+def golden_state(content: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The official weights behind a golden file's numbers."""
+    return checkpoint(json.loads(str(content["manifest"])), float(content["std"]))
+
+
+def some_digits(count: int = 240) -> LabelledImages:
+    data = digits()
+    return LabelledImages(data.images[:count], data.labels[:count], data.class_names)
+
+
+TINY = Pretrain(codebook_size=32, tokenizer_width=8, tokenizer_epochs=1, feature_epochs=4, epochs=2, batch=48)
+
+
+@pytest.fixture(scope="session")
+def base_files(tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
+    """A real base, barely trained, on 240 digits."""
+    root = tmp_path_factory.mktemp("bases")
+    return build_base(some_digits(), "digits", "llamagen", "S", TINY, root, lambda what, done, total: None)
+
+
+def tiny_space() -> dict[str, Any]:
+    """The content of a small search space: 240 images, 10 steps, scored at half and at the end."""
+    return {
+        "base": {"family": "llamagen", "size": "S", "embedded": "digits"},
+        "train": {"beta": 0.1, "global_batch": 24, "ema_decay": 0.5, "learning_rate": 1e-3},
+        "search": {
+            "space": {"lambda": {"low": 0.5, "high": 10}, "learning_rate": {"low": 1e-4, "high": 1e-2}},
+            "trials": 3,
+        },
+        "control": {"learning_rates": [1e-3]},
+        "rungs": [{"at": 0.5, "samples": 40}, {"at": 1.0, "samples": 80}],
+        "score": {"samples": 80, "guidance_scales": [1.5], "finalists": 2},
+    }
+
+
+MakeStudy = Callable[..., StudyConfig]
+
+
+@pytest.fixture
+def make_study(base_files: BaseFiles) -> MakeStudy:
+    """A tiny study on the shared base; keyword arguments are merged into its sections."""
+
+    def make(name: str = "tiny", **sections: Any) -> StudyConfig:
+        content = tiny_space()
+        for key, value in sections.items():
+            content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
+        return with_files(parse(content, name, f"{name}.yaml"), base_files)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """A local Ray for the tests that need one."""
+    import ray
+
+    start_ray()
+    yield
+    ray.shutdown()

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+
+from cca_ray.models import LlamaGen, build, load_state, parameters
+from cca_ray.objective import sequence_logps
+from cca_ray.sampler import Decoding, sample_tokens
+from tests.conftest import golden, golden_state
+
+TINY = dict(dim=64, n_layer=2, n_head=4, num_classes=10, vocab_size=64, block_size=16, multiple_of=32)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LlamaGen:
+    content = golden("llamagen_tiny.npz")
+    model = build("llamagen", "B", **TINY)
+    load_state(model, golden_state(content), "golden")
+    return model.requires_grad_(False)
+
+
+def test_logits_are_the_official_ones(tiny: LlamaGen):
+    content = golden("llamagen_tiny.npz")
+    logits = tiny(torch.from_numpy(content["labels"]), torch.from_numpy(content["tokens"]))
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits, content["logits"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 4.0])
+def test_greedy_samples_are_the_official_ones(tiny: LlamaGen, scale: float):
+    content = golden("llamagen_tiny.npz")
+    labels = torch.from_numpy(content["labels"])[[0, 1, 2, 4]]
+    tokens = sample_tokens(tiny, labels, torch.rand(4, 16, dtype=torch.float64), Decoding(scale, top_k=1))
+    np.testing.assert_array_equal(tokens, content[f"greedy_cfg{scale}"])
+
+
+def test_full_size_likelihoods_are_the_official_ones():
+    content = golden("llamagen_GPT-B_384.npz")
+    model = build("llamagen", "B", image_size=384).requires_grad_(False)
+    load_state(model, golden_state(content), "golden")
+    tokens = torch.from_numpy(content["tokens"].astype(np.int64))
+    logits = model(torch.from_numpy(content["labels"]), tokens)
+    assert parameters(model) == content["params"]
+    np.testing.assert_allclose(sequence_logps(logits, tokens), content["logps"].sum(1), rtol=1e-4)
+    np.testing.assert_allclose(logits[:, ::64, :32], content["logits_slice"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_later_token_never_changes_an_earlier_logit(tiny: LlamaGen):
+    labels, tokens = torch.tensor([3]), torch.randint(64, (1, 16))
+    changed = tokens.clone()
+    changed[0, 7] = (changed[0, 7] + 1) % 64
+    before, after = tiny(labels, tokens), tiny(labels, changed)
+    torch.testing.assert_close(before[:, :8], after[:, :8])
+    assert not torch.equal(before[:, 8], after[:, 8])
+
+
+def test_decoding_with_the_cache_equals_the_whole_sequence(tiny: LlamaGen):
+    labels, tokens = torch.tensor([3, 10]), torch.randint(64, (2, 16))
+    cache = tiny.new_cache(2)
+    steps = [tiny.decode(labels, tokens[:, t - 1 : t] if t else None, t, cache) for t in range(16)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), tiny(labels, tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_off_unless_asked_for(tiny: LlamaGen):
+    labels, tokens = torch.tensor([3]), torch.randint(64, (1, 16))
+    torch.testing.assert_close(tiny.train()(labels, tokens), tiny.eval()(labels, tokens))
+    assert not torch.equal(tiny(labels, tokens, dropout=0.5), tiny(labels, tokens))

@@ -1,0 +1,135 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cca_ray.config import ConfigError, load_config
+from cca_ray.console import DEFAULT_SPACES, find_space
+from tests.conftest import tiny_space
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The tiny space with one value replaced; `path` is dotted."""
+    content = copy.deepcopy(tiny_space())
+    *sections, key = path.split(".")
+    inner = content
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[key] = value
+    return content
+
+
+def without(key: str) -> dict[str, Any]:
+    content = tiny_space()
+    del content[key]
+    return content
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "not yaml": ("base: [", "line 1"),
+    "a list": ("- 1", "not a search space"),
+    "empty": ("", "not a search space"),
+    "a key twice": ("train: {beta: 1, beta: 2}", "'beta' is given twice"),
+    "a name": (changed("name", "x"), "name: unknown key"),
+    "unknown section": (changed("trian", {}), "trian: unknown key; allowed: base, data, train, search"),
+    "unknown key": (changed("train.betta", 1.0), "train.betta: unknown key; allowed: objective, lambda"),
+    "unknown key in a list": (changed("rungs", [{"at": 1.0, "sample": 3}]), "rungs.0.sample"),
+    "text for a number": (changed("train.beta", "big"), "train.beta: input should be a valid number, not 'big'"),
+    "a fraction for a count": (changed("train.epochs", 1.5), "train.epochs: input should be a valid integer"),
+    "truth for a count": (changed("train.epochs", True), "train.epochs: input should be a valid integer"),
+    "negative beta": (changed("train.beta", -1.0), "train.beta: input should be greater than 0, not -1.0"),
+    "infinite beta": (changed("train.beta", float("inf")), "train.beta: input should be a finite number"),
+    "null ratio of one": (changed("train.null_ratio", 1.0), "train.null_ratio: input should be less than 1"),
+    "no base": (without("base"), "base: field required"),
+    "no rungs": (without("rungs"), "rungs: field required"),
+    "no source of the base": (changed("base.embedded", None), "base: needs embedded: digits, or both checkpoint"),
+    "unknown family": (changed("base.family", "dalle"), "base.family: input should be 'llamagen'"),
+    "unknown size": (changed("base.size", "XS"), "base.size: input should be 'S', 'M', 'B'"),
+    "range upside down": (changed("search.space.lambda", {"low": 5, "high": 1}), "low (5) must be below high (1)"),
+    "log range from zero": (changed("search.space.lambda", {"low": 0, "high": 1}), "low must be above 0"),
+    "unknown search name": (changed("search.space.gamma", {"low": 1, "high": 2}), "cannot search 'gamma': one of lambda"),
+    "impossible range": (changed("search.space.null_ratio", {"low": 0.1, "high": 3}), "null_ratio: 3 is not allowed"),
+    "first point outside": (
+        changed("search.first_points", [{"lambda": 99.0, "learning_rate": 1e-3}]),
+        "first_points[0].lambda = 99 is outside 0.5..10",
+    ),
+    "first point incomplete": (changed("search.first_points", [{"lambda": 1.0}]), "must give exactly lambda, learning_rate"),
+    "no trials": (changed("search.trials", 0), "search.trials: input should be greater than or equal to 1"),
+    "rungs out of order": (changed("rungs", [{"at": 1.0, "samples": 9}, {"at": 0.5, "samples": 9}]), "rungs must rise"),
+    "rungs without an end": (changed("rungs", [{"at": 0.5, "samples": 9}]), "end at 1"),
+    "control as the objective": (changed("train.objective", "finetune"), "finetune is the control of every study"),
+    "guidance scale of one": (changed("score.guidance_scales", [1.0]), "every scale must be above 1"),
+    "top-p above one": (changed("score.top_p", 1.5), "score.top_p: input should be less than or equal to 1"),
+    "checkpoint without data": (
+        changed("base", {"family": "llamagen", "size": "B", "checkpoint": "b.pt", "tokenizer": "vq.pt"}),
+        "data.tokens, score.features and score.reference must be given",
+    ),
+    "downsample of three": (changed("pretrain.downsample", 3), "power of two"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_with_file_key_and_what_is_allowed(tmp_path: Path, case: str):
+    content, message = BAD[case]
+    path = write(tmp_path, content)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such search-space file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", DEFAULT_SPACES)
+def test_shipped_spaces_are_valid(name: str):
+    config = load_config(find_space(name))
+    assert config.name == name
+    assert config.search.trials >= 12
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path: Path):
+    content = yaml.safe_dump(tiny_space()).replace("beta: 0.1", "beta: 1e-1")
+    assert "beta: 1e-1" in content
+    assert load_config(write(tmp_path, content)).train.beta == 0.1
+
+
+@pytest.mark.parametrize(
+    ("setting", "read"),
+    [
+        ("train.beta=0.3", lambda c: c.train.beta == 0.3),
+        ("train.lambda=1e2", lambda c: c.train.lambda_ == 100),
+        ("search.space.lambda.high=20", lambda c: c.search.space["lambda"].high == 20),
+        ("control.learning_rates=[1e-3, 2e-3]", lambda c: c.control.learning_rates == (1e-3, 2e-3)),
+        ("placement.workers=2", lambda c: c.placement.workers == 2),
+    ],
+)
+def test_a_setting_overrides_the_file(tmp_path: Path, setting: str, read):
+    assert read(load_config(write(tmp_path, tiny_space()), [setting]))
+
+
+@pytest.mark.parametrize(
+    "setting", ["train.beta", "=3", "train..beta=3", "train.beta.x=3", "train.beta=[", "train.bet=1"]
+)
+def test_a_bad_setting_is_one_line(tmp_path: Path, setting: str):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path, tiny_space()), [setting])
+    assert "\n" not in str(error.value)
+
+
+def test_any_numeric_field_of_train_may_be_searched(tmp_path: Path):
+    content = changed("search.space.beta", {"low": 0.01, "high": 1.0})
+    config = load_config(write(tmp_path, content))
+    assert config.train_with({"beta": 0.5, "lambda": 3.0}).beta == 0.5
+    assert config.train_with({"epochs": 2.7}).epochs == 3

@@ -1,0 +1,175 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cca_ray.config import StudyConfig
+from cca_ray.fid import Moments, frechet_distance
+from cca_ray.models import load_official
+from cca_ray.trial import build_trainer, make_table
+from cca_ray.worker import Diverged, Group, Job, fine_tune, load_base, protocol_of, sample_shards, score, scoring_of
+from tests.conftest import MakeStudy
+
+LIVE = {"reference": "live"}
+
+
+def run(config: StudyConfig, folder: Path, table: Path | None = None, **values: Any) -> list[dict[str, Any]]:
+    """One fine-tuning in this process; its reports at the rungs."""
+    reports: list[dict[str, Any]] = []
+    fine_tune(Job(config, config.train_with(values), folder, table), reports.append, Group())
+    return [report for report in reports if "fid" in report]
+
+
+def losses(reports: list[dict[str, Any]]) -> np.ndarray:
+    """[steps, 4]: step, loss, reward accuracy, reward margin."""
+    return np.array([row for report in reports for row in report["history"]])
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    return list(load_official("llamagen", "S", folder / "model.pt").state_dict().values())
+
+
+@pytest.fixture(scope="module")
+def whole(base_files, tmp_path_factory: pytest.TempPathFactory):
+    """The undisturbed run that others are compared with: one worker, micro-batch 8 of global batch 8."""
+    from cca_ray.config import parse
+    from cca_ray.pretrain import with_files
+    from tests.conftest import tiny_space
+
+    content = tiny_space()
+    content["train"] |= {"global_batch": 8, **LIVE}
+    config = with_files(parse(content, "tiny", "tiny.yaml"), base_files)
+    folder = tmp_path_factory.mktemp("whole")
+    return config, folder, run(config, folder)
+
+
+def placed(config: StudyConfig, **placement: Any) -> StudyConfig:
+    return config.model_copy(update={"placement": config.placement.model_copy(update=placement)})
+
+
+def assert_same_run(folder: Path, reports: list[dict[str, Any]], whole) -> None:
+    _, whole_folder, whole_reports = whole
+    np.testing.assert_allclose(losses(reports), losses(whole_reports), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r["fid"] for r in reports], [r["fid"] for r in whole_reports], rtol=1e-4)
+    for ours, theirs in zip(weights(folder), weights(whole_folder), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    for report, other in zip(reports, whole_reports, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(report["grid"])), np.asarray(Image.open(other["grid"])))
+
+
+def test_accumulation_changes_no_result(whole, tmp_path: Path):
+    reports = run(placed(whole[0], micro_batch=4), tmp_path)
+    assert_same_run(tmp_path, reports, whole)
+
+
+def test_two_workers_change_no_result(whole, tmp_path: Path, ray_here: None):
+    config = placed(whole[0], workers=2, micro_batch=2)
+    build_trainer(Job(config, config.train, tmp_path), print).fit()
+    reports = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["reports"]
+    assert_same_run(tmp_path, reports, whole)
+
+
+def test_a_run_reports_steps_scores_and_pictures(whole):
+    config, folder, reports = whole
+    assert [report["step"] for report in reports] == [15, 30]
+    assert [report["samples"] for report in reports] == [40, 80]
+    assert losses(reports)[:, 0].tolist() == list(range(1, 31))
+    assert all(np.isfinite(report["fid"]) and report["inception_score"] >= 1 for report in reports)
+    assert all(Path(report["grid"]).is_file() for report in reports)
+    assert (folder / "model.pt").is_file()
+    assert config.train.reference == "live"
+
+
+def test_training_lowers_the_loss_and_raises_the_reward(make_study: MakeStudy, tmp_path: Path):
+    reports = run(make_study(train={**LIVE, "epochs": 6, "learning_rate": 3e-3}), tmp_path)
+    history = losses(reports)
+    first, last = history[:10].mean(0), history[-10:].mean(0)
+    assert last[1] < first[1]
+    assert last[2] > first[2]
+    assert last[3] > first[3]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "unlearning", "finetune"])
+def test_every_objective_runs(make_study: MakeStudy, tmp_path: Path, objective: str):
+    assert len(run(make_study(train=LIVE), tmp_path, objective=objective)) == 2
+
+
+def test_a_table_and_a_live_reference_give_the_same_losses(make_study: MakeStudy, tmp_path: Path, ray_here: None):
+    import ray
+
+    config = make_study()
+    packed = Job(config, config.train, tmp_path).packed()
+    table = Path(ray.get(make_table.remote(packed, str(tmp_path / "tables"))))
+    again = ray.get(make_table.remote(packed, str(tmp_path / "tables")))
+    assert again == str(table)
+    by_table, live = run(config, tmp_path / "a", table), run(make_study(train=LIVE), tmp_path / "b")
+    np.testing.assert_allclose(losses(by_table), losses(live), rtol=1e-5, atol=1e-5)
+
+
+def test_a_table_of_other_pairs_is_refused(make_study: MakeStudy, tmp_path: Path, ray_here: None):
+    import ray
+
+    config = make_study()
+    table = Path(ray.get(make_table.remote(Job(config, config.train, tmp_path).packed(), str(tmp_path))))
+    with pytest.raises(ValueError, match="made for other weights, tokens or pairs"):
+        run(config, tmp_path / "a", table, seed=5)
+
+
+def test_a_killed_run_resumes_at_its_last_rung(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    undisturbed = run(config, tmp_path / "a")
+
+    def killed(report: dict[str, Any]) -> None:
+        if "fid" in report:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(Job(config, config.train, tmp_path / "b"), killed, Group())
+    resumed = run(config, tmp_path / "b")
+    np.testing.assert_array_equal(losses(resumed), losses(undisturbed))
+    assert [r["fid"] for r in resumed] == [r["fid"] for r in undisturbed]
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True))
+
+
+def test_a_diverged_run_says_where(make_study: MakeStudy, tmp_path: Path):
+    with pytest.raises(Diverged, match=r"the loss is nan at step \d+"):
+        run(make_study(train=LIVE), tmp_path, learning_rate=1e30)
+
+
+def test_the_ema_is_what_is_scored(make_study: MakeStudy, tmp_path: Path):
+    run(make_study(train=LIVE), tmp_path / "with")
+    run(make_study(train={**LIVE, "ema_decay": 0.0}), tmp_path / "without")
+    content = torch.load(tmp_path / "with" / "checkpoint.pt", weights_only=True)
+    final = dict(zip(content["ema"], weights(tmp_path / "with"), strict=True))
+    assert all(torch.equal(content["ema"][name], tensor) for name, tensor in final.items())
+    assert not torch.equal(content["ema"]["output.weight"], content["model"]["output.weight"])
+    assert torch.equal(content["model"]["output.weight"], weights(tmp_path / "without")[-1])
+
+
+def test_samples_are_scored_by_shards_of_any_number_of_workers(make_study: MakeStudy):
+    config = make_study()
+    scoring, model = scoring_of(config, torch.device("cpu")), load_base(config)
+    protocol = protocol_of(config, scoring, 600)
+    one, three = (
+        [images for rank in range(world) for images, _ in sample_shards(model, scoring, protocol, Group(rank, world))]
+        for world in (1, 3)
+    )
+    assert torch.equal(torch.cat(one), torch.cat(three))
+    features = scoring.features(torch.cat(one))[0].numpy()
+    expected = frechet_distance(Moments.of(features), scoring.reference)
+    assert score(model, scoring, protocol, Group()).fid == pytest.approx(expected, rel=1e-9)
+
+
+def test_tokens_of_another_tokenizer_are_refused(make_study: MakeStudy, tmp_path: Path):
+    from cca_ray.models import build, save_official
+
+    save_official(build("llamagen", "S", num_classes=10, vocab_size=64, block_size=16), tmp_path / "other.pt")
+    config = make_study(train=LIVE)
+    config = config.model_copy(
+        update={"base": config.base.model_copy(update={"checkpoint": str(tmp_path / "other.pt")})}
+    )
+    with pytest.raises(ValueError, match="16 tokens of 32 codes an image, but .* models 16 of 64"):
+        run(config, tmp_path / "run")
