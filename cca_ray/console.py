@@ -4,10 +4,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from cca_ray.config import reason
 
 SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
 DEFAULT_SPACES = ("digits_s", "digits_m")
@@ -60,16 +63,24 @@ class Console:
             self.bars, self.tasks = None, {}
 
 
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
 def run(main: Callable[..., Any]) -> None:
     """Run a verb. A mistake of the user's is one line on stderr and exit code 2; a fault of ours is a traceback."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     try:
         code = app(standalone_mode=False)
-    except (typer.TyperException, ValueError) as error:
-        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print(f"error: {text.splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+    except ValidationError as error:
+        fail(f"{error.title}: {reason(error)}")
+    except typer.TyperException as error:
+        fail(error.format_message())
+    except ValueError as error:
+        fail(str(error))
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)

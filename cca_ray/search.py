@@ -26,7 +26,7 @@ from cca_ray.config import Range, StudyConfig, Train
 from cca_ray.models import parameters
 from cca_ray.placement import accumulation, micro_batch_size, worker_resources
 from cca_ray.tracking import Tracker
-from cca_ray.trial import FAILURE, make_table, one_line, run_trial, score_checkpoint, trial_folder, trial_resources
+from cca_ray.trial import FAILURE, make_table, run_trial, score_checkpoint, trial_folder, trial_resources
 from cca_ray.worker import Job, Scored, load_base, load_tokens, required, total_steps
 
 ArmName = Literal["search", "control"]
@@ -253,7 +253,7 @@ class Ledger:
         if running is None:
             return
         study, number = running.arm.study, running.trial.number
-        error = running.error or (running.lost or "lost its process" if lost else "")
+        error = running.error or (lost and (running.lost or "lost its process")) or ""
         if error:
             running.trial.set_user_attr("reason", error)
             study.tell(number, state=TrialState.FAIL)
@@ -315,10 +315,11 @@ class Rungs(FIFOScheduler):
         )
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Its process was lost; Tune may start it again."""
-        running, error = self.ledger.running.get(trial.trial_id), trial.get_error()
-        if running is not None and error is not None:
-            running.lost = one_line(error)
+        """Its process was lost; Tune may start it again. Tune keeps each loss as a header line and a message."""
+        running = self.ledger.running.get(trial.trial_id)
+        if running is not None and trial.error_file and Path(trial.error_file).exists():
+            losses = Path(trial.error_file).read_text().split("Failure # ")
+            running.lost = f"lost its process: {losses[-1].splitlines()[1]}"
 
 
 @dataclass(frozen=True)

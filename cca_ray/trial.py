@@ -91,8 +91,12 @@ def run_trial(packed: dict[str, Any]) -> None:
 
 
 def trial_resources(placement: Placement) -> dict[str, float]:
-    """A trial alone holds its worker's resources; a group's bundles are the trainer's own, and its driver waits."""
-    return worker_resources(placement) if placement.workers == 1 else {"CPU": 0.01}
+    """A trial alone holds its worker's resources.
+
+    The bundles of a group are its trainer's own; the driver that waits for them must hold no CPU, or the last
+    trial that fits would wait for ever.  It sits on the head node, which preemption does not take.
+    """
+    return worker_resources(placement) if placement.workers == 1 else {"node:__internal_head__": 0.001}
 
 
 def trial_folder(storage: Path, key: str) -> Path:

@@ -37,7 +37,7 @@ def some_digits(count: int = 240) -> LabelledImages:
     return LabelledImages(data.images[:count], data.labels[:count], data.class_names)
 
 
-TINY = Pretrain(codebook_size=32, tokenizer_width=8, tokenizer_epochs=1, feature_epochs=4, epochs=2, batch=48)
+TINY = Pretrain(codebook_size=32, tokenizer_width=8, tokenizer_epochs=30, feature_epochs=4, epochs=2, batch=48)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ def plan(seed: int = 0, epoch: int = 0, null_ratio: float = 0.1, crops: int = 3)
 
 def token_set(count: int = 48) -> TokenSet:
     meta = TokenMeta(
-        tokenizer="", codebook_size=9999, length=2, crops=3, image_size=8, augmentations=("a",) * 3, class_names=("x",) * 10
+        tokenizer="", codebook_size=9999, length=2, crops=3, image_size=8, augmentations=("a", "b", "c"),
+        class_names=tuple("0123456789"),
     )  # fmt: skip
     tokens = np.arange(count * 6, dtype=np.uint16).reshape(count, 3, 2)
     return TokenSet(LABELS[:count], tokens, meta, "")

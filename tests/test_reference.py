@@ -57,7 +57,6 @@ def test_a_torn_table_is_an_error_that_names_it(tmp_path: Path, table: Reference
 
 
 def test_the_key_follows_all_it_depends_on(data: TokenSet):
-    keys = {table_key(*arguments) for arguments in [
-        ("w", data, 0.1, 0, 1), ("v", data, 0.1, 0, 1), ("w", data, 0.2, 0, 1), ("w", data, 0.1, 1, 1), ("w", data, 0.1, 0, 2)
-    ]}  # fmt: skip
+    arguments = [("w", 0.1, 0, 1), ("v", 0.1, 0, 1), ("w", 0.2, 0, 1), ("w", 0.1, 1, 1), ("w", 0.1, 0, 2)]
+    keys = {table_key(weights, data, *pairing) for weights, *pairing in arguments}
     assert len(keys) == 5

@@ -7,7 +7,8 @@ import pytest
 from cca_ray.tokens import TokenMeta, read_token_set, write_token_set
 
 META = TokenMeta(
-    tokenizer="abc", codebook_size=300, length=4, crops=2, image_size=8, augmentations=("a", "b"), class_names=("x", "y")
+    tokenizer="abc", codebook_size=300, length=4, crops=2, image_size=8, augmentations=("a", "b"),
+    class_names=("x", "y"),
 )  # fmt: skip
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 10)

@@ -171,5 +171,5 @@ def test_tokens_of_another_tokenizer_are_refused(make_study: MakeStudy, tmp_path
     config = config.model_copy(
         update={"base": config.base.model_copy(update={"checkpoint": str(tmp_path / "other.pt")})}
     )
-    with pytest.raises(ValueError, match="16 tokens of 32 codes an image, but .* models 16 of 64"):
+    with pytest.raises(ValueError, match=r"16 tokens of 32 codes an image, but .* models 16 of 64"):
         run(config, tmp_path / "run")

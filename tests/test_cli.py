@@ -1,0 +1,135 @@
+"""The verbs, as a person would type them."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from cca_ray import evaluate, pretrain, sample, train, tune
+from cca_ray.console import run
+from cca_ray.pretrain import BaseFiles
+from tests.conftest import tiny_space
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int | str | None
+    out: str
+    err: str
+
+
+def invoke(main: Callable[..., Any], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
+    """`python -m cca_ray.<verb> ARGUMENTS`, in this process."""
+    before, sys.argv = sys.argv, ["cca_ray", *arguments]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(main)
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return Outcome(stop.value.code, captured.out, captured.err)
+
+
+def write_space(folder: Path, files: BaseFiles, name: str = "tiny", **train_settings: Any) -> Path:
+    """A search-space file on the tests' tiny base."""
+    content = tiny_space()
+    content["base"] = {
+        "family": "llamagen", "size": "S", "checkpoint": str(files.checkpoint), "tokenizer": str(files.tokenizer),
+    }  # fmt: skip
+    content["data"] = {"tokens": str(files.tokens)}
+    content["score"] |= {"features": str(files.features), "reference": str(files.reference)}
+    content["train"] |= train_settings
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_train_fine_tunes_once(base_files: BaseFiles, tmp_path: Path, capsys):
+    space = write_space(tmp_path, base_files)
+    outcome = invoke(train.main, [str(space), "--lambda", "3", "--lr", "2e-3", "--out", str(tmp_path / "out")], capsys)
+    assert outcome.code == 0
+    assert "step 5/10" in outcome.out
+    assert "(80 samples)" in outcome.out
+    assert (tmp_path / "out" / "model.pt").is_file()
+
+
+def test_sample_makes_a_grid_or_an_npz_that_evaluate_scores(base_files: BaseFiles, tmp_path: Path, capsys):
+    space = write_space(tmp_path, base_files)
+    grid, npz = tmp_path / "grid.png", tmp_path / "samples.npz"
+    assert invoke(sample.main, [str(space), "--count", "30", "--out", str(grid)], capsys).code == 0
+    with Image.open(grid) as image:
+        assert image.size == (251, 76)
+    assert invoke(sample.main, [str(space), "--count", "80", "--out", str(npz)], capsys).code == 0
+    assert np.load(npz)["arr_0"].shape == (80, 8, 8, 3)
+    by_file = json.loads(invoke(evaluate.main, [str(space), "--npz", str(npz)], capsys).out)
+    direct = json.loads(invoke(evaluate.main, [str(space), "--samples", "80"], capsys).out)
+    assert by_file["fid"] == pytest.approx(direct["fid"], rel=1e-6)
+    assert by_file["inception_score"] == pytest.approx(direct["inception_score"], rel=1e-6)
+    guided = json.loads(invoke(evaluate.main, [str(space), "--samples", "80", "--guidance-scale", "2"], capsys).out)
+    assert guided["protocol_id"] != direct["protocol_id"]
+    assert guided["fid"] != direct["fid"]
+
+
+def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = invoke(tune.main, ["--dry-run", "--trials", "5", "--set", "train.beta=0.5", "--seed", "3"], capsys)
+    shown = list(yaml.safe_load_all(outcome.out))
+    assert outcome.code == 0
+    assert [study["name"] for study in shown] == ["digits_s", "digits_m"]
+    assert [study["search"]["trials"] for study in shown] == [5, 5]
+    assert shown[0]["train"]["beta"] == 0.5
+    assert shown[0]["train"]["weight_decay"] == 0.05
+    assert (shown[0]["search"]["seed"], shown[0]["train"]["seed"]) == (3, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "message"),
+    [
+        (tune, ["nowhere.yaml"], "nowhere.yaml: no such search-space file"),
+        (tune, ["--set", "train.beta=x"], "train.beta: input should be a valid number"),
+        (tune, ["--trials", "0"], "'--trials'"),
+        (tune, ["--frobnicate"], "No such option: --frobnicate"),
+        (tune, ["digits_s", "digits_s"], "two search spaces have the same name"),
+        (train, ["--lr", "fast"], "'--lr'"),
+        (train, ["--lambda", "-1"], "train.lambda: input should be greater than 0"),
+        (sample, ["--out", "grid.gif"], "want a file that ends in .png or .npz"),
+        (evaluate, ["--checkpoint", "a", "--npz", "b"], "give one of them"),
+        (pretrain, ["--size", "XXL"], "one of S, M"),
+        (pretrain, ["--images", "nowhere"], "no such folder"),
+        (pretrain, ["--images", "nowhere", "--image-size", "30"], "downsample"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    verb: Any, arguments: list[str], message: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    outcome = invoke(verb.main, arguments, capsys)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["text", "float", "wrong size", "no arr_0"])
+def test_an_npz_that_cannot_be_scored_is_one_line(kind: str, base_files: BaseFiles, tmp_path: Path, capsys):
+    space, path = write_space(tmp_path, base_files), tmp_path / "bad.npz"
+    if kind == "text":
+        path.write_text("no")
+    elif kind == "float":
+        np.savez(path, arr_0=np.zeros((4, 8, 8, 3)))
+    elif kind == "wrong size":
+        np.savez(path, arr_0=np.zeros((4, 9, 9, 3), dtype=np.uint8))
+    else:
+        np.savez(path, images=np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    outcome = invoke(evaluate.main, [str(space), "--npz", str(path)], capsys)
+    assert outcome.code == 2
+    assert "bad.npz" in outcome.err
+    assert outcome.err.count("\n") == 1

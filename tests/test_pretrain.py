@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cca_ray.config import load_config
+from cca_ray.models import load_official, load_tokenizer
+from cca_ray.pretrain import BaseFiles, build_base, digits, main, read_folder, read_image
+from cca_ray.tokens import read_token_set
+from cca_ray.worker import Group, load_base, protocol_of, score, scoring_of
+from tests.conftest import TINY, some_digits
+from tests.test_cli import invoke
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def test_the_embedded_images_are_all_the_digits():
+    data = digits()
+    assert data.images.shape == (1797, 8, 8, 3)
+    assert (data.images.min(), data.images.max()) == (0, 255)
+    assert data.class_names == tuple("0123456789")
+
+
+def test_a_base_can_be_scored(base_files: BaseFiles):
+    data = read_token_set(base_files.tokens)
+    assert data.tokens.shape == (240, 1, 16)
+    tokenizer = load_tokenizer("llamagen", base_files.tokenizer)
+    model = load_official("llamagen", "S", base_files.checkpoint, base_files.tokenizer)
+    images = tokenizer.decode(torch.from_numpy(data.tokens[:, 0].astype(np.int64)))
+    original = torch.from_numpy(some_digits().images).permute(0, 3, 1, 2) / 127.5 - 1
+    assert torch.nn.functional.mse_loss(images, original) < 0.5 * original.var()
+    assert model.null_label == 10
+
+
+def test_a_base_is_made_once_and_the_same_by_seed(tmp_path: Path):
+    made: list[str] = []
+    data = some_digits(96)
+    settings = TINY.model_copy(update={"feature_epochs": 1, "epochs": 1})
+
+    def files(root: Path, seed: int = 0) -> BaseFiles:
+        made.clear()
+        seeded = settings.model_copy(update={"seed": seed})
+        return build_base(data, "digits", "llamagen", "S", seeded, root, lambda what, done, total: made.append(what))
+
+    first = files(tmp_path / "a")
+    assert set(made) == {"tokenizer", "feature network", "llamagen S"}
+    assert files(tmp_path / "a") == first
+    assert not made
+    again, other = files(tmp_path / "b"), files(tmp_path / "a", seed=1)
+
+    def state(base: BaseFiles) -> list[torch.Tensor]:
+        return list(torch.load(base.checkpoint)["model"].values())
+
+    assert all(torch.equal(a, b) for a, b in zip(state(first), state(again), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(state(first), state(other), strict=True))
+
+
+def test_a_step_that_was_cut_short_is_made_again(tmp_path: Path, base_files: BaseFiles):
+    data = some_digits(96)
+    settings = TINY.model_copy(update={"feature_epochs": 1, "epochs": 1})
+
+    def breaks(what: str, done: int, total: int) -> None:
+        if what == "llamagen S":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_base(data, "digits", "llamagen", "S", settings, tmp_path, breaks)
+    made: list[str] = []
+    files = build_base(data, "digits", "llamagen", "S", settings, tmp_path, lambda what, done, of: made.append(what))
+    assert set(made) == {"llamagen S"}
+    assert files.checkpoint.is_file()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of images of many kinds."""
+    rng = np.random.default_rng(0)
+    for name, high in (("dark", 90), ("light", 255)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(24):
+            image = Image.fromarray(rng.integers(high - 60, high, (20 + i, 30, 3), dtype=np.uint8))
+            image.convert(["RGB", "L", "P", "RGBA"][i % 4]).save(tmp_path / "photos" / name / f"{i}.png")
+        image.convert("RGB").save(tmp_path / "photos" / name / "last.JPEG")
+    return tmp_path / "photos"
+
+
+def test_images_of_any_kind_are_read(folder: Path):
+    data = read_folder(folder, 16)
+    assert data.images.shape == (50, 16, 16, 3)
+    assert data.class_names == ("dark", "light")
+    assert data.images[data.labels == 0].mean() < data.images[data.labels == 1].mean()
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path):
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    image = read_image(tmp_path / "ramp.png", 8)
+    assert (image[0, 0, 0], image[-1, -1, 0]) == (0, 255)
+    np.testing.assert_allclose(image[..., 0], ramp >> 8)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("absent", "no such folder"),
+        ("one class", "one subfolder per class, at least 2; found 1"),
+        ("empty class", "no PNG or JPEG in this class folder"),
+        ("corrupt", r"3\.png: not a readable image"),
+    ],
+)
+def test_a_bad_folder_is_one_line(folder: Path, harm: str, message: str):
+    if harm == "absent":
+        folder = folder / "nowhere"
+    elif harm == "one class":
+        (folder / "light").rename(folder / "dark" / "inner")
+    elif harm == "empty class":
+        (folder / "middle").mkdir()
+    elif harm == "corrupt":
+        (folder / "dark" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    with pytest.raises(ValueError, match=message) as error:
+        read_folder(folder, 16)
+    assert "\n" not in str(error.value)
+
+
+def test_anybodys_images_become_a_base_and_a_search_space(folder: Path, tmp_path: Path, capsys):
+    arguments = ["--images", str(folder), "--image-size", "16", "--epochs", "1", "--out", str(tmp_path / "bases")]
+    assert invoke(main, arguments, capsys).code == 0
+    (space,) = (tmp_path / "bases").glob("*/photos_s.yaml")
+    config = load_config(space)
+    assert config.score.samples == 50
+    scoring = scoring_of(config, torch.device("cpu"))
+    assert scoring.image_size == 16
+    assert score(load_base(config), scoring, protocol_of(config, scoring, 20), Group()).images.shape == (20, 16, 16, 3)
