@@ -12,15 +12,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from cca_ray.config import reason
 
-SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
+PACKAGE = Path(__file__).resolve().parent
+SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
 DEFAULT_SPACES = ("digits_s", "digits_m")
 
 
 def find_space(name: str) -> Path:
-    """A search space's file: a path, or the name of one that comes with the project."""
+    """A search space's file: a path, or the bare name of one that comes with the project."""
     path = Path(name)
     shipped = SPACES / f"{path.stem}.yaml"
-    return shipped if not path.exists() and shipped.exists() else path
+    bare = path.parent == Path() and not path.exists()
+    return shipped if bare and shipped.exists() else path
 
 
 class Console:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from cca_ray.models import parameters
 from cca_ray.placement import accumulation, micro_batch_size, worker_resources
 from cca_ray.tracking import Tracker
 from cca_ray.trial import FAILURE, make_table, run_trial, score_checkpoint, trial_folder, trial_resources
-from cca_ray.worker import Job, Scored, load_base, load_tokens, required, total_steps
+from cca_ray.worker import METRICS, Job, Scored, load_base, load_tokens, required, total_steps
 
 ArmName = Literal["search", "control"]
 Say = Callable[[str], None]
@@ -138,7 +138,8 @@ class Running:
     trial: optuna.Trial
     run_id: str
     label: str
-    steps_seen: int = 0
+    logged: int  # the last step whose metrics MLflow has
+    rungs: set[int] = field(default_factory=set)  # passed, as far as this ledger knows
     value: float | None = None  # the score at the last rung
     pruned: bool = False
     error: str = ""  # why the trial failed
@@ -188,7 +189,7 @@ class Ledger:
             trial.set_user_attr("key", key)
             trial.set_user_attr("mlflow_run_id", run_id)
             label = f"{self.config.name}  {arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"
-            self.running[trial_id] = Running(arm, trial, run_id, label)
+            self.running[trial_id] = Running(arm, trial, run_id, label, self.tracker.last_step(run_id))
             return train, key
         return None
 
@@ -201,45 +202,42 @@ class Ledger:
         if FAILURE in result:
             running.error = result[FAILURE]
             return True
-        step = result.get("step", 0)
+        step, new = result["step"], result["step"] > running.logged
         rows = {
-            row[0]: dict(zip(("loss", "reward_accuracy", "reward_margin"), row[1:], strict=True))
-            for row in result.get("history", ())
-            if row[0] > running.steps_seen
+            row[0]: dict(zip(METRICS, row[1:], strict=True)) for row in result["history"] if row[0] > running.logged
         }
-        if running.arm.name == "control":
+        if running.arm.name == "control":  # has no pairs
             rows = {at: {"loss": row["loss"]} for at, row in rows.items()}
-        if step <= running.steps_seen:
-            return True
-        running.steps_seen = step
-        if result.get("images_per_second"):
+        if new and result["images_per_second"]:
             rows.setdefault(step, {})["images_per_second"] = result["images_per_second"]
+        if new and "fid" in result:
+            rows.setdefault(step, {}).update(fid=result["fid"], inception_score=result["inception_score"])
+            self.tracker.tags(running.run_id, {"protocol": result["protocol"]})
+            self.tracker.image(running.run_id, "samples", result["grid"], step)
+        self.tracker.metrics(running.run_id, rows)
+        running.logged = max(running.logged, step)
         if "fid" not in result:
-            self.tracker.metrics(running.run_id, rows)
             self.say(f"{running.label}  step {step}/{result['total_steps']}")
             return True
-        rows.setdefault(step, {}).update(fid=result["fid"], inception_score=result["inception_score"])
-        self.tracker.metrics(running.run_id, rows)
-        self.tracker.tags(running.run_id, {"protocol": result["protocol"]})
-        self.tracker.image(running.run_id, "samples", result["grid"], step)
+        if step in running.rungs:
+            return True
+        running.rungs.add(step)
         return self.at_rung(running, step, result)
 
     def at_rung(self, running: Running, step: int, result: Mapping[str, Any]) -> bool:
         fid, total, search = float(result["fid"]), result["total_steps"], self.config.search
-        others = [
-            trial.intermediate_values[step]
-            for trial in running.arm.study.get_trials(deepcopy=False)
-            if step in trial.intermediate_values and trial.number != running.trial.number
-        ]
-        running.trial.report(fid, step)
-        running.trial.set_user_attr("protocol", result["protocol"])
-        last = step >= total
-        running.value = fid if last else None
-        running.pruned = (
-            not last and running.arm.name == "search" and not goes_on(fid, others, search.keep, search.grace_trials)
-        )
-        best = min([fid, *others]) if last else None
-        end = "  stopped" if running.pruned else f"  best so far {best:.2f}" if best is not None else ""
+        trials = running.arm.study.get_trials(deepcopy=False)
+        mine = trials[running.trial.number]
+        if step not in mine.intermediate_values:
+            running.trial.report(fid, step)
+            running.trial.set_user_attr("protocol", result["protocol"])
+        others = [t.intermediate_values[step] for t in trials if step in t.intermediate_values and t is not mine]
+        end = ""
+        if step >= total:
+            running.value = fid
+            end = f"  best so far {min([fid, *(t.value for t in trials if t.value is not None)]):.2f}"
+        elif running.arm.name == "search" and not goes_on(fid, others, search.keep, search.grace_trials):
+            running.pruned, end = True, "  stopped"
         self.say(f"{running.label}  step {step}/{total}  fid {fid:.2f} ({result['samples']} samples){end}")
         return not running.pruned
 

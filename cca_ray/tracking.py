@@ -54,6 +54,10 @@ class Tracker:
         created: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         return created
 
+    def last_step(self, run_id: str) -> int:
+        """The last optimizer step whose loss was logged; 0 if none was."""
+        return max((metric.step for metric in self.client.get_metric_history(run_id, "loss")), default=0)
+
     def params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters; the same again is no change."""
         self.client.log_batch(run_id, params=[Param(key, f"{value}") for key, value in params.items()])

@@ -30,11 +30,7 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
 
 def show(configs: list[StudyConfig]) -> None:
     """The studies as they would run, every default filled in."""
-    print(
-        yaml.safe_dump_all(
-            [c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False, allow_unicode=True
-        )
-    )
+    print(yaml.safe_dump_all([c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False))
 
 
 def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
@@ -75,8 +71,9 @@ def main(
         show(configs)
         return
     console = Console()
-    name = name or ("digits" if not spaces else "-".join(config.name for config in configs))
-    name += f"-seed{seed}" if seed else ""
+    if not name:
+        name = "-".join(config.name for config in configs) if spaces else "digits"
+        name += f"-seed{seed}" if seed else ""
     storage = storage.resolve()  # trials run in directories of their own
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +95,8 @@ def main(
         ray.shutdown()
     print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
     print(f"summary   {summary}")
-    print(f"samples   {folder / sizes[-1]['size'] / 'samples.png'}")
-    print(f"winner    {sizes[-1]['checkpoint']}")
+    for size in sizes:
+        print(f"{size['size']:9} {Path(size['checkpoint']).parent}: winner.pt, samples.png")
     print(f"browse    mlflow server --backend-store-uri {uri}" if not tracking_uri else f"browse    {uri}")
 
 

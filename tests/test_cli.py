@@ -94,6 +94,7 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
     ("verb", "arguments", "message"),
     [
         (tune, ["nowhere.yaml"], "nowhere.yaml: no such search-space file"),
+        (tune, ["nowhere/digits_s.yaml"], "nowhere/digits_s.yaml: no such search-space file"),
         (tune, ["--set", "train.beta=x"], "train.beta: input should be a valid number"),
         (tune, ["--trials", "0"], "'--trials'"),
         (tune, ["--frobnicate"], "No such option: --frobnicate"),

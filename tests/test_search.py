@@ -153,7 +153,7 @@ def test_failing_trials_end_in_their_true_state_and_the_study_goes_on(study: Stu
 
 
 def test_a_trial_that_lost_its_process_resumes(study: Study, make_study: MakeStudy):
-    config = make_study(train={"epochs": 60}, search={"trials": 1, "max_concurrent": 1})
+    config = make_study(train={"epochs": 30}, search={"trials": 1, "max_concurrent": 1})
     checkpoint = study.folder / "trials" / "tiny-search-0000" / "checkpoint.pt"
     killer = kill_when(checkpoint.exists, "ray::ImplicitFunc")
     run(study, config)
@@ -161,14 +161,14 @@ def test_a_trial_that_lost_its_process_resumes(study: Study, make_study: MakeStu
     assert not killer.is_alive()
     (trial,) = study.trials()
     assert trial.state == TrialState.COMPLETE
-    assert sorted(trial.intermediate_values) == [300, 600]
+    assert sorted(trial.intermediate_values) == [150, 300]
     steps = [m.step for m in study.tracker.client.get_metric_history(trial.user_attrs["mlflow_run_id"], "loss")]
-    assert steps == list(range(1, 601))
+    assert steps == list(range(1, 301))
     study.assert_true_states()
 
 
 def test_a_trial_that_loses_its_process_too_often_fails(study: Study, make_study: MakeStudy):
-    config = make_study(train={"epochs": 60}, search={"trials": 2, "max_concurrent": 1}, placement={"max_failures": 0})
+    config = make_study(train={"epochs": 30}, search={"trials": 2, "max_concurrent": 1}, placement={"max_failures": 0})
     checkpoint = study.folder / "trials" / "tiny-search-0000" / "checkpoint.pt"
     kill_when(checkpoint.exists, "ray::ImplicitFunc")
     run(study, config)
