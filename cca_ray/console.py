@@ -15,6 +15,7 @@ from cca_ray.config import reason
 PACKAGE = Path(__file__).resolve().parent
 SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
 DEFAULT_SPACES = ("digits_s", "digits_m")
+INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 
 
 def find_space(name: str) -> Path:
@@ -83,7 +84,6 @@ def run(main: Callable[..., Any]) -> None:
         fail(error.format_message())
     except ValueError as error:
         fail(str(error))
-    except (typer.Abort, KeyboardInterrupt):
+    if code == INTERRUPTED:
         print("interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code or 0)
