@@ -32,7 +32,7 @@ def run_study(storage: Path, seed: int) -> list[dict[str, Any]]:
 
 
 def cell(values: list[float]) -> str:
-    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+    return f"{mean(values):.2f} ± {stdev(values) if len(values) > 1 else 0:.2f}"
 
 
 def table(studies: list[list[dict[str, Any]]]) -> str:

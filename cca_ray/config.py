@@ -23,7 +23,10 @@ class Strict(BaseModel):
 
 
 class Base(Strict):
-    """The pretrained model. Either `embedded` (made on first use, see `Pretrain`) or official checkpoint files."""
+    """The pretrained model. Either `embedded` (made on first use, see `Pretrain`) or official checkpoint files.
+
+    Paths, here and below, are relative to the working directory.
+    """
 
     family: Literal["llamagen"]
     size: Literal["S", "M", "B", "L", "XL", "XXL", "3B"]
@@ -272,6 +275,8 @@ def parse(content: Any, name: str, source: str) -> StudyConfig:
     try:
         # By way of JSON, where pydantic's strictness takes a list for a tuple but nothing else for anything else.
         return StudyConfig.model_validate_json(json.dumps({"name": name, **content}, default=str))
+    except TypeError:
+        raise ConfigError(f"{source}: every key must be a word; one is a date or a number") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
@@ -286,6 +291,8 @@ def override(content: Any, setting: str) -> None:
     keys = path.split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {setting}: want KEY.KEY=VALUE, such as --set train.beta=0.05")
+    if not isinstance(content, dict):
+        raise ConfigError(f"--set {setting}: the file holds no keys")
     for key in keys[:-1]:
         content = content.setdefault(key, {}) if isinstance(content, dict) else None
         if not isinstance(content, dict):
@@ -314,4 +321,21 @@ def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:
     content = read_yaml(text, str(path))
     for setting in settings:
         override(content, setting)
-    return parse(content, path.stem, str(path))
+    if not re.fullmatch(r"[\w.-]+", path.stem):
+        raise ConfigError(f"{path}: the file's name is the study's: letters, digits, '.', '_' and '-' only")
+    return with_absolute_paths(parse(content, path.stem, str(path)))
+
+
+def with_absolute_paths(config: StudyConfig) -> StudyConfig:
+    """Trials run in directories of their own."""
+
+    def absolute(section: Any, *keys: str) -> Any:
+        given = {key: value for key in keys if (value := getattr(section, key)) is not None}
+        return section.model_copy(update={key: str(Path(value).absolute()) for key, value in given.items()})
+
+    sections = {
+        "base": absolute(config.base, "checkpoint", "tokenizer"),
+        "data": absolute(config.data, "tokens"),
+        "score": absolute(config.score, "features", "reference"),
+    }
+    return config.model_copy(update=sections)

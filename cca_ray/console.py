@@ -4,10 +4,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 from pydantic import ValidationError
+from ray.exceptions import RayTaskError
+from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cca_ray.config import reason
@@ -29,7 +31,8 @@ def find_space(name: str) -> Path:
 class Console:
     """Lines with the time since the start; progress as a bar on a terminal, as a line now and then elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
         self.started = time.monotonic()
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
@@ -37,11 +40,11 @@ class Console:
 
     def say(self, text: str) -> None:
         self.close()
-        print(f"{time.monotonic() - self.started:5.0f} s  {text}", flush=True)
+        print(f"{time.monotonic() - self.started:5.0f} s  {text}", file=self.stream, flush=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """`done` of `total` steps of `what`."""
-        if not sys.stdout.isatty():
+        if not self.stream.isatty():
             quarter = 4 * done // total
             if quarter != self.quarters.get(what, 0):
                 self.quarters[what] = quarter
@@ -53,6 +56,7 @@ class Console:
                 BarColumn(),
                 TextColumn("{task.percentage:3.0f} %"),
                 TimeRemainingColumn(),
+                console=RichConsole(file=self.stream),
             )
             self.bars.start()
         if what not in self.tasks:
@@ -82,6 +86,12 @@ def run(main: Callable[..., Any]) -> None:
         fail(f"{error.title}: {reason(error)}")
     except typer.TyperException as error:
         fail(error.format_message())
+    except RayTaskError as error:
+        if not isinstance(error.cause, ValueError):
+            raise
+        fail(str(error.cause))
+    except OSError as error:
+        fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
     except ValueError as error:
         fail(str(error))
     if code == INTERRUPTED:

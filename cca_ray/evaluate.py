@@ -4,9 +4,10 @@ python -m cca_ray.evaluate digits_s --checkpoint runs/digits/digits_s/winner.pt 
 """
 
 import json
-import zipfile
+import sys
 from pathlib import Path
 from typing import Annotated
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def read_images(path: Path, size: int) -> np.ndarray:
     try:
         with np.load(path) as content:
             images: np.ndarray = content["arr_0"]
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
         raise ConfigError(f"{path}: not an .npz with arr_0 ({error})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3) or len(images) < 2:
         raise ConfigError(
@@ -62,17 +63,13 @@ def main(
     if checkpoint is not None and npz is not None:
         raise ConfigError("--checkpoint and --npz: give one of them")
     config = load_config(find_space(space))
-    config = resolve(config, storage, Console().progress)
+    config = resolve(config, storage, Console(sys.stderr).progress)
     group = Group()
     scoring = scoring_of(config, group.device)
     if npz is not None:
         images = read_images(npz, scoring.image_size)
-        print(
-            json.dumps(
-                {**score_images(images, scoring), "samples": len(images), "reference": scoring.reference.digest},
-                indent=1,
-            )
-        )
+        given = {"extractor": scoring.extractor, "reference": scoring.reference.digest, "samples": len(images)}
+        print(json.dumps({**score_images(images, scoring), **given}, indent=1))
         return
     protocol = protocol_of(config, scoring, samples or config.score.samples, guidance_scale, seed)
     model = load_base(config, str(checkpoint) if checkpoint else None).to(group.device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import pairwise
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class Reference:
         try:
             with np.load(path) as content:
                 mean, covariance = content["mu"].astype(np.float64), content["sigma"].astype(np.float64)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
             raise ValueError(f"{path}: not reference statistics (an .npz with mu and sigma): {error}") from None
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(f"{path}: mu is {mean.shape} and sigma {covariance.shape}: want [D] and [D, D]")

@@ -8,6 +8,7 @@ Everything is cached in a folder named by the digest of the images and settings;
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import typer
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
             return np.asarray(
                 image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)
             )
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombWarning) as error:
+    except (OSError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from None
 
 
@@ -304,22 +305,34 @@ def with_files(config: StudyConfig, files: BaseFiles) -> StudyConfig:
     )
 
 
+def check_embedded(config: StudyConfig) -> None:
+    """ConfigError if the settings do not fit the embedded images."""
+    if config.base.embedded is not None and config.pretrain.image_size != 8:
+        raise ConfigError(f"{config.name}: pretrain.image_size: the embedded digits are 8 pixels wide")
+
+
 def resolve(config: StudyConfig, storage: Path, progress: Progress) -> StudyConfig:
     """Make the embedded base on first use; a study with its own files is returned as it is."""
     if config.base.embedded is None:
         return config
-    if config.pretrain.image_size != 8:
-        raise ConfigError(f"{config.name}: pretrain.image_size: the embedded digits are 8 pixels wide")
     base = config.base
     files = build_base(digits(), "digits", base.family, base.size, config.pretrain, storage / "bases", progress)
     return with_files(config, files)
 
 
-def space_for(files: BaseFiles, images: int, size: str) -> dict[str, Any]:
-    """A search space for a base made from someone's images: that of the digits, on these files."""
-    space: dict[str, Any] = yaml.safe_load(find_space(f"digits_{size.lower()}").read_text())
-    samples = max(2, min(images, 5000))
+def space_for(files: BaseFiles, images: int, size: str, path: Path) -> dict[str, Any]:
+    """A search space for a base made from someone's images: that of the digits, on these files.
+
+    If there is one at `path`, it keeps its settings, which someone may have edited, and gets the files.
+    """
     paths = {key: str(path.resolve()) for key, path in vars(files).items()}
+    space: dict[str, Any]
+    if path.exists():
+        space = load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})
+        space["base"] |= {"checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
+        return space
+    space = yaml.safe_load(find_space(f"digits_{size.lower()}").read_text())
+    samples = max(2, min(images, 5000))
     space["base"] = {
         "family": "llamagen",
         "size": size,
@@ -357,11 +370,11 @@ def main(
         changes |= {"image_size": image_size, "downsample": downsample}
     settings = Pretrain.model_validate({**template.pretrain.model_dump(), **changes})
     data = digits() if images is None else read_folder(images, image_size)
-    name = "digits" if images is None else images.resolve().name
+    name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", images.resolve().name)
     console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
     files = build_base(data, name, "llamagen", size, settings, out, console.progress)
     path = files.checkpoint.parent / f"{name}_{size.lower()}.yaml"
-    path.write_text(yaml.safe_dump(space_for(files, len(data.images), size), sort_keys=False))
+    path.write_text(yaml.safe_dump(space_for(files, len(data.images), size, path), sort_keys=False))
     load_config(path)
     console.say(f"base: {files.checkpoint}")
     console.say(f"search: python -m cca_ray.tune {path}")

@@ -64,13 +64,14 @@ def compute_table(
     progress: Callable[[int], None] = lambda done: None,
 ) -> ReferenceTable:
     """Score every pair of every epoch. `progress` is told how many pairs are done."""
-    images = len(data.labels)
+    images, device = len(data.labels), next(model.parameters()).device
     positive, negative = torch.empty(epochs, images), torch.empty(epochs, images)
     for epoch in range(epochs):
         plan = plan_epoch(data.labels, data.meta.crops, model.null_label, null_ratio, seed, epoch)
         for start in range(0, images, batch):
             index = np.arange(start, min(start + batch, images))
-            positive[epoch, index], negative[epoch, index] = pair_logps(model, gather(data, plan, index))
+            logps = pair_logps(model, gather(data, plan, index).to(device))
+            positive[epoch, index], negative[epoch, index] = (values.cpu() for values in logps)
             progress(epoch * images + int(index[-1]) + 1)
     return ReferenceTable(key, positive, negative)
 

@@ -53,7 +53,11 @@ def verdict(size: dict[str, Any]) -> str:
 
 
 def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:
+    """Write the rows of these sizes; rows of other sizes that the file has already stay."""
     path = folder / "summary.json"
+    before = json.loads(path.read_text())["sizes"] if path.exists() else []
+    made = {size["size"]: size for size in sizes}
+    sizes = [made.pop(size["size"], size) for size in before] + list(made.values())
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps({"sizes": sizes}, indent=1))
     partial.replace(path)

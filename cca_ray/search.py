@@ -9,8 +9,9 @@ import logging
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +24,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cca_ray.config import Range, StudyConfig, Train
-from cca_ray.models import parameters
+from cca_ray.models import LlamaGen, parameters
 from cca_ray.placement import accumulation, micro_batch_size, worker_resources
 from cca_ray.tracking import Tracker
 from cca_ray.trial import FAILURE, make_table, run_trial, score_checkpoint, trial_folder, trial_resources
-from cca_ray.worker import METRICS, Job, Scored, load_base, load_tokens, required, total_steps
+from cca_ray.worker import METRICS, Group, Job, Scored, load_base, load_tokens, required, scoring_of, total_steps
 
 ArmName = Literal["search", "control"]
 Say = Callable[[str], None]
@@ -64,15 +65,21 @@ class Arm:
         """An interrupted trial if there is one, else a new one within the budget, else None."""
         trials = self.study.get_trials(deepcopy=False)
         if interrupted:
-            return optuna.Trial(self.study, trials[interrupted.pop(0)]._trial_id)
+            trial = optuna.Trial(self.study, trials[interrupted.pop(0)]._trial_id)
+            for name, values in self.space.items():  # what it already has stays; only what is missing is drawn
+                trial._suggest(name, values)
+            return trial
         begun = sum(t.state != TrialState.WAITING for t in trials)
         if begun >= self.trials:
             return None
         # Seeded by the trial's number, so that a study that is taken up again does not repeat its first draws.
         self.study.sampler = optuna.samplers.TPESampler(
-            seed=1000 * self.seed + begun, n_startup_trials=self.random_trials, constant_liar=True
+            seed=(1000 * self.seed + begun) % 2**32, n_startup_trials=self.random_trials, constant_liar=True
         )
         return self.study.ask(self.space)
+
+    def ended(self) -> list[optuna.trial.FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
 
 
 def open_arms(config: StudyConfig, name: str, storage: optuna.storages.BaseStorage) -> list[Arm]:
@@ -90,7 +97,7 @@ def open_arms(config: StudyConfig, name: str, storage: optuna.storages.BaseStora
         distributions = {key: distribution(key, bounds) for key, bounds in space.items()}
         if "config" not in study.user_attrs:
             for point in points:
-                study.enqueue_trial(point)
+                study.enqueue_trial(point, skip_if_exists=True)
             study.set_user_attr("config", memory_of(config))
         elif study.user_attrs["config"] != memory_of(config):
             raise ValueError(
@@ -103,7 +110,8 @@ def open_arms(config: StudyConfig, name: str, storage: optuna.storages.BaseStora
 
 def memory_of(config: StudyConfig) -> dict[str, Any]:
     """What must not change under one name: everything but budget and placement, which change no result."""
-    content = config.model_dump(mode="json", by_alias=True, exclude={"placement"})
+    content = config.model_dump(mode="json", by_alias=True)
+    content["placement"] = {"precision": config.placement.precision}
     for key in ("trials", "max_concurrent"):
         del content["search"][key]
     if config.base.embedded is not None:  # made from the settings that are kept here, wherever its files lie
@@ -139,7 +147,7 @@ class Running:
     run_id: str
     label: str
     logged: int  # the last step whose metrics MLflow has
-    rungs: set[int] = field(default_factory=set)  # passed, as far as this ledger knows
+    rungs: set[int]  # steps of those it has passed
     value: float | None = None  # the score at the last rung
     pruned: bool = False
     error: str = ""  # why the trial failed
@@ -153,6 +161,14 @@ def goes_on(value: float, others: list[float], keep: float, grace: int) -> bool:
     """
     scores = sorted([value, *others])
     return len(scores) <= grace or value <= scores[math.ceil(len(scores) * keep) - 1]
+
+
+def placement_tags(config: StudyConfig, train: Train) -> dict[str, str]:
+    """How the global batch is cut."""
+    placement = config.placement
+    if train.global_batch % (placement.workers * (placement.micro_batch or 1)):
+        return {"workers": str(placement.workers)}  # cannot be cut: the trial will say so
+    return {"workers": str(placement.workers), "accumulation": str(accumulation(placement, train.global_batch))}
 
 
 class Ledger:
@@ -177,19 +193,15 @@ class Ledger:
                 values["objective"] = "finetune"
             key = f"{self.config.name}-{arm.name}-{trial.number:04d}"
             train = self.config.train_with(values)
-            placement = self.config.placement
-            params = {
-                **train.model_dump(by_alias=True),
-                "micro_batch": placement.micro_batch or "",
-                "workers": placement.workers,
-            }
             tags = {"arm": arm.name, "size": self.config.name, "family": self.config.base.family}
             run_id = self.tracker.run(f"{self.key}/{key}", self.name_of(arm, trial), self.parent, tags)
-            self.tracker.params(run_id, params)
+            self.tracker.params(run_id, train.model_dump(by_alias=True))
+            self.tracker.tags(run_id, placement_tags(self.config, train))  # may change when a study goes on
             trial.set_user_attr("key", key)
             trial.set_user_attr("mlflow_run_id", run_id)
             label = f"{self.config.name}  {arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"
-            self.running[trial_id] = Running(arm, trial, run_id, label, self.tracker.last_step(run_id))
+            passed = set(arm.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+            self.running[trial_id] = Running(arm, trial, run_id, label, self.tracker.last_step(run_id), passed)
             return train, key
         return None
 
@@ -219,6 +231,8 @@ class Ledger:
         if "fid" not in result:
             self.say(f"{running.label}  step {step}/{result['total_steps']}")
             return True
+        if step >= result["total_steps"]:
+            running.value = float(result["fid"])
         if step in running.rungs:
             return True
         running.rungs.add(step)
@@ -227,14 +241,17 @@ class Ledger:
     def at_rung(self, running: Running, step: int, result: Mapping[str, Any]) -> bool:
         fid, total, search = float(result["fid"]), result["total_steps"], self.config.search
         trials = running.arm.study.get_trials(deepcopy=False)
-        mine = trials[running.trial.number]
-        if step not in mine.intermediate_values:
-            running.trial.report(fid, step)
-            running.trial.set_user_attr("protocol", result["protocol"])
-        others = [t.intermediate_values[step] for t in trials if step in t.intermediate_values and t is not mine]
+        # By the rung's number, not its step: trials may differ in length, but at a rung all have as many samples.
+        rung = sum(passed < step for passed in running.rungs)
+        others = [
+            t.intermediate_values[sorted(t.intermediate_values)[rung]]
+            for t in trials
+            if len(t.intermediate_values) > rung and t.number != running.trial.number
+        ]
+        running.trial.report(fid, step)
+        running.trial.set_user_attr("protocol", result["protocol"])
         end = ""
         if step >= total:
-            running.value = fid
             end = f"  best so far {min([fid, *(t.value for t in trials if t.value is not None)]):.2f}"
         elif running.arm.name == "search" and not goes_on(fid, others, search.keep, search.grace_trials):
             running.pruned, end = True, "  stopped"
@@ -242,7 +259,9 @@ class Ledger:
         return not running.pruned
 
     def finish(self, trial_id: str, lost: bool = False) -> None:
-        """Write the true final state everywhere. `lost`: its process died more often than it may.
+        """Write the true final state to MLflow, then to Optuna, whose open trials are taken up again.
+
+        `lost`: its process died more often than it may.
 
         A trial that neither failed nor was stopped nor reached its last rung was interrupted from outside:
         it stays open in Optuna, to be taken up when the study is run again.
@@ -254,15 +273,15 @@ class Ledger:
         error = running.error or (lost and (running.lost or "lost its process")) or ""
         if error:
             running.trial.set_user_attr("reason", error)
-            study.tell(number, state=TrialState.FAIL)
             self.tracker.end(running.run_id, "FAIL", error)
+            study.tell(number, state=TrialState.FAIL)
             self.say(f"{running.label}  FAILED: {error}")
         elif running.pruned:
-            study.tell(number, state=TrialState.PRUNED)
             self.tracker.end(running.run_id, "PRUNED", "not among the best at a rung")
+            study.tell(number, state=TrialState.PRUNED)
         elif running.value is not None:
-            study.tell(number, running.value)
             self.tracker.end(running.run_id, "COMPLETE")
+            study.tell(number, running.value)
         else:
             self.tracker.end(running.run_id, "INTERRUPTED")
             self.say(f"{running.label}  interrupted")
@@ -274,8 +293,7 @@ class Ledger:
 
     def done(self) -> bool:
         """Whether every planned trial has ended."""
-        ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        return all(len(arm.study.get_trials(deepcopy=False, states=ended)) >= arm.trials for arm in self.arms)
+        return all(len(arm.ended()) >= arm.trials for arm in self.arms)
 
 
 class Proposer(Searcher):
@@ -412,50 +430,35 @@ def compare(config: StudyConfig, arms: list[Arm], storage: Path) -> tuple[dict[s
     return chosen, {name: s for name, (s, _) in zip(chosen, final, strict=True)}, final[0][1]
 
 
-def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, say: Say) -> SizeResult:
-    """Search, control and final comparison for one size. Ray must be running; the config's paths are resolved."""
-    started = time.monotonic()
-    micro_batch_size(config.placement, config.train.global_batch)  # refuse an impossible placement at once
-    url = f"sqlite:///{storage / 'study.db'}"
-    arms = open_arms(config, name, optuna.storages.RDBStorage(url))
-    key = f"{name}/{config.name}"
-    parent = tracker.run(key, config.name, tags={"study": name, "family": config.base.family})
-    model, data = load_base(config), load_tokens(required(config.data.tokens, "data.tokens"))
-    steps = total_steps(len(data.labels), config.train)
-    tracker.params(
-        parent,
-        {
-            "size": config.base.size,
-            "parameters": parameters(model),
-            "tokens": data.digest,
-            "steps": steps,
-            "accumulation": accumulation(config.placement, config.train.global_batch),
-            "space": {k: [v.low, v.high] for k, v in config.search.space.items()},
-        },
-    )
-    say(f"{config.name}  {parameters(model):,} parameters, {len(data.labels):,} images, {steps} steps a trial")
-    table = None
-    if config.train.reference == "table" and not PAIRING & set(config.search.space):
-        resources = worker_resources(config.placement)
-        task = make_table.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
-        table = Path(ray.get(task.remote(Job(config, config.train, storage).packed(), str(storage / "reference"))))
-    state, ledger = "FAIL", Ledger(config, arms, tracker, parent, key, say)
+def open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """The study's SQLite file. ValueError, naming it, if it cannot be used; it is never replaced."""
     try:
-        try:
-            run_trials(config, ledger, table, storage)
-        finally:
-            ledger.close()
-        if not ledger.done():  # Tune ends its own run on SIGINT and returns
-            state = "INTERRUPTED"
-            raise KeyboardInterrupt
-        say(f"{config.name}  scoring base, guided base, control and finalists on fresh noise")
-        chosen, scored, protocol = compare(config, arms, storage)
-        state = "COMPLETE"
-    finally:
-        tracker.end(parent, state)
+        return optuna.storages.RDBStorage(f"sqlite:///{path}")
+    except Exception as error:  # SQLAlchemy's many kinds
+        raise ValueError(
+            f"{path}: cannot be used ({type(error).__name__}); move it away, or use another --name"
+        ) from None
+
+
+def check_resources(config: StudyConfig) -> None:
+    """ValueError if a Ray that was started here can never hold a trial. A named cluster may still grow."""
+    placement = config.placement
+    have = ray.cluster_resources()
+    for kind, amount in worker_resources(placement).items():
+        if "RAY_ADDRESS" not in os.environ and have.get(kind, 0) < amount * placement.workers:
+            raise ValueError(
+                f"{config.name}: placement asks for {amount * placement.workers:g} {kind}, this machine has "
+                f"{have.get(kind, 0):g}; see placement.workers, placement.cpus and placement.gpus"
+            )
+
+
+def summarize(
+    config: StudyConfig, arms: list[Arm], chosen: dict[str, Contender], scored: dict[str, Scored], model: LlamaGen
+) -> dict[str, Any]:
+    """What `summary.json` says of one size."""
     winner = chosen["cca"]
-    search = next(arm for arm in arms if arm.name == "search")
-    summary = {
+    ended = next(arm for arm in arms if arm.name == "search").ended()
+    return {
         "size": config.name,
         "params": parameters(model),
         "fid_base": scored["base"].fid,
@@ -465,16 +468,75 @@ def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, sa
         "fid_cca": scored["cca"].fid,
         "lambda": winner.params.get("lambda", config.train.lambda_),
         "learning_rate": winner.params.get("learning_rate", config.train.learning_rate),
-        "trials": len(search.study.get_trials(deepcopy=False)),
-        "seconds": time.monotonic() - started,
+        "trials": len(ended),
         "winner": winner.params,
         "trial": winner.number,
         "checkpoint": winner.checkpoint,
         "control_learning_rate": chosen["control"].params["learning_rate"],
-        "protocol": protocol,
-        "mlflow_run_id": parent,
     }
-    fids = {f"fid_{name}": s.fid for name, s in scored.items()}
+
+
+def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, say: Say) -> SizeResult:
+    """Search, control and final comparison for one size. Ray must be running; the config's paths are resolved."""
+    started = time.monotonic()
+    # Whatever can be wrong with the files or the placement is said before anything is written.
+    micro_batch_size(config.placement, config.train.global_batch)
+    check_resources(config)
+    model, data = load_base(config), load_tokens(required(config.data.tokens, "data.tokens"))
+    scoring_of(config, Group().device)
+    steps = total_steps(len(data.labels), config.train)
+
+    arms = open_arms(config, name, open_storage(storage / "study.db"))
+    memory = arms[0].study
+    if "id" not in memory.user_attrs:  # tells this study from another of the same name in the same MLflow
+        memory.set_user_attr("id", uuid.uuid4().hex[:8])
+    key = f"{name}/{config.name}/{memory.user_attrs['id']}"
+    parent = tracker.run(key, config.name, tags={"study": name, "family": config.base.family})
+    state = "FAIL"
+    try:
+        tracker.params(
+            parent,
+            {
+                "size": config.base.size,
+                "parameters": parameters(model),
+                "tokens": data.digest,
+                "steps": steps,
+                "space": {k: [v.low, v.high] for k, v in config.search.space.items()},
+            },
+        )
+        say(f"{config.name}  {parameters(model):,} parameters, {len(data.labels):,} images, {steps} steps a trial")
+        ledger = Ledger(config, arms, tracker, parent, key, say)
+        nothing_to_do = ledger.done()
+        try:
+            run_trials(config, ledger, reference_table(config, storage), storage)
+        finally:
+            ledger.close()
+        if not ledger.done():  # Tune ends its own run on SIGINT and returns
+            raise KeyboardInterrupt
+        say(f"{config.name}  scoring base, guided base, control and finalists on fresh noise")
+        chosen, scored, protocol = compare(config, arms, storage)
+        state = "COMPLETE"
+    except KeyboardInterrupt:
+        state = "INTERRUPTED"
+        raise
+    finally:
+        tracker.end(parent, state)
+    spent = memory.user_attrs.get("seconds", 0.0)
+    if not (nothing_to_do and spent):
+        spent += time.monotonic() - started
+        memory.set_user_attr("seconds", spent)
+    summary = summarize(config, arms, chosen, scored, model)
+    summary |= {"seconds": spent, "protocol": protocol, "mlflow_run_id": parent}
+    fids = {f"fid_{contender}": s.fid for contender, s in scored.items()}
     tracker.metrics(parent, {steps: {**fids, "guidance_scale": chosen["guided"].guidance_scale}})
-    tracker.tags(parent, {"protocol": protocol, "winner": readable(winner.params)})
-    return SizeResult(summary, {name: s.images for name, s in scored.items()})
+    tracker.tags(parent, {"protocol": protocol, "winner": readable(chosen["cca"].params)})
+    return SizeResult(summary, {contender: s.images for contender, s in scored.items()})
+
+
+def reference_table(config: StudyConfig, storage: Path) -> Path | None:
+    """The file with the reference's log-likelihoods, made now if need be; None where it must be live."""
+    if config.train.reference == "live" or PAIRING & set(config.search.space):
+        return None
+    resources = worker_resources(config.placement)
+    task = make_table.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+    return Path(ray.get(task.remote(Job(config, config.train, storage).packed(), str(storage / "reference"))))

@@ -6,6 +6,8 @@ Only the study's driver writes, so a SQLite store has a single writer.
 import logging
 import math
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ from typing import Any
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
@@ -22,26 +23,38 @@ KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is fo
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
 
 
+def reach(url: str, timeout_s: float = 10.0) -> None:
+    """Ask a server once. MLflow's own client would try for minutes before it says that none is there."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout_s):  # noqa: S310 (http or https)
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answered
+
+
 class Tracker:
     """One experiment in one MLflow store."""
 
     def __init__(self, uri: str, experiment: str, artifacts: Path | None = None):
-        """`artifacts`: where a new experiment keeps its files, if the store is a database and not a server.
+        """`artifacts`: where a new experiment keeps its files, if the store is a database; a server knows itself.
 
         Raises ValueError if the store cannot be used.
         """
         for name in ("alembic", "mlflow.store.db.utils"):  # a new database logs every migration
             logging.getLogger(name).setLevel(logging.WARNING)
+        server = uri.startswith(("http://", "https://"))
         try:
+            if server:
+                reach(uri)
             self.client = MlflowClient(tracking_uri=uri)
             found = self.client.get_experiment_by_name(experiment)
-            location = artifacts.resolve().as_uri() if artifacts else None
+            location = artifacts.resolve().as_uri() if artifacts and not server else None
             self.experiment_id = (
                 found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
             )
-        except MlflowException as error:
+        except Exception as error:  # MLflow's, SQLAlchemy's, a missing driver's
             raise ValueError(f"MLflow at {uri} cannot be used: {str(error).splitlines()[0]}") from None
-        self.uri = uri
+        self.browse = uri if server else f"mlflow server --backend-store-uri {uri}"
 
     def run(self, key: str, name: str, parent: str | None = None, tags: Mapping[str, str] | None = None) -> str:
         """The id of the run of this key, RUNNING: made now, or reopened if an interrupted study left it."""

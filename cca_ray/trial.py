@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.config import Placement
-from cca_ray.placement import worker_resources
+from cca_ray.placement import autocast, local_device, worker_resources
 from cca_ray.reference import compute_table, read_table, write_table
 from cca_ray.worker import (
     Group,
@@ -39,20 +39,27 @@ FAILURE = "failure"  # the key of a report that ends a trial with a reason
 
 def one_line(error: BaseException) -> str:
     """The innermost cause, as its kind and the first line of its message."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = inner
     failures = getattr(error, "worker_failures", None)  # Ray Train's error of a worker group
-    if failures:
-        return one_line(next(iter(failures.values())))
+    inner = next(iter(failures.values())) if failures else getattr(error, "_base_exc", None)
+    inner = inner or getattr(error, "cause", None) or error.__cause__
+    if isinstance(inner, BaseException):
+        return one_line(inner)
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:500]
 
 
 def worker_loop(packed: dict[str, Any]) -> None:
-    """What each worker of a group runs."""
+    """What each worker of a group runs.
+
+    A ValueError, such as a diverged loss, meets all workers alike and would meet them again: it is reported, not
+    raised, for Ray Train would start the group anew. Any other exception may leave the others waiting and is raised.
+    """
     context = ray.train.get_context()
     group = Group(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    fine_tune(Job.unpacked(packed), ray.train.report, group)
+    try:
+        fine_tune(Job.unpacked(packed), ray.train.report, group)
+    except ValueError as error:
+        ray.train.report({FAILURE: one_line(error)})
 
 
 def build_trainer(job: Job, report: Report, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
@@ -113,8 +120,10 @@ def make_table(packed: dict[str, Any], folder: str) -> str:
     if path.exists():
         read_table(path, key)
     else:
-        train = job.train
-        write_table(compute_table(model, data, key, train.null_ratio, train.seed, train.epochs), path)
+        train, device = job.train, local_device()
+        with autocast(job.config.placement, device):  # as the trials score their own model
+            table = compute_table(model.to(device), data, key, train.null_ratio, train.seed, train.epochs)
+        write_table(table, path)
     return str(path)
 
 

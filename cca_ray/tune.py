@@ -4,7 +4,12 @@ python -m cca_ray.tune                          the embedded default: two sizes 
 python -m cca_ray.tune my_s.yaml my_m.yaml      your own search spaces, in this order
 """
 
+import fcntl
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +19,8 @@ import yaml
 
 from cca_ray.config import ConfigError, StudyConfig, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
-from cca_ray.pretrain import resolve
+from cca_ray.placement import micro_batch_size
+from cca_ray.pretrain import check_embedded, resolve
 from cca_ray.report import picture, table, verdict, write_summary
 from cca_ray.search import SizeResult, run_size, start_ray
 from cca_ray.tracking import Tracker
@@ -25,12 +31,30 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
     names = [config.name for config in configs]
     if len(set(names)) < len(names):
         raise ConfigError(f"two search spaces have the same name: {', '.join(names)}")
+    for config in configs:
+        micro_batch_size(config.placement, config.train.global_batch)
+        check_embedded(config)
     return configs
 
 
 def show(configs: list[StudyConfig]) -> None:
     """The studies as they would run, every default filled in."""
     print(yaml.safe_dump_all([c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the study's lock, which the system frees when the process ends. ConfigError, naming the holder, if held."""
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(f"{folder}: this study is being run by process {lock.read().strip()}") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
@@ -74,30 +98,33 @@ def main(
     if not name:
         name = "-".join(config.name for config in configs) if spaces else "digits"
         name += f"-seed{seed}" if seed else ""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
     storage = storage.resolve()  # trials run in directories of their own
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)
     console.say(f"study {name}: {', '.join(c.name for c in configs)}; everything goes to {folder}")
     uri = tracking_uri or f"sqlite:///{storage / 'mlflow.db'}"
     console.say(f"opening MLflow at {uri}")
-    tracker = Tracker(uri, f"cca_ray {configs[0].base.family}", None if tracking_uri else storage / "mlartifacts")
-    console.say("starting Ray")
-    start_ray()
+    tracker = Tracker(uri, f"cca_ray {configs[0].base.family}", storage / "mlartifacts")
     sizes = []
-    try:
-        for config in configs:
-            result = run_size(resolve(config, storage, console.progress), name, folder, tracker, console.say)
-            finish_size(result, folder / config.name, tracker)
-            sizes.append(result.summary)
-            summary = write_summary(folder, sizes)
-            console.say(verdict(result.summary))
-    finally:
-        ray.shutdown()
+    with alone(folder):
+        try:
+            console.say("starting Ray")
+            start_ray()
+            for config in configs:
+                result = run_size(resolve(config, storage, console.progress), name, folder, tracker, console.say)
+                finish_size(result, folder / config.name, tracker)
+                sizes.append(result.summary)
+                summary = write_summary(folder, sizes)
+                console.say(verdict(result.summary))
+        finally:
+            ray.shutdown()
     print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
     print(f"summary   {summary}")
     for size in sizes:
         print(f"{size['size']:9} {Path(size['checkpoint']).parent}: winner.pt, samples.png")
-    print(f"browse    mlflow server --backend-store-uri {uri}" if not tracking_uri else f"browse    {uri}")
+    print(f"browse    {tracker.browse}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ whose files lie on storage that all nodes see.
 """
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
 from cca_ray.sampler import Decoding, balanced_labels, decode_images, image_grid, sample_tokens, uniforms
 from cca_ray.tokens import TokenSet, read_token_set
 
+# Accuracy counts every pair, as the official code does: null-masked and equal-label pairs can never win.
 METRICS = ("loss", "reward_accuracy", "reward_margin")
 HEARTBEAT_S = 5.0  # a report at least this often, so that progress is visible
 GRID_IMAGES = 80
@@ -58,7 +60,7 @@ GRID_IMAGES = 80
 Report = Callable[[dict[str, Any]], None]
 
 
-class Diverged(RuntimeError):
+class Diverged(ValueError):
     """The loss is no longer a number."""
 
 
@@ -151,6 +153,8 @@ def load_scoring(
 ) -> Scoring:
     """Kept between the trials of one process."""
     state, settings = read_checkpoint(features)
+    if set(settings) != {"image_size", "num_classes"}:
+        raise ValueError(f"{features}: not a feature network's checkpoint")
     network = FeatureNet(**settings)
     load_state(network, state, features)
     meta = load_tokens(tokens).meta
@@ -178,7 +182,16 @@ def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
 def load_base(config: StudyConfig, checkpoint: str | None = None) -> LlamaGen:
     """The study's base, or the same architecture with another checkpoint's weights."""
     path = checkpoint or required(config.base.checkpoint, "base.checkpoint")
-    return load_official(config.base.family, config.base.size, path)
+    model = load_official(config.base.family, config.base.size, path)
+    meta = load_tokens(required(config.data.tokens, "data.tokens")).meta
+    wanted = (meta.length, meta.codebook_size, len(meta.class_names))
+    found = (model.config.block_size, model.config.vocab_size, model.config.num_classes)
+    if found != wanted:
+        raise ValueError(
+            f"{path}: models {found[0]} tokens of {found[1]} codes and {found[2]} classes, but "
+            f"{config.data.tokens} holds {wanted[0]} of {wanted[1]} and {wanted[2]}"
+        )
+    return model
 
 
 def protocol_of(
@@ -254,6 +267,7 @@ class Loop:
 
     job: Job
     group: Group
+    base_digest: str
     model: LlamaGen
     forward: nn.Module  # the model, wrapped for several workers
     frozen: LlamaGen | None  # the reference, where it is live
@@ -278,11 +292,6 @@ def prepare(job: Job, group: Group) -> Loop:
     train = job.train
     data = load_tokens(required(job.config.data.tokens, "data.tokens"))
     model = load_base(job.config)
-    if data.meta.length != model.config.block_size or data.meta.codebook_size != model.config.vocab_size:
-        raise ValueError(
-            f"{job.config.data.tokens}: {data.meta.length} tokens of {data.meta.codebook_size} codes an image, but "
-            f"{job.config.base.checkpoint} models {model.config.block_size} of {model.config.vocab_size}"
-        )
     table = None
     if job.table is not None and train.objective != "finetune":
         table = read_table(job.table, reference_key(job.config, train, model, data))
@@ -291,6 +300,7 @@ def prepare(job: Job, group: Group) -> Loop:
     return Loop(
         job=job,
         group=group,
+        base_digest=digest_of_weights(model),
         model=model,
         forward=DistributedDataParallel(model) if group.world > 1 else model,
         frozen=copy.deepcopy(model).requires_grad_(False) if live else None,
@@ -400,6 +410,8 @@ def rung_steps(config: StudyConfig, total: int) -> dict[int, int]:
 
 def score_rung(loop: Loop, step: int, samples: int) -> dict[str, Any]:
     """Score the EMA; the first worker writes the grid of samples."""
+    if not all(parameter.isfinite().all() for parameter in loop.scored_model.parameters()):
+        raise Diverged(f"the weights are no longer finite at step {step}")
     protocol = protocol_of(loop.job.config, loop.scoring, samples)
     started = time.monotonic()
     scored = score(loop.scored_model, loop.scoring, protocol, loop.group)
@@ -419,6 +431,21 @@ def score_rung(loop: Loop, step: int, samples: int) -> dict[str, Any]:
     }
 
 
+def settings_of(loop: Loop) -> str:
+    """Everything that a checkpoint's weights and scores depend on, so that no other run is ever resumed from it."""
+    config = loop.job.config
+    return json.dumps(
+        {
+            "train": loop.job.train.model_dump(by_alias=True, exclude={"reference"}),
+            "base": loop.base_digest,
+            "tokens": loop.data.digest,
+            "rungs": [rung.model_dump() for rung in config.rungs],
+            "protocol": protocol_of(config, loop.scoring, 0).id,
+            "precision": config.placement.precision,
+        }
+    )
+
+
 def fine_tune(job: Job, report: Report, group: Group) -> Path:
     """Run one fine-tuning, from its checkpoint if there is one; returns the file with the final weights.
 
@@ -427,12 +454,14 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path:
     """
     loop = prepare(job, group)
     job.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, settings = job.folder / "checkpoint.pt", job.train.model_dump_json(by_alias=True)
+    checkpoint, final, settings = job.folder / "checkpoint.pt", job.folder / "model.pt", settings_of(loop)
     progress = resume(checkpoint, loop.model, loop.ema, loop.optimizer, settings)
-    for passed in progress.reports:
-        report(passed)
     total = total_steps(len(loop.data.labels), job.train)
     rungs = rung_steps(job.config, total)
+    if progress.step == total and group.rank == 0:
+        save_official(loop.scored_model, final)
+    for passed in progress.reports:
+        report(passed)
     log = Log(group)
     for step in range(progress.step, total):
         log.add(step + 1, train_step(loop, step))
@@ -448,8 +477,7 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path:
         progress = Progress(done, [*progress.reports, result])
         if group.rank == 0:
             save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings)
+            if done == total:  # before the report: who hears of the end may look for the weights
+                save_official(loop.scored_model, final)
         report(result)
-    final = job.folder / "model.pt"
-    if group.rank == 0:
-        save_official(loop.scored_model, final)
     return final

@@ -1,6 +1,7 @@
 """The verbs, as a person would type them."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from PIL import Image
 
 from cca_ray import evaluate, pretrain, sample, train, tune
 from cca_ray.console import run
+from cca_ray.models import build, save_official
 from cca_ray.pretrain import BaseFiles
 from tests.conftest import tiny_space
 
@@ -99,6 +101,9 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
         (tune, ["--trials", "0"], "'--trials'"),
         (tune, ["--frobnicate"], "No such option: --frobnicate"),
         (tune, ["digits_s", "digits_s"], "two search spaces have the same name"),
+        (tune, ["--name", "it's"], "--name it's: letters, digits"),
+        (tune, ["--set", "placement.workers=3"], "global_batch 128 is not a multiple of placement.workers (3)"),
+        (tune, ["--set", "pretrain.image_size=16"], "the embedded digits are 8 pixels wide"),
         (train, ["--lr", "fast"], "'--lr'"),
         (train, ["--lambda", "-1"], "train.lambda: input should be greater than 0"),
         (sample, ["--out", "grid.gif"], "want a file that ends in .png or .npz"),
@@ -119,11 +124,41 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["text", "float", "wrong size", "no arr_0"])
+def test_a_storage_that_is_a_file_is_one_line(base_files: BaseFiles, tmp_path: Path, capsys):
+    (tmp_path / "runs").touch()
+    outcome = invoke(tune.main, [str(write_space(tmp_path, base_files)), "--storage", str(tmp_path / "runs")], capsys)
+    assert outcome.code == 2
+    assert outcome.err == f"error: {tmp_path / 'runs' / 'tiny'}: Not a directory\n"
+
+
+def test_a_checkpoint_of_another_base_is_one_line(base_files: BaseFiles, tmp_path: Path, capsys):
+    other = tmp_path / "other.pt"
+    save_official(build("llamagen", "S", num_classes=7, vocab_size=32, block_size=16), other)
+    for verb in (sample, evaluate):
+        arguments = [str(write_space(tmp_path, base_files)), "--checkpoint", str(other)]
+        outcome = invoke(verb.main, arguments, capsys)
+        assert outcome.code == 2
+        assert "models 16 tokens of 32 codes and 7 classes" in outcome.err
+        assert outcome.err.count("\n") == 1
+
+
+def test_a_study_has_one_driver(base_files: BaseFiles, tmp_path: Path, capsys):
+    space = write_space(tmp_path, base_files)
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    with tune.alone(folder):
+        outcome = invoke(tune.main, [str(space), "--storage", str(tmp_path / "runs")], capsys)
+    assert outcome.code == 2
+    assert f"this study is being run by process {os.getpid()}" in outcome.err
+
+
+@pytest.mark.parametrize("kind", ["text", "float", "wrong size", "empty", "no arr_0"])
 def test_an_npz_that_cannot_be_scored_is_one_line(kind: str, base_files: BaseFiles, tmp_path: Path, capsys):
     space, path = write_space(tmp_path, base_files), tmp_path / "bad.npz"
     if kind == "text":
         path.write_text("no")
+    elif kind == "empty":
+        path.touch()
     elif kind == "float":
         np.savez(path, arr_0=np.zeros((4, 8, 8, 3)))
     elif kind == "wrong size":

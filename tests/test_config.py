@@ -87,6 +87,29 @@ def test_a_mistake_is_one_line_with_file_key_and_what_is_allowed(tmp_path: Path,
     assert "\n" not in str(error.value)
 
 
+def test_a_date_for_a_key_is_one_line(tmp_path: Path):
+    with pytest.raises(ConfigError, match="every key must be a word"):
+        load_config(write(tmp_path, "2026-01-01: {}"))
+
+
+def test_a_file_name_that_cannot_name_a_study_is_refused(tmp_path: Path):
+    path = tmp_path / "bob's.yaml"
+    path.write_text(yaml.safe_dump(tiny_space()))
+    with pytest.raises(ConfigError, match="the file's name is the study's"):
+        load_config(path)
+
+
+def test_paths_are_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    content = changed("base", {"family": "llamagen", "size": "B", "checkpoint": "b.pt", "tokenizer": "/vq.pt"})
+    content["data"] = {"tokens": "tokens"}
+    content["score"] |= {"features": "f.pt", "reference": "r.npz"}
+    config = load_config(write(tmp_path, content))
+    assert config.base.checkpoint == str(tmp_path / "b.pt")
+    assert config.base.tokenizer == "/vq.pt"
+    assert config.data.tokens == str(tmp_path / "tokens")
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such search-space file"):
         load_config(tmp_path / "nowhere.yaml")

@@ -54,11 +54,16 @@ def test_a_reference_is_read_as_it_was_saved(tmp_path: Path, reference: Referenc
     assert Reference.load(tmp_path / "reference.npz").digest == reference.digest
 
 
-@pytest.mark.parametrize("kind", ["absent", "text", "without mu", "wrong shape"])
+@pytest.mark.parametrize("kind", ["absent", "text", "without mu", "wrong shape", "empty", "truncated"])
 def test_a_bad_reference_is_one_line(tmp_path: Path, kind: str):
     path = tmp_path / "reference.npz"
     if kind == "text":
         path.write_text("no")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "truncated":
+        np.savez(path, mu=np.zeros(64), sigma=np.eye(64))
+        path.write_bytes(path.read_bytes()[:2000])
     elif kind == "without mu":
         np.savez(path, sigma=np.eye(3))
     elif kind == "wrong shape":

@@ -132,6 +132,10 @@ def test_anybodys_images_become_a_base_and_a_search_space(folder: Path, tmp_path
     (space,) = (tmp_path / "bases").glob("*/photos_s.yaml")
     config = load_config(space)
     assert config.score.samples == 50
+    space.write_text(space.read_text().replace("beta: 0.08", "beta: 0.5"))  # an edit outlives the next base
+    assert invoke(main, [*arguments, "--epochs", "2"], capsys).code == 0
+    assert load_config(space).train.beta == 0.5
+    assert load_config(space).base.checkpoint != config.base.checkpoint
     scoring = scoring_of(config, torch.device("cpu"))
     assert scoring.image_size == 16
     assert score(load_base(config), scoring, protocol_of(config, scoring, 20), Group()).images.shape == (20, 16, 16, 3)

@@ -26,6 +26,9 @@ def test_the_verdict_compares_with_guidance_and_control():
 
 def test_the_summary_is_json(tmp_path: Path):
     assert json.loads(write_summary(tmp_path, [SIZE]).read_text()) == {"sizes": [SIZE]}
+    other, changed = {**SIZE, "size": "digits_m"}, {**SIZE, "fid_cca": 1.0}
+    write_summary(tmp_path, [SIZE, other])
+    assert json.loads(write_summary(tmp_path, [changed]).read_text()) == {"sizes": [changed, other]}
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 

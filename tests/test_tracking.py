@@ -90,7 +90,19 @@ def test_a_long_history_is_kept_whole(tracker: Tracker):
     assert len(tracker.client.get_metric_history(run_id, "loss")) == 2500
 
 
-def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path):
+@pytest.mark.parametrize("kind", ["folder", "nobody there", "no database", "no driver"])
+def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path, kind: str):
+    (tmp_path / "mlflow.db").write_text("not a database " * 100)
+    uri = {
+        "folder": str(tmp_path / "mlruns"),  # MLflow no longer takes folders
+        "nobody there": f"http://127.0.0.1:{free_port()}",
+        "no database": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "no driver": "postgresql://127.0.0.1/mlflow",
+    }[kind]
     with pytest.raises(ValueError, match="cannot be used") as error:
-        Tracker(str(tmp_path / "mlruns"), "study")  # MLflow no longer takes folders
+        Tracker(uri, "study")
     assert "\n" not in str(error.value)
+
+
+def test_the_way_to_browse_is_a_command_or_an_address(tracker: Tracker):
+    assert tracker.browse.startswith(("http://127.0.0.1:", "mlflow server --backend-store-uri sqlite:///"))

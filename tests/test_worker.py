@@ -139,6 +139,37 @@ def test_a_diverged_run_says_where(make_study: MakeStudy, tmp_path: Path):
         run(make_study(train=LIVE), tmp_path, learning_rate=1e30)
 
 
+def test_weights_that_are_lost_just_before_a_rung_are_never_scored(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE, rungs=[{"at": 0.1, "samples": 40}, {"at": 1.0, "samples": 40}])
+    with pytest.raises(Diverged, match="the weights are no longer finite at step 1"):
+        run(config, tmp_path, learning_rate=1e39)
+
+
+def test_the_final_weights_are_there_when_the_end_is_reported(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    there: dict[int, bool] = {}
+
+    def look(report: dict[str, Any]) -> None:
+        there[report["step"]] = (tmp_path / "model.pt").is_file()
+        if report["step"] == report["total_steps"] and len(there) < 3:
+            there[0] = True
+            raise KeyboardInterrupt  # as a study that is stopped at this very moment
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(Job(config, config.train, tmp_path), look, Group())
+    assert there == {5: False, 10: True, 0: True}
+    (tmp_path / "model.pt").unlink()
+    assert len(run(config, tmp_path)) == 2
+    assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("change", [{"score": {"seed": 9}}, {"train": {**LIVE, "seed": 1}}])
+def test_a_folder_of_another_run_is_refused(make_study: MakeStudy, tmp_path: Path, change: dict[str, Any]):
+    run(make_study(train=LIVE), tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: belongs to another fine-tuning"):
+        run(make_study(**{"train": LIVE, **change}), tmp_path)
+
+
 def test_the_ema_is_what_is_scored(make_study: MakeStudy, tmp_path: Path):
     run(make_study(train=LIVE), tmp_path / "with")
     run(make_study(train={**LIVE, "ema_decay": 0.0}), tmp_path / "without")
@@ -171,5 +202,5 @@ def test_tokens_of_another_tokenizer_are_refused(make_study: MakeStudy, tmp_path
     config = config.model_copy(
         update={"base": config.base.model_copy(update={"checkpoint": str(tmp_path / "other.pt")})}
     )
-    with pytest.raises(ValueError, match=r"16 tokens of 32 codes an image, but .* models 16 of 64"):
+    with pytest.raises(ValueError, match=r"models 16 tokens of 64 codes and 10 classes, but .* holds 16 of 32 and 10"):
         run(config, tmp_path / "run")

@@ -82,6 +82,15 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return dict(state), dict(content.get("config", {}))
 
 
+def known(config: Mapping[str, Any], kind: type, source: str | Path) -> dict[str, Any]:
+    """A file's own `config`, if it is one of this kind. ValueError, naming the file, if it is of another."""
+    if unknown := set(config) - {f.name for f in fields(kind)}:
+        raise ValueError(
+            f"{source}: not a {kind.__name__.removesuffix('Config')} checkpoint (its config has {min(unknown)})"
+        )
+    return dict(config)
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Load strictly: everything missing, unexpected or of another shape is listed in one ValueError.
 
@@ -105,7 +114,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path
 def load_tokenizer(family: str, checkpoint: str | Path, **overrides: Any) -> LlamaGenVQ:
     """A frozen tokenizer: the official VQ-16, or one of ours, whose file says its widths."""
     state, config = read_checkpoint(checkpoint)
-    tokenizer = build_tokenizer(family, **{**config, **overrides})
+    tokenizer = build_tokenizer(family, **{**known(config, VQConfig, checkpoint), **overrides})
     load_state(tokenizer, state, checkpoint)
     return tokenizer.requires_grad_(False)
 
@@ -119,6 +128,7 @@ def load_official(
     many codes as the model has tokens.
     """
     state, config = read_checkpoint(checkpoint)
+    config = known(config, LlamaGenConfig, checkpoint)
     if "image_size" in overrides:
         config.pop("block_size", None)
     model = build(family, size, **{**config, **SIZES.get(family, {}).get(size, {}), **overrides})

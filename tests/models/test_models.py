@@ -53,6 +53,14 @@ def test_a_tokenizer_with_another_codebook_is_refused(tmp_path: Path):
     tokenizer = build_tokenizer("llamagen", codebook_size=32, ch=8, ch_mult=(1, 2), z_channels=16, norm_groups=8)
     save_official(tokenizer, tmp_path / "tokenizer.pt")
     assert load_tokenizer("llamagen", tmp_path / "tokenizer.pt").config == tokenizer.config
+    with pytest.raises(ValueError, match="not a VQ checkpoint"):
+        load_tokenizer("llamagen", tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="not a LlamaGen checkpoint"):
+        load_official("llamagen", "S", tmp_path / "tokenizer.pt")
+    with pytest.raises(ValueError, match="not a VQ checkpoint"):
+        load_tokenizer("llamagen", tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="not a LlamaGen checkpoint"):
+        load_official("llamagen", "S", tmp_path / "tokenizer.pt")
     with pytest.raises(ValueError, match="32 codes, but the model has 64 tokens"):
         load_official("llamagen", "S", tmp_path / "model.pt", tmp_path / "tokenizer.pt")
 
