@@ -6,7 +6,7 @@ One YAML file describes the search for one model size.  Anything unknown, mistyp
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -190,6 +190,10 @@ class Pretrain(Strict):
         return self
 
 
+# Where the fields are that name files; an embedded base fills them when it is made.
+PATHS = {"base": ("checkpoint", "tokenizer"), "data": ("tokens",), "score": ("features", "reference")}
+
+
 class StudyConfig(Strict):
     """The search for one model size. `name` is the file's name without its ending."""
 
@@ -220,6 +224,15 @@ class StudyConfig(Strict):
                 except ValidationError as error:
                     raise ValueError(f"search.space.{name}: {value:g} is not allowed: {reason(error)}") from None
         return self
+
+    def with_paths(self, paths: Mapping[str, str]) -> Self:
+        """The study with the given ones of `PATHS` replaced."""
+        return self.model_copy(
+            update={
+                section: getattr(self, section).model_copy(update={key: paths[key] for key in keys if key in paths})
+                for section, keys in PATHS.items()
+            }
+        )
 
     def train_with(self, values: dict[str, Any]) -> Train:
         """`train` with some fields replaced, by their names in the file; validated. Integer fields are rounded."""
@@ -328,14 +341,5 @@ def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:
 
 def with_absolute_paths(config: StudyConfig) -> StudyConfig:
     """Trials run in directories of their own."""
-
-    def absolute(section: Any, *keys: str) -> Any:
-        given = {key: value for key in keys if (value := getattr(section, key)) is not None}
-        return section.model_copy(update={key: str(Path(value).absolute()) for key, value in given.items()})
-
-    sections = {
-        "base": absolute(config.base, "checkpoint", "tokenizer"),
-        "data": absolute(config.data, "tokens"),
-        "score": absolute(config.score, "features", "reference"),
-    }
-    return config.model_copy(update=sections)
+    named = {key: getattr(getattr(config, section), key) for section, keys in PATHS.items() for key in keys}
+    return config.with_paths({key: str(Path(path).absolute()) for key, path in named.items() if path is not None})

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from cca_ray.config import ConfigError, Pretrain, StudyConfig, load_config
 from cca_ray.console import Console, find_space, run
+from cca_ray.data import steps_per_epoch
 from cca_ray.fid import FeatureNet, Moments, Reference, digest_of_weights, merge_all
 from cca_ray.models import LlamaGenVQ, build, build_tokenizer, load_tokenizer, save_official, write_atomically
-from cca_ray.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, write_token_set
+from cca_ray.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, to_input, write_token_set
 
 Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
 SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -91,18 +92,13 @@ def read_folder(folder: Path, size: int) -> LabelledImages:
     return LabelledImages(np.stack(images), np.array(labels, dtype=np.int64), tuple(p.name for p in classes))
 
 
-def to_input(images: np.ndarray) -> Tensor:
-    """[N, H, W, 3] uint8 -> [N, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
 def batches(count: int, batch: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """Shuffled indices, full batches only (one smaller batch an epoch if there are too few images)."""
+    """Shuffled indices, full batches only."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator)
-        for start in range(0, max(count - batch, 0) + 1, batch):
-            yield order[start : start + batch]
+        for step in range(steps_per_epoch(count, batch)):
+            yield order[step * batch : (step + 1) * batch]
 
 
 def train_network(
@@ -120,7 +116,7 @@ def train_network(
     `loss_of(indices, step)` is the loss on these images.
     """
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    total = epochs * len(range(0, max(count - batch, 0) + 1, batch))
+    total = epochs * steps_per_epoch(count, batch)
     for step, index in enumerate(batches(count, batch, epochs, seed)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 20) * (1 - step / total)
@@ -149,7 +145,7 @@ def train_tokenizer(data: LabelledImages, settings: Pretrain, progress: Progress
     codes = tokenizer.quantize
     used = torch.zeros(settings.codebook_size)
     generator = torch.Generator().manual_seed(settings.seed)
-    total = settings.tokenizer_epochs * max(1, len(x) // batch)
+    total = settings.tokenizer_epochs * steps_per_epoch(len(x), batch)
 
     def revive(latents: Tensor) -> None:
         """Move codes that nothing chose onto latents that exist: the codebook neither starts nor falls idle."""
@@ -292,17 +288,7 @@ def build_base(
 
 def with_files(config: StudyConfig, files: BaseFiles) -> StudyConfig:
     """The study with every path filled in."""
-
-    def filled(section: Any, **paths: Path) -> Any:
-        return section.model_copy(update={key: str(path.resolve()) for key, path in paths.items()})
-
-    return config.model_copy(
-        update={
-            "base": filled(config.base, checkpoint=files.checkpoint, tokenizer=files.tokenizer),
-            "data": filled(config.data, tokens=files.tokens),
-            "score": filled(config.score, features=files.features, reference=files.reference),
-        }
-    )
+    return config.with_paths({key: str(path.resolve()) for key, path in vars(files).items()})
 
 
 def check_embedded(config: StudyConfig) -> None:

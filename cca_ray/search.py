@@ -23,7 +23,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cca_ray.config import Range, StudyConfig, Train
+from cca_ray.config import PATHS, Range, StudyConfig, Train
 from cca_ray.models import LlamaGen, parameters
 from cca_ray.placement import accumulation, micro_batch_size, worker_resources
 from cca_ray.tracking import Tracker
@@ -115,11 +115,7 @@ def memory_of(config: StudyConfig) -> dict[str, Any]:
     for key in ("trials", "max_concurrent"):
         del content["search"][key]
     if config.base.embedded is not None:  # made from the settings that are kept here, wherever its files lie
-        for section, keys in {
-            "base": ("checkpoint", "tokenizer"),
-            "data": ("tokens",),
-            "score": ("features", "reference"),
-        }.items():
+        for section, keys in PATHS.items():
             for key in keys:
                 del content[section][key]
     return content
@@ -389,6 +385,12 @@ def run_trials(config: StudyConfig, ledger: Ledger, table: Path | None, storage:
     ).fit()
 
 
+def as_worker(task: Any, config: StudyConfig) -> Any:
+    """A Ray task that holds what one worker of a trial holds."""
+    resources = worker_resources(config.placement)
+    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+
+
 def compare(config: StudyConfig, arms: list[Arm], storage: Path) -> tuple[dict[str, Contender], dict[str, Scored], str]:
     """Base, guided base, control and winner, chosen on one fresh noise and scored on another.
 
@@ -413,8 +415,7 @@ def compare(config: StudyConfig, arms: list[Arm], storage: Path) -> tuple[dict[s
         "cca": finished("search", config.score.finalists),
     }
     packed = Job(config, config.train, storage).packed()
-    resources = worker_resources(config.placement)
-    task = score_checkpoint.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+    task = as_worker(score_checkpoint, config)
 
     def scores(contenders: list[Contender], seed: int) -> list[tuple[Scored, str]]:
         samples = config.score.samples
@@ -537,6 +538,5 @@ def reference_table(config: StudyConfig, storage: Path) -> Path | None:
     """The file with the reference's log-likelihoods, made now if need be; None where it must be live."""
     if config.train.reference == "live" or PAIRING & set(config.search.space):
         return None
-    resources = worker_resources(config.placement)
-    task = make_table.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+    task = as_worker(make_table, config)
     return Path(ray.get(task.remote(Job(config, config.train, storage).packed(), str(storage / "reference"))))

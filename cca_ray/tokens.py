@@ -45,12 +45,16 @@ class TokenSet:
     digest: str
 
 
+def to_input(images: np.ndarray) -> torch.Tensor:
+    """What tokenizers take: [N, H, W, 3] uint8 -> [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
 def encode_images(tokenizer: LlamaGenVQ, images: np.ndarray, batch: int = 256) -> Iterator[np.ndarray]:
     """images [N, H, W, 3] uint8 -> token batches [B, L] uint16, in order."""
     for start in range(0, len(images), batch):
-        x = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with torch.inference_mode():
-            yield tokenizer.encode(x).numpy().astype(np.uint16)
+            yield tokenizer.encode(to_input(images[start : start + batch])).numpy().astype(np.uint16)
 
 
 def write_token_set(folder: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]], meta: TokenMeta) -> str:

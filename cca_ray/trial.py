@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.config import Placement
+from cca_ray.fid import digest_of_weights
 from cca_ray.placement import autocast, local_device, worker_resources
 from cca_ray.reference import compute_table, read_table, write_table
 from cca_ray.worker import (
@@ -115,7 +116,7 @@ def make_table(packed: dict[str, Any], folder: str) -> str:
     """Compute the reference's log-likelihoods if they are not there yet; returns the file."""
     job = Job.unpacked(packed)
     model, data = load_base(job.config), load_tokens(required(job.config.data.tokens, "data.tokens"))
-    key = reference_key(job.config, job.train, model, data)
+    key = reference_key(digest_of_weights(model), job.train, data)
     path = Path(folder) / f"{key}.parquet"
     if path.exists():
         read_table(path, key)

@@ -283,8 +283,8 @@ class Loop:
         return self.ema if self.ema is not None else self.model
 
 
-def reference_key(config: StudyConfig, train: Train, model: LlamaGen, data: TokenSet) -> str:
-    return table_key(digest_of_weights(model), data, train.null_ratio, train.seed, train.epochs)
+def reference_key(base_digest: str, train: Train, data: TokenSet) -> str:
+    return table_key(base_digest, data, train.null_ratio, train.seed, train.epochs)
 
 
 def prepare(job: Job, group: Group) -> Loop:
@@ -292,15 +292,16 @@ def prepare(job: Job, group: Group) -> Loop:
     train = job.train
     data = load_tokens(required(job.config.data.tokens, "data.tokens"))
     model = load_base(job.config)
+    base_digest = digest_of_weights(model)
     table = None
     if job.table is not None and train.objective != "finetune":
-        table = read_table(job.table, reference_key(job.config, train, model, data))
+        table = read_table(job.table, reference_key(base_digest, train, data))
     model.to(group.device)
     live = table is None and train.objective != "finetune"
     return Loop(
         job=job,
         group=group,
-        base_digest=digest_of_weights(model),
+        base_digest=base_digest,
         model=model,
         forward=DistributedDataParallel(model) if group.world > 1 else model,
         frozen=copy.deepcopy(model).requires_grad_(False) if live else None,
