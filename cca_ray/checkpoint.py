@@ -1,6 +1,7 @@
 """A trial's checkpoint: model, EMA, optimizer, position and what it has reported; saved whole, resumed exactly.
 
-Pairs and samples are functions of (seed, epoch, index), so no random state needs keeping.
+Pairs and samples are functions of (seed, epoch, index), so no random state needs keeping.  The file is the same
+for one worker, DDP and FSDP: a trial may go on with another placement.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cca_ray.models import write_atomically
+from cca_ray.parallel import Group, Weights, parted, restore, state_of, whole
 
 
 @dataclass
@@ -23,21 +25,32 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Optimizer, progress: Progress, settings: str
+    path: Path,
+    model: nn.Module,
+    ema: Weights | None,
+    optimizer: Optimizer,
+    progress: Progress,
+    settings: str,
+    group: Group,
 ) -> None:
-    """`settings` says which fine-tuning this is; a checkpoint of another one is refused on resume."""
+    """All workers gather, the first writes.
+
+    `settings` says which fine-tuning this is; a checkpoint of another one is refused on resume.
+    """
+    weights, moments = state_of(model, optimizer)
     content = {
-        "model": model.state_dict(),
-        "ema": ema.state_dict() if ema is not None else None,
-        "optimizer": optimizer.state_dict(),
+        "model": weights,
+        "ema": {name: whole(tensor).cpu() for name, tensor in ema.items()} if ema is not None else None,
+        "optimizer": moments,
         "step": progress.step,
         "reports": progress.reports,
         "settings": settings,
     }
-    write_atomically(content, path)
+    if group.rank == 0:
+        write_atomically(content, path)
 
 
-def resume(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Optimizer, settings: str) -> Progress:
+def resume(path: Path, model: nn.Module, ema: Weights | None, optimizer: Optimizer, settings: str) -> Progress:
     """Restore in place what `save_checkpoint` wrote; from the start if there is no file.
 
     Raises ValueError, naming the file, if it is damaged or belongs to another fine-tuning.
@@ -45,14 +58,15 @@ def resume(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Optim
     if not path.exists():
         return Progress()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found, progress = content["settings"], Progress(content["step"], content["reports"])
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path}: damaged checkpoint; delete it to start this trial over ({error})") from None
     if found != settings:
         raise ValueError(f"{path}: belongs to another fine-tuning; delete it, or use another name")
-    model.load_state_dict(content["model"])
+    restore(model, optimizer, (content["model"], content["optimizer"]))
     if ema is not None:
-        ema.load_state_dict(content["ema"])
-    optimizer.load_state_dict(content["optimizer"])
+        with torch.no_grad():
+            for name, tensor in ema.items():
+                tensor.copy_(parted(content["ema"][name], tensor))
     return progress

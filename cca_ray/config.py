@@ -62,6 +62,7 @@ class Train(Strict):
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
     clip: float = Field(1.0, ge=0)  # largest gradient norm; 0: off
+    dropout: float = Field(0.0, ge=0, lt=1)  # of the trained model; the reference has none
     ema_decay: float = Field(0.0, ge=0, lt=1)  # of the weights that are scored; 0: off
     seed: int = Field(0, ge=0)  # of the order, crops, negatives and null masks
     reference: Literal["table", "live"] = "table"  # log p_ref once per study, or a second model in memory
@@ -106,6 +107,7 @@ class Rung(Strict):
 
     at: float = Field(gt=0, le=1)
     samples: int = Field(ge=2)
+    keep: float | None = Field(None, gt=0, le=1)  # share of the trials that goes on from here; None: search.keep
 
 
 class Score(Strict):
@@ -113,6 +115,8 @@ class Score(Strict):
 
     features: str | None = None  # checkpoint of the feature network; an embedded base brings its own
     reference: str | None = None  # .npz with mu and sigma of the real images
+    image_size: int | None = Field(None, ge=1)  # pixels a side to which samples are resized; None: as they are
+    labels: Literal["balanced", "random"] = "balanced"  # random: as the official LlamaGen sampler draws them
     temperature: float = Field(1.0, gt=0)
     top_k: int = Field(0, ge=0)  # 0: all tokens
     top_p: float = Field(1.0, gt=0, le=1)  # 1: all tokens
@@ -164,6 +168,8 @@ class Placement(Strict):
     cpus: int = Field(1, ge=1)  # a worker
     gpus: float = Field(0, ge=0)  # a worker
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast on GPUs that have it
+    strategy: Literal["ddp", "fsdp"] = "ddp"  # of several workers: a whole model each, or a part each
+    activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
     max_failures: int = Field(2, ge=0)  # lost workers a trial survives
 
 

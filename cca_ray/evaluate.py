@@ -1,13 +1,18 @@
 """Score a checkpoint, or images in an `.npz`, under a study's protocol; prints JSON.
 
+FID, sFID, inception score, precision and recall, as the ADM evaluator computes them.  What the files do not allow
+is null: sFID wants `mu_s` and a network with spatial features, precision and recall want the reference's images
+(`arr_0`).
+
 python -m cca_ray.evaluate digits_s --checkpoint runs/digits/digits_s/winner.pt --samples 1800
 """
 
 import json
 import sys
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,39 +20,90 @@ import typer
 
 from cca_ray.config import ConfigError, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
-from cca_ray.fid import Moments, frechet_distance, frechet_distance_few, inception_score
+from cca_ray.features import Extractor, extract
+from cca_ray.fid import (
+    SHARD,
+    Moments,
+    divergences,
+    frechet_distance,
+    frechet_distance_few,
+    inception_score,
+    merge_all,
+    precision_recall,
+)
+from cca_ray.parallel import Group
 from cca_ray.pretrain import resolve
-from cca_ray.worker import Group, Scoring, load_base, protocol_of, score, scoring_of
+from cca_ray.worker import Scoring, load_base, protocol_of, required, sample_shards, scoring_of
 
 
-def read_images(path: Path, size: int) -> np.ndarray:
-    """arr_0 [N, size, size, 3] uint8."""
+def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.ndarray]]:
+    """How many images an `.npz` holds in `arr_0`, and these, [n, H, W, 3] uint8, `SHARD` at a time.
+
+    ConfigError, naming the file, if there is no such array or, where `size` is given, of other pixels.
+    """
     try:
-        with np.load(path) as content:
-            images: np.ndarray = content["arr_0"]
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
+        file = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 (read by the iterator that is returned)
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: not an .npz with arr_0 ({error})") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3) or len(images) < 2:
-        raise ConfigError(
-            f"{path}: arr_0 is {images.dtype} {list(images.shape)}; want uint8 [N, {size}, {size}, 3], N at least 2"
-        )
-    return images
+    side = size or "S"
+    square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[1] == (size or shape[1])
+    if dtype != np.uint8 or fortran or not square or shape[0] < 2:
+        raise ConfigError(f"{path}: arr_0 is {dtype} {list(shape)}; want uint8 [N, {side}, {side}, 3], N at least 2")
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, shape[0], SHARD):
+            count = min(SHARD, shape[0] - start) * shape[1] * shape[2] * 3
+            content = file.read(count)
+            if len(content) < count:
+                raise ConfigError(f"{path}: ends after {start} of {shape[0]} images")
+            yield np.frombuffer(content, np.uint8).reshape(-1, *shape[1:])
+
+    return shape[0], batches()
 
 
-@torch.inference_mode()
-def score_images(images: np.ndarray, scoring: Scoring) -> dict[str, float]:
-    """FID and inception score of given images."""
-    device = next(scoring.features.parameters()).device
-    chunks = [scoring.features(torch.from_numpy(images[i : i + 1024]).to(device)) for i in range(0, len(images), 1024)]
-    features = torch.cat([f for f, _ in chunks]).cpu().numpy()
-    few = len(features) < features.shape[1]
-    distance = (
-        frechet_distance_few(features, scoring.reference)
-        if few
-        else frechet_distance(Moments.of(features), scoring.reference)
-    )
-    probabilities = torch.cat([logits for _, logits in chunks]).softmax(-1).cpu().numpy()
-    return {"fid": distance, "inception_score": inception_score(probabilities)}
+def on_device(batches: Iterable[np.ndarray], device: torch.device) -> Iterator[torch.Tensor]:
+    return (torch.from_numpy(batch.copy()).to(device) for batch in batches)
+
+
+def pooled_features(extractor: Extractor, batches: Iterable[torch.Tensor]) -> np.ndarray:
+    """[N, D] float32."""
+    return np.concatenate([extract(extractor, batch).pooled.cpu().numpy() for batch in batches])
+
+
+def has_images(path: str) -> bool:
+    return "arr_0.npy" in zipfile.ZipFile(path).namelist()
+
+
+def measure(batches: Iterable[torch.Tensor], count: int, scoring: Scoring, reference: str, device: torch.device,
+            permute: bool) -> dict[str, float | None]:  # fmt: skip
+    """All metrics of `count` images. `permute`: mix them before the inception score cuts them into blocks."""
+    order = np.random.default_rng(0).permutation(count) if permute else np.arange(count)
+    pooled, moments, spatial, parts, seen = [], [], [], [], 0
+    for batch in batches:
+        features = extract(scoring.extractor, batch)
+        pooled.append(features.pooled.cpu().numpy())
+        moments.append(Moments.of(pooled[-1]))
+        if features.spatial is not None and scoring.reference.spatial is not None:
+            spatial.append(Moments.of(features.spatial.cpu().numpy()))
+        parts.append(divergences(features.probabilities.cpu().numpy(), order[seen : seen + len(batch)]))
+        seen += len(batch)
+    made, wanted = np.concatenate(pooled), scoring.reference
+    few = count < len(wanted.mean)
+    result: dict[str, float | None] = {
+        "fid": frechet_distance_few(made, wanted) if few else frechet_distance(merge_all(moments), wanted),
+        "sfid": frechet_distance(merge_all(spatial), wanted.spatial) if spatial and wanted.spatial else None,
+        "inception_score": inception_score(parts),
+        "precision": None,
+        "recall": None,
+    }
+    if has_images(reference):
+        _, real = open_images(Path(reference))
+        real_features = pooled_features(scoring.extractor, on_device(real, device))
+        result["precision"], result["recall"] = precision_recall(real_features, made)
+    return result
 
 
 def main(
@@ -66,16 +122,18 @@ def main(
     config = resolve(config, storage, Console(sys.stderr).progress)
     group = Group()
     scoring = scoring_of(config, group.device)
-    if npz is not None:
-        images = read_images(npz, scoring.image_size)
-        given = {"extractor": scoring.extractor, "reference": scoring.reference.digest, "samples": len(images)}
-        print(json.dumps({**score_images(images, scoring), **given}, indent=1))
-        return
+    reference = required(config.score.reference, "score.reference")
     protocol = protocol_of(config, scoring, samples or config.score.samples, guidance_scale, seed)
+    if npz is not None:
+        count, batches = open_images(npz, protocol.image_size)
+        given = {"extractor": scoring.extractor.digest, "reference": scoring.reference.digest, "samples": count}
+        measured = measure(on_device(batches, group.device), count, scoring, reference, group.device, permute=True)
+        print(json.dumps({**measured, **given}, indent=1))
+        return
     model = load_base(config, str(checkpoint) if checkpoint else None).to(group.device)
-    scored = score(model, scoring, protocol, group)
-    result = {"fid": scored.fid, "inception_score": scored.inception_score, "protocol_id": protocol.id}
-    print(json.dumps({**result, "protocol": protocol.model_dump()}, indent=1))
+    images = (images for _, images, _ in sample_shards(model, scoring, protocol, group))
+    result = measure(images, protocol.samples, scoring, reference, group.device, permute=False)
+    print(json.dumps({**result, "protocol_id": protocol.id, "protocol": protocol.model_dump()}, indent=1))
 
 
 if __name__ == "__main__":

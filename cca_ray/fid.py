@@ -1,30 +1,32 @@
-"""Features -> moments -> Fréchet distance, in float64; and the protocol that names a score.
+"""Features -> moments -> Fréchet distance, inception score, precision and recall; and the protocol that names a score.
 
-`FeatureNet` is the extractor for small images (`pretrain` trains it); its features stand where Inception's
-stand for ImageNet.  A score means nothing without its protocol: see `Protocol`.
+Everything is summed in float64, but for the distances of precision and recall, which the ADM evaluator takes in
+float16.  A score means nothing without its protocol: see `Protocol`.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
 SHARD = 256  # images a shard: moments are summed by shard, so the sum does not depend on who made which
+BLOCK = 5000  # images a block of the inception score, as in the ADM evaluator
+NEIGHBOUR = 3  # of precision and recall
 
 
 class Protocol(BaseModel):
     """Everything that a FID depends on besides the model. Two scores compare only if their ids are equal.
 
-    `guidance_scale` and the rest are those of `sampler.Decoding`. Labels are class-balanced and fixed by index.
+    `guidance_scale` and the rest are those of `sampler.Decoding`. Labels are fixed by index and, if `random`, seed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +36,7 @@ class Protocol(BaseModel):
     samples: int
     seed: int
     image_size: int  # pixels along a side, as fed to the extractor
-    labels: str = "balanced"
+    labels: Literal["balanced", "random"] = "balanced"
     resize: str = "none"
     guidance_scale: float = 1.0
     temperature: float = 1.0
@@ -82,10 +84,11 @@ def merge_all(shards: list[Moments]) -> Moments:
 
 @dataclass(frozen=True)
 class Reference:
-    """Mean [D] and covariance [D, D] of the real images' features, float64."""
+    """Mean [D] and covariance [D, D] of the real images' features, float64; `spatial`: the same for sFID."""
 
     mean: np.ndarray
     covariance: np.ndarray
+    spatial: "Reference | None" = None
 
     @cached_property
     def factor(self) -> np.ndarray:
@@ -98,20 +101,39 @@ class Reference:
         content = self.mean.astype("<f8").tobytes() + self.covariance.astype("<f8").tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
+    @staticmethod
+    def of(moments: Moments, spatial: Moments | None = None) -> "Reference":
+        return Reference(moments.mean, moments.covariance, Reference.of(spatial) if spatial else None)
+
     def save(self, path: str | Path) -> None:
-        """As the ADM evaluator keeps them: `mu` and `sigma` in an `.npz`."""
-        np.savez(path, mu=self.mean, sigma=self.covariance)
+        """As the ADM evaluator keeps them: `mu` and `sigma` in an `.npz`, `mu_s` and `sigma_s` for sFID."""
+        if self.spatial is None:
+            np.savez(path, mu=self.mean, sigma=self.covariance)
+        else:
+            spatial = self.spatial
+            np.savez(path, mu=self.mean, sigma=self.covariance, mu_s=spatial.mean, sigma_s=spatial.covariance)
 
     @staticmethod
     def load(path: str | Path) -> "Reference":
+        """ValueError, naming the file, if there are no such statistics in it."""
         try:
             with np.load(path) as content:
-                mean, covariance = content["mu"].astype(np.float64), content["sigma"].astype(np.float64)
+                statistics = {k: content[k].astype(np.float64) for k in content.files if k.startswith(("mu", "sigma"))}
         except (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
             raise ValueError(f"{path}: not reference statistics (an .npz with mu and sigma): {error}") from None
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(f"{path}: mu is {mean.shape} and sigma {covariance.shape}: want [D] and [D, D]")
-        return Reference(mean, covariance)
+
+        def read(mu: str, sigma: str, spatial: "Reference | None" = None) -> "Reference":
+            if missing := [key for key in (mu, sigma) if key not in statistics]:
+                raise ValueError(
+                    f"{path}: has no {missing[0]}; want an .npz with mu and sigma, such as ADM's "
+                    "VIRTUAL_imagenet256_labeled.npz, or one of python -m cca_ray.prepare --reference"
+                )
+            mean, covariance = statistics[mu], statistics[sigma]
+            if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+                raise ValueError(f"{path}: {mu} is {mean.shape} and {sigma} {covariance.shape}: want [D] and [D, D]")
+            return Reference(mean, covariance, spatial)
+
+        return read("mu", "sigma", read("mu_s", "sigma_s") if "mu_s" in statistics else None)
 
 
 def frechet_distance(sample: Moments, reference: Reference) -> float:
@@ -139,43 +161,78 @@ def frechet_distance_few(features: np.ndarray, reference: Reference) -> float:
     return float(delta @ delta + np.square(x).sum() + np.trace(reference.covariance) - 2 * trace_root)
 
 
-def inception_score(probabilities: np.ndarray) -> float:
-    """exp of the mean divergence between p(y | x) and p(y): probabilities [N, K] of one block."""
-    p = np.asarray(probabilities, dtype=np.float64).clip(1e-30)
-    return float(np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()))
+@dataclass(frozen=True)
+class Divergence:
+    """Of one block of images: count, summed p(y | x) [K], summed p log p; float64."""
+
+    n: int
+    p: np.ndarray
+    p_log_p: float
+
+    @staticmethod
+    def of(probabilities: np.ndarray) -> "Divergence":
+        """probabilities [N, K]."""
+        p = np.asarray(probabilities, dtype=np.float64).clip(1e-30)
+        return Divergence(len(p), p.sum(0), float((p * np.log(p)).sum()))
+
+    def merge(self, other: "Divergence") -> "Divergence":
+        return Divergence(self.n + other.n, self.p + other.p, self.p_log_p + other.p_log_p)
+
+    @property
+    def score(self) -> float:
+        """exp of the mean divergence between p(y | x) and p(y)."""
+        marginal = self.p / self.n
+        return float(np.exp(self.p_log_p / self.n - (marginal * np.log(marginal)).sum()))
 
 
-class FeatureNet(nn.Module):
-    """A small convolutional classifier; `forward` gives its features [B, D] and its logits [B, K].
+def divergences(probabilities: np.ndarray, index: np.ndarray, block: int = BLOCK) -> dict[int, Divergence]:
+    """By block, of images with these indices: probabilities [N, K], index [N]."""
+    return {int(b): Divergence.of(probabilities[index // block == b]) for b in np.unique(index // block)}
 
-    Takes images [B, H, W, 3] uint8: what is scored is what would be saved. Strides until the grid is 4 or less.
+
+def inception_score(parts: Iterable[Mapping[int, Divergence]]) -> float:
+    """The mean over the blocks, each merged from its parts. Blocks must mix the classes: permute a file that does not.
+
+    Source: the ADM evaluator, after Salimans et al. 2016.
     """
-
-    def __init__(self, image_size: int, num_classes: int, features: int = 64, width: int = 32):
-        super().__init__()
-        stages, side = 0, image_size
-        while side > 4:
-            side, stages = -(-side // 2), stages + 1
-        widths = [3] + [min(width * 2**i, 128) for i in range(stages + 1)]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(pairwise(widths))
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(8, b) for b in widths[1:])
-        self.project = nn.Linear(widths[-1] * side * side, features)
-        self.classify = nn.Linear(features, num_classes)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.silu(norm(conv(x)))
-        features = self.project(x.flatten(1))
-        return features, self.classify(F.silu(features))
+    blocks: dict[int, Divergence] = {}
+    for part in parts:
+        for block, divergence in part.items():
+            blocks[block] = blocks[block].merge(divergence) if block in blocks else divergence
+    return float(np.mean([divergence.score for divergence in blocks.values()]))
 
 
-def digest_of_weights(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that name a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def distances(u: Tensor, v: Tensor) -> Tensor:
+    """Squared, in float16 where that is finite, as the ADM evaluator takes them: u [N, D], v [M, D] -> [N, M]."""
+    u16, v16 = u.half(), v.half()
+    result = u16.square().sum(1)[:, None] - 2 * (u16 @ v16.T) + v16.square().sum(1)
+    if result.isfinite().all():
+        return result.clamp(min=0).float()
+    return (u.square().sum(1)[:, None] - 2 * (u @ v.T) + v.square().sum(1)).clamp(min=0)
+
+
+def radii(features: Tensor, rows: int) -> Tensor:
+    """Squared distance of each vector [N, D] to its third neighbour among the others: [N]."""
+    blocks = features.split(rows)
+    found = [torch.cat([distances(block, other) for other in blocks], dim=1) for block in blocks]
+    return torch.cat([d.kthvalue(NEIGHBOUR + 1, dim=1).values for d in found])
+
+
+def precision_recall(reference: np.ndarray, samples: np.ndarray, rows: int = 10_000) -> tuple[float, float]:
+    """Shares of samples [M, D] within the reference's manifold, and of the reference [N, D] within the samples'.
+
+    Kynkäänniemi et al. 2019 with k = 3, as the ADM evaluator computes it, `rows` vectors at a time.
+    """
+    real, made = (torch.from_numpy(np.asarray(x, dtype=np.float32)) for x in (reference, samples))
+    for name, features in (("reference", real), ("sample", made)):
+        if len(features) <= NEIGHBOUR:
+            raise ValueError(f"precision and recall want more than {NEIGHBOUR} {name} images, not {len(features)}")
+    real_radii, made_radii = radii(real, rows), radii(made, rows)
+    precise = torch.zeros(len(made), dtype=torch.bool)
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    for i in range(0, len(real), rows):
+        for j in range(0, len(made), rows):
+            d = distances(real[i : i + rows], made[j : j + rows])
+            precise[j : j + rows] |= (d <= real_radii[i : i + rows, None]).any(0)
+            recalled[i : i + rows] |= (d <= made_radii[j : j + rows]).any(1)
+    return precise.double().mean().item(), recalled.double().mean().item()

@@ -8,17 +8,48 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cca_ray.models import Dropout, LlamaGen
 
 Objective = Literal["cca", "dpo", "unlearning", "finetune"]
+CHUNK = 2**26  # logits at a time: 256 MiB in float32
 
 
-def sequence_logps(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log p(tokens) summed over the sequence: logits [B, L, V], tokens [B, L] -> [B], float32.
+def row_logps(hidden: Tensor, head: nn.Linear, tokens: Tensor) -> Tensor:
+    """log p of one token a row: hidden [N, C], tokens [N] -> [N], float32."""
+    return -F.cross_entropy(head(hidden).float(), tokens, reduction="none")
 
-    Cross-entropy never writes out a second [B, L, V] tensor of log-probabilities for the caller.
+
+def sequence_logps(hidden: Tensor, head: nn.Linear, tokens: Tensor, chunk: int = CHUNK) -> Tensor:
+    """log p(tokens) summed over the sequence: hidden [B, L, C], tokens [B, L] -> [B], float32.
+
+    Logits are made for at most `chunk` numbers at a time and again in the backward pass, so that no [B, L, V]
+    tensor ever exists: that of a vocabulary of 16,384 is what fills a GPU.
     """
-    return -F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none").view(tokens.shape).sum(1)
+    rows, targets = hidden.flatten(0, 1), tokens.flatten()
+    size = max(1, chunk // head.out_features)
+    if len(rows) <= size:
+        logps = row_logps(rows, head, targets)
+    else:
+        pieces = zip(rows.split(size), targets.split(size), strict=True)
+        logps = torch.cat([checkpoint(row_logps, r, head, t, use_reentrant=False) for r, t in pieces])
+    return logps.view(tokens.shape).sum(1)
+
+
+class Scorer(nn.Module):
+    """`scorer(labels [B], tokens [B, L]) -> log p(tokens | label) [B]`: what training and its wrappers run.
+
+    Its only child is the model, whose head it applies itself, in chunks.
+    """
+
+    def __init__(self, model: LlamaGen):
+        super().__init__()
+        self.model = model
+
+    def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+        return sequence_logps(self.model.hidden(labels, tokens, dropout), self.model.head, tokens)
 
 
 def counts_as_positive(labels: Tensor, negative_labels: Tensor, null_mask: Tensor) -> Tensor:

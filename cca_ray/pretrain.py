@@ -27,8 +27,18 @@ from torch import Tensor, nn
 from cca_ray.config import ConfigError, Pretrain, StudyConfig, load_config
 from cca_ray.console import Console, find_space, run
 from cca_ray.data import steps_per_epoch
-from cca_ray.fid import FeatureNet, Moments, Reference, digest_of_weights, merge_all
-from cca_ray.models import LlamaGenVQ, build, build_tokenizer, load_tokenizer, save_official, write_atomically
+from cca_ray.features import FeatureNet, digest_of_weights, extract
+from cca_ray.fid import Moments, Reference, merge_all
+from cca_ray.models import (
+    Dropout,
+    LlamaGenVQ,
+    build,
+    build_tokenizer,
+    dropout_keys,
+    load_tokenizer,
+    save_official,
+    write_atomically,
+)
 from cca_ray.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, to_input, write_token_set
 
 Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
@@ -184,7 +194,7 @@ def train_features(data: LabelledImages, settings: Pretrain, progress: Progress)
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
     train_network(
         network,
-        lambda index, step: F.cross_entropy(network(images[index])[1], labels[index]),
+        lambda index, step: F.cross_entropy(network.logits(images[index])[1], labels[index]),
         len(images), min(64, len(images)), settings.feature_epochs, 2e-3, settings.seed,
         lambda done, of: progress("feature network", done, of),
     )  # fmt: skip
@@ -208,26 +218,24 @@ def train_model(tokens: Path, family: str, size: str, settings: Pretrain, path: 
     def loss_of(index: Tensor, step: int) -> Tensor:
         null = torch.rand(len(index), generator=generator) < settings.null_ratio
         conditions = torch.where(null, model.null_label, labels[index])
-        logits = model(conditions, codes[index], dropout=settings.dropout)
+        keys = dropout_keys(index.numpy(), settings.seed, step)
+        logits = model(conditions, codes[index], Dropout(settings.dropout, keys) if settings.dropout else None)
         return F.cross_entropy(logits.flatten(0, 1), codes[index].flatten())
 
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)  # dropout's
-        train_network(
-            model, loss_of, len(codes), min(settings.batch, len(codes)), settings.epochs, settings.learning_rate,
-            settings.seed, lambda done, of: progress(f"{family} {size}", done, of),
-        )  # fmt: skip
+    train_network(
+        model, loss_of, len(codes), min(settings.batch, len(codes)), settings.epochs, settings.learning_rate,
+        settings.seed, lambda done, of: progress(f"{family} {size}", done, of),
+    )  # fmt: skip
     save_official(model, path)
 
 
 def reference_of(network: FeatureNet, images: np.ndarray) -> Reference:
     """Statistics of the real images' features."""
-    with torch.inference_mode():
-        chunks = [
-            Moments.of(network(torch.from_numpy(images[i : i + 1024]))[0].numpy()) for i in range(0, len(images), 1024)
-        ]
-    moments = merge_all(chunks)
-    return Reference(moments.mean, moments.covariance)
+    chunks = [
+        Moments.of(extract(network, torch.from_numpy(images[i : i + 1024])).pooled.numpy())
+        for i in range(0, len(images), 1024)
+    ]
+    return Reference.of(merge_all(chunks))
 
 
 def short_digest(*parts: object) -> str:

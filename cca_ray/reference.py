@@ -16,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cca_ray.data import Batch, gather, plan_epoch
-from cca_ray.models import LlamaGen
-from cca_ray.objective import sequence_logps
+from cca_ray.objective import Scorer
 from cca_ray.tokens import TokenSet
 
 
@@ -45,16 +44,18 @@ def table_key(model_digest: str, data: TokenSet, null_ratio: float, seed: int, e
 
 
 @torch.inference_mode()
-def pair_logps(model: LlamaGen, batch: Batch) -> tuple[Tensor, Tensor]:
-    """log p of a batch's images under the true and under the negative conditions, [B] each, in one forward pass."""
+def pair_logps(scorer: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """log p of a batch's images under the true and under the negative conditions, [B] each, in one forward pass.
+
+    `scorer`: a `Scorer`, or one that is wrapped for several workers.
+    """
     tokens = torch.cat([batch.tokens, batch.tokens])
-    logps = sequence_logps(model(torch.cat([batch.labels, batch.negative_labels]), tokens), tokens)
-    positive, negative = logps.chunk(2)
+    positive, negative = scorer(torch.cat([batch.labels, batch.negative_labels]), tokens).chunk(2)
     return positive, negative
 
 
 def compute_table(
-    model: LlamaGen,
+    scorer: Scorer,
     data: TokenSet,
     key: str,
     null_ratio: float,
@@ -64,13 +65,13 @@ def compute_table(
     progress: Callable[[int], None] = lambda done: None,
 ) -> ReferenceTable:
     """Score every pair of every epoch. `progress` is told how many pairs are done."""
-    images, device = len(data.labels), next(model.parameters()).device
+    images, device = len(data.labels), next(scorer.parameters()).device
     positive, negative = torch.empty(epochs, images), torch.empty(epochs, images)
     for epoch in range(epochs):
-        plan = plan_epoch(data.labels, data.meta.crops, model.null_label, null_ratio, seed, epoch)
+        plan = plan_epoch(data.labels, data.meta.crops, scorer.model.null_label, null_ratio, seed, epoch)
         for start in range(0, images, batch):
             index = np.arange(start, min(start + batch, images))
-            logps = pair_logps(model, gather(data, plan, index).to(device))
+            logps = pair_logps(scorer, gather(data, plan, index).to(device))
             positive[epoch, index], negative[epoch, index] = (values.cpu() for values in logps)
             progress(epoch * images + int(index[-1]) + 1)
     return ReferenceTable(key, positive, negative)

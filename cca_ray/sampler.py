@@ -6,9 +6,11 @@ two models sampled with one seed differ only where their probabilities do (commo
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cca_ray.models import LlamaGen, LlamaGenVQ
@@ -30,9 +32,16 @@ def uniforms(seed: int, indices: np.ndarray, length: int) -> Tensor:
     return torch.from_numpy(np.stack(streams)) if streams else torch.empty(0, length, dtype=torch.float64)
 
 
-def balanced_labels(indices: np.ndarray, num_classes: int) -> Tensor:
-    """Class of each image index: the classes in turn, so that every prefix is as balanced as it can be."""
-    return torch.from_numpy(np.asarray(indices) % num_classes)
+def labels_of(kind: Literal["balanced", "random"], seed: int, indices: np.ndarray, num_classes: int) -> Tensor:
+    """Class of each image index, [len(indices)].
+
+    `balanced`: the classes in turn, so that every prefix is as balanced as it can be.  `random`: drawn by
+    (seed, index), as the official LlamaGen sampler draws them; a FID of it has a larger spread.
+    """
+    if kind == "balanced":
+        return torch.from_numpy(np.asarray(indices) % num_classes)
+    streams = (np.random.Generator(np.random.Philox(key=[seed, int(i)], counter=[0, 0, 0, 1])) for i in indices)
+    return torch.tensor([int(stream.integers(num_classes)) for stream in streams], dtype=torch.int64)
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -83,9 +92,14 @@ def sample_tokens(model: LlamaGen, labels: Tensor, noise: Tensor, decoding: Deco
 
 
 @torch.inference_mode()
-def decode_images(tokenizer: LlamaGenVQ, tokens: Tensor) -> Tensor:
-    """tokens [B, L] -> images [B, H, W, 3] uint8, rounded as LlamaGen's own sampler does."""
+def decode_images(tokenizer: LlamaGenVQ, tokens: Tensor, side: int | None = None) -> Tensor:
+    """tokens [B, L] -> images [B, H, W, 3] uint8, rounded as LlamaGen's own sampler does.
+
+    `side`: pixels to which they are resized before that, bicubically and without antialiasing, again as there.
+    """
     images = tokenizer.decode(tokens)
+    if side is not None and side != images.shape[-1]:
+        images = F.interpolate(images, size=(side, side), mode="bicubic")
     return (127.5 * images + 128.0).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
 

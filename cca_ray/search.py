@@ -25,10 +25,11 @@ from ray.tune.search import Searcher
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train
 from cca_ray.models import LlamaGen, parameters
+from cca_ray.parallel import Group
 from cca_ray.placement import accumulation, micro_batch_size, worker_resources
 from cca_ray.tracking import Tracker
 from cca_ray.trial import FAILURE, make_table, run_trial, score_checkpoint, trial_folder, trial_resources
-from cca_ray.worker import METRICS, Group, Job, Scored, load_base, load_tokens, required, scoring_of, total_steps
+from cca_ray.worker import METRICS, Job, Scored, load_base, load_tokens, required, scoring_of, total_steps
 
 ArmName = Literal["search", "control"]
 Say = Callable[[str], None]
@@ -249,10 +250,15 @@ class Ledger:
         end = ""
         if step >= total:
             end = f"  best so far {min([fid, *(t.value for t in trials if t.value is not None)]):.2f}"
-        elif running.arm.name == "search" and not goes_on(fid, others, search.keep, search.grace_trials):
+        elif running.arm.name == "search" and not goes_on(fid, others, self.share(rung), search.grace_trials):
             running.pruned, end = True, "  stopped"
         self.say(f"{running.label}  step {step}/{total}  fid {fid:.2f} ({result['samples']} samples){end}")
         return not running.pruned
+
+    def share(self, rung: int) -> float:
+        """Of the trials at this rung, how many go on."""
+        keep = self.config.rungs[min(rung, len(self.config.rungs) - 1)].keep
+        return self.config.search.keep if keep is None else keep
 
     def finish(self, trial_id: str, lost: bool = False) -> None:
         """Write the true final state to MLflow, then to Optuna, whose open trials are taken up again.

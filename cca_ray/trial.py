@@ -17,11 +17,12 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.config import Placement
-from cca_ray.fid import digest_of_weights
+from cca_ray.features import digest_of_weights
+from cca_ray.objective import Scorer
+from cca_ray.parallel import Group
 from cca_ray.placement import autocast, local_device, worker_resources
 from cca_ray.reference import compute_table, read_table, write_table
 from cca_ray.worker import (
-    Group,
     Job,
     Report,
     Scored,
@@ -123,7 +124,7 @@ def make_table(packed: dict[str, Any], folder: str) -> str:
     else:
         train, device = job.train, local_device()
         with autocast(job.config.placement, device):  # as the trials score their own model
-            table = compute_table(model.to(device), data, key, train.null_ratio, train.seed, train.epochs)
+            table = compute_table(Scorer(model).to(device), data, key, train.null_ratio, train.seed, train.epochs)
         write_table(table, path)
     return str(path)
 

@@ -4,52 +4,50 @@ The same loop runs alone or as one of several workers; only `Group` knows which.
 whose files lie on storage that all nodes see.
 """
 
-import copy
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cca_ray.checkpoint import Progress, resume, save_checkpoint
 from cca_ray.config import StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, plan_epoch, steps_per_epoch
+from cca_ray.features import Extractor, digest_of_weights, extract, load_extractor
 from cca_ray.fid import (
     SHARD,
-    FeatureNet,
+    Divergence,
     Moments,
     Protocol,
     Reference,
-    digest_of_weights,
+    divergences,
     frechet_distance,
     frechet_distance_few,
     inception_score,
     merge_all,
 )
 from cca_ray.models import (
+    Dropout,
     LlamaGen,
     LlamaGenVQ,
+    dropout_keys,
     load_official,
-    load_state,
     load_tokenizer,
-    read_checkpoint,
     save_official,
 )
-from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss, sequence_logps
-from cca_ray.placement import autocast, local_device, micro_batch_size
+from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
+from cca_ray.parallel import Group, Weights, distribute, gradients_wait, local, weights_of, whole_model
+from cca_ray.placement import autocast, micro_batch_size
 from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
-from cca_ray.sampler import Decoding, balanced_labels, decode_images, image_grid, sample_tokens, uniforms
+from cca_ray.sampler import Decoding, decode_images, image_grid, labels_of, sample_tokens, uniforms
 from cca_ray.tokens import TokenSet, read_token_set
 
 # Accuracy counts every pair, as the official code does: null-masked and equal-label pairs can never win.
@@ -62,28 +60,6 @@ Report = Callable[[dict[str, Any]], None]
 
 class Diverged(ValueError):
     """The loss is no longer a number."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """This process among the workers of a trial."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = field(default_factory=local_device)
-
-    def sum(self, values: Tensor) -> Tensor:
-        if self.world > 1:
-            dist.all_reduce(values)
-        return values
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every worker's value, in the order of ranks."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
-        return values
 
 
 @dataclass(frozen=True)
@@ -119,11 +95,10 @@ class Scoring:
     """All that turns a model's tokens into a score."""
 
     tokenizer: LlamaGenVQ
-    features: FeatureNet
-    extractor: str  # digest of the feature network
+    extractor: Extractor
     reference: Reference
     num_classes: int
-    image_size: int
+    image_size: int  # pixels along a side of a decoded image
 
 
 @dataclass(frozen=True)
@@ -152,20 +127,15 @@ def load_scoring(
     family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device
 ) -> Scoring:
     """Kept between the trials of one process."""
-    state, settings = read_checkpoint(features)
-    if set(settings) != {"image_size", "num_classes"}:
-        raise ValueError(f"{features}: not a feature network's checkpoint")
-    network = FeatureNet(**settings)
-    load_state(network, state, features)
-    meta = load_tokens(tokens).meta
-    return Scoring(
-        tokenizer=load_tokenizer(family, tokenizer).to(device),
-        features=network.requires_grad_(False).to(device),
-        extractor=digest_of_weights(network),
-        reference=Reference.load(reference),
-        num_classes=len(meta.class_names),
-        image_size=meta.image_size,
-    )
+    meta, extractor, statistics = load_tokens(tokens).meta, load_extractor(features), Reference.load(reference)
+    decoder = load_tokenizer(family, tokenizer)
+    if digest_of_weights(decoder) != meta.tokenizer:
+        raise ValueError(f"{tokenizer}: is not the tokenizer that made {tokens}; prepare the tokens with this one")
+    if extractor.width != len(statistics.mean):
+        raise ValueError(
+            f"{reference}: statistics of {len(statistics.mean)} features, but {features} gives {extractor.width}"
+        )
+    return Scoring(decoder.to(device), extractor.to(device), statistics, len(meta.class_names), meta.image_size)
 
 
 def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
@@ -182,8 +152,8 @@ def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
 def load_base(config: StudyConfig, checkpoint: str | None = None) -> LlamaGen:
     """The study's base, or the same architecture with another checkpoint's weights."""
     path = checkpoint or required(config.base.checkpoint, "base.checkpoint")
-    model = load_official(config.base.family, config.base.size, path)
     meta = load_tokens(required(config.data.tokens, "data.tokens")).meta
+    model = load_official(config.base.family, config.base.size, path, length=meta.length)
     wanted = (meta.length, meta.codebook_size, len(meta.class_names))
     found = (model.config.block_size, model.config.vocab_size, model.config.num_classes)
     if found != wanted:
@@ -197,13 +167,24 @@ def load_base(config: StudyConfig, checkpoint: str | None = None) -> LlamaGen:
 def protocol_of(
     config: StudyConfig, scoring: Scoring, samples: int, guidance_scale: float = 1.0, seed: int | None = None
 ) -> Protocol:
-    """The protocol of a score in this study; noise seed `score.seed` unless another is given."""
+    """The protocol of a score in this study; noise seed `score.seed` unless another is given.
+
+    ValueError if the samples are not of the size that the feature network takes.
+    """
+    size = config.score.image_size or scoring.image_size
+    wanted = scoring.extractor.image_size
+    if wanted is not None and size != wanted:
+        raise ValueError(
+            f"{config.score.features}: takes images {wanted} pixels wide, not {size}; see score.image_size"
+        )
     return Protocol(
-        extractor=scoring.extractor,
+        extractor=scoring.extractor.digest,
         reference=scoring.reference.digest,
         samples=samples,
         seed=config.score.seed if seed is None else seed,
-        image_size=scoring.image_size,
+        image_size=size,
+        labels=config.score.labels,
+        resize="none" if size == scoring.image_size else "bicubic",
         guidance_scale=guidance_scale,
         temperature=config.score.temperature,
         top_k=config.score.top_k,
@@ -213,8 +194,8 @@ def protocol_of(
 
 def sample_shards(
     model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This worker's images and their labels, a shard at a time: images [n, H, W, 3] uint8, labels [n].
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """This worker's images, a shard at a time: index [n], images [n, H, W, 3] uint8, labels [n].
 
     Workers hold consecutive blocks of shards, so that rank order is image order.
     """
@@ -222,9 +203,10 @@ def sample_shards(
     decoding = Decoding(protocol.guidance_scale, protocol.temperature, protocol.top_k, protocol.top_p)
     for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
         index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
-        labels = balanced_labels(index, scoring.num_classes).to(group.device)
+        labels = labels_of(protocol.labels, protocol.seed, index, scoring.num_classes).to(group.device)
         noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
-        yield decode_images(scoring.tokenizer, sample_tokens(model, labels, noise, decoding)), labels
+        tokens = sample_tokens(model, labels, noise, decoding)
+        yield index, decode_images(scoring.tokenizer, tokens, protocol.image_size), labels
 
 
 @torch.inference_mode()
@@ -233,32 +215,33 @@ def score(model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group) -
     few = protocol.samples < len(scoring.reference.mean)
     moments: list[Moments] = []
     kept: list[np.ndarray] = []
-    probabilities: list[np.ndarray] = []
+    parts: list[dict[int, Divergence]] = []
     first: list[np.ndarray] = []
-    for images, _ in sample_shards(model, scoring, protocol, group):
-        features, logits = scoring.features(images)
+    for index, images, _ in sample_shards(model, scoring, protocol, group):
+        features = extract(scoring.extractor, images)
+        pooled = features.pooled.cpu().numpy()
         if few:
-            kept.append(features.cpu().numpy())
+            kept.append(pooled)
         else:
-            moments.append(Moments.of(features.cpu().numpy()))
-        probabilities.append(logits.softmax(-1).cpu().numpy())
+            moments.append(Moments.of(pooled))
+        parts.append(divergences(features.probabilities.cpu().numpy(), index))
         if not first:
             first.append(images[:GRID_IMAGES].cpu().numpy())
-    mine = (merge_all(moments) if moments else None, kept, probabilities, first if group.rank == 0 else [])
+    mine = (merge_all(moments) if moments else None, kept, parts, first if group.rank == 0 else [])
     gathered = group.gather(mine)
     if few:
         fid = frechet_distance_few(np.concatenate([k for part in gathered for k in part[1]]), scoring.reference)
     else:
         fid = frechet_distance(merge_all([part[0] for part in gathered if part[0] is not None]), scoring.reference)
-    inception = inception_score(np.concatenate([p for part in gathered for p in part[2]]))
-    return Scored(fid, inception, gathered[0][3][0])
+    return Scored(fid, inception_score(p for part in gathered for p in part[2]), gathered[0][3][0])
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+def update_ema(ema: Weights, model: nn.Module, decay: float, step: int) -> None:
     """Exponential mean of the weights. The decay starts low, so that short runs forget the base."""
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+    now = weights_of(model)
+    torch._foreach_lerp_([local(mean) for mean in ema.values()], [local(now[name]) for name in ema], 1 - decay)
 
 
 @dataclass
@@ -269,18 +252,18 @@ class Loop:
     group: Group
     base_digest: str
     model: LlamaGen
-    forward: nn.Module  # the model, wrapped for several workers
-    frozen: LlamaGen | None  # the reference, where it is live
+    scorer: nn.Module  # the model's `Scorer`, wrapped for several workers
+    frozen: nn.Module | None  # that of the reference, where it is live
     table: ReferenceTable | None
-    ema: LlamaGen | None
+    ema: Weights | None
     optimizer: torch.optim.Optimizer
     data: TokenSet
     scoring: Scoring
     plan: EpochPlan | None = None
 
-    @property
     def scored_model(self) -> LlamaGen:
-        return self.ema if self.ema is not None else self.model
+        """What is sampled at a rung: the EMA, whole, on every worker."""
+        return whole_model(self.model, self.ema or {}, self.group.device)
 
 
 def reference_key(base_digest: str, train: Train, data: TokenSet) -> str:
@@ -289,24 +272,26 @@ def reference_key(base_digest: str, train: Train, data: TokenSet) -> str:
 
 def prepare(job: Job, group: Group) -> Loop:
     """Load everything; several workers share one process group that Ray Train has set up."""
-    train = job.train
+    train, placement = job.train, job.config.placement
     data = load_tokens(required(job.config.data.tokens, "data.tokens"))
     model = load_base(job.config)
     base_digest = digest_of_weights(model)
     table = None
     if job.table is not None and train.objective != "finetune":
         table = read_table(job.table, reference_key(base_digest, train, data))
-    model.to(group.device)
-    live = table is None and train.objective != "finetune"
+    frozen = None
+    if table is None and train.objective != "finetune":
+        frozen = distribute(load_base(job.config).requires_grad_(False), placement, group)
+    scorer = distribute(model, placement, group)
     return Loop(
         job=job,
         group=group,
         base_digest=base_digest,
         model=model,
-        forward=DistributedDataParallel(model) if group.world > 1 else model,
-        frozen=copy.deepcopy(model).requires_grad_(False) if live else None,
+        scorer=scorer,
+        frozen=frozen,
         table=table,
-        ema=copy.deepcopy(model).requires_grad_(False) if train.ema_decay else None,
+        ema={name: tensor.clone() for name, tensor in weights_of(model).items()} if train.ema_decay else None,
         optimizer=torch.optim.AdamW(
             model.parameters(),
             lr=train.learning_rate,
@@ -319,16 +304,25 @@ def prepare(job: Job, group: Group) -> Loop:
     )
 
 
+def dropout_of(train: Train, batch: Batch, epoch: int) -> Dropout | None:
+    """The dropout of a batch's images as positives, then, except in plain fine-tuning, as negatives."""
+    if not train.dropout:
+        return None
+    halves = 1 if train.objective == "finetune" else 2
+    keys = [dropout_keys(batch.index.cpu().numpy(), train.seed, epoch, half) for half in range(halves)]
+    return Dropout(train.dropout, torch.cat(keys).to(batch.tokens.device))
+
+
 def batch_loss(loop: Loop, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
     """Losses per pair [B], and the sums over the batch of `METRICS` [3] for the log."""
     train = loop.job.train
     if train.objective == "finetune":
-        logps = sequence_logps(loop.forward(batch.labels, batch.tokens), batch.tokens)
+        logps = loop.scorer(batch.labels, batch.tokens, dropout_of(train, batch, epoch))
         losses = finetune_loss(logps, batch.tokens.shape[1])
         return losses, torch.stack([losses.detach().sum(), losses.new_zeros(()), losses.new_zeros(())])
     tokens = torch.cat([batch.tokens, batch.tokens])  # one forward over positives and negatives
-    logits = loop.forward(torch.cat([batch.labels, batch.negative_labels]), tokens)
-    positive, negative = sequence_logps(logits, tokens).chunk(2)
+    labels = torch.cat([batch.labels, batch.negative_labels])
+    positive, negative = loop.scorer(labels, tokens, dropout_of(train, batch, epoch)).chunk(2)
     if loop.table is not None:
         ref_positive, ref_negative = loop.table.of(epoch, batch)
     else:
@@ -352,7 +346,7 @@ def train_step(loop: Loop, step: int) -> Tensor:
     batches = list(micro_batches(loop.data, loop.plan, within, train.global_batch, size, group.rank, group.world))
     sums = torch.zeros(len(METRICS), device=group.device)
     for i, batch in enumerate(batches):
-        with no_sync(loop.forward, i < len(batches) - 1):
+        with gradients_wait(loop.scorer, i < len(batches) - 1):
             with autocast(placement, group.device):
                 losses, metrics = batch_loss(loop, batch.to(group.device), epoch)
             # DDP averages over workers: times world, the sum of all shares is the mean over the global batch.
@@ -367,11 +361,6 @@ def train_step(loop: Loop, step: int) -> Tensor:
     if loop.ema is not None:
         update_ema(loop.ema, loop.model, train.ema_decay, step)
     return sums
-
-
-def no_sync(model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """Hold back the all-reduce of gradients until the last micro-batch."""
-    return model.no_sync() if wanted and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 class Log:
@@ -411,11 +400,12 @@ def rung_steps(config: StudyConfig, total: int) -> dict[int, int]:
 
 def score_rung(loop: Loop, step: int, samples: int) -> dict[str, Any]:
     """Score the EMA; the first worker writes the grid of samples."""
-    if not all(parameter.isfinite().all() for parameter in loop.scored_model.parameters()):
+    model = loop.scored_model()
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise Diverged(f"the weights are no longer finite at step {step}")
     protocol = protocol_of(loop.job.config, loop.scoring, samples)
     started = time.monotonic()
-    scored = score(loop.scored_model, loop.scoring, protocol, loop.group)
+    scored = score(model, loop.scoring, protocol, loop.group)
     if not math.isfinite(scored.fid):
         raise Diverged(f"the FID is {scored.fid} at step {step}")
     grid = loop.job.folder / f"samples-{step:06d}.png"
@@ -447,6 +437,13 @@ def settings_of(loop: Loop) -> str:
     )
 
 
+def save_final(loop: Loop, path: Path) -> None:
+    """Write the weights that were scored, in the official format."""
+    model = loop.scored_model()
+    if loop.group.rank == 0:
+        save_official(model, path)
+
+
 def fine_tune(job: Job, report: Report, group: Group) -> Path:
     """Run one fine-tuning, from its checkpoint if there is one; returns the file with the final weights.
 
@@ -459,8 +456,8 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path:
     progress = resume(checkpoint, loop.model, loop.ema, loop.optimizer, settings)
     total = total_steps(len(loop.data.labels), job.train)
     rungs = rung_steps(job.config, total)
-    if progress.step == total and group.rank == 0:
-        save_official(loop.scored_model, final)
+    if progress.step == total:
+        save_final(loop, final)
     for passed in progress.reports:
         report(passed)
     log = Log(group)
@@ -476,9 +473,8 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path:
         result.update(score_rung(loop, done, rungs[done]))
         log.since = time.monotonic()
         progress = Progress(done, [*progress.reports, result])
-        if group.rank == 0:
-            save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings)
-            if done == total:  # before the report: who hears of the end may look for the weights
-                save_official(loop.scored_model, final)
+        save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group)
+        if done == total:  # before the report: who hears of the end may look for the weights
+            save_final(loop, final)
         report(result)
     return final

@@ -68,15 +68,18 @@ def test_sample_makes_a_grid_or_an_npz_that_evaluate_scores(base_files: BaseFile
     assert invoke(sample.main, [str(space), "--count", "30", "--out", str(grid)], capsys).code == 0
     with Image.open(grid) as image:
         assert image.size == (251, 76)
-    assert invoke(sample.main, [str(space), "--count", "80", "--out", str(npz)], capsys).code == 0
+    assert invoke(sample.main, [str(space), "--count", "80", "--npz", str(npz)], capsys).code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "samples.npz", "tiny.yaml"]
     assert np.load(npz)["arr_0"].shape == (80, 8, 8, 3)
     by_file = json.loads(invoke(evaluate.main, [str(space), "--npz", str(npz)], capsys).out)
+    assert np.load(npz)["labels"].tolist() == [i % 10 for i in range(80)]
     direct = json.loads(invoke(evaluate.main, [str(space), "--samples", "80"], capsys).out)
     assert by_file["fid"] == pytest.approx(direct["fid"], rel=1e-6)
     assert by_file["inception_score"] == pytest.approx(direct["inception_score"], rel=1e-6)
     guided = json.loads(invoke(evaluate.main, [str(space), "--samples", "80", "--guidance-scale", "2"], capsys).out)
     assert guided["protocol_id"] != direct["protocol_id"]
     assert guided["fid"] != direct["fid"]
+    assert (direct["sfid"], direct["precision"], direct["recall"]) == (None, None, None)
 
 
 def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +109,8 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
         (tune, ["--set", "pretrain.image_size=16"], "the embedded digits are 8 pixels wide"),
         (train, ["--lr", "fast"], "'--lr'"),
         (train, ["--lambda", "-1"], "train.lambda: input should be greater than 0"),
-        (sample, ["--out", "grid.gif"], "want a file that ends in .png or .npz"),
+        (sample, ["--out", "grid.gif"], "--out grid.gif: want a file that ends in .png"),
+        (sample, ["--npz", "samples.png"], "--npz samples.png: want a file that ends in .npz"),
         (evaluate, ["--checkpoint", "a", "--npz", "b"], "give one of them"),
         (pretrain, ["--size", "XXL"], "one of S, M"),
         (pretrain, ["--images", "nowhere"], "no such folder"),
@@ -152,13 +156,41 @@ def test_a_study_has_one_driver(base_files: BaseFiles, tmp_path: Path, capsys):
     assert f"this study is being run by process {os.getpid()}" in outcome.err
 
 
-@pytest.mark.parametrize("kind", ["text", "float", "wrong size", "empty", "no arr_0"])
+def test_a_reference_with_images_gives_precision_and_recall(base_files: BaseFiles, tmp_path: Path, capsys):
+    space, npz, real = write_space(tmp_path, base_files), tmp_path / "samples.npz", tmp_path / "real.npz"
+    assert invoke(sample.main, [str(space), "--count", "40", "--npz", str(npz)], capsys).code == 0
+    np.savez(real, arr_0=np.load(npz)["arr_0"], **np.load(base_files.reference))
+    space.write_text(space.read_text().replace(str(base_files.reference), str(real)))
+    found = json.loads(invoke(evaluate.main, [str(space), "--npz", str(npz)], capsys).out)
+    assert (found["precision"], found["recall"]) == (1.0, 1.0)
+
+
+def test_random_labels_are_another_protocol(base_files: BaseFiles, tmp_path: Path, capsys):
+    space, npz = write_space(tmp_path, base_files), tmp_path / "samples.npz"
+    balanced = json.loads(invoke(evaluate.main, [str(space), "--samples", "80"], capsys).out)
+    content = yaml.safe_load(space.read_text())
+    content["score"]["labels"] = "random"
+    space.write_text(yaml.safe_dump(content))
+    drawn = json.loads(invoke(evaluate.main, [str(space), "--samples", "80"], capsys).out)
+    assert drawn["protocol"] == {**balanced["protocol"], "labels": "random"}
+    assert drawn["protocol_id"] != balanced["protocol_id"]
+    assert drawn["fid"] != balanced["fid"]
+    assert invoke(sample.main, [str(space), "--count", "300", "--npz", str(npz)], capsys).code == 0
+    counts = np.bincount(np.load(npz)["labels"], minlength=10)
+    assert counts.min() > 10
+    assert counts.max() > 30
+
+
+@pytest.mark.parametrize("kind", ["text", "float", "wrong size", "empty", "no arr_0", "truncated"])
 def test_an_npz_that_cannot_be_scored_is_one_line(kind: str, base_files: BaseFiles, tmp_path: Path, capsys):
     space, path = write_space(tmp_path, base_files), tmp_path / "bad.npz"
     if kind == "text":
         path.write_text("no")
     elif kind == "empty":
         path.touch()
+    elif kind == "truncated":
+        np.savez(path, arr_0=np.zeros((40, 8, 8, 3), dtype=np.uint8))
+        path.write_bytes(path.read_bytes()[:3000])
     elif kind == "float":
         np.savez(path, arr_0=np.zeros((4, 8, 8, 3)))
     elif kind == "wrong size":

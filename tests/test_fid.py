@@ -2,18 +2,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cca_ray.fid import (
-    FeatureNet,
     Moments,
     Protocol,
     Reference,
-    digest_of_weights,
+    divergences,
     frechet_distance,
     frechet_distance_few,
     inception_score,
     merge_all,
+    precision_recall,
 )
 from tests.conftest import golden
 
@@ -54,7 +53,17 @@ def test_a_reference_is_read_as_it_was_saved(tmp_path: Path, reference: Referenc
     assert Reference.load(tmp_path / "reference.npz").digest == reference.digest
 
 
-@pytest.mark.parametrize("kind", ["absent", "text", "without mu", "wrong shape", "empty", "truncated"])
+def test_a_reference_may_have_spatial_statistics(tmp_path: Path, reference: Reference):
+    small = Reference.of(Moments.of(ADM["ref"][:, :5]))
+    Reference(reference.mean, reference.covariance, small).save(tmp_path / "reference.npz")
+    found = Reference.load(tmp_path / "reference.npz")
+    assert found.spatial is not None
+    assert (found.digest, found.spatial.digest) == (reference.digest, small.digest)
+
+
+@pytest.mark.parametrize(
+    "kind", ["absent", "text", "without mu", "images alone", "wrong shape", "half spatial", "empty", "truncated"]
+)
 def test_a_bad_reference_is_one_line(tmp_path: Path, kind: str):
     path = tmp_path / "reference.npz"
     if kind == "text":
@@ -66,6 +75,10 @@ def test_a_bad_reference_is_one_line(tmp_path: Path, kind: str):
         path.write_bytes(path.read_bytes()[:2000])
     elif kind == "without mu":
         np.savez(path, sigma=np.eye(3))
+    elif kind == "images alone":
+        np.savez(path, arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    elif kind == "half spatial":
+        np.savez(path, mu=np.zeros(3), sigma=np.eye(3), mu_s=np.zeros(3))
     elif kind == "wrong shape":
         np.savez(path, mu=np.zeros(3), sigma=np.eye(4))
     with pytest.raises(ValueError, match=r"reference\.npz: ") as error:
@@ -73,9 +86,52 @@ def test_a_bad_reference_is_one_line(tmp_path: Path, kind: str):
     assert "\n" not in str(error.value)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def test_inception_score_is_the_adm_evaluators():
+    p = softmax(ADM["gen"] @ ADM["softmax_weight"])
+    found = inception_score([divergences(p, np.arange(len(p)), block=1000)])
+    np.testing.assert_allclose(found, ADM["inception_score_split1000"], rtol=1e-6)
+
+
+def test_inception_score_does_not_depend_on_who_scored_which():
+    p = softmax(ADM["gen"] @ ADM["softmax_weight"])
+    index = np.arange(len(p))
+    parts = [divergences(p[i : i + 256], index[i : i + 256], block=1000) for i in range(0, len(p), 256)]
+    assert inception_score(parts) == pytest.approx(inception_score([divergences(p, index, block=1000)]), rel=1e-12)
+
+
 def test_inception_score_of_sure_and_of_unsure_classifiers():
-    assert inception_score(np.eye(10)[np.arange(100) % 10]) == pytest.approx(10)
-    assert inception_score(np.full((100, 10), 0.1)) == pytest.approx(1)
+    index = np.arange(100)
+    assert inception_score([divergences(np.eye(10)[index % 10], index)]) == pytest.approx(10)
+    assert inception_score([divergences(np.full((100, 10), 0.1), index)]) == pytest.approx(1)
+
+
+def test_precision_and_recall_are_the_adm_evaluators():
+    """In float16 the order of a sum decides its last bit: one of the 1,200 samples may fall on the other side."""
+    precision, recall = precision_recall(ADM["ref"][:1500], ADM["gen"][:1200])
+    assert precision == pytest.approx(float(ADM["precision"]), abs=1.01 / 1200)
+    assert recall == pytest.approx(float(ADM["recall"]), abs=1e-9)
+
+
+def test_precision_and_recall_do_not_depend_on_the_rows_at_a_time():
+    real, made = ADM["ref"][:300], ADM["gen"][:200]
+    assert precision_recall(real, made, rows=64) == precision_recall(real, made)
+
+
+def test_precision_and_recall_of_too_few_images_is_one_line():
+    with pytest.raises(ValueError, match="more than 3 sample images, not 3"):
+        precision_recall(ADM["ref"][:300], ADM["gen"][:3])
+
+
+def test_features_too_large_for_float16_are_compared_in_float32():
+    rng = np.random.default_rng(0)
+    real, made = rng.normal(size=(50, 8)) * 1e3, rng.normal(size=(50, 8)) * 1e3 + 1e5
+    assert precision_recall(real, made) == (0.0, 0.0)
+    assert precision_recall(real, real + 1e-3) == (1.0, 1.0)
 
 
 def test_the_protocol_id_names_everything_a_score_depends_on():
@@ -86,16 +142,3 @@ def test_the_protocol_id_names_everything_a_score_depends_on():
     ids = {protocol.model_copy(update={key: value}).id for key, value in changes.items()}
     assert set(changes) == set(Protocol.model_fields)
     assert len(ids | {protocol.id}) == len(changes) + 1
-
-
-def test_features_of_any_image_size():
-    for size in (4, 8, 32):
-        features, logits = FeatureNet(size, 7)(torch.zeros(2, size, size, 3, dtype=torch.uint8))
-        assert (features.shape, logits.shape) == ((2, 64), (2, 7))
-
-
-def test_the_digest_of_weights_sees_every_weight():
-    network = FeatureNet(8, 7)
-    before = digest_of_weights(network)
-    network.classify.bias.data[3] += 1e-3
-    assert digest_of_weights(network) != before

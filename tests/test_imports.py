@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 ORDER = [
-    "config", "placement", "models.llamagen", "models.llamagen_vq", "models", "tokens", "data", "objective",
-    "reference", "sampler", "fid", "checkpoint", "worker", "tracking", "trial", "search", "report", "console",
-    "pretrain", "train", "sample", "evaluate", "tune",
+    "config", "placement", "models.files", "models.dropout", "models.llamagen", "models.llamagen_vq", "models",
+    "tokens", "data", "objective", "parallel", "reference", "sampler", "features", "fid", "checkpoint", "worker",
+    "tracking", "trial", "search", "report", "console", "pretrain", "train", "sample", "evaluate", "tune",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cca_ray.objective import (
     cca_loss,
@@ -74,18 +77,49 @@ def test_a_batch_cut_in_two_has_the_same_loss():
     torch.testing.assert_close(sum(half.sum() for half in halves) / 12, whole)
 
 
-def test_sequence_logps_sums_over_tokens():
-    logits, tokens = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
-    expected = logits.log_softmax(-1).gather(2, tokens[..., None]).squeeze(-1).sum(1)
-    torch.testing.assert_close(sequence_logps(logits, tokens), expected)
+@pytest.fixture
+def rows() -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
+    """hidden [3, 5, 4], a head of 7 tokens, tokens [3, 5]."""
+    torch.manual_seed(0)
+    return torch.randn(3, 5, 4, requires_grad=True), nn.Linear(4, 7), torch.randint(7, (3, 5))
 
 
-def test_finetune_loss_is_the_next_token_loss():
-    logits, tokens = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-    torch.testing.assert_close(finetune_loss(sequence_logps(logits, tokens), 5).mean(), expected)
+def test_sequence_logps_sums_over_tokens(rows):
+    hidden, head, tokens = rows
+    expected = head(hidden).log_softmax(-1).gather(2, tokens[..., None]).squeeze(-1).sum(1)
+    torch.testing.assert_close(sequence_logps(hidden, head, tokens), expected)
 
 
-def test_finetuning_has_no_pair_loss():
-    with pytest.raises(ValueError, match="finetune"):
-        pair_loss("finetune", *gaps(), positive(), 0.1, 1.0)
+def test_chunks_change_neither_the_log_likelihoods_nor_the_gradients(rows):
+    hidden, head, tokens = rows
+    inputs = [hidden, *head.parameters()]
+    whole = sequence_logps(hidden, head, tokens)
+    cut = sequence_logps(hidden, head, tokens, chunk=2 * 7)
+    torch.testing.assert_close(cut, whole)
+    for ours, theirs in zip(
+        torch.autograd.grad(cut.square().sum(), inputs), torch.autograd.grad(whole.square().sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_no_tensor_of_all_logits_is_kept_or_made():
+    """Every tensor that the forward pass makes, or keeps for the backward one, is no larger than a chunk."""
+    hidden, head, tokens = torch.randn(4, 8, 16, requires_grad=True), nn.Linear(16, 512), torch.randint(512, (4, 8))
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+            return out
+
+    with Watch():
+        sequence_logps(hidden, head, tokens, chunk=4 * 512).sum().backward()
+    assert largest <= 512 * 16  # the head's own weights
+
+
+def test_finetune_loss_is_the_next_token_loss(rows):
+    hidden, head, tokens = rows
+    expected = nn.functional.cross_entropy(head(hidden).flatten(0, 1), tokens.flatten())
+    torch.testing.assert_close(finetune_loss(sequence_logps(hidden, head, tokens), 5).mean(), expected)

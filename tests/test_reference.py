@@ -5,15 +5,16 @@ import pytest
 import torch
 
 from cca_ray.data import gather, plan_epoch
-from cca_ray.models import LlamaGen, load_official
+from cca_ray.models import load_official
+from cca_ray.objective import Scorer
 from cca_ray.pretrain import BaseFiles
 from cca_ray.reference import ReferenceTable, compute_table, pair_logps, read_table, table_key, write_table
 from cca_ray.tokens import TokenSet, read_token_set
 
 
 @pytest.fixture(scope="module")
-def model(base_files: BaseFiles) -> LlamaGen:
-    return load_official("llamagen", "S", base_files.checkpoint)
+def scorer(base_files: BaseFiles) -> Scorer:
+    return Scorer(load_official("llamagen", "S", base_files.checkpoint))
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +23,14 @@ def data(base_files: BaseFiles) -> TokenSet:
 
 
 @pytest.fixture(scope="module")
-def table(model: LlamaGen, data: TokenSet) -> ReferenceTable:
-    return compute_table(model, data, "key", null_ratio=0.1, seed=3, epochs=2, batch=50)
+def table(scorer: Scorer, data: TokenSet) -> ReferenceTable:
+    return compute_table(scorer, data, "key", null_ratio=0.1, seed=3, epochs=2, batch=50)
 
 
-def test_the_table_holds_what_the_frozen_model_says(model: LlamaGen, data: TokenSet, table: ReferenceTable):
-    plan = plan_epoch(data.labels, 1, model.null_label, 0.1, seed=3, epoch=1)
+def test_the_table_holds_what_the_frozen_model_says(scorer: Scorer, data: TokenSet, table: ReferenceTable):
+    plan = plan_epoch(data.labels, 1, scorer.model.null_label, 0.1, seed=3, epoch=1)
     batch = gather(data, plan, np.array([7, 100, 3]))
-    for found, live in zip(table.of(1, batch), pair_logps(model, batch), strict=True):
+    for found, live in zip(table.of(1, batch), pair_logps(scorer, batch), strict=True):
         torch.testing.assert_close(found, live, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(table.positive[0], table.negative[0])
 

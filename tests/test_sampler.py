@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cca_ray.models import LlamaGen, build
-from cca_ray.sampler import Decoding, balanced_labels, draw, filter_logits, image_grid, sample_tokens, uniforms
+from cca_ray.models import LlamaGen, build, build_tokenizer
+from cca_ray.sampler import Decoding, decode_images, draw, filter_logits, image_grid, labels_of, sample_tokens, uniforms
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def model() -> LlamaGen:
 
 
 def sample(model: LlamaGen, index: np.ndarray, decoding: Decoding = Decoding(), seed: int = 0) -> torch.Tensor:  # noqa: B008
-    return sample_tokens(model, balanced_labels(index, 10), uniforms(seed, index, 16), decoding)
+    return sample_tokens(model, labels_of("balanced", 0, index, 10), uniforms(seed, index, 16), decoding)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -60,7 +60,7 @@ def test_top_k_and_top_p_keep_what_the_official_filter_keeps():
 
 
 def test_every_prefix_of_the_labels_is_balanced():
-    counts = torch.bincount(balanced_labels(np.arange(25), 10), minlength=10)
+    counts = torch.bincount(labels_of("balanced", 0, np.arange(25), 10), minlength=10)
     assert counts.tolist() == [3] * 5 + [2] * 5
 
 
@@ -69,3 +69,20 @@ def test_a_grid_shows_images_row_after_row():
     grid = image_grid(images, columns=2)
     assert grid.shape == (51, 51, 3)
     assert [grid[5, 5, 0], grid[5, 30, 0], grid[30, 5, 0], grid[30, 30, 0]] == [0, 1, 2, 255]
+
+
+def test_random_labels_are_drawn_by_seed_and_index():
+    whole = labels_of("random", 3, np.arange(2000), 10)
+    assert torch.equal(labels_of("random", 3, np.arange(1000, 1100), 10), whole[1000:1100])
+    assert not torch.equal(labels_of("random", 4, np.arange(2000), 10), whole)
+    assert torch.bincount(whole, minlength=10).min() > 150
+
+
+def test_images_are_resized_before_they_are_rounded():
+    tokenizer = build_tokenizer("llamagen", codebook_size=32, ch=8, ch_mult=(1, 2), z_channels=16, norm_groups=8)
+    tokens = torch.randint(32, (2, 36))
+    raw = tokenizer.decode(tokens)
+    expected = torch.nn.functional.interpolate(raw, size=(8, 8), mode="bicubic")
+    expected = torch.clamp(127.5 * expected + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+    assert torch.equal(decode_images(tokenizer, tokens, 8), expected)
+    assert torch.equal(decode_images(tokenizer, tokens, 12), decode_images(tokenizer, tokens))

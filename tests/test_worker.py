@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 
 from cca_ray.config import StudyConfig
+from cca_ray.features import extract
 from cca_ray.fid import Moments, frechet_distance
 from cca_ray.models import load_official
+from cca_ray.parallel import Group
 from cca_ray.trial import build_trainer, make_table
-from cca_ray.worker import Diverged, Group, Job, fine_tune, load_base, protocol_of, sample_shards, score, scoring_of
+from cca_ray.worker import Diverged, Job, fine_tune, load_base, protocol_of, sample_shards, score, scoring_of
 from tests.conftest import MakeStudy
 
 LIVE = {"reference": "live"}
@@ -65,11 +67,24 @@ def test_accumulation_changes_no_result(whole, tmp_path: Path):
     assert_same_run(tmp_path, reports, whole)
 
 
-def test_two_workers_change_no_result(whole, tmp_path: Path, ray_here: None):
-    config = placed(whole[0], workers=2, micro_batch=2)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_change_no_result(whole, tmp_path: Path, ray_here: None, strategy: str):
+    recompute = strategy == "fsdp"
+    config = placed(whole[0], workers=2, micro_batch=2, strategy=strategy, activation_checkpointing=recompute)
     build_trainer(Job(config, config.train, tmp_path), print).fit()
     reports = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["reports"]
     assert_same_run(tmp_path, reports, whole)
+
+
+def test_recomputed_activations_change_no_result(whole, tmp_path: Path):
+    assert_same_run(tmp_path, run(placed(whole[0], activation_checkpointing=True), tmp_path), whole)
+
+
+def test_dropout_does_not_depend_on_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train={**LIVE, "dropout": 0.2})
+    one, cut = run(config, tmp_path / "a"), run(placed(config, micro_batch=6), tmp_path / "b")
+    np.testing.assert_allclose(losses(cut), losses(one), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(losses(one), losses(run(make_study(train=LIVE), tmp_path / "c")), rtol=1e-3)
 
 
 def test_a_run_reports_steps_scores_and_pictures(whole):
@@ -185,11 +200,15 @@ def test_samples_are_scored_by_shards_of_any_number_of_workers(make_study: MakeS
     scoring, model = scoring_of(config, torch.device("cpu")), load_base(config)
     protocol = protocol_of(config, scoring, 600)
     one, three = (
-        [images for rank in range(world) for images, _ in sample_shards(model, scoring, protocol, Group(rank, world))]
+        [
+            images
+            for rank in range(world)
+            for _, images, _ in sample_shards(model, scoring, protocol, Group(rank, world))
+        ]
         for world in (1, 3)
     )
     assert torch.equal(torch.cat(one), torch.cat(three))
-    features = scoring.features(torch.cat(one))[0].numpy()
+    features = extract(scoring.extractor, torch.cat(one)).pooled.numpy()
     expected = frechet_distance(Moments.of(features), scoring.reference)
     assert score(model, scoring, protocol, Group()).fid == pytest.approx(expected, rel=1e-9)
 

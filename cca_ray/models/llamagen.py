@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cca_ray.models.dropout import Dropout
+
 Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values [B, H, T, D]
 
 
@@ -122,10 +124,13 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, table: Tensor, dropout: float, position: int = 0, cache: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        x = x + F.dropout(self.attention(self.attention_norm(x), table, position, cache), dropout)
-        return x + F.dropout(self.feed_forward(self.ffn_norm(x)), dropout)
+        self, x: Tensor, table: Tensor, position: int = 0, cache: tuple[Tensor, Tensor] | None = None,
+        dropout: Dropout | None = None, number: int = 0,
+    ) -> Tensor:  # fmt: skip
+        y = self.attention(self.attention_norm(x), table, position, cache)
+        x = x + (y if dropout is None else dropout(y, 2 * number + 1))
+        y = self.feed_forward(self.ffn_norm(x))
+        return x + (y if dropout is None else dropout(y, 2 * number + 2))
 
 
 class LabelEmbedding(nn.Module):
@@ -150,9 +155,26 @@ class LlamaGen(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        table = rope_table(config.grid, config.dim // config.n_head, config.rope_base)
-        self.register_buffer("rope", table, persistent=False)
+        self.register_buffer("rope", self.rope_of(config), persistent=False)
         self.rope: Tensor
+
+    @staticmethod
+    def rope_of(config: LlamaGenConfig) -> Tensor:
+        return rope_table(config.grid, config.dim // config.n_head, config.rope_base)
+
+    def reset_buffers(self) -> None:
+        """Compute what no checkpoint holds; for a model that was made on `meta`."""
+        self.rope = self.rope_of(self.config)
+
+    @property
+    def stack(self) -> nn.ModuleList:
+        """The blocks, one after the other: the units that are cut, or computed again, to save memory."""
+        return self.layers
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer, from `hidden` to logits."""
+        return self.output
 
     @property
     def null_label(self) -> int:
@@ -171,17 +193,19 @@ class LlamaGen(nn.Module):
             elif parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02, generator=generator)
 
-    def forward(self, labels: Tensor, tokens: Tensor, dropout: float = 0.0) -> Tensor:
-        """Logits [B, L, V] in float32, row t predicting token t from the label and the tokens before it.
-
-        Dropout is off unless a rate is given; then it applies to embeddings and residual branches.
-        """
+    def hidden(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """What the head takes: [B, L, C]. Dropout, if any, applies to embeddings and residual branches."""
         x = torch.cat([self.cls_embedding(labels), self.tok_embeddings(tokens[:, :-1])], dim=1)
-        x = F.dropout(x, dropout)
+        if dropout is not None:
+            x = dropout(x, 0)
         table = self.rope[: x.shape[1]]
-        for layer in self.layers:
-            x = layer(x, table, dropout)
-        return self.output(self.norm(x)).float()
+        for number, layer in enumerate(self.layers):
+            x = layer(x, table, dropout=dropout, number=number)
+        return self.norm(x)
+
+    def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """Logits [B, L, V] in float32, row t predicting token t from the label and the tokens before it."""
+        return self.output(self.hidden(labels, tokens, dropout)).float()
 
     def new_cache(self, batch: int) -> Cache:
         """Room for the keys and values of `batch` sequences, in the weights' dtype, on their device."""
@@ -194,5 +218,5 @@ class LlamaGen(nn.Module):
         x = self.cls_embedding(labels) if last_tokens is None else self.tok_embeddings(last_tokens)
         table = self.rope[step : step + 1]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer(x, table, 0.0, step, layer_cache)
+            x = layer(x, table, step, layer_cache)
         return self.output(self.norm(x)).float()

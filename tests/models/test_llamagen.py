@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cca_ray.models import LlamaGen, build, load_state, parameters
-from cca_ray.objective import sequence_logps
+from cca_ray.models import Dropout, LlamaGen, build, dropout_keys, load_state, parameters
+from cca_ray.objective import Scorer
 from cca_ray.sampler import Decoding, sample_tokens
 from tests.conftest import golden, golden_state
 
@@ -38,9 +38,10 @@ def test_full_size_likelihoods_are_the_official_ones():
     model = build("llamagen", "B", image_size=384).requires_grad_(False)
     load_state(model, golden_state(content), "golden")
     tokens = torch.from_numpy(content["tokens"].astype(np.int64))
-    logits = model(torch.from_numpy(content["labels"]), tokens)
+    labels = torch.from_numpy(content["labels"])
+    logits = model(labels, tokens)
     assert parameters(model) == content["params"]
-    np.testing.assert_allclose(sequence_logps(logits, tokens), content["logps"].sum(1), rtol=1e-4)
+    np.testing.assert_allclose(Scorer(model)(labels, tokens), content["logps"].sum(1), rtol=1e-4)
     np.testing.assert_allclose(logits[:, ::64, :32], content["logits_slice"], rtol=1e-4, atol=1e-5)
 
 
@@ -63,4 +64,5 @@ def test_decoding_with_the_cache_equals_the_whole_sequence(tiny: LlamaGen):
 def test_dropout_is_off_unless_asked_for(tiny: LlamaGen):
     labels, tokens = torch.tensor([3]), torch.randint(64, (1, 16))
     torch.testing.assert_close(tiny.train()(labels, tokens), tiny.eval()(labels, tokens))
-    assert not torch.equal(tiny(labels, tokens, dropout=0.5), tiny(labels, tokens))
+    dropout = Dropout(0.5, dropout_keys(np.array([3]), 0))
+    assert not torch.equal(tiny(labels, tokens, dropout), tiny(labels, tokens))

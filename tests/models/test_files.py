@@ -1,0 +1,113 @@
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cca_ray.models.files import load_state, read_checkpoint, write_atomically, write_checkpoint
+
+STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
+
+
+def equal(state: dict[str, torch.Tensor]) -> bool:
+    return set(state) == set(STATE) and all(torch.equal(state[name], STATE[name]) for name in STATE)
+
+
+@pytest.mark.parametrize("key", ["model", "module", "state_dict", None])
+def test_official_files_of_every_form_are_read(tmp_path: Path, key: str | None):
+    extra = {"steps": 5000, "args": argparse.Namespace(lr=1e-5), "optimizer": {"state": {}}}
+    torch.save({key: STATE, **extra} if key else STATE, tmp_path / "any.name")
+    state, config = read_checkpoint(tmp_path / "any.name")
+    assert equal(state)
+    assert config == {}
+
+
+def test_a_file_of_before_torch_1_6_is_read(tmp_path: Path):
+    torch.save({"model": STATE}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert equal(read_checkpoint(tmp_path / "old.pt")[0])
+
+
+def test_safetensors_are_known_by_their_content(tmp_path: Path):
+    save_file(STATE, tmp_path / "weights.pt")
+    assert equal(read_checkpoint(tmp_path / "weights.pt")[0])
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_our_files_carry_a_config(tmp_path: Path, name: str):
+    write_checkpoint(STATE, {"dim": 3}, tmp_path / name)
+    state, config = read_checkpoint(tmp_path / name)
+    assert equal(state)
+    assert config == {"dim": 3}
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_weights_are_mapped_not_copied(tmp_path: Path):
+    torch.save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, tmp_path / "weights.pt")
+    state, _ = read_checkpoint(tmp_path / "weights.pt")
+    with torch.device("meta"):
+        model = nn.Linear(3, 2)
+    load_state(model, state, "weights.pt")
+    assert model.weight.data_ptr() == state["weight"].data_ptr()
+    with torch.no_grad():
+        model.weight.add_(1)  # the file stays as it was
+    assert read_checkpoint(tmp_path / "weights.pt")[0]["weight"].sum() == 0
+
+
+def test_half_precision_weights_become_the_models_precision():
+    model = nn.Linear(3, 2)
+    load_state(model, {name: tensor.half() for name, tensor in STATE.items()}, "weights.pt")
+    assert model.weight.dtype == torch.float32
+
+
+def test_every_misfit_is_listed_in_one_error():
+    with pytest.raises(
+        ValueError, match=r"w\.pt: does not fit .* missing bias; unexpected extra; weight is \[3, 3\], not"
+    ):
+        load_state(nn.Linear(3, 2), {"weight": torch.zeros(3, 3), "extra": torch.zeros(1)}, "w.pt")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize(
+    "kind", ["absent", "folder", "empty", "text", "truncated", "short safetensors", "bomb", "a class", "no tensors"]
+)
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pt"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "truncated":
+        torch.save({"weight": torch.zeros(50, 50)}, path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif kind == "short safetensors":
+        save_file({"weight": torch.zeros(50, 50)}, path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif kind == "bomb":
+        torch.save({"model": STATE, "extra": Bomb()}, path)
+    elif kind == "a class":
+        torch.save({"model": argparse.Namespace}, path)
+    elif kind == "no tensors":
+        torch.save({"epoch": 3}, path)
+    with pytest.raises(ValueError, match=r"weights\.pt: ") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path):
+    path = tmp_path / "weights.pt"
+    write_atomically({"model": STATE}, path)
+    with pytest.raises(AttributeError):
+        write_atomically({"model": lambda: None}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.pt"]
+    assert equal(read_checkpoint(path)[0])
