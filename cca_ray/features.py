@@ -5,7 +5,6 @@ network of pytorch-fid and torch-fidelity (a state dict), NVIDIA's (a TorchScrip
 network of the ADM evaluator, in ports that agree with it to about 1e-3 in FID.
 """
 
-import hashlib
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cca_ray.models import load_state, read_checkpoint
+from cca_ray.models import digest_of_weights, load_state, read_checkpoint
 
 INCEPTION_SIDE = 299  # pixels
 CLASSES = 1008  # of the 2015 network
@@ -261,15 +260,6 @@ def extract(extractor: Extractor, images: Tensor) -> Features:
     """Features of images [B, H, W, 3] uint8, in full float32 on every card: TF32 would make a FID depend on it."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return extractor(images)
-
-
-def digest_of_weights(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that name a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def is_program(path: str | Path) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -105,7 +105,7 @@ class Reference:
     def of(moments: Moments, spatial: Moments | None = None) -> "Reference":
         return Reference(moments.mean, moments.covariance, Reference.of(spatial) if spatial else None)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path | IO[bytes]) -> None:
         """As the ADM evaluator keeps them: `mu` and `sigma` in an `.npz`, `mu_s` and `sigma_s` for sFID."""
         if self.spatial is None:
             np.savez(path, mu=self.mean, sigma=self.covariance)

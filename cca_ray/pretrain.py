@@ -9,10 +9,9 @@ import hashlib
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,20 +19,21 @@ import torch
 import torch.nn.functional as F
 import typer
 import yaml
-from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from cca_ray.config import ConfigError, Pretrain, StudyConfig, load_config
 from cca_ray.console import Console, find_space, run
 from cca_ray.data import steps_per_epoch
-from cca_ray.features import FeatureNet, digest_of_weights, extract
+from cca_ray.features import FeatureNet, extract
 from cca_ray.fid import Moments, Reference, merge_all
+from cca_ray.images import centre_crop, decode, list_images, open_files, read_entry
 from cca_ray.models import (
     Dropout,
     LlamaGenVQ,
     build,
     build_tokenizer,
+    digest_of_weights,
     dropout_keys,
     load_tokenizer,
     save_official,
@@ -42,7 +42,6 @@ from cca_ray.models import (
 from cca_ray.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, to_input, write_token_set
 
 Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
-SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
 @dataclass(frozen=True)
@@ -66,40 +65,16 @@ def digits() -> LabelledImages:
     return LabelledImages(np.repeat(images[..., None], 3, axis=-1), bunch.target.astype(np.int64), tuple("0123456789"))
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """Centre square, resized, RGB: [size, size, 3] uint8. ValueError, naming the file, if it is no image."""
-    try:
-        with warnings.catch_warnings(), Image.open(path) as file:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = file
-            if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
-                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            image = image.convert("RGB")
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-            return np.asarray(
-                image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)
-            )
-    except (OSError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from None
-
-
-def read_folder(folder: Path, size: int) -> LabelledImages:
-    """One subfolder per class, in the order of their names."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(classes) < 2:
-        raise ValueError(f"{folder}: want one subfolder per class, at least 2; found {len(classes)}")
-    images, labels = [], []
-    for label, path in enumerate(classes):
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not files:
-            raise ValueError(f"{path}: no PNG or JPEG in this class folder")
-        images += [read_image(file, size) for file in files]
-        labels += [label] * len(files)
-    return LabelledImages(np.stack(images), np.array(labels, dtype=np.int64), tuple(p.name for p in classes))
+def read_folder(folder: str, size: int) -> LabelledImages:
+    """A collection of images as squares of `size` pixels, all in memory. ValueError, naming the file, if one is bad."""
+    listing = list_images(folder)
+    squares = []
+    for entry in listing.entries:
+        try:
+            squares.append(centre_crop(decode(read_entry(folder, entry.path, entry.start, entry.length)), size))
+        except ValueError as error:
+            raise ValueError(f"{entry.path}: {error}") from None
+    return LabelledImages(np.stack(squares), listing.labels, listing.class_names)
 
 
 def batches(count: int, batch: int, epochs: int, seed: int) -> Iterator[Tensor]:
@@ -345,7 +320,7 @@ def space_for(files: BaseFiles, images: int, size: str, path: Path) -> dict[str,
 
 def main(
     images: Annotated[
-        Path | None, typer.Option(help="Folder with one subfolder per class; without it, the digits.")
+        str | None, typer.Option(help="Class folders, .tar or .parquet shards; without it, the digits.")
     ] = None,
     image_size: Annotated[int, typer.Option(min=4, help="Pixels along a side, for --images.")] = 32,
     downsample: Annotated[int, typer.Option(min=1, help="Pixels a token along a side, for --images.")] = 4,
@@ -364,7 +339,7 @@ def main(
         changes |= {"image_size": image_size, "downsample": downsample}
     settings = Pretrain.model_validate({**template.pretrain.model_dump(), **changes})
     data = digits() if images is None else read_folder(images, image_size)
-    name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", images.resolve().name)
+    name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
     console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
     files = build_base(data, name, "llamagen", size, settings, out, console.progress)
     path = files.checkpoint.parent / f"{name}_{size.lower()}.yaml"

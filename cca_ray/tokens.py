@@ -1,12 +1,15 @@
-"""Images -> token Parquet: a folder of `part-*.parquet` and a `manifest.json`, which is written last.
+"""Token sets: a folder of `part-*.parquet` and a `manifest.json`, which is written last.
 
 A row is an image: its label and its tokens, crop after crop, as uint16.  A folder without a manifest is
 half-written and never read; a part that does not match the manifest is an error.
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cca_ray.models import LlamaGenVQ
 
-MANIFEST = "manifest.json"
+MANIFEST, UNREADABLE = "manifest.json", "unreadable.txt"
+LARGE = 2**30  # bytes of tokens above which they are mapped from a file instead of held by every process
 
 
 class TokenMeta(BaseModel):
@@ -47,60 +51,128 @@ class TokenSet:
 
 def to_input(images: np.ndarray) -> torch.Tensor:
     """What tokenizers take: [N, H, W, 3] uint8 -> [N, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def encode_images(tokenizer: LlamaGenVQ, images: np.ndarray, batch: int = 256) -> Iterator[np.ndarray]:
     """images [N, H, W, 3] uint8 -> token batches [B, L] uint16, in order."""
+    device = next(tokenizer.parameters()).device
     for start in range(0, len(images), batch):
         with torch.inference_mode():
-            yield tokenizer.encode(to_input(images[start : start + batch])).numpy().astype(np.uint16)
+            pixels = to_input(images[start : start + batch]).to(device)
+            yield tokenizer.encode(pixels).cpu().numpy().astype(np.uint16)
 
 
-def write_token_set(folder: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]], meta: TokenMeta) -> str:
-    """Write batches of (labels [B], tokens [B, crops, length]) as one part each; returns the set's digest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+def part_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.parquet"
+
+
+def write_part(
+    path: Path, labels: np.ndarray, tokens: np.ndarray, meta: TokenMeta, unreadable: Sequence[str] = ()
+) -> Path:
+    """labels [B], tokens [B, crops, length]: complete or not at all. `unreadable`: what was left out here, and why."""
     width = meta.crops * meta.length
     schema = pa.schema(
         [("label", pa.int32()), ("tokens", pa.list_(pa.uint16(), width))],
-        metadata={"cca_ray": meta.model_dump_json()},
+        metadata={"cca_ray": meta.model_dump_json(), "unreadable": json.dumps(list(unreadable))},
     )
-    parts = []
-    for i, (labels, tokens) in enumerate(batches):
-        values = pa.array(np.ascontiguousarray(tokens, dtype=np.uint16).reshape(-1))
-        columns = [pa.array(labels, pa.int32()), pa.FixedSizeListArray.from_arrays(values, width)]
-        path = folder / f"part-{i:05d}.parquet"
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), path)
-        parts.append({"name": path.name, "rows": len(labels), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
-    digest = hashlib.sha256(json.dumps([meta.model_dump_json(), parts]).encode()).hexdigest()[:16]
-    manifest = {"digest": digest, "meta": meta.model_dump(), "parts": parts}
+    values = pa.array(np.ascontiguousarray(tokens, dtype=np.uint16).reshape(-1))
+    columns = [pa.array(labels, pa.int32()), pa.FixedSizeListArray.from_arrays(values, width)]
+    partial = path.with_name(path.name + ".partial")
+    # Parquet has no 16-bit numbers: the dictionary packs each code into as many bits as the codebook needs.
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), partial, compression="zstd")
+    return partial.replace(path)
+
+
+def finish_token_set(folder: Path, meta: TokenMeta, parts: int) -> str:
+    """Write the manifest of parts that are all there; returns the set's digest."""
+    entries: list[dict[str, str | int]] = []
+    unreadable: list[str] = []
+    for path in (part_path(folder, number) for number in range(parts)):
+        schema = pq.read_metadata(path)
+        entries.append(
+            {"name": path.name, "rows": schema.num_rows, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        )
+        unreadable += json.loads(schema.metadata[b"unreadable"])
+    if unreadable:
+        (folder / UNREADABLE).write_text("\n".join(unreadable) + "\n")
+    digest = hashlib.sha256(json.dumps([meta.model_dump_json(), entries]).encode()).hexdigest()[:16]
+    manifest = {"digest": digest, "meta": meta.model_dump(), "parts": entries, "unreadable": len(unreadable)}
     partial = folder / (MANIFEST + ".partial")
     partial.write_text(json.dumps(manifest, indent=1))
     partial.replace(folder / MANIFEST)
     return digest
 
 
-def read_token_set(folder: str | Path) -> TokenSet:
-    """Read a whole set into memory. ValueError, naming the file, if it is absent, half-written or altered."""
+def write_token_set(folder: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]], meta: TokenMeta) -> str:
+    """Write batches of (labels [B], tokens [B, crops, length]) as one part each; returns the set's digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    written = [
+        write_part(part_path(folder, number), labels, tokens, meta) for number, (labels, tokens) in enumerate(batches)
+    ]
+    return finish_token_set(folder, meta, len(written))
+
+
+def read_part(path: Path, sha256: str, meta: TokenMeta) -> tuple[np.ndarray, np.ndarray]:
+    """labels [B], tokens [B, crops, length] of one part. ValueError, naming the file, if it was altered."""
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path}: missing, or not what the manifest says; make the token set again")
+    table = pq.read_table(path)
+    flat = table["tokens"].combine_chunks().flatten().to_numpy()
+    return table["label"].to_numpy(), flat.reshape(-1, meta.crops, meta.length)
+
+
+def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
+    """Read a whole set. ValueError, naming the file, if it is absent, half-written or altered.
+
+    One of more than `large` bytes is unpacked once a node into a file that all its processes map.
+    """
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         meta = TokenMeta.model_validate(manifest["meta"])
-        parts, digest = manifest["parts"], manifest["digest"]
+        parts, digest = manifest["parts"], str(manifest["digest"])
+        rows = [int(part["rows"]) for part in parts]
     except FileNotFoundError:
         raise ValueError(f"{folder}: no finished token set here ({MANIFEST} is written last)") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, ValidationError) as error:
         raise ValueError(f"{folder / MANIFEST}: not a token manifest: {str(error).splitlines()[0]}") from None
-    labels, tokens = [], []
-    for part in parts:
-        path = folder / part["name"]
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
-            raise ValueError(f"{path}: missing, or not what the manifest says; make the token set again")
-        table = pq.read_table(path)
-        labels.append(table["label"].to_numpy())
-        flat = table["tokens"].combine_chunks().flatten().to_numpy()
-        tokens.append(flat.reshape(-1, meta.crops, meta.length))
-    if not labels:
+    if not sum(rows):
         raise ValueError(f"{folder}: the token set is empty")
-    return TokenSet(np.concatenate(labels).astype(np.int64), np.concatenate(tokens), meta, digest)
+
+    def content() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return (read_part(folder / part["name"], part["sha256"], meta) for part in parts)
+
+    shape = (sum(rows), meta.crops, meta.length)
+    if 2 * np.prod(shape) <= large:
+        labels, tokens = zip(*content(), strict=True)
+        return TokenSet(np.concatenate(labels).astype(np.int64), np.concatenate(tokens), meta, digest)
+    return TokenSet(*unpacked(cache_folder() / digest, shape, content), meta, digest)
+
+
+def cache_folder() -> Path:
+    """On this node; $CCA_RAY_CACHE, or below the temporary folder."""
+    return Path(os.environ.get("CCA_RAY_CACHE") or Path(tempfile.gettempdir()) / f"cca_ray-{os.getuid()}")
+
+
+def unpacked(
+    folder: Path, shape: tuple[int, ...], content: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """labels, and tokens mapped from a file; the first process of the node writes it, the others wait."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tokens_file, labels_file = folder / "tokens.npy", folder / "labels.npy"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not labels_file.exists():  # written last
+            tokens = np.lib.format.open_memmap(tokens_file, mode="w+", dtype=np.uint16, shape=shape)
+            labels, row = [], 0
+            for part_labels, part_tokens in content():
+                tokens[row : row + len(part_labels)] = part_tokens
+                labels.append(part_labels.astype(np.int64))
+                row += len(part_labels)
+            tokens.flush()
+            partial = folder / "labels.partial.npy"
+            np.save(partial, np.concatenate(labels))
+            partial.replace(labels_file)
+    return np.load(labels_file), np.load(tokens_file, mmap_mode="r")

@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.config import Placement
-from cca_ray.features import digest_of_weights
+from cca_ray.models import digest_of_weights
 from cca_ray.objective import Scorer
 from cca_ray.parallel import Group
 from cca_ray.placement import autocast, local_device, worker_resources

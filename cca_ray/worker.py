@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cca_ray.checkpoint import Progress, resume, save_checkpoint
 from cca_ray.config import StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, plan_epoch, steps_per_epoch
-from cca_ray.features import Extractor, digest_of_weights, extract, load_extractor
+from cca_ray.features import Extractor, extract, load_extractor
 from cca_ray.fid import (
     SHARD,
     Divergence,
@@ -38,6 +38,7 @@ from cca_ray.models import (
     Dropout,
     LlamaGen,
     LlamaGenVQ,
+    digest_of_weights,
     dropout_keys,
     load_official,
     load_tokenizer,

@@ -10,11 +10,11 @@ from cca_ray.features import (
     FeatureNet,
     Inception,
     ScriptedInception,
-    digest_of_weights,
     extract,
     load_extractor,
     resize_tf1,
 )
+from cca_ray.models import digest_of_weights
 from tests.conftest import golden
 from tests.golden.weights import inception_checkpoint
 

@@ -7,8 +7,9 @@ import pytest
 
 ORDER = [
     "config", "placement", "models.files", "models.dropout", "models.llamagen", "models.llamagen_vq", "models",
-    "tokens", "data", "objective", "parallel", "reference", "sampler", "features", "fid", "checkpoint", "worker",
-    "tracking", "trial", "search", "report", "console", "pretrain", "train", "sample", "evaluate", "tune",
+    "images", "tokens", "encode", "data", "objective", "parallel", "reference", "sampler", "features", "fid",
+    "checkpoint", "worker", "tracking", "trial", "search", "report", "console", "pretrain", "prepare", "train",
+    "sample", "evaluate", "tune",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

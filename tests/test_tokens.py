@@ -27,6 +27,28 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert (data.tokens.dtype, data.meta, data.digest) == (np.uint16, META, digest)
 
 
+def test_a_large_set_is_unpacked_once_and_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+    digest = write(tmp_path / "set")
+    first = read_token_set(tmp_path / "set", large=10)
+    (tmp_path / "set" / "part-00000.parquet").unlink()  # the second reading needs it no more
+    second = read_token_set(tmp_path / "set", large=10)
+    for data in (first, second):
+        assert isinstance(data.tokens, np.memmap)
+        np.testing.assert_array_equal(data.tokens, TOKENS)
+        np.testing.assert_array_equal(data.labels, LABELS)
+    assert sorted(p.name for p in (tmp_path / "cache" / digest).iterdir()) == ["labels.npy", "lock", "tokens.npy"]
+
+
+def test_an_unpacking_that_was_cut_short_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+    digest = write(tmp_path / "set")
+    folder = tmp_path / "cache" / digest
+    folder.mkdir(parents=True)
+    np.save(folder / "tokens.npy", np.zeros((10, 2, 4), np.uint16))
+    np.testing.assert_array_equal(read_token_set(tmp_path / "set", large=10).tokens, TOKENS)
+
+
 def test_every_part_says_what_its_tokens_mean(tmp_path: Path):
     write(tmp_path)
     schema = pq.read_schema(tmp_path / "part-00001.parquet")

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from cca_ray.models.dropout import Dropout, dropout_keys
-from cca_ray.models.files import atomically, load_state, read_checkpoint, write_atomically, write_checkpoint
+from cca_ray.models.files import (
+    atomically,
+    digest_of_weights,
+    load_state,
+    read_checkpoint,
+    write_atomically,
+    write_checkpoint,
+)
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
 from cca_ray.models.llamagen_vq import LlamaGenVQ, VQConfig
 
 __all__ = [
     "SIZES", "Dropout", "LlamaGen", "LlamaGenConfig", "LlamaGenVQ", "VQConfig", "atomically", "build",
-    "build_tokenizer", "dropout_keys", "load_official", "load_state", "load_tokenizer", "parameters",
-    "read_checkpoint", "save_official", "write_atomically",
+    "build_tokenizer", "digest_of_weights", "dropout_keys", "load_official", "load_state", "load_tokenizer",
+    "parameters", "read_checkpoint", "save_official", "write_atomically",
 ]  # fmt: skip
 
 # family -> size -> overrides of the family's defaults. S and M are ours: small bases, trained by `pretrain`.

@@ -1,5 +1,6 @@
 """Checkpoint files. What a file is, its content decides, never its name; and no code in it is ever run."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -74,6 +75,15 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(f"{source}: does not fit the model: {shown}")
     model.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in state.items()}, assign=True)
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits that name a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def write_checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path) -> None:

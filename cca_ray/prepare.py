@@ -1,0 +1,306 @@
+"""Images -> what a study needs: a token set, reference statistics, or both; on all nodes, and again where it stopped.
+
+python -m cca_ray.prepare imagenet/train --tokenizer vq_ds16_c2i.pt --out tokens/imagenet384
+python -m cca_ray.prepare imagenet/val --features pt_inception.pth --reference imagenet256.npz
+python -m cca_ray.prepare --npy imagenet384_train_code_c2i_flip_ten_crop --tokenizer vq_ds16_c2i.pt --out tokens/npy
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import ray
+import torch
+import typer
+
+from cca_ray.config import ConfigError
+from cca_ray.console import Console, run
+from cca_ray.encode import Columns, Encode, ReadImages, Worker, claim, stream_parts, without_pixels, write_stream
+from cca_ray.features import Extractor, extract, load_extractor
+from cca_ray.fid import Moments, Reference
+from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, crops_of, list_images
+from cca_ray.models import LlamaGenVQ, atomically, digest_of_weights, load_tokenizer
+from cca_ray.placement import local_device
+from cca_ray.search import start_ray
+from cca_ray.tokens import UNREADABLE, TokenMeta
+
+FAMILY = "llamagen"
+SAY_EVERY_S = 10.0
+NAMES = {1: ["centre"], 2: ["flips/0", "flips/1"], 10: [f"ten-crop/{i}" for i in range(10)]}  # of official codes
+
+
+class Pace:
+    """Progress with images/s and the time left."""
+
+    def __init__(self, console: Console):
+        self.console, self.started, self.before, self.said = console, time.monotonic(), -1, -SAY_EVERY_S
+
+    def __call__(self, done: int, total: int, unreadable: int) -> None:
+        now = time.monotonic()
+        if self.before < 0:
+            self.before, self.started = done, now
+            if done:
+                self.console.say(f"{done:,} of {total:,} images were done before")
+            return
+        rate = (done - self.before) / max(now - self.started, 1e-9)
+        if now - self.said < SAY_EVERY_S and done < total:
+            return
+        self.said = now
+        left = f"  {(total - done) / rate / 60:,.0f} min left" if done < total else ""
+        lost = f"  {unreadable} unreadable" if unreadable else ""
+        self.console.say(f"{done:,}/{total:,} images  {rate:,.1f} images/s{left}{lost}")
+
+
+def ensure_ray() -> None:
+    if not ray.is_initialized():
+        start_ray()
+
+
+def over_nodes(function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+    """`map`, as Ray tasks."""
+    ensure_ray()
+    task = ray.remote(function)
+    return ray.get([task.remote(*values) for values in zip(*arguments, strict=True)])
+
+
+def read_classes(path: Path | None) -> list[str] | None:
+    """One class name a line, in the order of the labels."""
+    if path is None:
+        return None
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ConfigError(f"{path}: want one class name a line, at least 2, each once")
+    return names
+
+
+def cut_into_parts(count: int, size: int) -> list[np.ndarray]:
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def token_meta(tokenizer: LlamaGenVQ, size: int, names: Sequence[str], class_names: Sequence[str]) -> TokenMeta:
+    """ConfigError if the tokenizer cannot take such images."""
+    downsample = tokenizer.config.downsample
+    if size % downsample:
+        raise ConfigError(f"--image-size {size}: want a multiple of the tokenizer's {downsample} pixels a token")
+    if tokenizer.config.codebook_size > 2**16:
+        raise ConfigError(f"a codebook of {tokenizer.config.codebook_size} does not fit into 16 bits")
+    return TokenMeta(
+        tokenizer=digest_of_weights(tokenizer),
+        codebook_size=tokenizer.config.codebook_size,
+        length=(size // downsample) ** 2,
+        crops=len(names),
+        image_size=size,
+        augmentations=tuple(names),
+        class_names=tuple(class_names),
+    )
+
+
+def plan_of(source: str, meta: TokenMeta, part_images: int) -> dict[str, Any]:
+    """What must be the same for a run to go on in a folder."""
+    return {"images": source, "part_images": part_images, **meta.model_dump(mode="json")}
+
+
+def tokenize(
+    listing: Listing, tokenizer: Path, size: int, augmentations: Sequence[str], out: Path, part_images: int,
+    limit: int, pace: Pace,
+) -> str:  # fmt: skip
+    """Make the token set of a collection; returns its digest."""
+    crops = crops_of(augmentations, size)
+    meta = token_meta(load_tokenizer(FAMILY, tokenizer), size, [crop.name for crop in crops], listing.class_names)
+    claim(out, plan_of(listing.digest, meta, part_images))
+    edges = sorted({crop.edge for crop in crops})
+    arguments = {"family": FAMILY, "tokenizer": str(tokenizer.absolute()), "crops": crops, "size": size}
+    return write_stream(
+        out,
+        cut_into_parts(len(listing.entries), part_images),
+        lambda parts: stream_parts(listing, parts, ReadImages(listing.where, edges), Encode, arguments),
+        meta,
+        limit,
+        pace,
+    )
+
+
+class ExtractFeatures(Worker):
+    """Holds a feature network: the centre squares -> pooled [B, D] and, if it has them, spatial [B, S]."""
+
+    def __init__(self, features: str, size: int):
+        self.extractor: Extractor = load_extractor(features).to(local_device())
+        self.size = size
+
+    def __call__(self, rows: Columns) -> Columns:
+        images = torch.from_numpy(rows[f"pixels_{self.size}"].copy()).to(local_device())
+        found = extract(self.extractor, images)
+        spatial = {"spatial": found.spatial.cpu().numpy()} if found.spatial is not None else {}
+        return {**without_pixels(rows), "pooled": found.pooled.cpu().numpy(), **spatial}
+
+
+def make_reference(listing: Listing, features: Path, size: int, out: Path, limit: int, pace: Pace) -> Reference:
+    """Statistics of a collection's images, centre-cropped; the same to the last digit on any number of nodes."""
+    parts, lost = cut_into_parts(len(listing.entries), 2048), 0
+    arguments = {"features": str(features.absolute()), "size": size}
+    waiting: dict[int, dict[str, Moments]] = {}
+    merged: dict[str, Moments] = {}
+    done = following = 0
+    pace(0, len(listing.entries), 0)
+    stream = stream_parts(listing, parts, ReadImages(listing.where, [size]), ExtractFeatures, arguments)
+    for number, rows in stream:
+        good = rows["problem"] == ""
+        lost, done = lost + int((~good).sum()), done + len(good)
+        if lost > limit:
+            raise ConfigError(
+                f"{lost} images cannot be read, more than the limit of {limit}: {min(rows['problem'][~good])}"
+            )
+        kinds = [kind for kind in ("pooled", "spatial") if kind in rows and good.any()]
+        waiting[number] = {kind: Moments.of(rows[kind][good]) for kind in kinds}
+        while following in waiting:  # in order, whoever was first
+            for kind, moments in waiting.pop(following).items():
+                merged[kind] = merged[kind].merge(moments) if kind in merged else moments
+            following += 1
+        pace(done, len(listing.entries), lost)
+    if "pooled" not in merged or merged["pooled"].n < 2:
+        raise ConfigError(f"{listing.where}: want at least 2 readable images")
+    reference = Reference.of(merged["pooled"], merged.get("spatial"))
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            reference.save(file)
+
+    atomically(out, write)
+    return reference
+
+
+def npy_folders(root: Path) -> tuple[Path, Path]:
+    """The official extraction's folders of codes and labels."""
+    codes, labels = sorted(root.glob("*_codes")), sorted(root.glob("*_labels"))
+    if len(codes) != 1 or len(labels) != 1:
+        raise ConfigError(f"{root}: want one folder *_codes and one *_labels, as the official extraction leaves them")
+    return codes[0], labels[0]
+
+
+def read_npy(roots: Sequence[tuple[Path, Path]], meta: TokenMeta, index: int) -> tuple[int, np.ndarray]:
+    """Label and tokens [crops, length] of one image. ConfigError, naming the file."""
+    crops, labels = [], set()
+    for codes, label_folder in roots:
+        for path in (codes / f"{index}.npy", label_folder / f"{index}.npy"):
+            try:
+                content = np.load(path)
+            except (OSError, ValueError, EOFError) as error:
+                raise ConfigError(f"{path}: not readable ({str(error).splitlines()[0]})") from None
+            if path.parent == codes:
+                crops.append(content.reshape(-1, content.shape[-1]) if content.ndim else content)
+            else:
+                labels.add(int(content.reshape(-1)[0]))
+    tokens, number = np.concatenate(crops), f"{index}.npy"
+    if tokens.shape != (meta.crops, meta.length) or not np.issubdtype(tokens.dtype, np.integer):
+        raise ConfigError(
+            f"{codes / number}: {tokens.dtype} {list(tokens.shape)} in all; want integers "
+            f"[{meta.crops}, {meta.length}]: {meta.image_size} pixels, as many crops as image 0 has"
+        )
+    if tokens.min() < 0 or tokens.max() >= meta.codebook_size:
+        raise ConfigError(f"{codes / number}: code {tokens.max()} is not in the codebook of {meta.codebook_size}")
+    if len(labels) != 1 or not 0 <= min(labels) < len(meta.class_names):
+        raise ConfigError(f"{label_folder / number}: label {sorted(labels)}; want one below {len(meta.class_names)}")
+    return labels.pop(), tokens.astype(np.uint16)
+
+
+def import_npy(
+    roots: Sequence[Path], tokenizer: Path, size: int, classes: Sequence[str] | None, out: Path, part_images: int,
+    pace: Pace,
+) -> str:  # fmt: skip
+    """Make a token set of the official code's files, one int64 `.npy` an image; crops of several roots are joined."""
+    pairs = [npy_folders(root) for root in roots]
+    numbers = sorted(int(p.stem) for p in pairs[0][0].glob("*.npy") if re.fullmatch(r"\d+", p.stem))
+    if not numbers or numbers != list(range(len(numbers))):
+        raise ConfigError(f"{pairs[0][0]}: want 0.npy, 1.npy, ... without gaps; found {len(numbers)}")
+    names: list[str] = []
+    for codes, _ in pairs:
+        shape = np.load(codes / "0.npy", mmap_mode="r").shape
+        crops = int(np.prod(shape[:-1]))
+        names += [f"{codes.parent.name}/{name}" for name in NAMES.get(crops, [f"crop/{i}" for i in range(crops)])]
+    meta = token_meta(load_tokenizer(FAMILY, tokenizer), size, names, classes or [str(i) for i in range(1000)])
+    source = hashlib.sha256(json.dumps([[str(codes) for codes, _ in pairs], len(numbers)]).encode()).hexdigest()[:16]
+    claim(out, plan_of(source, meta, part_images))
+
+    def rows_of(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, Columns]]:
+        with ThreadPoolExecutor(16) as pool:
+            for number, index in enumerate(parts):
+                labels, tokens = zip(*pool.map(partial(read_npy, pairs, meta), index), strict=True)
+                problem = np.full(len(index), "")
+                yield (
+                    number,
+                    {"index": index, "label": np.array(labels), "tokens": np.stack(tokens), "problem": problem},
+                )
+
+    return write_stream(out, cut_into_parts(len(numbers), part_images), rows_of, meta, 0, pace)
+
+
+def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path | None, features: Path | None,
+          reference: Path | None) -> None:  # fmt: skip
+    """ConfigError if the options do not say what to make of what."""
+    if (images is None) == (not npy):
+        raise ConfigError("want either IMAGES or --npy FOLDER")
+    if out is None and reference is None:
+        raise ConfigError("nothing to make: want --out FOLDER, --reference FILE.npz, or both")
+    if out is not None and tokenizer is None:
+        raise ConfigError("--out wants --tokenizer FILE, such as LlamaGen's vq_ds16_c2i.pt")
+    if reference is not None and (features is None or npy):
+        raise ConfigError("--reference wants IMAGES and --features FILE")
+    if reference is not None and reference.suffix != ".npz":
+        raise ConfigError(f"--reference {reference}: want a file that ends in .npz")
+
+
+def main(
+    images: Annotated[str | None, typer.Argument(help="Class folders, .tar or .parquet shards; a path or URI.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Its checkpoint, such as vq_ds16_c2i.pt.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the token set; the same folder goes on.")] = None,
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels along a side of what is encoded.")] = 384,
+    augment: Annotated[list[str] | None, typer.Option(help=f"{', '.join(AUGMENTATIONS)}; repeatable.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="One class name a line; by default those found.")] = None,
+    npy: Annotated[list[Path] | None, typer.Option(help="Import the official .npy folders; repeatable.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Feature network, for --reference.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="An .npz for the statistics of the images.")] = None,
+    reference_size: Annotated[int, typer.Option(min=1, help="Pixels along a side, for --reference.")] = 256,
+    part_images: Annotated[int, typer.Option(min=1, help="Images a part, which a stop may lose.")] = 2048,
+    max_unreadable: Annotated[int, typer.Option(min=0, help="Images that may be skipped; they are listed.")] = 100,
+) -> None:
+    """Make a token set, reference statistics, or both, from images."""
+    check(images, npy or [], tokenizer, out, features, reference)
+    augmentations = augment or list(TEN_CROPS)
+    crops_of(augmentations, image_size)
+    names, console = read_classes(classes), Console()
+    if tokenizer is not None and out is not None:  # said before anything starts
+        token_meta(load_tokenizer(FAMILY, tokenizer), image_size, ["centre"], ["0", "1"])
+    if features is not None:
+        load_extractor(features)
+    if npy and tokenizer is not None and out is not None:
+        digest = import_npy(npy, tokenizer, image_size, names, out, part_images, Pace(console))
+        console.say(f"token set {digest}: {out}")
+    if images is None:
+        return
+    mine = not ray.is_initialized()
+    try:
+        listing, pace = list_images(images, names, over_nodes), Pace(console)
+        ensure_ray()
+        console.say(f"{len(listing.entries):,} images of {len(set(listing.labels.tolist())):,} classes: {images}")
+        if out is not None and tokenizer is not None:
+            digest = tokenize(listing, tokenizer, image_size, augmentations, out, part_images, max_unreadable, pace)
+            console.say(f"token set {digest}: {out}")
+            if (out / UNREADABLE).exists():
+                console.say(f"unreadable images, left out: {out / UNREADABLE}")
+        if reference is not None and features is not None:
+            made = make_reference(listing, features, reference_size, reference, max_unreadable, Pace(console))
+            console.say(f"reference {made.digest}: {reference}")
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+if __name__ == "__main__":
+    run(main)

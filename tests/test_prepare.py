@@ -1,0 +1,234 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cca_ray import prepare
+from cca_ray.config import ConfigError
+from cca_ray.console import Console
+from cca_ray.features import FeatureNet, extract
+from cca_ray.fid import Moments, Reference
+from cca_ray.images import centre_crop, crops_of, cut, decode, list_images
+from cca_ray.models import build_tokenizer, digest_of_weights, load_tokenizer, save_official, write_atomically
+from cca_ray.prepare import Pace, import_npy, make_reference, tokenize
+from cca_ray.tokens import read_token_set, to_input
+from tests.test_cli import invoke
+
+CROPS = ["flips", "ten-crop-1.1"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights: codes that differ are all that is needed. 2 pixels a token, 64 codes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("tokenizer") / "vq.pt"
+    small = dict(codebook_size=64, ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, norm_groups=8)
+    save_official(build_tokenizer("llamagen", **small), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 30; one file is no image."""
+    folder = tmp_path_factory.mktemp("images") / "photos"
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "emu"):
+        (folder / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = rng.integers(0, 256, (20 + i, 25, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
+    (folder / "dog" / "07.png").write_bytes(b"no")
+    return folder
+
+
+def make(photos: Path, tokenizer: Path, out: Path, limit: int = 5) -> str:
+    return tokenize(list_images(str(photos)), tokenizer, 16, CROPS, out, 40, limit, Pace(Console()))
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory, ray_here: None) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("made") / "tokens"
+    return out, make(photos, tokenizer, out)
+
+
+def test_every_crop_of_every_image_is_encoded_in_order(made: tuple[Path, str], photos: Path, tokenizer: Path):
+    data, network = read_token_set(made[0]), load_tokenizer("llamagen", tokenizer)
+    assert data.tokens.shape == (89, 12, 64)
+    assert data.labels.tolist() == [0] * 30 + [1] * 29 + [2] * 30
+    assert data.meta.tokenizer == digest_of_weights(network)
+    assert data.meta.class_names == ("cat", "dog", "emu")
+    assert data.meta.augmentations[:3] == ("flips/0", "flips/1", "ten-crop-1.1/0")
+    crops, image = crops_of(CROPS, 16), decode((photos / "dog" / "09.png").read_bytes())
+    pixels = {edge: centre_crop(image, edge)[None] for edge in (16, 17)}
+    views = np.concatenate([cut(pixels, crop, 16) for crop in crops])
+    with torch.inference_mode():
+        expected = network.encode(to_input(views)).numpy()
+    assert (data.tokens[38] == expected).mean() > 0.999  # a sum in another order may tip a tie
+
+
+def test_unreadable_images_are_left_out_and_listed(made: tuple[Path, str], photos: Path):
+    listed = (made[0] / "unreadable.txt").read_text()
+    assert listed == f"{photos / 'dog' / '07.png'}: not an image of any known kind\n"
+    assert json.loads((made[0] / "manifest.json").read_text())["unreadable"] == 1
+
+
+def test_too_many_unreadable_images_stop_it(photos: Path, tokenizer: Path, tmp_path: Path, ray_here: None):
+    with pytest.raises(
+        ConfigError, match=r"1 images cannot be read, more than the limit of 0: .*07\.png: not an image"
+    ):
+        make(photos, tokenizer, tmp_path / "tokens", limit=0)
+    with pytest.raises(ValueError, match="no finished token set here"):
+        read_token_set(tmp_path / "tokens")
+
+
+def test_only_missing_parts_are_made_again(photos: Path, tokenizer: Path, tmp_path: Path, made, ray_here: None):
+    out = tmp_path / "tokens"
+    assert make(photos, tokenizer, out) == made[1]
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    (out / "part-00001.parquet").unlink()
+    (out / "manifest.json").unlink()
+    assert make(photos, tokenizer, out) == made[1]
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert {name for name in before if before[name] != after[name]} == {"part-00001.parquet"}
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(photos: Path, tokenizer: Path, tmp_path: Path, made):
+    out = tmp_path / "tokens"
+    crops = [argument for name in CROPS for argument in ("--augment", name)]
+    command = [sys.executable, "-m", "cca_ray.prepare", str(photos), "--tokenizer", str(tokenizer), "--out", str(out),
+               "--image-size", "16", "--part-images", "40", *crops]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (out / "part-00000.parquet").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"token set {made[1]}: {out}" in again.stdout
+    assert "images/s" in again.stdout or "were done before" in again.stdout
+
+
+def test_another_token_set_in_the_folder_is_not_touched(photos: Path, tokenizer: Path, tmp_path: Path, made):
+    listing, pace = list_images(str(photos)), Pace(Console())
+    with pytest.raises(ConfigError, match=r"holds another token set \(part_images differs\)"):
+        tokenize(listing, tokenizer, 16, CROPS, made[0], 50, 5, pace)
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty and not a token set begun here"):
+        tokenize(listing, tokenizer, 16, CROPS, tmp_path, 40, 5, pace)
+
+
+def test_reference_statistics_are_those_of_the_centre_crops(photos: Path, tmp_path: Path, ray_here: None):
+    network = FeatureNet(16, 3)
+    write_atomically({"model": network.state_dict(), "config": {"image_size": 16, "num_classes": 3}}, tmp_path / "f.pt")
+    listing = list_images(str(photos))
+    made = make_reference(listing, tmp_path / "f.pt", 16, tmp_path / "reference.npz", 5, Pace(Console()))
+    images = [centre_crop(decode(Path(e.path).read_bytes()), 16) for e in listing.entries if "dog/07" not in e.path]
+    expected = Moments.of(extract(network, torch.from_numpy(np.stack(images))).pooled.numpy())
+    np.testing.assert_allclose(made.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(made.covariance, expected.covariance, rtol=1e-4, atol=1e-7)
+    assert Reference.load(tmp_path / "reference.npz").digest == made.digest
+
+
+def write_npy(root: Path, count: int = 5, crops: int = 2, seed: int = 0) -> np.ndarray:
+    """As the official extraction writes them: int64 [1, crops, 64] and a label [1] each."""
+    codes = np.random.default_rng(seed).integers(0, 64, (count, crops, 64))
+    for name in ("imagenet16_codes", "imagenet16_labels"):
+        (root / name).mkdir(parents=True)
+    for i in range(count):
+        np.save(root / "imagenet16_codes" / f"{i}.npy", codes[i : i + 1])
+        np.save(root / "imagenet16_labels" / f"{i}.npy", np.array([i % 3]))
+    return codes
+
+
+def test_the_official_files_are_imported(tokenizer: Path, tmp_path: Path):
+    first, second = write_npy(tmp_path / "a"), write_npy(tmp_path / "b", seed=1)
+    roots = [tmp_path / "a", tmp_path / "b"]
+    import_npy(roots, tokenizer, 16, ["cat", "dog", "emu"], tmp_path / "tokens", 2, Pace(Console()))
+    data = read_token_set(tmp_path / "tokens")
+    np.testing.assert_array_equal(data.tokens, np.concatenate([first, second], axis=1))
+    assert data.labels.tolist() == [0, 1, 2, 0, 1]
+    assert data.meta.augmentations == ("a/flips/0", "a/flips/1", "b/flips/0", "b/flips/1")
+
+
+def harm(root: Path, kind: str) -> None:
+    codes, labels = root / "imagenet16_codes", root / "imagenet16_labels"
+    if kind == "no codes":
+        codes.rename(root / "codes")
+    elif kind == "a gap":
+        (codes / "2.npy").unlink()
+    elif kind == "torn":
+        (codes / "3.npy").write_bytes((codes / "3.npy").read_bytes()[:60])
+    elif kind == "no label":
+        (labels / "3.npy").unlink()
+    elif kind == "another size":
+        np.save(codes / "3.npy", np.zeros((1, 2, 81), np.int64))
+    elif kind == "another codebook":
+        np.save(codes / "3.npy", np.full((1, 2, 64), 64))
+    elif kind == "another class":
+        np.save(labels / "3.npy", np.array([3]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no codes", r"want one folder \*_codes and one \*_labels"),
+        ("a gap", r"want 0\.npy, 1\.npy, \.\.\. without gaps; found 4"),
+        ("torn", r"3\.npy: not readable"),
+        ("no label", r"3\.npy: not readable"),
+        ("another size", r"3\.npy: int64 \[2, 81\] in all; want integers \[2, 64\]"),
+        ("another codebook", r"3\.npy: code 64 is not in the codebook of 64"),
+        ("another class", r"3\.npy: label \[3\]; want one below 3"),
+    ],
+)
+def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: Path, kind: str, message: str):
+    write_npy(tmp_path / "a")
+    harm(tmp_path / "a", kind)
+    with pytest.raises(ConfigError, match=message) as error:
+        import_npy([tmp_path / "a"], tokenizer, 16, ["x", "y", "z"], tmp_path / "tokens", 2, Pace(Console()))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="no finished token set here"):
+        read_token_set(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "t"], "want either IMAGES or --npy FOLDER"),
+        (["PHOTOS", "--npy", "PHOTOS", "--out", "t"], "want either IMAGES or --npy FOLDER"),
+        (["PHOTOS"], "nothing to make: want --out FOLDER, --reference FILE.npz, or both"),
+        (["PHOTOS", "--out", "t"], "--out wants --tokenizer FILE"),
+        (["PHOTOS", "--reference", "r.npz"], "--reference wants IMAGES and --features FILE"),
+        (["PHOTOS", "--reference", "r.txt", "--features", "f.pth"], "want a file that ends in .npz"),
+        (
+            ["PHOTOS", "--reference", "r.npz", "--features", "f.pth"],
+            "f.pth: no such file; score.features wants the FID",
+        ),
+        (["PHOTOS", "--tokenizer", "none.pt", "--out", "t"], "none.pt: no such checkpoint file"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--image-size", "15"], "multiple of the tokenizer's 2"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--augment", "rotate"], "unknown augmentation 'rotate'"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--classes", "none.txt"], "none.txt: No such file"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--part-images", "0"], "'--part-images'"),
+        (["nowhere", "--tokenizer", "TOKENIZER", "--out", "t"], "nowhere: no such folder or file"),
+        (["nope://x", "--tokenizer", "TOKENIZER", "--out", "t"], "nope://x: not a path or URI"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    arguments: list[str], message: str, photos: Path, tokenizer: Path, tmp_path: Path, capsys,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    arguments = [{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments]
+    outcome = invoke(prepare.main, arguments, capsys)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
