@@ -31,8 +31,8 @@ from cca_ray.fid import (
     merge_all,
     precision_recall,
 )
-from cca_ray.parallel import Group
-from cca_ray.pretrain import resolve
+from cca_ray.parallel import Group, for_sampling
+from cca_ray.pretrain import check_files, resolve
 from cca_ray.worker import Scoring, load_base, protocol_of, required, sample_shards, scoring_of
 
 
@@ -114,11 +114,15 @@ def main(
     guidance_scale: Annotated[float, typer.Option(min=0, help="1: guidance-free.")] = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; by default score.seed.")] = None,
     storage: Annotated[Path, typer.Option(help="Folder of the bases.")] = Path("runs"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
+    ] = None,
 ) -> None:
     """Score a checkpoint or an .npz of images."""
     if checkpoint is not None and npz is not None:
         raise ConfigError("--checkpoint and --npz: give one of them")
-    config = load_config(find_space(space))
+    config = load_config(find_space(space), set_ or [])
+    check_files(config)
     config = resolve(config, storage, Console(sys.stderr).progress)
     group = Group()
     scoring = scoring_of(config, group.device)
@@ -130,7 +134,7 @@ def main(
         measured = measure(on_device(batches, group.device), count, scoring, reference, group.device, permute=True)
         print(json.dumps({**measured, **given}, indent=1))
         return
-    model = load_base(config, str(checkpoint) if checkpoint else None).to(group.device)
+    model = for_sampling(load_base(config, str(checkpoint) if checkpoint else None), config.placement, group)
     images = (images for _, images, _ in sample_shards(model, scoring, protocol, group))
     result = measure(images, protocol.samples, scoring, reference, group.device, permute=False)
     print(json.dumps({**result, "protocol_id": protocol.id, "protocol": protocol.model_dump()}, indent=1))

@@ -38,6 +38,7 @@ class Protocol(BaseModel):
     image_size: int  # pixels along a side, as fed to the extractor
     labels: Literal["balanced", "random"] = "balanced"
     resize: str = "none"
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the model that is sampled
     guidance_scale: float = 1.0
     temperature: float = 1.0
     top_k: int = 0

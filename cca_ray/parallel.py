@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from cca_ray.config import Placement
 from cca_ray.models import LlamaGen
 from cca_ray.objective import Scorer
-from cca_ray.placement import local_device
+from cca_ray.placement import local_device, precision
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,15 @@ def whole_model(model: LlamaGen, weights: Weights, device: torch.device) -> Llam
     plain.load_state_dict(state, assign=True)
     plain.reset_buffers()
     return plain.requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def for_sampling(model: LlamaGen, placement: Placement, group: Group) -> LlamaGen:
+    """The same model on this worker's device, its weights in the precision of the placement; tables stay exact."""
+    kind = precision(placement, group.device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(group.device, kind)
+    return model.to(group.device)
 
 
 def state_of(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -42,9 +42,15 @@ def local_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
-def autocast(placement: Placement, device: torch.device) -> AbstractContextManager[None]:
-    """bfloat16 autocast where the placement asks for it; `auto` means on GPUs that have it."""
+def precision(placement: Placement, device: torch.device) -> torch.dtype:
+    """What training and sampling compute in. `auto`: bfloat16 on GPUs that have it."""
     wanted = placement.precision == "bfloat16" or (
         placement.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def autocast(placement: Placement, device: torch.device) -> AbstractContextManager[None]:
+    """For training: the weights stay in float32."""
+    half = precision(placement, device) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()

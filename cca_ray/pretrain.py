@@ -22,10 +22,10 @@ import yaml
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from cca_ray.config import ConfigError, Pretrain, StudyConfig, load_config
+from cca_ray.config import PATHS, ConfigError, Pretrain, StudyConfig, load_config
 from cca_ray.console import Console, find_space, run
 from cca_ray.data import steps_per_epoch
-from cca_ray.features import FeatureNet, extract
+from cca_ray.features import WHERE, FeatureNet, extract
 from cca_ray.fid import Moments, Reference, merge_all
 from cca_ray.images import centre_crop, decode, list_images, open_files, read_entry
 from cca_ray.models import (
@@ -274,10 +274,26 @@ def with_files(config: StudyConfig, files: BaseFiles) -> StudyConfig:
     return config.with_paths({key: str(path.resolve()) for key, path in vars(files).items()})
 
 
-def check_embedded(config: StudyConfig) -> None:
-    """ConfigError if the settings do not fit the embedded images."""
-    if config.base.embedded is not None and config.pretrain.image_size != 8:
-        raise ConfigError(f"{config.name}: pretrain.image_size: the embedded digits are 8 pixels wide")
+HINTS = {
+    "checkpoint": "the base's official weights, such as LlamaGen's c2i_B_384.pt",
+    "tokenizer": "the tokenizer's official weights, such as LlamaGen's vq_ds16_c2i.pt",
+    "tokens": "a token set, which python -m cca_ray.prepare makes from images",
+    "features": WHERE,
+    "reference": "ADM's VIRTUAL_imagenet256_labeled.npz, or what python -m cca_ray.prepare --reference makes",
+}
+
+
+def check_files(config: StudyConfig) -> None:
+    """ConfigError, before anything starts, if a file is not there or the settings do not fit the embedded images."""
+    if config.base.embedded is not None:
+        if config.pretrain.image_size != 8:
+            raise ConfigError(f"{config.name}: pretrain.image_size: the embedded digits are 8 pixels wide")
+        return
+    for section, keys in PATHS.items():
+        for key in keys:
+            path = getattr(getattr(config, section), key)
+            if not Path(path).exists():
+                raise ConfigError(f"{config.name}: {section}.{key}: no such file: {path}; want {HINTS[key]}")
 
 
 def resolve(config: StudyConfig, storage: Path, progress: Progress) -> StudyConfig:

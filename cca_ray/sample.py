@@ -16,8 +16,8 @@ from PIL import Image
 from cca_ray.config import ConfigError, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
 from cca_ray.models import atomically
-from cca_ray.parallel import Group
-from cca_ray.pretrain import resolve
+from cca_ray.parallel import Group, for_sampling
+from cca_ray.pretrain import check_files, resolve
 from cca_ray.sampler import image_grid
 from cca_ray.worker import load_base, protocol_of, sample_shards, scoring_of
 
@@ -53,6 +53,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="A .png: a grid of the first images.")] = None,
     npz: Annotated[Path | None, typer.Option(help="An .npz for the ADM evaluator: arr_0 (uint8 NHWC), labels.")] = None,
     storage: Annotated[Path, typer.Option(help="Folder of the bases.")] = Path("runs"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
+    ] = None,
 ) -> None:
     """Sample images from a checkpoint."""
     if npz is None:
@@ -60,11 +63,12 @@ def main(
     for option, path, suffix in (("--out", out, ".png"), ("--npz", npz, ".npz")):
         if path is not None and path.suffix != suffix:
             raise ConfigError(f"{option} {path}: want a file that ends in {suffix}")
-    config, console = load_config(find_space(space)), Console()
+    config, console = load_config(find_space(space), set_ or []), Console()
+    check_files(config)
     config = resolve(config, storage, console.progress)
     group = Group()
     scoring = scoring_of(config, group.device)
-    model = load_base(config, str(checkpoint) if checkpoint else None).to(group.device)
+    model = for_sampling(load_base(config, str(checkpoint) if checkpoint else None), config.placement, group)
     protocol = protocol_of(config, scoring, count, guidance_scale, seed)
     side, made = protocol.image_size, 0
     shown: list[np.ndarray] = []

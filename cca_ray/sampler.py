@@ -15,6 +15,8 @@ from torch import Tensor
 
 from cca_ray.models import LlamaGen, LlamaGenVQ
 
+PIXELS_AT_A_TIME = 2**22  # of the images that the tokenizer decodes at once: its activations are 512 bytes a pixel
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -97,7 +99,12 @@ def decode_images(tokenizer: LlamaGenVQ, tokens: Tensor, side: int | None = None
 
     `side`: pixels to which they are resized before that, bicubically and without antialiasing, again as there.
     """
-    images = tokenizer.decode(tokens)
+    at_a_time = max(1, PIXELS_AT_A_TIME // (tokens.shape[1] * tokenizer.config.downsample**2))
+    return torch.cat([to_pixels(tokenizer.decode(part), side) for part in tokens.split(at_a_time)])
+
+
+def to_pixels(images: Tensor, side: int | None) -> Tensor:
+    """[B, 3, S, S], about [-1, 1] -> [B, H, W, 3] uint8."""
     if side is not None and side != images.shape[-1]:
         images = F.interpolate(images, size=(side, side), mode="bicubic")
     return (127.5 * images + 128.0).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)

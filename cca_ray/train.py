@@ -11,7 +11,7 @@ from ray.train import UserCallback
 
 from cca_ray.config import load_config
 from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
-from cca_ray.pretrain import check_embedded, resolve
+from cca_ray.pretrain import check_files, resolve
 from cca_ray.search import start_ray
 from cca_ray.trial import FAILURE, build_trainer
 from cca_ray.worker import Job
@@ -53,7 +53,7 @@ def main(
     settings += [f"train.lambda={lambda_}"] if lambda_ is not None else []
     settings += [f"train.learning_rate={lr}"] if lr is not None else []
     config, console = load_config(find_space(space), settings), Console()
-    check_embedded(config)
+    check_files(config)
     config = resolve(config, storage, console.progress)
     train = config.train
     folder = out or storage / "train" / f"{config.name}-lambda{train.lambda_:g}-lr{train.learning_rate:g}"

@@ -19,7 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from cca_ray.config import Placement
 from cca_ray.models import digest_of_weights
 from cca_ray.objective import Scorer
-from cca_ray.parallel import Group
+from cca_ray.parallel import Group, for_sampling
 from cca_ray.placement import autocast, local_device, worker_resources
 from cca_ray.reference import compute_table, read_table, write_table
 from cca_ray.worker import (
@@ -137,5 +137,5 @@ def score_checkpoint(
     config, group = Job.unpacked(packed).config, Group()
     scoring = scoring_of(config, group.device)
     protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
-    model = load_base(config, checkpoint).to(group.device)
+    model = for_sampling(load_base(config, checkpoint), config.placement, group)
     return score(model, scoring, protocol, group), protocol.id

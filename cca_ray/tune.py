@@ -20,7 +20,7 @@ import yaml
 from cca_ray.config import ConfigError, StudyConfig, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
 from cca_ray.placement import micro_batch_size
-from cca_ray.pretrain import check_embedded, resolve
+from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, table, verdict, write_summary
 from cca_ray.search import SizeResult, run_size, start_ray
 from cca_ray.tracking import Tracker
@@ -33,7 +33,7 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
         raise ConfigError(f"two search spaces have the same name: {', '.join(names)}")
     for config in configs:
         micro_batch_size(config.placement, config.train.global_batch)
-        check_embedded(config)
+        check_files(config)
     return configs
 
 

@@ -45,8 +45,8 @@ from cca_ray.models import (
     save_official,
 )
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
-from cca_ray.parallel import Group, Weights, distribute, gradients_wait, local, weights_of, whole_model
-from cca_ray.placement import autocast, micro_batch_size
+from cca_ray.parallel import Group, Weights, distribute, for_sampling, gradients_wait, local, weights_of, whole_model
+from cca_ray.placement import autocast, micro_batch_size, precision
 from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
 from cca_ray.sampler import Decoding, decode_images, image_grid, labels_of, sample_tokens, uniforms
 from cca_ray.tokens import TokenSet, read_token_set
@@ -172,6 +172,8 @@ def protocol_of(
 
     ValueError if the samples are not of the size that the feature network takes.
     """
+    device = next(scoring.tokenizer.parameters()).device
+    half = precision(config.placement, device) == torch.bfloat16
     size = config.score.image_size or scoring.image_size
     wanted = scoring.extractor.image_size
     if wanted is not None and size != wanted:
@@ -185,6 +187,7 @@ def protocol_of(
         seed=config.score.seed if seed is None else seed,
         image_size=size,
         labels=config.score.labels,
+        precision="bfloat16" if half else "float32",
         resize="none" if size == scoring.image_size else "bicubic",
         guidance_scale=guidance_scale,
         temperature=config.score.temperature,
@@ -406,7 +409,8 @@ def score_rung(loop: Loop, step: int, samples: int) -> dict[str, Any]:
         raise Diverged(f"the weights are no longer finite at step {step}")
     protocol = protocol_of(loop.job.config, loop.scoring, samples)
     started = time.monotonic()
-    scored = score(model, loop.scoring, protocol, loop.group)
+    placement = loop.job.config.placement
+    scored = score(for_sampling(model, placement, loop.group), loop.scoring, protocol, loop.group)
     if not math.isfinite(scored.fid):
         raise Diverged(f"the FID is {scored.fid} at step {step}")
     grid = loop.job.folder / f"samples-{step:06d}.png"

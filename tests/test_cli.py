@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from PIL import Image
 
 from cca_ray import evaluate, pretrain, sample, train, tune
 from cca_ray.console import run
-from cca_ray.models import build, save_official
+from cca_ray.models import build, load_tokenizer, save_official
 from cca_ray.pretrain import BaseFiles
 from tests.conftest import tiny_space
 
@@ -101,6 +102,10 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
         (tune, ["nowhere.yaml"], "nowhere.yaml: no such search-space file"),
         (tune, ["nowhere/digits_s.yaml"], "nowhere/digits_s.yaml: no such search-space file"),
         (tune, ["--set", "train.beta=x"], "train.beta: input should be a valid number"),
+        (tune, ["llamagen_b"], "llamagen_b: base.checkpoint: no such file"),
+        (train, ["llamagen_3b"], "c2i_3B_384.pt; want the base's official weights"),
+        (sample, ["llamagen_l"], "llamagen_l: base.checkpoint: no such file"),
+        (evaluate, ["llamagen_xl"], "llamagen_xl: base.checkpoint: no such file"),
         (tune, ["--trials", "0"], "'--trials'"),
         (tune, ["--frobnicate"], "No such option: --frobnicate"),
         (tune, ["digits_s", "digits_s"], "two search spaces have the same name"),
@@ -126,6 +131,92 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "hint"),
+    [
+        ("base", "tokenizer", "want the tokenizer's official weights"),
+        ("data", "tokens", "want a token set, which python -m cca_ray.prepare makes"),
+        ("score", "features", "want the FID Inception weights: pt_inception-2015-12-05-6726825d.pth"),
+        ("score", "reference", "want ADM's VIRTUAL_imagenet256_labeled.npz"),
+    ],
+)
+def test_a_missing_file_is_one_line_that_says_where_to_get_it(
+    section: str, key: str, hint: str, base_files: BaseFiles, tmp_path: Path, capsys
+):
+    space = write_space(tmp_path, base_files)
+    arguments = [str(space), "--set", f"{section}.{key}={tmp_path}/none", "--storage", str(tmp_path / "runs")]
+    outcome = invoke(tune.main, arguments, capsys)
+    assert outcome.code == 2
+    assert f"tiny: {section}.{key}: no such file: {tmp_path}/none; {hint}" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def damaged(kind: str, folder: Path, files: BaseFiles) -> dict[str, Path]:
+    """A file that is there but wrong, by the setting that names it."""
+    path = folder / "damaged"
+    if kind == "truncated checkpoint":
+        path.write_bytes(files.checkpoint.read_bytes()[:3000])
+        return {"base.checkpoint": path}
+    if kind == "another size":
+        save_official(build("llamagen", "M", num_classes=10, vocab_size=32, block_size=16), path)
+        return {"base.checkpoint": path}
+    if kind == "another codebook":
+        save_official(build("llamagen", "S", num_classes=10, vocab_size=64, block_size=16), path)
+        return {"base.checkpoint": path}
+    if kind == "another tokenizer":
+        tokenizer = load_tokenizer("llamagen", files.tokenizer)
+        tokenizer.decoder.conv_in.bias.data += 1
+        save_official(tokenizer, path)
+        return {"base.tokenizer": path}
+    if kind == "model for tokenizer":
+        return {"base.tokenizer": files.checkpoint}
+    if kind == "half-written tokens":
+        shutil.copytree(files.tokens, path)
+        (path / "manifest.json").unlink()
+        return {"data.tokens": path}
+    if kind == "altered tokens":
+        shutil.copytree(files.tokens, path)
+        part = path / "part-00000.parquet"
+        part.write_bytes(part.read_bytes()[:-1])
+        return {"data.tokens": path}
+    if kind == "no feature network":
+        return {"score.features": files.checkpoint}
+    if kind == "reference of other features":
+        np.savez(path, mu=np.zeros(5), sigma=np.eye(5))
+        return {"score.reference": path.with_suffix(".npz")}
+    np.savez(path, arr_0=np.zeros((4, 8, 8, 3), np.uint8))
+    return {"score.reference": path.with_suffix(".npz")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated checkpoint", "damaged: not a readable checkpoint"),
+        ("another size", "damaged: its dim is 24, not the 16 of llamagen S"),
+        ("another codebook", "models 16 tokens of 64 codes and 10 classes, but"),
+        ("another tokenizer", "damaged: is not the tokenizer that made"),
+        ("model for tokenizer", "not a VQ checkpoint"),
+        ("half-written tokens", "no finished token set here"),
+        ("altered tokens", "part-00000.parquet: missing, or not what the manifest says"),
+        ("no feature network", "not a feature network; score.features wants"),
+        ("reference of other features", "statistics of 5 features, but"),
+        ("reference without mu", "has no mu; want an .npz with mu and sigma"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(kind: str, message: str, base_files: BaseFiles, tmp_path: Path, capsys):
+    space = write_space(tmp_path, base_files)
+    content = yaml.safe_load(space.read_text())
+    for setting, path in damaged(kind, tmp_path, base_files).items():
+        section, key = setting.split(".")
+        content[section][key] = str(path)
+    space.write_text(yaml.safe_dump(content))
+    outcome = invoke(evaluate.main, [str(space), "--samples", "20"], capsys)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 def test_a_storage_that_is_a_file_is_one_line(base_files: BaseFiles, tmp_path: Path, capsys):

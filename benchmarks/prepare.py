@@ -1,0 +1,131 @@
+"""Token extraction: ours against the official extractor's way, on the same tokenizer and images.
+
+The official way (LlamaGen's extract_codes_c2i.py): one image at a time, its ten crops as a batch, one int64 `.npy`
+for the codes and one for the label.  Ours: `cca_ray.prepare`, whose rate is taken after the first part of every
+encoder, so that neither includes its start.
+
+    python benchmarks/prepare.py                  the official loop around our network
+    python benchmarks/prepare.py --peer LlamaGen  around the official network, from a checkout of its repository
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cca_ray.encode import READ_AT_A_TIME, Encode, ReadImages, stream_parts, write_stream
+from cca_ray.images import Listing, centre_crop, crops_of, cut, decode, list_images
+from cca_ray.models import build_tokenizer, read_checkpoint, save_official
+from cca_ray.prepare import cut_into_parts, token_meta
+from cca_ray.search import start_ray
+from cca_ray.tokens import to_input
+
+AUGMENTATION = ["ten-crop-1.1"]
+PART = READ_AT_A_TIME // 4  # as many images as an encoder takes at a time
+
+
+def photos(folder: Path, count: int) -> Listing:
+    """Photographs of nothing: JPEG, 500 x 375, as ImageNet's mostly are."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"class{i % 2}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path)
+    return list_images(str(folder))
+
+
+def official_encoder(tokenizer: Path, peer: Path | None) -> Callable[[Tensor], Tensor]:
+    """Crops [10, 3, S, S] -> codes [10, L]."""
+    state, config = read_checkpoint(tokenizer)
+    if peer is None:
+        network = build_tokenizer("llamagen", **config)
+        network.load_state_dict(state)
+        return network.encode
+    sys.path.insert(0, str(peer))
+    from tokenizer.tokenizer_image.vq_model import VQ_models  # type: ignore[import-not-found]
+
+    official = VQ_models["VQ-16"](codebook_size=16384, codebook_embed_dim=8).eval()
+    official.load_state_dict(state, strict=False)
+    return lambda crops: official.encode(crops)[2][2].reshape(len(crops), -1)
+
+
+def official_way(listing: Listing, encode: Callable[[Tensor], Tensor], size: int, folder: Path) -> float:
+    """Images a second."""
+    codes, labels, crops = folder / "codes", folder / "labels", crops_of(AUGMENTATION, size)
+    codes.mkdir(parents=True), labels.mkdir()
+    started = time.perf_counter()
+    for i, (entry, label) in enumerate(zip(listing.entries, listing.labels, strict=True)):
+        square = centre_crop(decode(Path(entry.path).read_bytes()), crops[0].edge)[None]
+        views = np.concatenate([cut({crops[0].edge: square}, crop, size) for crop in crops])
+        with torch.no_grad():
+            indices = encode(to_input(views))
+        np.save(codes / f"{i}.npy", indices.reshape(1, 10, -1).numpy().astype(np.int64))
+        np.save(labels / f"{i}.npy", np.array([label]))
+    return len(listing.entries) / (time.perf_counter() - started)
+
+
+def our_way(listing: Listing, tokenizer: Path, size: int, folder: Path, part: int, encoders: int) -> float:
+    """Images a second, after the first part of each encoder."""
+    crops, times = crops_of(AUGMENTATION, size), []
+    network = build_tokenizer("llamagen")
+    meta = token_meta(network, size, [crop.name for crop in crops], listing.class_names)
+    arguments = {"family": "llamagen", "tokenizer": str(tokenizer), "crops": crops, "size": size}
+    read = ReadImages(listing.where, [crops[0].edge])
+    folder.mkdir()
+    write_stream(
+        folder,
+        cut_into_parts(len(listing.entries), part),
+        lambda parts: stream_parts(listing, parts, read, Encode, arguments),
+        meta,
+        0,
+        lambda done, total, unreadable: times.append((time.perf_counter(), done)),
+    )
+    (first, before), (last, done) = times[encoders], times[-1]
+    return (done - before) / (last - first)
+
+
+def bytes_an_image(folder: Path, count: int) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".npy", ".parquet")) / count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="checkout of the official LlamaGen repository")
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    start_ray()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        tokenizer, size = root / "vq.pt", options.image_size
+        save_official(build_tokenizer("llamagen"), tokenizer)
+        encode = official_encoder(tokenizer, options.peer)
+        cores = int(ray.cluster_resources()["CPU"])
+        few, many = photos(root / "few", 4), photos(root / "many", 2 * cores * PART)
+        official, ours = [], []
+        for i in range(options.rounds):
+            official.append(official_way(few, encode, size, root / f"official-{i}"))
+            ours.append(our_way(many, tokenizer, size, root / f"ours-{i}", PART, cores))
+            print(f"round {i}: official {official[-1]:.3f}, ours {ours[-1]:.3f} images/s", flush=True)
+        theirs, mine = bytes_an_image(root / "official-0", 4), bytes_an_image(root / "ours-0", len(many.entries))
+        ratio = statistics.median(b / a for a, b in zip(official, ours, strict=True))
+        print(f"\nten crops of {size} pixels, VQ-16, {cores} cores, float32")
+        print("| | official way | ours | ratio |\n|---|---|---|---|")
+        print(f"| images/s | {statistics.median(official):.3f} | {statistics.median(ours):.3f} | {ratio:.2f} |")
+        print(f"| bytes an image | {theirs:,.0f} | {mine:,.0f} | {mine / theirs:.2f} |")
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
