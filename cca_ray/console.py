@@ -1,18 +1,21 @@
 """What all `python -m cca_ray.<verb>` share: lines and progress on the terminal, errors of one line, exit code 2."""
 
+import fcntl
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import typer
 from pydantic import ValidationError
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cca_ray.config import reason
+from cca_ray.config import ConfigError, reason
 
 PACKAGE = Path(__file__).resolve().parent
 SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
@@ -70,6 +73,21 @@ class Console:
             self.bars, self.tasks = None, {}
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system frees when the process ends. ConfigError, naming the holder, if held."""
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(f"{folder}: in use by process {lock.read().strip()}") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -86,10 +104,13 @@ def run(main: Callable[..., Any]) -> None:
         fail(f"{error.title}: {reason(error)}")
     except typer.TyperException as error:
         fail(error.format_message())
-    except RayTaskError as error:
-        if not isinstance(error.cause, ValueError):
+    except RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ValueError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
             raise
-        fail(str(error.cause))
+        fail(str(cause))
     except OSError as error:
         fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
     except ValueError as error:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -19,13 +18,22 @@ import torch
 
 from cca_ray.config import ConfigError
 from cca_ray.images import Crop, Listing, centre_crop, cut, decode, read_entry
-from cca_ray.models import load_tokenizer
+from cca_ray.models import atomically, load_tokenizer
 from cca_ray.placement import local_device
-from cca_ray.tokens import MANIFEST, UNREADABLE, TokenMeta, encode_images, finish_token_set, part_path, write_part
+from cca_ray.tokens import (
+    MANIFEST,
+    UNREADABLE,
+    TokenMeta,
+    encode_images,
+    finish_token_set,
+    part_path,
+    write_part,
+    write_unreadable,
+)
 
-PLAN = "plan.json"
+PLAN, LOCK = "plan.json", "lock"
 READ_AT_A_TIME = 64  # images a reading task
-CROPS_AT_A_TIME = {"cpu": 16, "cuda": 256}  # views the tokenizer encodes at once
+PIXELS_AT_A_TIME = {"cpu": 2**19, "cuda": 2**22}  # that the tokenizer encodes: its activations are 512 bytes each
 
 Columns = dict[str, np.ndarray]
 
@@ -45,7 +53,9 @@ class ReadImages:
                 image = decode(read_entry(self.where, str(path), int(start), int(length)))
                 for edge in self.edges:
                     pixels[edge][i] = centre_crop(image, edge)
-            except (OSError, ValueError, pa.ArrowException) as error:
+            except ConfigError:
+                raise
+            except ValueError as error:
                 problems[i] = f"{path}: {str(error).splitlines()[0]}"
         named = {f"pixels_{edge}": pixels[edge] for edge in self.edges}
         return {"index": rows["index"], "label": rows["label"], "problem": problems.astype(str), **named}
@@ -70,7 +80,8 @@ class Encode(Worker):
         pixels = {crop.edge: rows[f"pixels_{crop.edge}"] for crop in self.crops}
         views = np.stack([cut(pixels, crop, self.size) for crop in self.crops], axis=1)  # [B, crops, size, size, 3]
         flat = views.reshape(-1, self.size, self.size, 3)
-        tokens = np.concatenate(list(encode_images(self.tokenizer, flat, CROPS_AT_A_TIME[self.device.type])))
+        at_a_time = max(1, PIXELS_AT_A_TIME[self.device.type] // self.size**2)
+        tokens = np.concatenate(list(encode_images(self.tokenizer, flat, at_a_time)))
         return {**without_pixels(rows), "tokens": tokens.reshape(len(views), len(self.crops), -1)}
 
 
@@ -127,22 +138,27 @@ def stream_parts(
                 yield int(number), part.in_order()
 
 
-def claim(folder: Path, plan: dict[str, Any]) -> bool:
-    """Begin, or take up, a token set in this folder. True if it is finished; ConfigError if another one is there."""
+def claim(folder: Path, plan: dict[str, Any]) -> str | None:
+    """Begin, or take up, a token set in this folder; its digest if it is finished. The caller holds its lock.
+
+    ConfigError if there is another one.
+    """
     path = folder / PLAN
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            raise ConfigError(f"{path}: damaged; delete the folder, or use another --out") from None
         if found != plan:
             key = next(key for key in plan if found.get(key) != plan[key])
             raise ConfigError(f"{folder}: holds another token set ({key} differs); use another --out, or delete it")
-        return (folder / MANIFEST).exists()
-    if folder.exists() and any(folder.iterdir()):
+        manifest = folder / MANIFEST
+        return str(json.loads(manifest.read_text())["digest"]) if manifest.exists() else None
+    if folder.exists() and {entry.name for entry in folder.iterdir()} - {LOCK}:
         raise ConfigError(f"{folder}: is not empty and not a token set begun here; use another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / (PLAN + ".partial")
-    partial.write_text(json.dumps(plan, indent=1))
-    partial.replace(path)
-    return False
+    atomically(path, lambda partial: partial.write_text(json.dumps(plan, indent=1)))
+    return None
 
 
 def write_stream(
@@ -168,7 +184,7 @@ def write_stream(
         problems = [str(problem) for problem in rows["problem"] if problem]
         unreadable += problems
         if len(unreadable) > limit:
-            (folder / UNREADABLE).write_text("\n".join(unreadable) + "\n")
+            write_unreadable(folder / UNREADABLE, unreadable)
             raise ConfigError(
                 f"{len(unreadable)} images cannot be read, more than the limit of {limit}: {unreadable[0]}; "
                 f"all are in {folder / UNREADABLE}"

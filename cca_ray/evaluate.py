@@ -73,36 +73,44 @@ def pooled_features(extractor: Extractor, batches: Iterable[torch.Tensor]) -> np
     return np.concatenate([extract(extractor, batch).pooled.cpu().numpy() for batch in batches])
 
 
-def has_images(path: str) -> bool:
-    return "arr_0.npy" in zipfile.ZipFile(path).namelist()
+def reference_images(path: str) -> Iterator[np.ndarray] | None:
+    """Those of an ADM reference file, if it has them; a bad array is told before anything is sampled."""
+    return open_images(Path(path))[1] if "arr_0.npy" in zipfile.ZipFile(path).namelist() else None
 
 
-def measure(batches: Iterable[torch.Tensor], count: int, scoring: Scoring, reference: str, device: torch.device,
-            permute: bool) -> dict[str, float | None]:  # fmt: skip
+def measure(
+    batches: Iterable[torch.Tensor],
+    count: int,
+    scoring: Scoring,
+    real: Iterator[np.ndarray] | None,
+    device: torch.device,
+    permute: bool,
+) -> dict[str, float | None]:
     """All metrics of `count` images. `permute`: mix them before the inception score cuts them into blocks."""
     order = np.random.default_rng(0).permutation(count) if permute else np.arange(count)
-    pooled, moments, spatial, parts, seen = [], [], [], [], 0
+    pooled, parts, seen = [], [], 0
+    spatial: Moments | None = None
     for batch in batches:
         features = extract(scoring.extractor, batch)
         pooled.append(features.pooled.cpu().numpy())
-        moments.append(Moments.of(pooled[-1]))
         if features.spatial is not None and scoring.reference.spatial is not None:
-            spatial.append(Moments.of(features.spatial.cpu().numpy()))
+            more = Moments.of(features.spatial.cpu().numpy())
+            spatial = spatial.merge(more) if spatial else more
         parts.append(divergences(features.probabilities.cpu().numpy(), order[seen : seen + len(batch)]))
         seen += len(batch)
     made, wanted = np.concatenate(pooled), scoring.reference
+    moments = merge_all(Moments.of(made[i : i + SHARD]) for i in range(0, count, SHARD))
     few = count < len(wanted.mean)
     result: dict[str, float | None] = {
-        "fid": frechet_distance_few(made, wanted) if few else frechet_distance(merge_all(moments), wanted),
-        "sfid": frechet_distance(merge_all(spatial), wanted.spatial) if spatial and wanted.spatial else None,
+        "fid": frechet_distance_few(made, wanted) if few else frechet_distance(moments, wanted),
+        "sfid": frechet_distance(spatial, wanted.spatial) if spatial and wanted.spatial else None,
         "inception_score": inception_score(parts),
         "precision": None,
         "recall": None,
     }
-    if has_images(reference):
-        _, real = open_images(Path(reference))
+    if real is not None:
         real_features = pooled_features(scoring.extractor, on_device(real, device))
-        result["precision"], result["recall"] = precision_recall(real_features, made)
+        result["precision"], result["recall"] = precision_recall(real_features, made, device)
     return result
 
 
@@ -126,17 +134,17 @@ def main(
     config = resolve(config, storage, Console(sys.stderr).progress)
     group = Group()
     scoring = scoring_of(config, group.device)
-    reference = required(config.score.reference, "score.reference")
+    real = reference_images(required(config.score.reference, "score.reference"))
     protocol = protocol_of(config, scoring, samples or config.score.samples, guidance_scale, seed)
     if npz is not None:
         count, batches = open_images(npz, protocol.image_size)
         given = {"extractor": scoring.extractor.digest, "reference": scoring.reference.digest, "samples": count}
-        measured = measure(on_device(batches, group.device), count, scoring, reference, group.device, permute=True)
+        measured = measure(on_device(batches, group.device), count, scoring, real, group.device, permute=True)
         print(json.dumps({**measured, **given}, indent=1))
         return
     model = for_sampling(load_base(config, str(checkpoint) if checkpoint else None), config.placement, group)
     images = (images for _, images, _ in sample_shards(model, scoring, protocol, group))
-    result = measure(images, protocol.samples, scoring, reference, group.device, permute=False)
+    result = measure(images, protocol.samples, scoring, real, group.device, permute=False)
     print(json.dumps({**result, "protocol_id": protocol.id, "protocol": protocol.model_dump()}, indent=1))
 
 

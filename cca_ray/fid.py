@@ -79,7 +79,8 @@ class Moments:
         return self.m2 / (self.n - 1)
 
 
-def merge_all(shards: list[Moments]) -> Moments:
+def merge_all(shards: Iterable[Moments]) -> Moments:
+    """In order, and one after the other: only one is ever kept."""
     return reduce(Moments.merge, shards)
 
 
@@ -214,23 +215,27 @@ def distances(u: Tensor, v: Tensor) -> Tensor:
 
 def radii(features: Tensor, rows: int) -> Tensor:
     """Squared distance of each vector [N, D] to its third neighbour among the others: [N]."""
-    blocks = features.split(rows)
-    found = [torch.cat([distances(block, other) for other in blocks], dim=1) for block in blocks]
-    return torch.cat([d.kthvalue(NEIGHBOUR + 1, dim=1).values for d in found])
+    blocks, found = features.split(rows), []
+    for block in blocks:
+        of_block = torch.cat([distances(block, other) for other in blocks], dim=1)
+        found.append(of_block.kthvalue(NEIGHBOUR + 1, dim=1).values)  # the nearest is the vector itself
+    return torch.cat(found)
 
 
-def precision_recall(reference: np.ndarray, samples: np.ndarray, rows: int = 10_000) -> tuple[float, float]:
+def precision_recall(
+    reference: np.ndarray, samples: np.ndarray, device: torch.device | None = None, rows: int = 10_000
+) -> tuple[float, float]:
     """Shares of samples [M, D] within the reference's manifold, and of the reference [N, D] within the samples'.
 
-    Kynkäänniemi et al. 2019 with k = 3, as the ADM evaluator computes it, `rows` vectors at a time.
+    Kynkäänniemi et al. 2019 with k = 3, as the ADM evaluator computes it, with `rows` rows of distances at a time.
     """
-    real, made = (torch.from_numpy(np.asarray(x, dtype=np.float32)) for x in (reference, samples))
+    real, made = (torch.from_numpy(np.asarray(x, dtype=np.float32)).to(device) for x in (reference, samples))
     for name, features in (("reference", real), ("sample", made)):
         if len(features) <= NEIGHBOUR:
             raise ValueError(f"precision and recall want more than {NEIGHBOUR} {name} images, not {len(features)}")
     real_radii, made_radii = radii(real, rows), radii(made, rows)
-    precise = torch.zeros(len(made), dtype=torch.bool)
-    recalled = torch.zeros(len(real), dtype=torch.bool)
+    precise = torch.zeros(len(made), dtype=torch.bool, device=device)
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=device)
     for i in range(0, len(real), rows):
         for j in range(0, len(made), rows):
             d = distances(real[i : i + rows], made[j : j + rows])

@@ -7,7 +7,9 @@ URI that pyarrow reads, such as s3://bucket/imagenet.
 import hashlib
 import io
 import json
+import os
 import tarfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,13 +28,15 @@ from cca_ray.config import ConfigError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
 TEN_CROPS = {"ten-crop-1.1": 1.1, "ten-crop-1.05": 1.05}
+MOST_CLASSES = 65_536
+MOST_PIXELS = 2**26  # of an image that is resized
 AUGMENTATIONS = ("centre", "flips", *TEN_CROPS)
 
 
 @dataclass(frozen=True)
 class Entry:
     """An image in a file. In a folder the file is the image; in a tar, `length` bytes from `start`; in a Parquet
-    file, row `start`. `key` is its class: a name, or a number from 0."""
+    file, row `start` of row group `length`. `key` is its class: a name, or a number from 0."""
 
     path: str
     start: int
@@ -86,9 +90,15 @@ def is_image(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
-def list_images(where: str, classes: Sequence[str] | None = None, each: Callable[..., Iterable[Any]] = map) -> Listing:
-    """Find all images. `classes`: the names in the order of their labels; otherwise those found, sorted.
+def list_images(
+    where: str,
+    classes: Sequence[str] | None = None,
+    each: Callable[..., Iterable[Any]] = map,
+    labelled: bool = True,
+) -> Listing:
+    """Find all images; what begins with a dot is passed over. Without `labelled`, images in no class folder will do.
 
+    `classes`: the names in the order of their labels; otherwise those found, sorted.
     `each(function, where, paths)` lists several shards at a time.  ConfigError, naming the place, if there is
     nothing, an empty class folder, a class that is not among `classes`, or a shard that cannot be read.
     """
@@ -96,33 +106,57 @@ def list_images(where: str, classes: Sequence[str] | None = None, each: Callable
     info = filesystem.get_file_info(root)
     if info.type == fs.FileType.NotFound:
         raise ConfigError(f"{where}: no such folder or file")
-    infos = [info] if info.is_file else filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-    files = sorted(i.path for i in infos if i.is_file)
-    shards = [path for path in files if path.endswith((".tar", ".parquet"))]
-    if shards:
-        entries = [entry for found in each(list_shard, [where] * len(shards), shards) for entry in found]
+    if info.is_file:
+        infos = [info]
     else:
-        entries = list_folder(where, root, infos)
+        refuse_loops(where, filesystem, root)
+        found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        infos = [i for i in found if not any(part.startswith(".") for part in below(i.path, root).parts)]
+    shards = sorted(i.path for i in infos if i.is_file and i.path.endswith((".tar", ".parquet")))
+    loose = [i.path for i in infos if i.is_file and is_image(i.path)]
+    if shards and loose:
+        raise ConfigError(f"{where}: both shards and loose images, such as {shards[0]} and {loose[0]}; want one kind")
+    if shards:
+        entries = [entry for of_shard in each(list_shard, [where] * len(shards), shards) for entry in of_shard]
+    else:
+        entries = list_folder(where, root, infos, labelled)
     if not entries:
-        raise ConfigError(f"{where}: no images here ({', '.join(sorted(SUFFIXES))}, .tar or .parquet)")
+        packed = next((i.path for i in infos if i.path.endswith((".tar.gz", ".tgz", ".zip"))), None)
+        hint = f"; {packed} is compressed: unpack it first" if packed else ""
+        raise ConfigError(f"{where}: no images here ({', '.join(sorted(SUFFIXES))}, .tar or .parquet){hint}")
     return with_labels(where, entries, classes)
 
 
-def list_folder(where: str, root: str, infos: list[fs.FileInfo]) -> list[Entry]:
+def below(path: str, root: str) -> PurePosixPath:
+    return PurePosixPath(path).relative_to(root)
+
+
+def refuse_loops(where: str, filesystem: fs.FileSystem, root: str) -> None:
+    """ConfigError if a link in a local folder leads nowhere, or to a folder that contains it: images without end."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return
+    for folder, names, files in os.walk(root):
+        for path in (Path(folder) / name for name in [*names, *files]):
+            if path.is_symlink() and (not path.exists() or path.resolve() in Path(folder).resolve().parents
+                                      or path.resolve() == Path(folder).resolve()):  # fmt: skip
+                raise ConfigError(f"{where}: the link {path} leads nowhere, or back to a folder that contains it")
+
+
+def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool) -> list[Entry]:
     """An ImageFolder tree: the first folder below the root is the class, in the order of torchvision's."""
     entries, folders = [], set()
     for info in infos:
-        parts = PurePosixPath(info.path).relative_to(root).parts
-        if any(part.startswith(".") for part in parts):
-            continue
+        parts = below(info.path, root).parts
         if info.type == fs.FileType.Directory and len(parts) == 1:
             folders.add(parts[0])
-        elif info.is_file and len(parts) > 1 and is_image(info.path):
-            entries.append(Entry(info.path, 0, info.size, parts[0]))
+        elif info.is_file and is_image(info.path) and (len(parts) > 1 or not labelled):
+            entries.append(Entry(info.path, 0, info.size, parts[0] if labelled else "any"))
+    if not labelled:
+        return sorted(entries, key=lambda e: e.path)
     if empty := sorted(folders - {str(entry.key) for entry in entries}):
         raise ConfigError(f"{where}: no image in the class folder {empty[0]}")
-    if folders and len(folders) < 2:
-        raise ConfigError(f"{where}: want one subfolder per class, at least 2; found 1")
+    if len(folders) < 2 and (folders or any(is_image(info.path) for info in infos)):
+        raise ConfigError(f"{where}: want one subfolder per class, at least 2; found {len(folders)}")
     return sorted(entries, key=lambda e: (e.key, PurePosixPath(e.path).parent, e.path))
 
 
@@ -147,7 +181,7 @@ def list_tar(file: Any, path: str) -> list[Entry]:
                 images.append(member)
             elif member.isfile() and member.name.endswith(".cls"):
                 text = archive.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
-                if not text.isdigit():
+                if not text.isdecimal() or int(text) >= MOST_CLASSES:
                     raise ConfigError(f"{path}: {member.name} holds {text[:20]!r}, not a class number")
                 numbers[stem] = int(text)
     entries = []
@@ -173,11 +207,18 @@ def column(schema: pa.Schema, what: str, path: str) -> str:
 def list_parquet(file: Any, path: str) -> list[Entry]:
     """Rows of `image` (bytes, or a struct with `bytes`, as of Hugging Face) and `label` (number or name)."""
     parquet = pq.ParquetFile(file)
-    column(parquet.schema_arrow, "image", path)
-    labels = parquet.read(columns=[column(parquet.schema_arrow, "label", path)])[0].to_pylist()
+    schema = parquet.schema_arrow
+    kind = schema.field(column(schema, "image", path)).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ConfigError(f"{path}: its images are {kind}; want bytes, or a struct with bytes")
+    labels = parquet.read(columns=[column(schema, "label", path)])[0].to_pylist()
     if bad := [row for row, key in enumerate(labels) if not isinstance(key, int | str)]:
         raise ConfigError(f"{path}: row {bad[0]} has no label")
-    return [Entry(path, row, 0, key) for row, key in enumerate(labels)]
+    places = [(row, group) for group in range(parquet.num_row_groups)
+              for row in range(parquet.metadata.row_group(group).num_rows)]  # fmt: skip
+    return [Entry(path, row, group, key) for (row, group), key in zip(places, labels, strict=True)]
 
 
 def with_labels(where: str, entries: list[Entry], classes: Sequence[str] | None) -> Listing:
@@ -186,11 +227,14 @@ def with_labels(where: str, entries: list[Entry], classes: Sequence[str] | None)
     if len({type(key) for key in keys}) > 1:
         raise ConfigError(f"{where}: some classes are numbers, others names")
     if all(isinstance(key, int) for key in keys):
-        names = tuple(classes or (str(i) for i in range(max(int(key) for key in keys) + 1)))
+        most = min(max(int(key) for key in keys), MOST_CLASSES)
+        names = tuple(classes or (str(i) for i in range(most + 1)))
         unknown = sorted(key for key in keys if not 0 <= int(key) < len(names))
         number: dict[str | int, int] = {i: i for i in range(len(names))}
     else:
         names = tuple(classes or sorted(str(key) for key in keys))
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{where}: two of the given classes have the same name")
         number = {name: i for i, name in enumerate(names)}
         unknown = sorted(key for key in keys if key not in number)
     if unknown:
@@ -200,20 +244,33 @@ def with_labels(where: str, entries: list[Entry], classes: Sequence[str] | None)
 
 
 @lru_cache(maxsize=2)
-def parquet_images(where: str, path: str) -> list[bytes]:
-    """The images of one file, kept for its next rows."""
+def parquet_images(where: str, path: str, group: int) -> list[bytes]:
+    """The images of one row group, kept for its next rows."""
     with open_files(where)[0].open_input_file(path) as file:
         parquet = pq.ParquetFile(file)
-        values = parquet.read(columns=[column(parquet.schema_arrow, "image", path)])[0].to_pylist()
+        name = column(parquet.schema_arrow, "image", path)
+        values = parquet.read_row_group(group, columns=[name])[0].to_pylist()
     return [value["bytes"] if isinstance(value, dict) else value for value in values]
 
 
 def read_entry(where: str, path: str, start: int, length: int) -> bytes:
-    """The image's file, undecoded. OSError if it cannot be read."""
-    if path.endswith(".parquet"):
-        return parquet_images(where, path)[start]
-    with open_files(where)[0].open_input_file(path) as file:
-        return bytes(file.read_at(length, start))
+    """The image's file, undecoded.
+
+    ValueError if it is gone or not allowed; a ConfigError, which stops all, if the storage does not answer thrice.
+    """
+    for pause_s in (1.0, 5.0, None):
+        try:
+            if path.endswith(".parquet"):
+                return parquet_images(where, path, length)[start]
+            with open_files(where)[0].open_input_file(path) as file:
+                return bytes(file.read_at(length, start))
+        except (FileNotFoundError, PermissionError) as error:
+            raise ValueError(f"cannot be read ({error.strerror or error})") from None
+        except (OSError, pa.ArrowException) as error:
+            if pause_s is None:
+                raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")
 
 
 def decode(content: bytes | None) -> Image.Image:
@@ -232,11 +289,16 @@ def decode(content: bytes | None) -> Image.Image:
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The centre square, [size, size, 3] uint8, as ADM cuts it: halved by boxes, then resized bicubically."""
+    """The centre square, [size, size, 3] uint8, as ADM cuts it: halved by boxes, then resized bicubically.
+
+    ValueError for a sliver, which would first be enlarged beyond all memory.
+    """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"too long: {image.width} x {image.height} pixels would become {width} x {height}")
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size]

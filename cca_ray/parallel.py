@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -69,12 +69,11 @@ def distribute(model: LlamaGen, placement: Placement, group: Group) -> nn.Module
 
 
 def gradients_wait(scorer: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """Hold back the workers' exchange of gradients until the last micro-batch."""
-    if isinstance(scorer, FSDPModule):
-        scorer.set_requires_gradient_sync(not wanted)
-    elif isinstance(scorer, DistributedDataParallel) and wanted:
-        return scorer.no_sync()
-    return nullcontext()
+    """Hold back the workers' exchange of gradients until the last micro-batch.
+
+    Not with FSDP, which would then keep whole gradients: what it is used to avoid.
+    """
+    return scorer.no_sync() if wanted and isinstance(scorer, DistributedDataParallel) else nullcontext()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ python -m cca_ray.prepare --npy imagenet384_train_code_c2i_flip_ten_crop --token
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ import torch
 import typer
 
 from cca_ray.config import ConfigError
-from cca_ray.console import Console, run
+from cca_ray.console import Console, alone, run
 from cca_ray.encode import Columns, Encode, ReadImages, Worker, claim, stream_parts, without_pixels, write_stream
 from cca_ray.features import Extractor, extract, load_extractor
 from cca_ray.fid import Moments, Reference
@@ -29,7 +30,7 @@ from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, crops_of, list_ima
 from cca_ray.models import LlamaGenVQ, atomically, digest_of_weights, load_tokenizer
 from cca_ray.placement import local_device
 from cca_ray.search import start_ray
-from cca_ray.tokens import UNREADABLE, TokenMeta
+from cca_ray.tokens import UNREADABLE, TokenMeta, write_unreadable
 
 FAMILY = "llamagen"
 SAY_EVERY_S = 10.0
@@ -74,9 +75,12 @@ def read_classes(path: Path | None) -> list[str] | None:
     """One class name a line, in the order of the labels."""
     if path is None:
         return None
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ConfigError(f"{path}: want one class name a line, at least 2, each once")
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    if len(names) < 2:
+        raise ConfigError(f"{path}: want one class name a line, at least 2")
     return names
 
 
@@ -114,7 +118,8 @@ def tokenize(
     """Make the token set of a collection; returns its digest."""
     crops = crops_of(augmentations, size)
     meta = token_meta(load_tokenizer(FAMILY, tokenizer), size, [crop.name for crop in crops], listing.class_names)
-    claim(out, plan_of(listing.digest, meta, part_images))
+    if finished := claim(out, plan_of(listing.digest, meta, part_images)):
+        return finished
     edges = sorted({crop.edge for crop in crops})
     arguments = {"family": FAMILY, "tokenizer": str(tokenizer.absolute()), "crops": crops, "size": size}
     return write_stream(
@@ -143,7 +148,8 @@ class ExtractFeatures(Worker):
 
 def make_reference(listing: Listing, features: Path, size: int, out: Path, limit: int, pace: Pace) -> Reference:
     """Statistics of a collection's images, centre-cropped; the same to the last digit on any number of nodes."""
-    parts, lost = cut_into_parts(len(listing.entries), 2048), 0
+    parts = cut_into_parts(len(listing.entries), 2048)
+    unreadable: list[str] = []
     arguments = {"features": str(features.absolute()), "size": size}
     waiting: dict[int, dict[str, Moments]] = {}
     merged: dict[str, Moments] = {}
@@ -152,10 +158,13 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
     stream = stream_parts(listing, parts, ReadImages(listing.where, [size]), ExtractFeatures, arguments)
     for number, rows in stream:
         good = rows["problem"] == ""
-        lost, done = lost + int((~good).sum()), done + len(good)
-        if lost > limit:
+        unreadable += [str(problem) for problem in rows["problem"] if problem]
+        done += len(good)
+        write_unreadable(out.with_name(f"{out.name}.{UNREADABLE}"), unreadable)
+        if len(unreadable) > limit:
             raise ConfigError(
-                f"{lost} images cannot be read, more than the limit of {limit}: {min(rows['problem'][~good])}"
+                f"{len(unreadable)} images cannot be read, more than the limit of {limit}: {unreadable[0]}; "
+                f"all are in {out}.{UNREADABLE}"
             )
         kinds = [kind for kind in ("pooled", "spatial") if kind in rows and good.any()]
         waiting[number] = {kind: Moments.of(rows[kind][good]) for kind in kinds}
@@ -163,7 +172,7 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
             for kind, moments in waiting.pop(following).items():
                 merged[kind] = merged[kind].merge(moments) if kind in merged else moments
             following += 1
-        pace(done, len(listing.entries), lost)
+        pace(done, len(listing.entries), len(unreadable))
     if "pooled" not in merged or merged["pooled"].n < 2:
         raise ConfigError(f"{listing.where}: want at least 2 readable images")
     reference = Reference.of(merged["pooled"], merged.get("spatial"))
@@ -184,30 +193,42 @@ def npy_folders(root: Path) -> tuple[Path, Path]:
     return codes[0], labels[0]
 
 
+def load_npy(path: Path) -> np.ndarray:
+    """ConfigError, naming the file, if it holds no integers."""
+    try:
+        content: np.ndarray = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"{path}: not readable ({str(error).splitlines()[0]})") from None
+    if not np.issubdtype(content.dtype, np.integer) or not content.ndim or not content.size:
+        raise ConfigError(f"{path}: {content.dtype} {list(content.shape)}; want an array of integers")
+    return content
+
+
 def read_npy(roots: Sequence[tuple[Path, Path]], meta: TokenMeta, index: int) -> tuple[int, np.ndarray]:
     """Label and tokens [crops, length] of one image. ConfigError, naming the file."""
-    crops, labels = [], set()
-    for codes, label_folder in roots:
-        for path in (codes / f"{index}.npy", label_folder / f"{index}.npy"):
-            try:
-                content = np.load(path)
-            except (OSError, ValueError, EOFError) as error:
-                raise ConfigError(f"{path}: not readable ({str(error).splitlines()[0]})") from None
-            if path.parent == codes:
-                crops.append(content.reshape(-1, content.shape[-1]) if content.ndim else content)
-            else:
-                labels.add(int(content.reshape(-1)[0]))
-    tokens, number = np.concatenate(crops), f"{index}.npy"
-    if tokens.shape != (meta.crops, meta.length) or not np.issubdtype(tokens.dtype, np.integer):
+    number, of_roots = f"{index}.npy", [load_npy(codes / f"{index}.npy") for codes, _ in roots]
+    labels = sorted({int(load_npy(folder / number).flat[0]) for _, folder in roots})
+    path, folder = roots[0][0] / number, roots[0][1]
+    shapes = [list(content.shape) for content in of_roots]
+    if any(shape[-1] != meta.length for shape in shapes) or sum(math.prod(s[:-1]) for s in shapes) != meta.crops:
         raise ConfigError(
-            f"{codes / number}: {tokens.dtype} {list(tokens.shape)} in all; want integers "
-            f"[{meta.crops}, {meta.length}]: {meta.image_size} pixels, as many crops as image 0 has"
+            f"{path}: {' and '.join(map(str, shapes))}; want {meta.crops} crops of {meta.length} codes in all: "
+            f"{meta.image_size} pixels, as many crops as image 0 has"
         )
+    tokens = np.concatenate([content.reshape(-1, meta.length) for content in of_roots])
     if tokens.min() < 0 or tokens.max() >= meta.codebook_size:
-        raise ConfigError(f"{codes / number}: code {tokens.max()} is not in the codebook of {meta.codebook_size}")
-    if len(labels) != 1 or not 0 <= min(labels) < len(meta.class_names):
-        raise ConfigError(f"{label_folder / number}: label {sorted(labels)}; want one below {len(meta.class_names)}")
-    return labels.pop(), tokens.astype(np.uint16)
+        raise ConfigError(f"{path}: code {tokens.max()} is not in the codebook of {meta.codebook_size}")
+    if len(labels) != 1 or not 0 <= labels[0] < len(meta.class_names):
+        raise ConfigError(f"{folder / number}: label {labels}; want one below {len(meta.class_names)}")
+    return labels[0], tokens.astype(np.uint16)
+
+
+def numbered(folder: Path) -> int:
+    """How many files 0.npy, 1.npy, ... there are. ConfigError if there are none, or gaps."""
+    numbers = {int(path.stem) for path in folder.glob("*.npy") if re.fullmatch(r"\d+", path.stem)}
+    if not numbers or numbers != set(range(len(numbers))):
+        raise ConfigError(f"{folder}: want 0.npy, 1.npy, ... without gaps; found {len(numbers)}")
+    return len(numbers)
 
 
 def import_npy(
@@ -215,18 +236,19 @@ def import_npy(
     pace: Pace,
 ) -> str:  # fmt: skip
     """Make a token set of the official code's files, one int64 `.npy` an image; crops of several roots are joined."""
-    pairs = [npy_folders(root) for root in roots]
-    numbers = sorted(int(p.stem) for p in pairs[0][0].glob("*.npy") if re.fullmatch(r"\d+", p.stem))
-    if not numbers or numbers != list(range(len(numbers))):
-        raise ConfigError(f"{pairs[0][0]}: want 0.npy, 1.npy, ... without gaps; found {len(numbers)}")
+    pairs = [npy_folders(root.absolute()) for root in roots]
+    counts = [numbered(codes) for codes, _ in pairs]
+    if len(set(counts)) > 1:
+        raise ConfigError(f"--npy: the folders hold {' and '.join(map(str, counts))} images; want the same")
     names: list[str] = []
     for codes, _ in pairs:
-        shape = np.load(codes / "0.npy", mmap_mode="r").shape
-        crops = int(np.prod(shape[:-1]))
+        crops = math.prod(load_npy(codes / "0.npy").shape[:-1])
         names += [f"{codes.parent.name}/{name}" for name in NAMES.get(crops, [f"crop/{i}" for i in range(crops)])]
     meta = token_meta(load_tokenizer(FAMILY, tokenizer), size, names, classes or [str(i) for i in range(1000)])
-    source = hashlib.sha256(json.dumps([[str(codes) for codes, _ in pairs], len(numbers)]).encode()).hexdigest()[:16]
-    claim(out, plan_of(source, meta, part_images))
+    states = [[str(folder), folder.stat().st_mtime_ns] for pair in pairs for folder in pair]
+    source = hashlib.sha256(json.dumps([states, counts]).encode()).hexdigest()[:16]
+    if finished := claim(out, plan_of(source, meta, part_images)):
+        return finished
 
     def rows_of(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, Columns]]:
         with ThreadPoolExecutor(16) as pool:
@@ -238,7 +260,7 @@ def import_npy(
                     {"index": index, "label": np.array(labels), "tokens": np.stack(tokens), "problem": problem},
                 )
 
-    return write_stream(out, cut_into_parts(len(numbers), part_images), rows_of, meta, 0, pace)
+    return write_stream(out, cut_into_parts(counts[0], part_images), rows_of, meta, 0, pace)
 
 
 def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path | None, features: Path | None,
@@ -254,6 +276,10 @@ def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path
         raise ConfigError("--reference wants IMAGES and --features FILE")
     if reference is not None and reference.suffix != ".npz":
         raise ConfigError(f"--reference {reference}: want a file that ends in .npz")
+    if features is not None and reference is None:
+        raise ConfigError("--features is for --reference FILE.npz; give both or none")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; want a folder")
 
 
 def main(
@@ -280,23 +306,33 @@ def main(
     if features is not None:
         load_extractor(features)
     if npy and tokenizer is not None and out is not None:
-        digest = import_npy(npy, tokenizer, image_size, names, out, part_images, Pace(console))
+        out.mkdir(parents=True, exist_ok=True)
+        with alone(out):
+            digest = import_npy(npy, tokenizer, image_size, names, out, part_images, Pace(console))
         console.say(f"token set {digest}: {out}")
     if images is None:
         return
     mine = not ray.is_initialized()
     try:
-        listing, pace = list_images(images, names, over_nodes), Pace(console)
+        listing = list_images(images, names, over_nodes, labelled=out is not None)
         ensure_ray()
         console.say(f"{len(listing.entries):,} images of {len(set(listing.labels.tolist())):,} classes: {images}")
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        console.say(f"working on {gpus} GPUs" if gpus else "working on the CPU: there is no GPU in this Ray cluster")
         if out is not None and tokenizer is not None:
-            digest = tokenize(listing, tokenizer, image_size, augmentations, out, part_images, max_unreadable, pace)
+            out.mkdir(parents=True, exist_ok=True)
+            with alone(out):
+                digest = tokenize(
+                    listing, tokenizer, image_size, augmentations, out, part_images, max_unreadable, Pace(console)
+                )
             console.say(f"token set {digest}: {out}")
             if (out / UNREADABLE).exists():
                 console.say(f"unreadable images, left out: {out / UNREADABLE}")
         if reference is not None and features is not None:
             made = make_reference(listing, features, reference_size, reference, max_unreadable, Pace(console))
             console.say(f"reference {made.digest}: {reference}")
+            if (unreadable := reference.with_name(f"{reference.name}.{UNREADABLE}")).exists():
+                console.say(f"unreadable images, left out: {unreadable}")
     finally:
         if mine:
             ray.shutdown()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cca_ray.models import LlamaGen, LlamaGenVQ
 
+CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 177 MB an image, twice that guided
 PIXELS_AT_A_TIME = 2**22  # of the images that the tokenizer decodes at once: its activations are 512 bytes a pixel
 
 
@@ -70,20 +71,29 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def sample_tokens(model: LlamaGen, labels: Tensor, noise: Tensor, decoding: Decoding) -> Tensor:
-    """labels [B], noise [B, L] -> tokens [B, L]. Guidance runs both branches in one batch of 2B."""
+def sample_tokens(
+    model: LlamaGen, labels: Tensor, noise: Tensor, decoding: Decoding, cache: int = CACHE_BYTES
+) -> Tensor:
+    """labels [B], noise [B, L] -> tokens [B, L]. Guidance runs both branches in one batch of 2B.
+
+    As many at a time as `cache` bytes of keys and values allow; streams are the images' own, so no image changes.
+    """
     guided = decoding.guidance_scale != 1.0
     batch = labels.shape[0]
+    at_a_time = max(1, cache // (model.cache_bytes * (2 if guided else 1)))
+    if batch > at_a_time:
+        parts = zip(labels.split(at_a_time), noise.split(at_a_time), strict=True)
+        return torch.cat([sample_tokens(model, *part, decoding, cache) for part in parts])
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
-    cache = model.new_cache(labels.shape[0])
+    kept = model.new_cache(labels.shape[0])
     tokens: list[Tensor] = []
     position = 0
     for step, count in enumerate(model.decode_steps):
         last = None
         if tokens:
             last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
-        logits = model.decode(labels, last, step, cache)
+        logits = model.decode(labels, last, step, kept)
         if guided:
             cond, uncond = logits[:batch], logits[batch:]
             logits = uncond + decoding.guidance_scale * (cond - uncond)

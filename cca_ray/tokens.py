@@ -7,6 +7,7 @@ half-written and never read; a part that does not match the manifest is an error
 import fcntl
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cca_ray.models import LlamaGenVQ
+from cca_ray.models import LlamaGenVQ, atomically
 
 MANIFEST, UNREADABLE = "manifest.json", "unreadable.txt"
 LARGE = 2**30  # bytes of tokens above which they are mapped from a file instead of held by every process
@@ -78,10 +79,10 @@ def write_part(
     )
     values = pa.array(np.ascontiguousarray(tokens, dtype=np.uint16).reshape(-1))
     columns = [pa.array(labels, pa.int32()), pa.FixedSizeListArray.from_arrays(values, width)]
-    partial = path.with_name(path.name + ".partial")
+    table = pa.Table.from_arrays(columns, schema=schema)
     # Parquet has no 16-bit numbers: the dictionary packs each code into as many bits as the codebook needs.
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), partial, compression="zstd")
-    return partial.replace(path)
+    atomically(path, lambda partial: pq.write_table(table, partial, compression="zstd"))
+    return path
 
 
 def finish_token_set(folder: Path, meta: TokenMeta, parts: int) -> str:
@@ -94,14 +95,19 @@ def finish_token_set(folder: Path, meta: TokenMeta, parts: int) -> str:
             {"name": path.name, "rows": schema.num_rows, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         )
         unreadable += json.loads(schema.metadata[b"unreadable"])
-    if unreadable:
-        (folder / UNREADABLE).write_text("\n".join(unreadable) + "\n")
+    write_unreadable(folder / UNREADABLE, unreadable)
     digest = hashlib.sha256(json.dumps([meta.model_dump_json(), entries]).encode()).hexdigest()[:16]
     manifest = {"digest": digest, "meta": meta.model_dump(), "parts": entries, "unreadable": len(unreadable)}
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=1))
-    partial.replace(folder / MANIFEST)
+    atomically(folder / MANIFEST, lambda partial: partial.write_text(json.dumps(manifest, indent=1)))
     return digest
+
+
+def write_unreadable(path: Path, names: Sequence[str]) -> None:
+    """One line each; no file if there are none."""
+    if names:
+        path.write_text("\n".join(names) + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_token_set(folder: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]], meta: TokenMeta) -> str:
@@ -151,6 +157,23 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
     return TokenSet(*unpacked(cache_folder() / digest, shape, content), meta, digest)
 
 
+def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new `.npy` of uint16, mapped. Its room is claimed now: writing to a map on a full disk kills the process."""
+    header = {"descr": "<u2", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        try:
+            os.posix_fallocate(file.fileno(), 0, start + 2 * math.prod(shape))
+        except OSError as error:
+            path.unlink()
+            raise ValueError(
+                f"{path}: no room for {2 * math.prod(shape) / 1e9:.1f} GB of unpacked tokens ({error.strerror}); "
+                "set CCA_RAY_CACHE to a folder with more"
+            ) from None
+    return np.memmap(path, dtype="<u2", mode="r+", offset=start, shape=shape)
+
+
 def cache_folder() -> Path:
     """On this node; $CCA_RAY_CACHE, or below the temporary folder."""
     return Path(os.environ.get("CCA_RAY_CACHE") or Path(tempfile.gettempdir()) / f"cca_ray-{os.getuid()}")
@@ -165,13 +188,13 @@ def unpacked(
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not labels_file.exists():  # written last
-            tokens = np.lib.format.open_memmap(tokens_file, mode="w+", dtype=np.uint16, shape=shape)
+            tokens = mapped(tokens_file, shape)
             labels, row = [], 0
             for part_labels, part_tokens in content():
                 tokens[row : row + len(part_labels)] = part_tokens
                 labels.append(part_labels.astype(np.int64))
                 row += len(part_labels)
-            tokens.flush()
+            del tokens  # written and unmapped
             partial = folder / "labels.partial.npy"
             np.save(partial, np.concatenate(labels))
             partial.replace(labels_file)

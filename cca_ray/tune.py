@@ -4,12 +4,8 @@ python -m cca_ray.tune                          the embedded default: two sizes 
 python -m cca_ray.tune my_s.yaml my_m.yaml      your own search spaces, in this order
 """
 
-import fcntl
-import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +14,7 @@ import typer
 import yaml
 
 from cca_ray.config import ConfigError, StudyConfig, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
+from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, run
 from cca_ray.placement import micro_batch_size
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, table, verdict, write_summary
@@ -40,21 +36,6 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
 def show(configs: list[StudyConfig]) -> None:
     """The studies as they would run, every default filled in."""
     print(yaml.safe_dump_all([c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False))
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the study's lock, which the system frees when the process ends. ConfigError, naming the holder, if held."""
-    with (folder / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ConfigError(f"{folder}: this study is being run by process {lock.read().strip()}") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:

@@ -217,7 +217,7 @@ def sample_shards(
 def score(model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group) -> Scored:
     """Sample, decode, extract and score where the weights are; every worker gets the result."""
     few = protocol.samples < len(scoring.reference.mean)
-    moments: list[Moments] = []
+    moments: Moments | None = None
     kept: list[np.ndarray] = []
     parts: list[dict[int, Divergence]] = []
     first: list[np.ndarray] = []
@@ -227,11 +227,11 @@ def score(model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group) -
         if few:
             kept.append(pooled)
         else:
-            moments.append(Moments.of(pooled))
+            moments = moments.merge(Moments.of(pooled)) if moments else Moments.of(pooled)
         parts.append(divergences(features.probabilities.cpu().numpy(), index))
         if not first:
             first.append(images[:GRID_IMAGES].cpu().numpy())
-    mine = (merge_all(moments) if moments else None, kept, parts, first if group.rank == 0 else [])
+    mine = (moments, kept, parts, first if group.rank == 0 else [])
     gathered = group.gather(mine)
     if few:
         fid = frechet_distance_few(np.concatenate([k for part in gathered for k in part[1]]), scoring.reference)

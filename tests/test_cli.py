@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from cca_ray import evaluate, pretrain, sample, train, tune
-from cca_ray.console import run
+from cca_ray.console import alone, run
 from cca_ray.models import build, load_tokenizer, save_official
 from cca_ray.pretrain import BaseFiles
 from tests.conftest import tiny_space
@@ -241,10 +241,10 @@ def test_a_study_has_one_driver(base_files: BaseFiles, tmp_path: Path, capsys):
     space = write_space(tmp_path, base_files)
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
-    with tune.alone(folder):
+    with alone(folder):
         outcome = invoke(tune.main, [str(space), "--storage", str(tmp_path / "runs")], capsys)
     assert outcome.code == 2
-    assert f"this study is being run by process {os.getpid()}" in outcome.err
+    assert f"in use by process {os.getpid()}" in outcome.err
 
 
 def test_a_reference_with_images_gives_precision_and_recall(base_files: BaseFiles, tmp_path: Path, capsys):

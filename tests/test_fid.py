@@ -2,6 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cca_ray.fid import (
     Moments,
@@ -120,6 +123,21 @@ def test_precision_and_recall_are_the_adm_evaluators():
 def test_precision_and_recall_do_not_depend_on_the_rows_at_a_time():
     real, made = ADM["ref"][:300], ADM["gen"][:200]
     assert precision_recall(real, made, rows=64) == precision_recall(real, made)
+
+
+def test_precision_and_recall_keep_no_more_than_some_rows_of_distances():
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+            return out
+
+    with Watch():
+        precision_recall(ADM["ref"][:1000], ADM["gen"][:1000], rows=100)
+    assert largest == 100 * 1000
 
 
 def test_precision_and_recall_of_too_few_images_is_one_line():

@@ -103,6 +103,21 @@ def test_the_digest_knows_the_images_but_not_where_they_lie(tmp_path: Path):
     assert list_images(str(tmp_path / "b")).digest != digests[0]
 
 
+def test_without_labels_a_flat_folder_will_do(tmp_path: Path):
+    broken("flat", tmp_path / "photos")
+    assert len(list_images(str(tmp_path / "photos"), labelled=False).entries) == 1
+
+
+def test_what_is_gone_or_torn_is_unreadable(tmp_path: Path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_entry(str(tmp_path), str(tmp_path / "gone.png"), 0, 10)
+
+
+def test_a_sliver_is_refused_before_it_fills_the_memory():
+    with pytest.raises(ValueError, match="too long: 1 x 20000 pixels"):
+        centre_crop(Image.new("RGB", (1, 20000)), 384)
+
+
 def test_given_classes_decide_the_labels(tmp_path: Path):
     folder = str(write_tree(tmp_path / "photos"))
     listing = list_images(folder, ["emu", "dog", "cat"])
@@ -144,6 +159,29 @@ def broken(kind: str, folder: Path) -> None:
     elif kind == "no label":
         folder.mkdir()
         pq.write_table(pa.table({"image": [b"1"], "label": pa.array([None], pa.int64())}), folder / "0.parquet")
+    elif kind == "stray shard":
+        write_tree(folder)
+        with tarfile.open(folder / "left.tar", "w") as archive:
+            add(archive, "x/0.png", png(picture(0)))
+    elif kind == "compressed":
+        folder.mkdir()
+        (folder / "train.tar.gz").touch()
+    elif kind == "paths for images":
+        folder.mkdir()
+        pq.write_table(pa.table({"image": ["a.png"], "label": [0]}), folder / "0.parquet")
+    elif kind == "huge number":
+        folder.mkdir()
+        with tarfile.open(folder / "a.tar", "w") as archive:
+            add(archive, "0.cls", b"99999999999")
+    elif kind == "loop":
+        write_tree(folder)
+        (folder / "cat" / "again").symlink_to(folder)
+    elif kind == "broken link":
+        write_tree(folder)
+        (folder / "cat" / "9.png").symlink_to(folder / "nowhere.png")
+    elif kind == "flat":
+        folder.mkdir()
+        (folder / "0.png").write_bytes(png(picture(0)))
     elif kind == "mixed":
         write_webdataset(folder)
         write_class_tars(folder / "more")
@@ -162,6 +200,13 @@ def broken(kind: str, folder: Path) -> None:
         ("torn parquet", r"0\.parquet: not a readable shard"),
         ("no image column", r"no column image or jpg or png; it has picture, label"),
         ("no label", "row 0 has no label"),
+        ("stray shard", r"both shards and loose images, such as .*left\.tar"),
+        ("compressed", r"train\.tar\.gz is compressed: unpack it first"),
+        ("paths for images", "its images are string; want bytes, or a struct with bytes"),
+        ("huge number", "holds '99999999999', not a class number"),
+        ("loop", "again leads nowhere, or back to a folder that contains it"),
+        ("broken link", r"9\.png leads nowhere"),
+        ("flat", "want one subfolder per class, at least 2; found 0"),
         ("mixed", "some classes are numbers, others names"),
     ],
 )

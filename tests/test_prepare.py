@@ -12,7 +12,7 @@ from PIL import Image
 
 from cca_ray import prepare
 from cca_ray.config import ConfigError
-from cca_ray.console import Console
+from cca_ray.console import Console, alone
 from cca_ray.features import FeatureNet, extract
 from cca_ray.fid import Moments, Reference
 from cca_ray.images import centre_crop, crops_of, cut, decode, list_images
@@ -117,6 +117,21 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(photos: Path, 
     assert "images/s" in again.stdout or "were done before" in again.stdout
 
 
+def test_a_finished_token_set_is_not_read_again(photos: Path, tokenizer: Path, made: tuple[Path, str]):
+    manifest = made[0] / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    assert make(photos, tokenizer, made[0]) == made[1]
+    assert manifest.stat().st_mtime_ns == before
+
+
+def test_a_second_run_on_the_folder_is_refused(photos: Path, tokenizer: Path, made: tuple[Path, str], capsys):
+    with alone(made[0]):
+        arguments = [str(photos), "--tokenizer", str(tokenizer), "--out", str(made[0]), "--image-size", "16"]
+        outcome = invoke(prepare.main, arguments, capsys)
+    assert outcome.code == 2
+    assert "in use by process" in outcome.err
+
+
 def test_another_token_set_in_the_folder_is_not_touched(photos: Path, tokenizer: Path, tmp_path: Path, made):
     listing, pace = list_images(str(photos)), Pace(Console())
     with pytest.raises(ConfigError, match=r"holds another token set \(part_images differs\)"):
@@ -136,6 +151,7 @@ def test_reference_statistics_are_those_of_the_centre_crops(photos: Path, tmp_pa
     np.testing.assert_allclose(made.mean, expected.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(made.covariance, expected.covariance, rtol=1e-4, atol=1e-7)
     assert Reference.load(tmp_path / "reference.npz").digest == made.digest
+    assert "dog/07.png: not an image" in (tmp_path / "reference.npz.unreadable.txt").read_text()
 
 
 def write_npy(root: Path, count: int = 5, crops: int = 2, seed: int = 0) -> np.ndarray:
@@ -171,6 +187,12 @@ def harm(root: Path, kind: str) -> None:
         (labels / "3.npy").unlink()
     elif kind == "another size":
         np.save(codes / "3.npy", np.zeros((1, 2, 81), np.int64))
+    elif kind == "no codes in it":
+        np.save(codes / "3.npy", np.zeros((1, 0), np.int64))
+    elif kind == "no number":
+        np.save(labels / "3.npy", np.array(1.0))
+    elif kind == "an object":
+        np.save(codes / "0.npy", np.array([{}]), allow_pickle=True)
     elif kind == "another codebook":
         np.save(codes / "3.npy", np.full((1, 2, 64), 64))
     elif kind == "another class":
@@ -184,7 +206,10 @@ def harm(root: Path, kind: str) -> None:
         ("a gap", r"want 0\.npy, 1\.npy, \.\.\. without gaps; found 4"),
         ("torn", r"3\.npy: not readable"),
         ("no label", r"3\.npy: not readable"),
-        ("another size", r"3\.npy: int64 \[2, 81\] in all; want integers \[2, 64\]"),
+        ("another size", r"3\.npy: \[1, 2, 81\]; want 2 crops of 64 codes in all"),
+        ("no codes in it", r"3\.npy: int64 \[1, 0\]; want an array of integers"),
+        ("no number", r"3\.npy: float64 \[\]; want an array of integers"),
+        ("an object", r"0\.npy: not readable \(Object arrays cannot be loaded"),
         ("another codebook", r"3\.npy: code 64 is not in the codebook of 64"),
         ("another class", r"3\.npy: label \[3\]; want one below 3"),
     ],
@@ -217,6 +242,9 @@ def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: 
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--augment", "rotate"], "unknown augmentation 'rotate'"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--classes", "none.txt"], "none.txt: No such file"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--part-images", "0"], "'--part-images'"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "TOKENIZER"], "is a file; want a folder"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--features", "f"], "--features is for --reference"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--classes", "TOKENIZER"], "not UTF-8 text"),
         (["nowhere", "--tokenizer", "TOKENIZER", "--out", "t"], "nowhere: no such folder or file"),
         (["nope://x", "--tokenizer", "TOKENIZER", "--out", "t"], "nope://x: not a path or URI"),
     ],

@@ -71,6 +71,17 @@ def test_a_grid_shows_images_row_after_row():
     assert [grid[5, 5, 0], grid[5, 30, 0], grid[30, 5, 0], grid[30, 30, 0]] == [0, 1, 2, 255]
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_little_room_for_keys_and_values_changes_no_image(model: LlamaGen, scale: float):
+    labels, noise = labels_of("balanced", 0, np.arange(10), 10), uniforms(3, np.arange(10), 16)
+    whole = sample_tokens(model, labels, noise, Decoding(scale))
+    assert torch.equal(sample_tokens(model, labels, noise, Decoding(scale), cache=3 * model.cache_bytes), whole)
+
+
+def test_the_cache_is_as_large_as_it_says(model: LlamaGen):
+    assert sum(t.numel() * t.element_size() for layer in model.new_cache(3) for t in layer) == 3 * model.cache_bytes
+
+
 def test_random_labels_are_drawn_by_seed_and_index():
     whole = labels_of("random", 3, np.arange(2000), 10)
     assert torch.equal(labels_of("random", 3, np.arange(1000, 1100), 10), whole[1000:1100])

@@ -207,6 +207,12 @@ class LlamaGen(nn.Module):
         """Logits [B, L, V] in float32, row t predicting token t from the label and the tokens before it."""
         return self.output(self.hidden(labels, tokens, dropout)).float()
 
+    @property
+    def cache_bytes(self) -> int:
+        """What the cache takes for one sequence."""
+        config = self.config
+        return 2 * config.n_layer * config.block_size * config.dim * self.tok_embeddings.weight.element_size()
+
     def new_cache(self, batch: int) -> Cache:
         """Room for the keys and values of `batch` sequences, in the weights' dtype, on their device."""
         config, weight = self.config, self.tok_embeddings.weight
