@@ -32,7 +32,7 @@ from cca_ray.tokens import (
 )
 
 PLAN, LOCK = "plan.json", "lock"
-READ_AT_A_TIME = 64  # images a reading task
+IMAGES_A_TASK = {"cpu": 4, "cuda": 64}  # of seconds each, so that all encoders end together
 PIXELS_AT_A_TIME = {"cpu": 2**19, "cuda": 2**22}  # that the tokenizer encodes: its activations are 512 bytes each
 
 Columns = dict[str, np.ndarray]
@@ -118,12 +118,13 @@ def stream_parts(
     cpus = int(ray.cluster_resources().get("CPU", 1))
     # Without a GPU, encoding takes a thousand times as long as reading, which then shares its cores.
     worker: dict[str, Any] = dict(num_gpus=1) if gpus else dict(num_cpus=0.9)
-    blocks = [listing.table(index[i : i + READ_AT_A_TIME]) for index in parts
-              for i in range(0, len(index), READ_AT_A_TIME)]  # fmt: skip
+    images = IMAGES_A_TASK["cuda" if gpus else "cpu"]
+    blocks = [listing.table(index[i : i + images]) for index in parts
+              for i in range(0, len(index), images)]  # fmt: skip
     rows = (
         ray.data.from_arrow(blocks)
         .map_batches(read, batch_size=None, batch_format="numpy", num_cpus=1 if gpus else 0.1)
-        .map_batches(work, fn_constructor_kwargs=arguments, batch_size=READ_AT_A_TIME // 4, batch_format="numpy",
+        .map_batches(work, fn_constructor_kwargs=arguments, batch_size=images // 4, batch_format="numpy",
                      compute=ray.data.ActorPoolStrategy(size=min(gpus or cpus, len(blocks))), **worker)
     )  # fmt: skip
     part_of = {int(i): number for number, index in enumerate(parts) for i in index}

@@ -65,6 +65,8 @@ def main(
             raise ConfigError(f"{option} {path}: want a file that ends in {suffix}")
     config, console = load_config(find_space(space), set_ or []), Console()
     check_files(config)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     config = resolve(config, storage, console.progress)
     group = Group()
     scoring = scoring_of(config, group.device)
@@ -97,7 +99,6 @@ def main(
         for _ in images():
             pass
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image_grid(np.stack(shown), min(scoring.num_classes, 10))).save(out)
         console.say(f"{len(shown)} images: {out}")
 
