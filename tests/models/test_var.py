@@ -1,0 +1,224 @@
+import copy
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cca_ray.models.var import VAR, VARConfig
+from cca_ray.models.var_vqvae import VARVQVAE, MultiScaleQuantizer, VARVQConfig
+from cca_ray.objective import sequence_logps
+from tests.conftest import golden
+from tests.models.test_var_vqvae import TINY as TINY_TOKENIZER
+from tests.models.test_var_vqvae import official_state, official_tokenizer
+
+TINY = VARConfig(depth=2, dim=128, n_head=2, num_classes=10, vocab_size=64, code_dim=8, patch_nums=(1, 2, 3, 4))
+ENDS = [1, 5, 14, 30]  # of its scales
+
+
+def official_model(content: dict[str, np.ndarray], config: VARConfig, tokenizer: VARVQVAE) -> VAR:
+    """Strictly loaded, frozen; built on the meta device first, as nothing in it depends on data."""
+    with torch.device("meta"):
+        model = VAR(config)
+    model.load_state_dict(official_state(content, "var"), assign=True)
+    model.attach(tokenizer.quantize)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VARVQVAE:
+    return official_tokenizer(golden("var_tiny.npz"), TINY_TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def tiny(tokenizer: VARVQVAE) -> VAR:
+    return official_model(golden("var_tiny.npz"), TINY, tokenizer)
+
+
+def labels_and_tokens(content: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(content["labels"]), torch.from_numpy(content["indices"].astype(np.int64))
+
+
+def token_logps(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+
+
+def greedy(model: VAR, labels: torch.Tensor, cfg: float) -> torch.Tensor:
+    """The official sampler at top-k 1: guidance from 0 at the first scale to `cfg` at the last. tokens [B, L]."""
+    both = torch.cat([labels, torch.full_like(labels, model.null_label)])
+    cache, tokens = model.new_cache(len(both)), []
+    for step in range(len(model.decode_steps)):
+        cond, uncond = model.decode(both, tokens[-1].repeat(2, 1) if tokens else None, step, cache).chunk(2)
+        t = cfg * step / (len(model.decode_steps) - 1)
+        tokens.append(((1 + t) * cond - t * uncond).argmax(-1))
+    return torch.cat(tokens, dim=1)
+
+
+def test_logits_are_the_official_ones(tiny: VAR):
+    content = golden("var_tiny.npz")
+    labels, tokens = labels_and_tokens(content)
+    logits = tiny(labels, tokens)
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits, content["logits"], rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(token_logps(logits, tokens), content["logps"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.5])
+def test_greedy_samples_are_the_official_ones(tiny: VAR, tokenizer: VARVQVAE, cfg: float):
+    content = golden("var_tiny.npz")
+    tokens = greedy(tiny, torch.from_numpy(content["labels"][:2]), cfg)
+    np.testing.assert_allclose((tokenizer.decode(tokens) + 1) / 2, content[f"greedy_cfg{cfg}"], rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_full_size_numbers_are_the_official_ones():
+    content = golden("var_d16.npz")
+    labels, tokens = labels_and_tokens(content)
+    tokenizer = official_tokenizer(content, VARVQConfig())
+    np.testing.assert_array_equal(tokenizer.encode(torch.from_numpy(content["image"])), tokens)
+    decoded = tokenizer.decode(tokens)[:, :, ::16, ::16]
+    np.testing.assert_allclose(decoded, content["decoded_slice"], rtol=0, atol=1e-4)
+    logits = official_model(content, VARConfig(depth=16, dim=1024, n_head=16), tokenizer)(labels, tokens)
+    np.testing.assert_allclose(logits[:, ::40, :32], content["logits_slice"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(token_logps(logits, tokens), content["logps"], rtol=1e-5)
+    np.testing.assert_allclose(sequence_logps(logits, tokens), content["logps"].sum(1), rtol=1e-5)
+
+
+def test_names_are_the_official_ones(tiny: VAR):
+    manifest = json.loads(str(golden("var_tiny.npz")["manifest_var"]))
+    assert {name: list(tensor.shape) for name, tensor in tiny.state_dict().items()} == manifest
+
+
+def test_buffers_are_the_official_ones():
+    state = VAR(TINY).state_dict()
+    for name, tensor in official_state(golden("var_tiny.npz"), "var").items():
+        if name in ("lvl_1L", "attn_bias_for_masking") or name.endswith("zero_k_bias"):
+            assert torch.equal(state[name], tensor), name
+
+
+def test_decoding_with_the_cache_equals_the_whole_sequence(tiny: VAR):
+    labels, tokens = torch.tensor([3, 10]), torch.randint(64, (2, 30))
+    cache, last, steps = tiny.new_cache(2), None, []
+    for step, of_scale in enumerate(tokens.split(tiny.decode_steps, dim=1)):
+        steps.append(tiny.decode(labels, last, step, cache))
+        last = of_scale
+    torch.testing.assert_close(torch.cat(steps, dim=1), tiny(labels, tokens), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", range(4))
+def test_a_token_changes_the_next_scale_and_neither_its_own_nor_a_coarser_one(tiny: VAR, scale: int):
+    labels, tokens = torch.tensor([3]), torch.randint(64, (1, 30))
+    changed = tokens.clone()
+    changed[0, ENDS[scale] - 1] = (changed[0, ENDS[scale] - 1] + 1) % 64
+    before, after = tiny(labels, tokens), tiny(labels, changed)
+    torch.testing.assert_close(before[:, : ENDS[scale]], after[:, : ENDS[scale]])
+    for begin, end in zip(ENDS[scale:], ENDS[scale + 1 :], strict=False):
+        assert not torch.allclose(before[:, begin:end], after[:, begin:end])
+
+
+def test_the_null_label_is_a_condition_of_its_own(tiny: VAR):
+    tokens = torch.randint(64, (2, 30))
+    tokens[1] = tokens[0]
+    logits = tiny(torch.tensor([0, tiny.null_label]), tokens)
+    assert tiny.null_label == 10
+    assert not torch.allclose(logits[0, 0], logits[1, 0])
+
+
+def test_logits_are_the_head_of_the_hidden_states(tiny: VAR):
+    labels, tokens = torch.tensor([3]), torch.randint(64, (1, 30))
+    hidden = tiny.hidden(labels, tokens)
+    assert hidden.shape == (1, 30, 128)
+    torch.testing.assert_close(tiny.head(hidden), tiny(labels, tokens))
+
+
+def test_dropout_is_off_unless_asked_for(tiny: VAR):
+    labels, tokens = torch.tensor([3]), torch.randint(64, (1, 30))
+    torch.testing.assert_close(tiny.train()(labels, tokens), tiny.eval()(labels, tokens))
+    assert not torch.equal(tiny(labels, tokens, dropout=0.5), tiny(labels, tokens))
+
+
+def test_autocast_computes_nearly_the_same(tiny: VAR):
+    labels, tokens = torch.tensor([3, 10]), torch.randint(64, (2, 30))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = tiny(labels, tokens)
+        first = tiny.decode(labels, None, 0, tiny.new_cache(2))
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, tiny(labels, tokens), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(first, logits[:, :1], rtol=0.05, atol=0.05)
+
+
+def test_the_codes_are_neither_trained_nor_saved_but_copied_and_moved(tiny: VAR):
+    labels, tokens = torch.tensor([3]), torch.randint(64, (1, 30))
+    copied = copy.deepcopy(tiny)
+    assert torch.equal(copied(labels, tokens), tiny(labels, tokens))
+    assert not any("codes" in name for name, _ in tiny.named_parameters())
+    assert not any("codes" in name for name in tiny.state_dict())
+    assert copied.to(torch.float64).codes.embedding.weight.dtype == torch.float64
+
+
+def test_the_model_asks_for_its_codes():
+    model = VAR(TINY)
+    with pytest.raises(AssertionError, match="attach the tokenizer's quantizer first"):
+        model(torch.tensor([3]), torch.randint(64, (1, 30)))
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused():
+    other = MultiScaleQuantizer(replace(TINY_TOKENIZER, vocab_size=32))
+    with pytest.raises(
+        ValueError, match=r"has 32 codes of 8 channels at scales \[1, 2, 3, 4\], but the model wants 64"
+    ):
+        VAR(TINY).attach(other)
+
+
+def test_initial_weights_follow_the_generator_and_the_official_scales():
+    model, again = VAR(TINY), VAR(TINY)
+    model.initialize(torch.Generator().manual_seed(1))
+    again.initialize(torch.Generator().manual_seed(1))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    std, block = math.sqrt(1 / 128 / 3), model.blocks[1]
+    for weight, expected in [
+        (model.pos_1LC, std),
+        (model.word_embed.weight, std),
+        (model.head.weight, 0.02 * std),
+        (model.head_nm.ada_lin[1].weight, 0.5 * std),
+        (block.attn.mat_qkv.weight, std),
+        (block.attn.proj.weight, 0.5 * std),  # 1 / sqrt(2 x depth)
+        (block.ffn.fc2.weight, 0.5 * std),
+        (block.ada_lin[1].weight[:256], 1e-5 * std),
+        (block.ada_lin[1].weight[256:], 0.5 * std),
+    ]:
+        assert weight.std().item() == pytest.approx(expected, rel=0.1)
+    assert block.attn.scale_mul_1H11.exp().flatten().tolist() == pytest.approx([4.0, 4.0])
+    assert not model.head.bias.any()
+
+
+def test_attention_without_l2_norm_has_no_temperature():
+    model = VAR(replace(TINY, attn_l2_norm=False))
+    model.initialize(torch.Generator().manual_seed(1))
+    model.attach(MultiScaleQuantizer(TINY_TOKENIZER))
+    assert not any("scale_mul" in name for name in model.state_dict())
+    assert model(torch.tensor([3]), torch.randint(64, (1, 30))).isfinite().all()
+
+
+def test_the_official_sizes_can_be_built_without_memory():
+    with torch.device("meta"):
+        model = VAR(VARConfig(depth=30, dim=1920, n_head=30))
+        model.initialize(torch.Generator())
+    assert model.config.block_size == 680
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dim": 129}, "dim 129 must be a multiple of n_head"),
+        ({"depth": 0}, "at least 1"),
+        ({"patch_nums": (4, 2)}, "each larger than the one before"),
+    ],
+)
+def test_settings_that_build_no_model_are_refused(fields: dict, message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        replace(TINY, **fields)
+    assert "\n" not in str(error.value)
