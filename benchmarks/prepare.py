@@ -65,8 +65,8 @@ def official_way(listing: Listing, encode: Callable[[Tensor], Tensor], size: int
     codes.mkdir(parents=True), labels.mkdir()
     started = time.perf_counter()
     for i, (entry, label) in enumerate(zip(listing.entries, listing.labels, strict=True)):
-        square = centre_crop(decode(Path(entry.path).read_bytes()), crops[0].edge)[None]
-        views = np.concatenate([cut({crops[0].edge: square}, crop, size) for crop in crops])
+        square = centre_crop(decode(Path(entry.path).read_bytes()), crops[0].square.side)[None]
+        views = np.concatenate([cut({crops[0].square.key: square}, crop, size) for crop in crops])
         with torch.no_grad():
             indices = encode(to_input(views))
         np.save(codes / f"{i}.npy", indices.reshape(1, 10, -1).numpy().astype(np.int64))
@@ -79,7 +79,7 @@ def seconds(listing: Listing, tokenizer: Path, size: int, folder: Path, part: in
     crops = crops_of(AUGMENTATION, size)
     meta = token_meta(build_tokenizer("llamagen"), size, [crop.name for crop in crops], listing.class_names)
     arguments = {"family": "llamagen", "tokenizer": str(tokenizer), "crops": crops, "size": size}
-    read = ReadImages(listing.where, [crops[0].edge])
+    read = ReadImages(listing.where, [crops[0].square])
     folder.mkdir()
     started = time.perf_counter()
     write_stream(

@@ -22,20 +22,28 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
 
+FAMILY_SIZES = {
+    "llamagen": ("S", "M", "B", "L", "XL", "XXL", "3B"),
+    "var": ("S", "M", "d16", "d20", "d24", "d30"),
+}
+
+
 class Base(Strict):
     """The pretrained model. Either `embedded` (made on first use, see `Pretrain`) or official checkpoint files.
 
     Paths, here and below, are relative to the working directory.
     """
 
-    family: Literal["llamagen"]
-    size: Literal["S", "M", "B", "L", "XL", "XXL", "3B"]
+    family: Literal["llamagen", "var"]
+    size: str
     embedded: Literal["digits"] | None = None
     checkpoint: str | None = None
     tokenizer: str | None = None
 
     @model_validator(mode="after")
     def one_source(self) -> Self:
+        if self.size not in FAMILY_SIZES[self.family]:
+            raise ValueError(f"size {self.size!r} of {self.family}: one of {', '.join(FAMILY_SIZES[self.family])}")
         if self.embedded is None and (self.checkpoint is None or self.tokenizer is None):
             raise ValueError("needs embedded: digits, or both checkpoint: FILE and tokenizer: FILE")
         return self
@@ -179,6 +187,7 @@ class Pretrain(Strict):
     image_size: int = Field(8, ge=4)  # pixels along a side
     downsample: int = Field(2, ge=1)  # pixels a token along a side: a power of two
     codebook_size: int = Field(128, ge=2, le=65536)
+    code_dim: int = Field(8, ge=1)  # channels of a code
     tokenizer_width: int = Field(16, ge=8, multiple_of=8)
     tokenizer_epochs: int = Field(10, ge=1)
     feature_epochs: int = Field(8, ge=1)

@@ -17,7 +17,7 @@ import ray.data
 import torch
 
 from cca_ray.config import ConfigError
-from cca_ray.images import Crop, Listing, centre_crop, cut, decode, read_entry
+from cca_ray.images import Crop, Listing, Square, cut, decode, read_entry
 from cca_ray.models import atomically, load_tokenizer
 from cca_ray.placement import local_device
 from cca_ray.tokens import (
@@ -39,26 +39,25 @@ Columns = dict[str, np.ndarray]
 
 
 class ReadImages:
-    """Reads and decodes: rows of a listing -> the centre squares, one column an edge, and why one could not be read."""
+    """Reads and decodes: rows of a listing -> their squares, one column each, and why one could not be read."""
 
-    def __init__(self, where: str, edges: Sequence[int]):
-        self.where, self.edges = where, edges
+    def __init__(self, where: str, squares: Sequence[Square]):
+        self.where, self.squares = where, squares
 
     def __call__(self, rows: Columns) -> Columns:
         count = len(rows["index"])
-        pixels = {edge: np.zeros((count, edge, edge, 3), np.uint8) for edge in self.edges}
+        pixels = {s.key: np.zeros((count, s.side, s.side, 3), np.uint8) for s in self.squares}
         problems = np.full(count, "", dtype=object)
         for i, (path, start, length) in enumerate(zip(rows["path"], rows["start"], rows["length"], strict=True)):
             try:
                 image = decode(read_entry(self.where, str(path), int(start), int(length)))
-                for edge in self.edges:
-                    pixels[edge][i] = centre_crop(image, edge)
+                for square in self.squares:
+                    pixels[square.key][i] = square.of(image, int(rows["index"][i]))
             except ConfigError:
                 raise
             except ValueError as error:
                 problems[i] = f"{path}: {str(error).splitlines()[0]}"
-        named = {f"pixels_{edge}": pixels[edge] for edge in self.edges}
-        return {"index": rows["index"], "label": rows["label"], "problem": problems.astype(str), **named}
+        return {"index": rows["index"], "label": rows["label"], "problem": problems.astype(str), **pixels}
 
 
 class Worker(Protocol):
@@ -77,8 +76,7 @@ class Encode(Worker):
         self.crops, self.size = crops, size
 
     def __call__(self, rows: Columns) -> Columns:
-        pixels = {crop.edge: rows[f"pixels_{crop.edge}"] for crop in self.crops}
-        views = np.stack([cut(pixels, crop, self.size) for crop in self.crops], axis=1)  # [B, crops, size, size, 3]
+        views = np.stack([cut(rows, crop, self.size) for crop in self.crops], axis=1)  # [B, crops, size, size, 3]
         flat = views.reshape(-1, self.size, self.size, 3)
         at_a_time = max(1, PIXELS_AT_A_TIME[self.device.type] // self.size**2)
         tokens = np.concatenate(list(encode_images(self.tokenizer, flat, at_a_time)))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,8 @@ COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Pa
 TEN_CROPS = {"ten-crop-1.1": 1.1, "ten-crop-1.05": 1.05}
 MOST_CLASSES = 65_536
 MOST_PIXELS = 2**26  # of an image that is resized
-AUGMENTATIONS = ("centre", "flips", *TEN_CROPS)
+VAR_EDGE = 1.125
+AUGMENTATIONS = ("centre", "flips", *TEN_CROPS, "var-random", "var-centre")
 
 
 @dataclass(frozen=True)
@@ -304,12 +305,51 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     return pixels[top : top + size, left : left + size]
 
 
+def lanczos(image: Image.Image, edge: int) -> np.ndarray:
+    """The whole image, its shorter side `edge` pixels, as VAR resizes it (torchvision's Resize): [H, W, 3] uint8."""
+    short, long = min(image.size), max(image.size)
+    other = int(edge * long / short)
+    if edge * other > MOST_PIXELS:
+        raise ValueError(f"too long: {image.width} x {image.height} pixels would become {edge} x {other}")
+    size = (edge, other) if image.width <= image.height else (other, edge)
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+
+
+@dataclass(frozen=True)
+class Square:
+    """What is cut from an image when it is read: `side` pixels.
+
+    `adm`: the centre (see `centre_crop`); `centre`, `random`: of the image whose shorter side is `edge` pixels.
+    """
+
+    kind: Literal["adm", "centre", "random"]
+    side: int
+    edge: int = 0
+    draw: int = 0  # tells the random ones apart
+
+    @property
+    def key(self) -> str:
+        return f"pixels_{self.kind}_{self.side}_{self.draw}"
+
+    def of(self, image: Image.Image, index: int) -> np.ndarray:
+        """[side, side, 3] uint8. A random place is a function of the image's index and the draw."""
+        if self.kind == "adm":
+            return centre_crop(image, self.side)
+        pixels = lanczos(image, self.edge)
+        room = np.array(pixels.shape[:2]) - self.side
+        if self.kind == "centre":
+            top, left = (round(r / 2) for r in room.tolist())
+        else:
+            top, left = np.random.default_rng([index, self.draw]).integers(0, room + 1).tolist()
+        return pixels[top : top + self.side, left : left + self.side]
+
+
 @dataclass(frozen=True)
 class Crop:
-    """One view of an image: a square cut at (top, left) from its centre square of `edge` pixels, mirrored or not."""
+    """One view of an image: so many pixels cut at (top, left) from one of its squares, mirrored or not."""
 
     name: str
-    edge: int
+    square: Square
     top: int = 0
     left: int = 0
     mirrored: bool = False
@@ -318,29 +358,33 @@ class Crop:
 def crops_of(augmentations: Sequence[str], size: int) -> list[Crop]:
     """The official views of `size` pixels, in the official order.
 
-    `centre`; `flips`: it and its mirror image; `ten-crop-1.1`: corners and centre of a square that is 1.1 times
-    as wide, then their mirror images (torchvision's TenCrop).  ConfigError for an unknown one.
+    LlamaGen: `centre`; `flips`: it and its mirror image; `ten-crop-1.1`: corners and centre of a square that is 1.1
+    times as wide, then their mirror images (torchvision's TenCrop).  VAR: `var-random`, `var-centre`: of the image
+    whose shorter side is 1.125 times as long.  ConfigError for an unknown one.
     """
     crops: list[Crop] = []
-    for name in augmentations:
+    for draw, name in enumerate(augmentations):
         if name not in AUGMENTATIONS:
             raise ConfigError(f"unknown augmentation {name!r}: any of {', '.join(AUGMENTATIONS)}")
         if name == "centre":
-            crops.append(Crop(name, size))
+            crops.append(Crop(name, Square("adm", size)))
         elif name == "flips":
-            crops += [Crop("flips/0", size), Crop("flips/1", size, mirrored=True)]
-        else:
+            crops += [Crop(f"flips/{i}", Square("adm", size), mirrored=bool(i)) for i in (0, 1)]
+        elif name in TEN_CROPS:
             edge = int(size * TEN_CROPS[name])
             rest = edge - size
             middle = round(rest / 2)
             corners = [(0, 0), (0, rest), (rest, 0), (rest, rest), (middle, middle)]
             places = [(*corner, mirrored) for mirrored in (False, True) for corner in corners]
-            crops += [Crop(f"{name}/{i}", edge, *place) for i, place in enumerate(places)]
+            crops += [Crop(f"{name}/{i}", Square("adm", edge), *place) for i, place in enumerate(places)]
+        else:
+            kind: Literal["centre", "random"] = "random" if name == "var-random" else "centre"
+            crops.append(Crop(f"{name}/{draw}", Square(kind, size, round(size * VAR_EDGE), draw)))
     return crops
 
 
-def cut(pixels: dict[int, np.ndarray], crop: Crop, size: int) -> np.ndarray:
-    """A view of every image: `pixels[edge]` [B, edge, edge, 3] -> [B, size, size, 3]."""
-    source = pixels[crop.edge]
+def cut(pixels: dict[str, np.ndarray], crop: Crop, size: int) -> np.ndarray:
+    """A view of every image: `pixels[square's key]` [B, side, side, 3] -> [B, size, size, 3]."""
+    source = pixels[crop.square.key]
     source = source[:, :, ::-1] if crop.mirrored else source
     return source[:, crop.top : crop.top + size, crop.left : crop.left + size]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cca_ray.models import Dropout, LlamaGen
+from cca_ray.models import Dropout, Model
 
 Objective = Literal["cca", "dpo", "unlearning", "finetune"]
 CHUNK = 2**26  # logits at a time: 256 MiB in float32
@@ -44,7 +44,7 @@ class Scorer(nn.Module):
     Its only child is the model, whose head it applies itself, in chunks.
     """
 
-    def __init__(self, model: LlamaGen):
+    def __init__(self, model: Model):
         super().__init__()
         self.model = model
 

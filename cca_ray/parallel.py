@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cca_ray.config import Placement
-from cca_ray.models import LlamaGen
+from cca_ray.models import Model
 from cca_ray.objective import Scorer
 from cca_ray.placement import local_device, precision
 
@@ -47,7 +47,7 @@ class Group:
         return values
 
 
-def distribute(model: LlamaGen, placement: Placement, group: Group) -> nn.Module:
+def distribute(model: Model, placement: Placement, group: Group) -> nn.Module:
     """The model's `Scorer`, on this worker's device, ready for the forward passes of training.
 
     FSDP moves and cuts one layer at a time, straight from the memory-mapped file: no worker ever holds a whole
@@ -65,7 +65,7 @@ def distribute(model: LlamaGen, placement: Placement, group: Group) -> nn.Module
         return scorer
     scorer.to(group.device)
     trained = any(parameter.requires_grad for parameter in model.parameters())
-    return DistributedDataParallel(scorer) if group.world > 1 and trained else scorer
+    return DistributedDataParallel(scorer, broadcast_buffers=False) if group.world > 1 and trained else scorer
 
 
 def gradients_wait(scorer: nn.Module, wanted: bool) -> AbstractContextManager[None]:
@@ -103,18 +103,16 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 @torch.no_grad()
-def whole_model(model: LlamaGen, weights: Weights, device: torch.device) -> LlamaGen:
+def whole_model(model: Model, weights: Weights, device: torch.device) -> Model:
     """An unwrapped model for sampling, with these weights in place of the model's own; every worker gets one."""
-    with torch.device("meta"):
-        plain = type(model)(model.config)
+    plain = model.unfilled()
     state = {name: whole(weights.get(name, tensor)) for name, tensor in model.state_dict().items()}
     plain.load_state_dict(state, assign=True)
-    plain.reset_buffers()
     return plain.requires_grad_(False).to(device)
 
 
 @torch.no_grad()
-def for_sampling(model: LlamaGen, placement: Placement, group: Group) -> LlamaGen:
+def for_sampling(model: Model, placement: Placement, group: Group) -> Model:
     """The same model on this worker's device, its weights in the precision of the placement; tables stay exact."""
     kind = precision(placement, group.device)
     for parameter in model.parameters():

@@ -26,13 +26,13 @@ from cca_ray.console import Console, alone, run
 from cca_ray.encode import Columns, Encode, ReadImages, Worker, claim, stream_parts, without_pixels, write_stream
 from cca_ray.features import Extractor, extract, load_extractor
 from cca_ray.fid import Moments, Reference
-from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, crops_of, list_images
-from cca_ray.models import LlamaGenVQ, atomically, digest_of_weights, load_tokenizer
+from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
+from cca_ray.models import Tokenizer, atomically, digest_of_weights, load_tokenizer
 from cca_ray.placement import local_device
 from cca_ray.search import start_ray
 from cca_ray.tokens import UNREADABLE, TokenMeta, write_unreadable
 
-FAMILY = "llamagen"
+DEFAULTS = {"llamagen": (384, list(TEN_CROPS)), "var": (256, ["var-random"])}  # pixels, augmentations
 SAY_EVERY_S = 10.0
 NAMES = {1: ["centre"], 2: ["flips/0", "flips/1"], 10: [f"ten-crop/{i}" for i in range(10)]}  # of official codes
 
@@ -88,17 +88,18 @@ def cut_into_parts(count: int, size: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def token_meta(tokenizer: LlamaGenVQ, size: int, names: Sequence[str], class_names: Sequence[str]) -> TokenMeta:
+def token_meta(tokenizer: Tokenizer, size: int, names: Sequence[str], class_names: Sequence[str]) -> TokenMeta:
     """ConfigError if the tokenizer cannot take such images."""
-    downsample = tokenizer.config.downsample
-    if size % downsample:
-        raise ConfigError(f"--image-size {size}: want a multiple of the tokenizer's {downsample} pixels a token")
+    try:
+        length = tokenizer.config.length(size)
+    except ValueError as error:
+        raise ConfigError(f"--image-size: {error}") from None
     if tokenizer.config.codebook_size > 2**16:
         raise ConfigError(f"a codebook of {tokenizer.config.codebook_size} does not fit into 16 bits")
     return TokenMeta(
         tokenizer=digest_of_weights(tokenizer),
         codebook_size=tokenizer.config.codebook_size,
-        length=(size // downsample) ** 2,
+        length=length,
         crops=len(names),
         image_size=size,
         augmentations=tuple(names),
@@ -112,20 +113,20 @@ def plan_of(source: str, meta: TokenMeta, part_images: int) -> dict[str, Any]:
 
 
 def tokenize(
-    listing: Listing, tokenizer: Path, size: int, augmentations: Sequence[str], out: Path, part_images: int,
-    limit: int, pace: Pace,
+    listing: Listing, family: str, tokenizer: Path, size: int, augmentations: Sequence[str], out: Path,
+    part_images: int, limit: int, pace: Pace,
 ) -> str:  # fmt: skip
     """Make the token set of a collection; returns its digest."""
     crops = crops_of(augmentations, size)
-    meta = token_meta(load_tokenizer(FAMILY, tokenizer), size, [crop.name for crop in crops], listing.class_names)
+    meta = token_meta(load_tokenizer(family, tokenizer), size, [crop.name for crop in crops], listing.class_names)
     if finished := claim(out, plan_of(listing.digest, meta, part_images)):
         return finished
-    edges = sorted({crop.edge for crop in crops})
-    arguments = {"family": FAMILY, "tokenizer": str(tokenizer.absolute()), "crops": crops, "size": size}
+    squares = list(dict.fromkeys(crop.square for crop in crops))
+    arguments = {"family": family, "tokenizer": str(tokenizer.absolute()), "crops": crops, "size": size}
     return write_stream(
         out,
         cut_into_parts(len(listing.entries), part_images),
-        lambda parts: stream_parts(listing, parts, ReadImages(listing.where, edges), Encode, arguments),
+        lambda parts: stream_parts(listing, parts, ReadImages(listing.where, squares), Encode, arguments),
         meta,
         limit,
         pace,
@@ -137,10 +138,10 @@ class ExtractFeatures(Worker):
 
     def __init__(self, features: str, size: int):
         self.extractor: Extractor = load_extractor(features).to(local_device())
-        self.size = size
+        self.square = Square("adm", size)
 
     def __call__(self, rows: Columns) -> Columns:
-        images = torch.from_numpy(rows[f"pixels_{self.size}"].copy()).to(local_device())
+        images = torch.from_numpy(rows[self.square.key].copy()).to(local_device())
         found = extract(self.extractor, images)
         spatial = {"spatial": found.spatial.cpu().numpy()} if found.spatial is not None else {}
         return {**without_pixels(rows), "pooled": found.pooled.cpu().numpy(), **spatial}
@@ -155,7 +156,7 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
     merged: dict[str, Moments] = {}
     done = following = 0
     pace(0, len(listing.entries), 0)
-    stream = stream_parts(listing, parts, ReadImages(listing.where, [size]), ExtractFeatures, arguments)
+    stream = stream_parts(listing, parts, ReadImages(listing.where, [Square("adm", size)]), ExtractFeatures, arguments)
     for number, rows in stream:
         good = rows["problem"] == ""
         unreadable += [str(problem) for problem in rows["problem"] if problem]
@@ -244,7 +245,7 @@ def import_npy(
     for codes, _ in pairs:
         crops = math.prod(load_npy(codes / "0.npy").shape[:-1])
         names += [f"{codes.parent.name}/{name}" for name in NAMES.get(crops, [f"crop/{i}" for i in range(crops)])]
-    meta = token_meta(load_tokenizer(FAMILY, tokenizer), size, names, classes or [str(i) for i in range(1000)])
+    meta = token_meta(load_tokenizer("llamagen", tokenizer), size, names, classes or [str(i) for i in range(1000)])
     states = [[str(folder), folder.stat().st_mtime_ns] for pair in pairs for folder in pair]
     source = hashlib.sha256(json.dumps([states, counts]).encode()).hexdigest()[:16]
     if finished := claim(out, plan_of(source, meta, part_images)):
@@ -271,7 +272,7 @@ def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path
     if out is None and reference is None:
         raise ConfigError("nothing to make: want --out FOLDER, --reference FILE.npz, or both")
     if out is not None and tokenizer is None:
-        raise ConfigError("--out wants --tokenizer FILE, such as LlamaGen's vq_ds16_c2i.pt")
+        raise ConfigError("--out wants --tokenizer FILE, such as vq_ds16_c2i.pt or vae_ch160v4096z32.pth")
     if reference is not None and (features is None or npy):
         raise ConfigError("--reference wants IMAGES and --features FILE")
     if reference is not None and reference.suffix != ".npz":
@@ -284,9 +285,12 @@ def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path
 
 def main(
     images: Annotated[str | None, typer.Argument(help="Class folders, .tar or .parquet shards; a path or URI.")] = None,
+    family: Annotated[str, typer.Option(help="llamagen or var: whose tokenizer it is.")] = "llamagen",
     tokenizer: Annotated[Path | None, typer.Option(help="Its checkpoint, such as vq_ds16_c2i.pt.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the token set; the same folder goes on.")] = None,
-    image_size: Annotated[int, typer.Option(min=1, help="Pixels along a side of what is encoded.")] = 384,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels along a side of what is encoded; 384, of VAR 256.")
+    ] = None,
     augment: Annotated[list[str] | None, typer.Option(help=f"{', '.join(AUGMENTATIONS)}; repeatable.")] = None,
     classes: Annotated[Path | None, typer.Option(help="One class name a line; by default those found.")] = None,
     npy: Annotated[list[Path] | None, typer.Option(help="Import the official .npy folders; repeatable.")] = None,
@@ -298,17 +302,21 @@ def main(
 ) -> None:
     """Make a token set, reference statistics, or both, from images."""
     check(images, npy or [], tokenizer, out, features, reference)
-    augmentations = augment or list(TEN_CROPS)
-    crops_of(augmentations, image_size)
+    if family not in DEFAULTS:
+        raise ConfigError(f"--family {family}: one of {', '.join(DEFAULTS)}")
+    if npy and family != "llamagen":
+        raise ConfigError("--npy is for LlamaGen: VAR's official code keeps no tokens")
+    size, augmentations = image_size or DEFAULTS[family][0], augment or DEFAULTS[family][1]
+    crops_of(augmentations, size)
     names, console = read_classes(classes), Console()
     if tokenizer is not None and out is not None:  # said before anything starts
-        token_meta(load_tokenizer(FAMILY, tokenizer), image_size, ["centre"], ["0", "1"])
+        token_meta(load_tokenizer(family, tokenizer), size, ["centre"], ["0", "1"])
     if features is not None:
         load_extractor(features)
     if npy and tokenizer is not None and out is not None:
         out.mkdir(parents=True, exist_ok=True)
         with alone(out):
-            digest = import_npy(npy, tokenizer, image_size, names, out, part_images, Pace(console))
+            digest = import_npy(npy, tokenizer, size, names, out, part_images, Pace(console))
         console.say(f"token set {digest}: {out}")
     if images is None:
         return
@@ -322,8 +330,9 @@ def main(
         if out is not None and tokenizer is not None:
             out.mkdir(parents=True, exist_ok=True)
             with alone(out):
+                pace = Pace(console)
                 digest = tokenize(
-                    listing, tokenizer, image_size, augmentations, out, part_images, max_unreadable, Pace(console)
+                    listing, family, tokenizer, size, augmentations, out, part_images, max_unreadable, pace
                 )
             console.say(f"token set {digest}: {out}")
             if (out / UNREADABLE).exists():

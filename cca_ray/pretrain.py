@@ -22,15 +22,18 @@ import yaml
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from cca_ray.config import PATHS, ConfigError, Pretrain, StudyConfig, load_config
+from cca_ray.config import FAMILY_SIZES, PATHS, ConfigError, Pretrain, StudyConfig, load_config
 from cca_ray.console import Console, find_space, run
 from cca_ray.data import steps_per_epoch
 from cca_ray.features import WHERE, FeatureNet, extract
 from cca_ray.fid import Moments, Reference, merge_all
 from cca_ray.images import centre_crop, decode, list_images, open_files, read_entry
 from cca_ray.models import (
+    PATCH_NUMS,
+    VARVQVAE,
     Dropout,
     LlamaGenVQ,
+    Tokenizer,
     build,
     build_tokenizer,
     digest_of_weights,
@@ -112,43 +115,87 @@ def train_network(
         progress(step + 1, total)
 
 
-def train_tokenizer(data: LabelledImages, settings: Pretrain, progress: Progress) -> LlamaGenVQ:
-    """LlamaGen's VQ autoencoder on pixels and codes alone: images this small need no perceptual or adversarial loss."""
-    levels = int(math.log2(settings.downsample))
+def blank_tokenizer(family: str, settings: Pretrain) -> Tokenizer:
+    """A small tokenizer with seeded random weights."""
+    common: dict[str, Any] = dict(
+        ch=settings.tokenizer_width,
+        ch_mult=(1,) + (2,) * int(math.log2(settings.downsample)),
+        num_res_blocks=1,
+        norm_groups=8,
+    )
+    if family == "var":
+        side = settings.image_size // settings.downsample
+        common |= dict(vocab_size=settings.codebook_size, z_channels=settings.code_dim, patch_nums=scales_of(side))
+    else:
+        common |= dict(codebook_size=settings.codebook_size, codebook_embed_dim=settings.code_dim,
+                       z_channels=2 * settings.tokenizer_width)  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        tokenizer = build_tokenizer(
-            "llamagen",
-            codebook_size=settings.codebook_size,
-            ch=settings.tokenizer_width,
-            ch_mult=(1,) + (2,) * levels,
-            num_res_blocks=1,
-            z_channels=2 * settings.tokenizer_width,
-            norm_groups=8,
-        )
-    x, batch = to_input(data.images), min(64, len(data.images))
-    codes = tokenizer.quantize
-    used = torch.zeros(settings.codebook_size)
-    generator = torch.Generator().manual_seed(settings.seed)
-    total = settings.tokenizer_epochs * steps_per_epoch(len(x), batch)
+        return build_tokenizer(family, **common)
 
-    def revive(latents: Tensor) -> None:
-        """Move codes that nothing chose onto latents that exist: the codebook neither starts nor falls idle."""
-        dead = (used == 0).nonzero().squeeze(1)
-        pick = torch.randint(len(latents), (len(dead),), generator=generator)
-        codes.embedding.weight.data[dead] = latents[pick].detach()
-        used.zero_()
+
+def scales_of(side: int) -> tuple[int, ...]:
+    """VAR's ten scales of a 16 x 16 grid, shrunk to another; those that fall together once. 4 -> 1, 2, 3, 4."""
+    return tuple(sorted({max(1, round(p * side / PATCH_NUMS[-1])) for p in PATCH_NUMS}))
+
+
+class Codebook:
+    """Keeps a codebook from falling idle: codes that nothing chose lately are moved onto vectors that exist."""
+
+    def __init__(self, embedding: nn.Embedding, steps: int, seed: int):
+        self.embedding, self.steps = embedding, steps
+        self.used = torch.zeros(embedding.num_embeddings)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def chosen(self, tokens: Tensor) -> None:
+        self.used += torch.bincount(tokens.flatten(), minlength=len(self.used))
+
+    def revive(self, vectors: Tensor, step: int) -> None:
+        """vectors [N, D]: what codes are wanted for."""
+        if step % 50 or step >= 0.6 * self.steps:
+            return
+        dead = (self.used == 0).nonzero().squeeze(1)
+        pick = torch.randint(len(vectors), (len(dead),), generator=self.generator)
+        self.embedding.weight.data[dead] = vectors[pick].detach()
+        self.used.zero_()
+
+
+def quantised(tokenizer: LlamaGenVQ, latents: Tensor, codebook: Codebook, step: int) -> tuple[Tensor, Tensor]:
+    """Straight-through codes for the decoder, and VQ-VAE's loss: codes towards latents, latents towards codes."""
+    z = F.normalize(latents, dim=-1)
+    codebook.revive(z.flatten(0, 1), step)
+    tokens = tokenizer.quantize.nearest(z)
+    codebook.chosen(tokens)
+    q = tokenizer.quantize.codebook()[tokens]
+    return z + (q - z).detach(), F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+
+
+def quantised_by_scales(tokenizer: VARVQVAE, latents: Tensor, codebook: Codebook, step: int) -> tuple[Tensor, Tensor]:
+    """The same for a pyramid, whose finer scales want codes for what the coarser ones leave over."""
+    quantizer, vectors, before = tokenizer.quantize, [], torch.zeros_like(latents)
+    with torch.no_grad():
+        for scale, (tokens, f_hat) in enumerate(quantizer.scales(latents)):
+            vectors.append(quantizer.resized(latents - before, scale).flatten(0, 1))
+            codebook.chosen(tokens)
+            before = f_hat
+    codebook.revive(torch.cat(vectors), step)
+    return quantizer.train_pass(latents)
+
+
+def train_tokenizer(data: LabelledImages, family: str, settings: Pretrain, progress: Progress) -> Tokenizer:
+    """A VQ autoencoder on pixels and codes alone: images this small need no perceptual or adversarial loss."""
+    tokenizer = blank_tokenizer(family, settings)
+    x, batch = to_input(data.images), min(64, len(data.images))
+    total = settings.tokenizer_epochs * steps_per_epoch(len(x), batch)
+    codebook = Codebook(tokenizer.quantize.embedding, total, settings.seed)
 
     def loss_of(index: Tensor, step: int) -> Tensor:
-        z = F.normalize(tokenizer.latents(x[index]), dim=-1)
-        if step % 50 == 0 and step < 0.6 * total:
-            revive(z.flatten(0, 1))
-        chosen = codes.nearest(z)
-        used.add_(torch.bincount(chosen.flatten(), minlength=settings.codebook_size))
-        q = codes.codebook()[chosen]
-        decoded = tokenizer.decode_latents(z + (q - z).detach())  # straight-through
-        # VQ-VAE's three terms: reconstruction, codes towards latents, latents towards codes (commitment 0.25).
-        return F.mse_loss(decoded, x[index]) + F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+        latents = tokenizer.latents(x[index])
+        if isinstance(tokenizer, VARVQVAE):
+            codes, loss = quantised_by_scales(tokenizer, latents, codebook, step)
+        else:
+            codes, loss = quantised(tokenizer, latents, codebook, step)
+        return F.mse_loss(tokenizer.decode_latents(codes), x[index]) + loss
 
     train_network(
         tokenizer, loss_of, len(x), batch, settings.tokenizer_epochs, 2e-3, settings.seed,
@@ -176,16 +223,17 @@ def train_features(data: LabelledImages, settings: Pretrain, progress: Progress)
     return network.requires_grad_(False)
 
 
-def train_model(tokens: Path, family: str, size: str, settings: Pretrain, path: Path, progress: Progress) -> None:
+def train_model(
+    tokens: Path, tokenizer: Tokenizer, family: str, size: str, settings: Pretrain, path: Path, progress: Progress
+) -> None:
     """The autoregressive model, with null conditions, so that it can be guided."""
     data = read_token_set(tokens)
-    model = build(
-        family,
-        size,
-        vocab_size=data.meta.codebook_size,
-        num_classes=len(data.meta.class_names),
-        block_size=data.meta.length,
-    )
+    shape: dict[str, Any] = dict(vocab_size=data.meta.codebook_size, num_classes=len(data.meta.class_names))
+    if isinstance(tokenizer, VARVQVAE):
+        shape |= dict(code_dim=tokenizer.config.z_channels, patch_nums=tokenizer.config.patch_nums)
+    else:
+        shape |= dict(block_size=data.meta.length)
+    model = build(family, size, tokenizer, **shape)
     model.initialize(torch.Generator().manual_seed(settings.seed))
     codes, labels = torch.from_numpy(data.tokens[:, 0].astype(np.int64)), torch.from_numpy(data.labels)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -233,22 +281,25 @@ def build_base(
 ) -> BaseFiles:
     """Make what is missing below `root`; every file is written whole or not at all.
 
-    Sizes share tokenizer, tokens and features: these depend on the images and on their own settings only.
+    The feature network serves both families, tokenizer and tokens all sizes of one: each depends on the images and
+    on its own settings only.
     """
-    shared = settings.model_dump(include={"image_size", "downsample", "codebook_size", "tokenizer_width",
-                                          "tokenizer_epochs", "feature_epochs", "seed"})  # fmt: skip
-    folder = root / f"{name}-{short_digest(data.digest, shared)}"
+    kept = settings.model_dump()
+    ours = {key: kept[key] for key in ("image_size", "downsample", "codebook_size", "code_dim", "tokenizer_width",
+                                       "tokenizer_epochs", "seed")}  # fmt: skip
+    root = root / f"{name}-{short_digest(data.digest, settings.image_size, settings.feature_epochs, settings.seed)}"
+    folder = root / f"{family}-{short_digest(ours)}"
     files = BaseFiles(
-        checkpoint=folder / f"{family}_{size}-{short_digest(settings.model_dump())}.pt",
+        checkpoint=folder / f"{size}-{short_digest(kept)}.pt",
         tokenizer=folder / "tokenizer.pt",
         tokens=folder / "tokens",
-        features=folder / "features.pt",
-        reference=folder / "reference.npz",
+        features=root / "features.pt",
+        reference=root / "reference.npz",
     )
     if not files.tokenizer.exists():
-        save_official(train_tokenizer(data, settings, progress), files.tokenizer)
+        save_official(train_tokenizer(data, family, settings, progress), files.tokenizer)
+    tokenizer = load_tokenizer(family, files.tokenizer)
     if not (files.tokens / MANIFEST).exists():
-        tokenizer = load_tokenizer(family, files.tokenizer)
         codes = np.concatenate(list(encode_images(tokenizer, data.images)))
         meta = TokenMeta(
             tokenizer=digest_of_weights(tokenizer),
@@ -265,7 +316,7 @@ def build_base(
         reference_of(network, data.images).save(files.reference)
         write_atomically({"model": network.state_dict(), "config": feature_settings(data)}, files.features)
     if not files.checkpoint.exists():
-        train_model(files.tokens, family, size, settings, files.checkpoint, progress)
+        train_model(files.tokens, tokenizer, family, size, settings, files.checkpoint, progress)
     return files
 
 
@@ -305,7 +356,12 @@ def resolve(config: StudyConfig, storage: Path, progress: Progress) -> StudyConf
     return with_files(config, files)
 
 
-def space_for(files: BaseFiles, images: int, size: str, path: Path) -> dict[str, Any]:
+def template_of(family: str, size: str) -> Path:
+    """The embedded search space whose settings a base of one's own starts from."""
+    return find_space("digits_var" if family == "var" else f"digits_{size.lower()}")
+
+
+def space_for(files: BaseFiles, images: int, family: str, size: str, path: Path) -> dict[str, Any]:
     """A search space for a base made from someone's images: that of the digits, on these files.
 
     If there is one at `path`, it keeps its settings, which someone may have edited, and gets the files.
@@ -316,10 +372,10 @@ def space_for(files: BaseFiles, images: int, size: str, path: Path) -> dict[str,
         space = load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})
         space["base"] |= {"checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
         return space
-    space = yaml.safe_load(find_space(f"digits_{size.lower()}").read_text())
+    space = yaml.safe_load(template_of(family, size).read_text())
     samples = max(2, min(images, 5000))
     space["base"] = {
-        "family": "llamagen",
+        "family": family,
         "size": size,
         "checkpoint": paths["checkpoint"],
         "tokenizer": paths["tokenizer"],
@@ -340,6 +396,7 @@ def main(
     ] = None,
     image_size: Annotated[int, typer.Option(min=4, help="Pixels along a side, for --images.")] = 32,
     downsample: Annotated[int, typer.Option(min=1, help="Pixels a token along a side, for --images.")] = 4,
+    family: Annotated[str, typer.Option(help="llamagen or var.")] = "llamagen",
     size: Annotated[str, typer.Option(help="Size of the model: S or M.")] = "S",
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -347,9 +404,11 @@ def main(
 ) -> None:
     """Make a small base from images, and a search space that uses it."""
     console = Console()
+    if family not in FAMILY_SIZES:
+        raise ConfigError(f"--family {family}: one of {', '.join(FAMILY_SIZES)}")
     if size not in ("S", "M"):
         raise ConfigError(f"--size {size}: one of S, M")
-    template = load_config(find_space(f"digits_{size.lower()}"))
+    template = load_config(template_of(family, size))
     changes: dict[str, Any] = {"seed": seed, "epochs": epochs or template.pretrain.epochs}
     if images is not None:
         changes |= {"image_size": image_size, "downsample": downsample}
@@ -357,9 +416,9 @@ def main(
     data = digits() if images is None else read_folder(images, image_size)
     name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
     console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
-    files = build_base(data, name, "llamagen", size, settings, out, console.progress)
-    path = files.checkpoint.parent / f"{name}_{size.lower()}.yaml"
-    path.write_text(yaml.safe_dump(space_for(files, len(data.images), size, path), sort_keys=False))
+    files = build_base(data, name, family, size, settings, out, console.progress)
+    path = files.checkpoint.parent / f"{name}_{'var_' if family == 'var' else ''}{size.lower()}.yaml"
+    path.write_text(yaml.safe_dump(space_for(files, len(data.images), family, size, path), sort_keys=False))
     load_config(path)
     console.say(f"base: {files.checkpoint}")
     console.say(f"search: python -m cca_ray.tune {path}")

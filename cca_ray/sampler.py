@@ -6,14 +6,14 @@ two models sampled with one seed differ only where their probabilities do (commo
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cca_ray.models import LlamaGen, LlamaGenVQ
+from cca_ray.models import Model, Tokenizer
 
 CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 177 MB an image, twice that guided
 PIXELS_AT_A_TIME = 2**22  # of the images that the tokenizer decodes at once: its activations are 512 bytes a pixel
@@ -21,7 +21,10 @@ PIXELS_AT_A_TIME = 2**22  # of the images that the tokenizer decodes at once: it
 
 @dataclass(frozen=True)
 class Decoding:
-    """How probabilities become tokens. `guidance_scale` s: uncond + s (cond - uncond); 1 is guidance-free."""
+    """How probabilities become tokens. `guidance_scale` s: uncond + s (cond - uncond); 1 is guidance-free.
+
+    In VAR it grows from 1 at the first scale to s at the last: see the model's `guidance_at`.
+    """
 
     guidance_scale: float = 1.0
     temperature: float = 1.0
@@ -71,9 +74,7 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def sample_tokens(
-    model: LlamaGen, labels: Tensor, noise: Tensor, decoding: Decoding, cache: int = CACHE_BYTES
-) -> Tensor:
+def sample_tokens(model: Model, labels: Tensor, noise: Tensor, decoding: Decoding, cache: int = CACHE_BYTES) -> Tensor:
     """labels [B], noise [B, L] -> tokens [B, L]. Guidance runs both branches in one batch of 2B.
 
     As many at a time as `cache` bytes of keys and values allow; streams are the images' own, so no image changes.
@@ -86,7 +87,7 @@ def sample_tokens(
         return torch.cat([sample_tokens(model, *part, decoding, cache) for part in parts])
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
-    kept = model.new_cache(labels.shape[0])
+    kept: Any = model.new_cache(labels.shape[0])  # each family has its own kind
     tokens: list[Tensor] = []
     position = 0
     for step, count in enumerate(model.decode_steps):
@@ -96,7 +97,7 @@ def sample_tokens(
         logits = model.decode(labels, last, step, kept)
         if guided:
             cond, uncond = logits[:batch], logits[batch:]
-            logits = uncond + decoding.guidance_scale * (cond - uncond)
+            logits = uncond + model.guidance_at(decoding.guidance_scale, step) * (cond - uncond)
         logits = filter_logits(logits / decoding.temperature, decoding.top_k, decoding.top_p)
         tokens.append(draw(logits, noise[:, position : position + count]))
         position += count
@@ -104,20 +105,20 @@ def sample_tokens(
 
 
 @torch.inference_mode()
-def decode_images(tokenizer: LlamaGenVQ, tokens: Tensor, side: int | None = None) -> Tensor:
-    """tokens [B, L] -> images [B, H, W, 3] uint8, rounded as LlamaGen's own sampler does.
+def decode_images(tokenizer: Tokenizer, tokens: Tensor, side: int | None = None) -> Tensor:
+    """tokens [B, L] -> images [B, H, W, 3] uint8, rounded as the family's own sampler does.
 
     `side`: pixels to which they are resized before that, bicubically and without antialiasing, again as there.
     """
     at_a_time = max(1, PIXELS_AT_A_TIME // (tokens.shape[1] * tokenizer.config.downsample**2))
-    return torch.cat([to_pixels(tokenizer.decode(part), side) for part in tokens.split(at_a_time)])
+    return torch.cat([to_pixels(tokenizer.decode(part), tokenizer.grey, side) for part in tokens.split(at_a_time)])
 
 
-def to_pixels(images: Tensor, side: int | None) -> Tensor:
-    """[B, 3, S, S], about [-1, 1] -> [B, H, W, 3] uint8."""
+def to_pixels(images: Tensor, grey: float, side: int | None) -> Tensor:
+    """[B, 3, S, S], about [-1, 1] -> [B, H, W, 3] uint8; `grey` is the byte value of 0."""
     if side is not None and side != images.shape[-1]:
         images = F.interpolate(images, size=(side, side), mode="bicubic")
-    return (127.5 * images + 128.0).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+    return (127.5 * images + grey).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def image_grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:

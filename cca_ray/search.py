@@ -24,7 +24,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train
-from cca_ray.models import LlamaGen, parameters
+from cca_ray.models import Model, parameters
 from cca_ray.parallel import Group
 from cca_ray.placement import accumulation, micro_batch_size, worker_resources
 from cca_ray.tracking import Tracker
@@ -460,7 +460,7 @@ def check_resources(config: StudyConfig) -> None:
 
 
 def summarize(
-    config: StudyConfig, arms: list[Arm], chosen: dict[str, Contender], scored: dict[str, Scored], model: LlamaGen
+    config: StudyConfig, arms: list[Arm], chosen: dict[str, Contender], scored: dict[str, Scored], model: Model
 ) -> dict[str, Any]:
     """What `summary.json` says of one size."""
     winner = chosen["cca"]

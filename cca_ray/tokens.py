@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cca_ray.models import LlamaGenVQ, atomically
+from cca_ray.models import Tokenizer, atomically
 
 MANIFEST, UNREADABLE = "manifest.json", "unreadable.txt"
 LARGE = 2**30  # bytes of tokens above which they are mapped from a file instead of held by every process
@@ -55,7 +55,7 @@ def to_input(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def encode_images(tokenizer: LlamaGenVQ, images: np.ndarray, batch: int = 256) -> Iterator[np.ndarray]:
+def encode_images(tokenizer: Tokenizer, images: np.ndarray, batch: int = 256) -> Iterator[np.ndarray]:
     """images [N, H, W, 3] uint8 -> token batches [B, L] uint16, in order."""
     device = next(tokenizer.parameters()).device
     for start in range(0, len(images), batch):

@@ -87,13 +87,15 @@ def main(
     console.say(f"study {name}: {', '.join(c.name for c in configs)}; everything goes to {folder}")
     uri = tracking_uri or f"sqlite:///{storage / 'mlflow.db'}"
     console.say(f"opening MLflow at {uri}")
-    tracker = Tracker(uri, f"cca_ray {configs[0].base.family}", storage / "mlartifacts")
+    families = dict.fromkeys(config.base.family for config in configs)
+    trackers = {family: Tracker(uri, f"cca_ray {family}", storage / "mlartifacts") for family in families}
     sizes = []
     with alone(folder):
         try:
             console.say("starting Ray")
             start_ray()
             for config in configs:
+                tracker = trackers[config.base.family]
                 result = run_size(resolve(config, storage, console.progress), name, folder, tracker, console.say)
                 finish_size(result, folder / config.name, tracker)
                 sizes.append(result.summary)

@@ -36,8 +36,8 @@ from cca_ray.fid import (
 )
 from cca_ray.models import (
     Dropout,
-    LlamaGen,
-    LlamaGenVQ,
+    Model,
+    Tokenizer,
     digest_of_weights,
     dropout_keys,
     load_official,
@@ -95,7 +95,7 @@ class Job:
 class Scoring:
     """All that turns a model's tokens into a score."""
 
-    tokenizer: LlamaGenVQ
+    tokenizer: Tokenizer
     extractor: Extractor
     reference: Reference
     num_classes: int
@@ -150,11 +150,12 @@ def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
     )
 
 
-def load_base(config: StudyConfig, checkpoint: str | None = None) -> LlamaGen:
+def load_base(config: StudyConfig, checkpoint: str | None = None) -> Model:
     """The study's base, or the same architecture with another checkpoint's weights."""
     path = checkpoint or required(config.base.checkpoint, "base.checkpoint")
     meta = load_tokens(required(config.data.tokens, "data.tokens")).meta
-    model = load_official(config.base.family, config.base.size, path, length=meta.length)
+    codes = required(config.base.tokenizer, "base.tokenizer") if config.base.family == "var" else None
+    model = load_official(config.base.family, config.base.size, path, codes, length=meta.length)
     wanted = (meta.length, meta.codebook_size, len(meta.class_names))
     found = (model.config.block_size, model.config.vocab_size, model.config.num_classes)
     if found != wanted:
@@ -197,7 +198,7 @@ def protocol_of(
 
 
 def sample_shards(
-    model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group
+    model: Model, scoring: Scoring, protocol: Protocol, group: Group
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """This worker's images, a shard at a time: index [n], images [n, H, W, 3] uint8, labels [n].
 
@@ -214,7 +215,7 @@ def sample_shards(
 
 
 @torch.inference_mode()
-def score(model: LlamaGen, scoring: Scoring, protocol: Protocol, group: Group) -> Scored:
+def score(model: Model, scoring: Scoring, protocol: Protocol, group: Group) -> Scored:
     """Sample, decode, extract and score where the weights are; every worker gets the result."""
     few = protocol.samples < len(scoring.reference.mean)
     moments: Moments | None = None
@@ -255,7 +256,7 @@ class Loop:
     job: Job
     group: Group
     base_digest: str
-    model: LlamaGen
+    model: Model
     scorer: nn.Module  # the model's `Scorer`, wrapped for several workers
     frozen: nn.Module | None  # that of the reference, where it is live
     table: ReferenceTable | None
@@ -265,7 +266,7 @@ class Loop:
     scoring: Scoring
     plan: EpochPlan | None = None
 
-    def scored_model(self) -> LlamaGen:
+    def scored_model(self) -> Model:
         """What is sampled at a rung: the EMA, whole, on every worker."""
         return whole_model(self.model, self.ema or {}, self.group.device)
 

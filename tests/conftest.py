@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cca_ray.config import Pretrain, StudyConfig, parse
 from cca_ray.pretrain import BaseFiles, LabelledImages, build_base, digits, with_files
@@ -32,6 +34,22 @@ def golden_state(content: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return checkpoint(json.loads(str(content["manifest"])), float(content["std"]))
 
 
+def largest_tensor(run: Callable[[], object]) -> int:
+    """How many numbers the largest tensor has that `run` makes, on the way too."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+            return out
+
+    with Watch():
+        run()
+    return largest
+
+
 def some_digits(count: int = 240) -> LabelledImages:
     data = digits()
     return LabelledImages(data.images[:count], data.labels[:count], data.class_names)
@@ -45,6 +63,14 @@ def base_files(tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
     """A real base, barely trained, on 240 digits."""
     root = tmp_path_factory.mktemp("bases")
     return build_base(some_digits(), "digits", "llamagen", "S", TINY, root, lambda what, done, total: None)
+
+
+@pytest.fixture(scope="session")
+def var_files(tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
+    """The same in the second family."""
+    root = tmp_path_factory.mktemp("bases")
+    settings = TINY.model_copy(update={"tokenizer_epochs": 10})
+    return build_base(some_digits(), "digits", "var", "S", settings, root, lambda what, done, total: None)
 
 
 def tiny_space() -> dict[str, Any]:
@@ -66,14 +92,16 @@ MakeStudy = Callable[..., StudyConfig]
 
 
 @pytest.fixture
-def make_study(base_files: BaseFiles) -> MakeStudy:
-    """A tiny study on the shared base; keyword arguments are merged into its sections."""
+def make_study(request: pytest.FixtureRequest) -> MakeStudy:
+    """A tiny study on the shared base of a family; keyword arguments are merged into its sections."""
 
-    def make(name: str = "tiny", **sections: Any) -> StudyConfig:
+    def make(name: str = "tiny", family: str = "llamagen", **sections: Any) -> StudyConfig:
         content = tiny_space()
+        content["base"]["family"] = family
+        files = request.getfixturevalue("var_files" if family == "var" else "base_files")
         for key, value in sections.items():
             content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
-        return with_files(parse(content, name, f"{name}.yaml"), base_files)
+        return with_files(parse(content, name, f"{name}.yaml"), files)
 
     return make
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, find_space
+from cca_ray.config import FAMILY_SIZES, ConfigError, load_config
+from cca_ray.console import SPACES, find_space
+from cca_ray.models import SIZES
 from tests.conftest import tiny_space
 
 
@@ -51,8 +52,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "no base": (without("base"), "base: field required"),
     "no rungs": (without("rungs"), "rungs: field required"),
     "no source of the base": (changed("base.embedded", None), "base: needs embedded: digits, or both checkpoint"),
-    "unknown family": (changed("base.family", "dalle"), "base.family: input should be 'llamagen'"),
-    "unknown size": (changed("base.size", "XS"), "base.size: input should be 'S', 'M', 'B'"),
+    "unknown family": (changed("base.family", "dalle"), "base.family: input should be 'llamagen' or 'var'"),
+    "unknown size": (changed("base.size", "XS"), "base: size 'XS' of llamagen: one of S, M, B, L, XL, XXL, 3B"),
     "range upside down": (changed("search.space.lambda", {"low": 5, "high": 1}), "low (5) must be below high (1)"),
     "log range from zero": (changed("search.space.lambda", {"low": 0, "high": 1}), "low must be above 0"),
     "unknown search name": (changed("search.space.gamma", {"low": 1, "high": 2}), "cannot search 'gamma'"),
@@ -115,7 +116,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
         load_config(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize("name", DEFAULT_SPACES)
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
 def test_shipped_spaces_are_valid(name: str):
     config = load_config(find_space(name))
     assert config.name == name
@@ -156,3 +157,7 @@ def test_any_numeric_field_of_train_may_be_searched(tmp_path: Path):
     config = load_config(write(tmp_path, content))
     assert config.train_with({"beta": 0.5, "lambda": 3.0}).beta == 0.5
     assert config.train_with({"epochs": 2.7}).epochs == 3
+
+
+def test_the_sizes_are_those_that_can_be_built():
+    assert {family: tuple(sizes) for family, sizes in SIZES.items()} == FAMILY_SIZES

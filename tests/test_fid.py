@@ -2,9 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cca_ray.fid import (
     Moments,
@@ -17,7 +14,7 @@ from cca_ray.fid import (
     merge_all,
     precision_recall,
 )
-from tests.conftest import golden
+from tests.conftest import golden, largest_tensor
 
 ADM = golden("adm_metrics.npz")
 
@@ -126,17 +123,7 @@ def test_precision_and_recall_do_not_depend_on_the_rows_at_a_time():
 
 
 def test_precision_and_recall_keep_no_more_than_some_rows_of_distances():
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
-            return out
-
-    with Watch():
-        precision_recall(ADM["ref"][:1000], ADM["gen"][:1000], rows=100)
+    largest = largest_tensor(lambda: precision_recall(ADM["ref"][:1000], ADM["gen"][:1000], rows=100))
     assert largest == 100 * 1000
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cca_ray.config import ConfigError
-from cca_ray.images import Crop, Listing, centre_crop, crops_of, cut, decode, list_images, read_entry
+from cca_ray.images import Crop, Listing, Square, centre_crop, crops_of, cut, decode, list_images, read_entry
 
 
 def picture(seed: int, width: int = 30, height: int = 20) -> Image.Image:
@@ -261,15 +261,34 @@ def test_the_centre_crop_is_adms():
 
 def test_ten_crops_are_the_official_ones():
     crops = crops_of(["ten-crop-1.1", "ten-crop-1.05"], 384)
-    assert (len(crops), {crop.edge for crop in crops}) == (20, {422, 403})
+    assert (len(crops), {crop.square.side for crop in crops}) == (20, {422, 403})
     assert [(c.top, c.left) for c in crops[:5]] == [(0, 0), (0, 38), (38, 0), (38, 38), (19, 19)]
     assert [c.mirrored for c in crops[:10]] == [False] * 5 + [True] * 5
+    key = crops[0].square.key
     square = np.arange(422 * 422 * 3, dtype=np.int64).reshape(1, 422, 422, 3)
-    np.testing.assert_array_equal(cut({422: square}, crops[1], 384)[0], square[0, :384, 38:])
-    np.testing.assert_array_equal(cut({422: square}, crops[6], 384)[0], square[0, :, ::-1][:384, 38:])
+    np.testing.assert_array_equal(cut({key: square}, crops[1], 384)[0], square[0, :384, 38:])
+    np.testing.assert_array_equal(cut({key: square}, crops[6], 384)[0], square[0, :, ::-1][:384, 38:])
+
+
+def test_vars_views_are_cut_from_the_whole_image():
+    """Shorter side 288 pixels by Lanczos; a place drawn by the image's index, or the middle."""
+    image = picture(0, 400, 300)
+    resized = np.asarray(image.resize((384, 288), Image.Resampling.LANCZOS))
+    middle, first, second = crops_of(["var-centre", "var-random", "var-random"], 256)
+    np.testing.assert_array_equal(middle.square.of(image, 5), resized[16:272, 64:320])
+    windows = np.lib.stride_tricks.sliding_window_view(resized[..., 0], (256, 256))
+    for crop in (first, second):
+        view = crop.square.of(image, 5)
+        assert any(np.array_equal(w, view[..., 0]) for row in windows for w in row)
+        np.testing.assert_array_equal(crop.square.of(image, 5), view)
+        assert not np.array_equal(crop.square.of(image, 6), view)
+    assert not np.array_equal(first.square.of(image, 5), second.square.of(image, 5))
+    assert first.square.of(picture(0, 30, 40), 0).shape == (256, 256, 3)
 
 
 def test_flips_are_the_image_and_its_mirror_image():
-    assert crops_of(["flips"], 8) == [Crop("flips/0", 8), Crop("flips/1", 8, mirrored=True)]
+    assert crops_of(["flips"], 8) == [
+        Crop("flips/0", Square("adm", 8)), Crop("flips/1", Square("adm", 8), mirrored=True)
+    ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"unknown augmentation 'rotate': any of centre, flips, ten-crop-1\.1"):
         crops_of(["rotate"], 8)

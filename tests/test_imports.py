@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 ORDER = [
-    "config", "placement", "models.files", "models.dropout", "models.llamagen", "models.llamagen_vq", "models",
-    "images", "tokens", "encode", "data", "objective", "parallel", "reference", "sampler", "features", "fid",
-    "checkpoint", "worker", "tracking", "trial", "search", "report", "console", "pretrain", "prepare", "train",
-    "sample", "evaluate", "tune",
+    "config", "placement", "models.files", "models.dropout", "models.llamagen", "models.llamagen_vq",
+    "models.var_vqvae", "models.var", "models", "images", "tokens", "encode", "data", "objective", "parallel",
+    "reference", "sampler", "features", "fid", "checkpoint", "worker", "tracking", "trial", "search", "report",
+    "console", "pretrain", "prepare", "train", "sample", "evaluate", "tune",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cca_ray.objective import (
     cca_loss,
@@ -14,7 +12,7 @@ from cca_ray.objective import (
     sequence_logps,
     unlearning_loss,
 )
-from tests.conftest import golden
+from tests.conftest import golden, largest_tensor
 
 OBJECTIVES = golden("objectives.npz")
 CCA = [key for key in OBJECTIVES if key.startswith("cca_") and not key.endswith(("gpos", "gneg"))]
@@ -105,17 +103,7 @@ def test_chunks_change_neither_the_log_likelihoods_nor_the_gradients(rows):
 def test_no_tensor_of_all_logits_is_kept_or_made():
     """Every tensor that the forward pass makes, or keeps for the backward one, is no larger than a chunk."""
     hidden, head, tokens = torch.randn(4, 8, 16, requires_grad=True), nn.Linear(16, 512), torch.randint(512, (4, 8))
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
-            return out
-
-    with Watch():
-        sequence_logps(hidden, head, tokens, chunk=4 * 512).sum().backward()
+    largest = largest_tensor(lambda: sequence_logps(hidden, head, tokens, chunk=4 * 512).sum().backward())
     assert largest <= 512 * 16  # the head's own weights
 
 

@@ -49,7 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(photos: Path, tokenizer: Path, out: Path, limit: int = 5) -> str:
-    return tokenize(list_images(str(photos)), tokenizer, 16, CROPS, out, 40, limit, Pace(Console()))
+    return tokenize(list_images(str(photos)), "llamagen", tokenizer, 16, CROPS, out, 40, limit, Pace(Console()))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_every_crop_of_every_image_is_encoded_in_order(made: tuple[Path, str], p
     assert data.meta.class_names == ("cat", "dog", "emu")
     assert data.meta.augmentations[:3] == ("flips/0", "flips/1", "ten-crop-1.1/0")
     crops, image = crops_of(CROPS, 16), decode((photos / "dog" / "09.png").read_bytes())
-    pixels = {edge: centre_crop(image, edge)[None] for edge in (16, 17)}
+    pixels = {crop.square.key: centre_crop(image, crop.square.side)[None] for crop in crops}
     views = np.concatenate([cut(pixels, crop, 16) for crop in crops])
     with torch.inference_mode():
         expected = network.encode(to_input(views)).numpy()
@@ -135,10 +135,10 @@ def test_a_second_run_on_the_folder_is_refused(photos: Path, tokenizer: Path, ma
 def test_another_token_set_in_the_folder_is_not_touched(photos: Path, tokenizer: Path, tmp_path: Path, made):
     listing, pace = list_images(str(photos)), Pace(Console())
     with pytest.raises(ConfigError, match=r"holds another token set \(part_images differs\)"):
-        tokenize(listing, tokenizer, 16, CROPS, made[0], 50, 5, pace)
+        tokenize(listing, "llamagen", tokenizer, 16, CROPS, made[0], 50, 5, pace)
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(ConfigError, match="is not empty and not a token set begun here"):
-        tokenize(listing, tokenizer, 16, CROPS, tmp_path, 40, 5, pace)
+        tokenize(listing, "llamagen", tokenizer, 16, CROPS, tmp_path, 40, 5, pace)
 
 
 def test_reference_statistics_are_those_of_the_centre_crops(photos: Path, tmp_path: Path, ray_here: None):

@@ -122,7 +122,7 @@ def test_a_bad_folder_is_one_line(folder: Path, harm: str, message: str):
 def test_anybodys_images_become_a_base_and_a_search_space(folder: Path, tmp_path: Path, capsys):
     arguments = ["--images", str(folder), "--image-size", "16", "--epochs", "1", "--out", str(tmp_path / "bases")]
     assert invoke(main, arguments, capsys).code == 0
-    (space,) = (tmp_path / "bases").glob("*/photos_s.yaml")
+    (space,) = (tmp_path / "bases").glob("*/*/photos_s.yaml")
     config = load_config(space)
     assert config.score.samples == 50
     space.write_text(space.read_text().replace("beta: 0.08", "beta: 0.5"))  # an edit outlives the next base

@@ -80,6 +80,27 @@ def test_recomputed_activations_change_no_result(whole, tmp_path: Path):
     assert_same_run(tmp_path, run(placed(whole[0], activation_checkpointing=True), tmp_path), whole)
 
 
+def test_var_gives_the_same_whatever_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(family="var", train={**LIVE, "dropout": 0.1})
+    one = run(config, tmp_path / "a")
+    cut = run(placed(config, micro_batch=6, activation_checkpointing=True), tmp_path / "b")
+    np.testing.assert_allclose(losses(cut), losses(one), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r["fid"] for r in cut], [r["fid"] for r in one], rtol=1e-4)
+    made = load_official("var", "S", tmp_path / "a" / "model.pt", config.base.tokenizer)
+    assert any(not torch.equal(a, b) for a, b in zip(made.parameters(), load_base(config).parameters(), strict=True))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_var_gives_the_same_on_two_workers(make_study: MakeStudy, tmp_path: Path, ray_here: None, strategy: str):
+    config = make_study(family="var", train=LIVE)
+    one = run(config, tmp_path / "a")
+    two = placed(config, workers=2, micro_batch=6, strategy=strategy)
+    build_trainer(Job(two, two.train, tmp_path / "b"), print).fit()
+    reports = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)["reports"]
+    np.testing.assert_allclose(losses(reports), losses(one), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r["fid"] for r in reports], [r["fid"] for r in one], rtol=1e-4)
+
+
 def test_dropout_does_not_depend_on_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
     config = make_study(train={**LIVE, "dropout": 0.2})
     one, cut = run(config, tmp_path / "a"), run(placed(config, micro_batch=6), tmp_path / "b")

@@ -162,9 +162,16 @@ class LlamaGen(nn.Module):
     def rope_of(config: LlamaGenConfig) -> Tensor:
         return rope_table(config.grid, config.dim // config.n_head, config.rope_base)
 
-    def reset_buffers(self) -> None:
-        """Compute what no checkpoint holds; for a model that was made on `meta`."""
-        self.rope = self.rope_of(self.config)
+    def unfilled(self) -> "LlamaGen":
+        """A model like this one whose weights are on `meta`, to be loaded."""
+        with torch.device("meta"):
+            twin = LlamaGen(self.config)
+        twin.rope = self.rope_of(self.config)  # no checkpoint holds it
+        return twin
+
+    def guidance_at(self, scale: float, step: int) -> float:
+        """The guidance of a decoding step: the same at all."""
+        return scale
 
     @property
     def stack(self) -> nn.ModuleList:

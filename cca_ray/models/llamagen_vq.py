@@ -31,6 +31,13 @@ class VQConfig:
         """Pixels per token along a side."""
         return 2 ** (len(self.ch_mult) - 1)
 
+    def length(self, image_size: int) -> int:
+        """Tokens an image of so many pixels a side. ValueError if it has no whole number."""
+        side, rest = divmod(image_size, self.downsample)
+        if rest or not side:
+            raise ValueError(f"image size {image_size}: want a multiple of the tokenizer's {self.downsample} pixels")
+        return side**2
+
 
 class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int):
@@ -176,6 +183,8 @@ class Quantizer(nn.Module):
 
 class LlamaGenVQ(nn.Module):
     """`encode`: images [B, 3, H, W] in [-1, 1] -> tokens [B, L];  `decode`: tokens -> images, about [-1, 1]."""
+
+    grey = 128.0  # the byte value of 0: the official sampler rounds 127.5 x + 128 down
 
     def __init__(self, config: VQConfig):
         super().__init__()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cca_ray.models.dropout import Dropout
 from cca_ray.models.var_vqvae import PATCH_NUMS, MultiScaleQuantizer, check_scales
 
 MAX_SCALE = math.log(100.0)  # of the learned attention temperature, as a logarithm
@@ -120,15 +121,16 @@ class Block(nn.Module):
         x: Tensor,
         condition_BC: Tensor,
         mask: Tensor | None,
-        dropout: float,
         position: int = 0,
         cache: tuple[Tensor, Tensor] | None = None,
+        dropout: Dropout | None = None,
+        number: int = 0,
     ) -> Tensor:
         gain1, gain2, scale1, scale2, shift1, shift2 = self.ada_lin(condition_BC)[:, None].chunk(6, dim=-1)
-        h = self.attn(modulated(x, scale1, shift1, self.eps), mask, position, cache)
-        x = x + F.dropout(h * gain1, dropout)
-        h = self.ffn(modulated(x, scale2, shift2, self.eps))
-        return x + F.dropout(h * gain2, dropout)
+        h = self.attn(modulated(x, scale1, shift1, self.eps), mask, position, cache) * gain1
+        x = x + (h if dropout is None else dropout(h, 2 * number + 1))
+        h = self.ffn(modulated(x, scale2, shift2, self.eps)) * gain2
+        return x + (h if dropout is None else dropout(h, 2 * number + 2))
 
 
 class HeadNorm(nn.Module):
@@ -212,6 +214,29 @@ class VAR(nn.Module):
                 parameter[: 2 * dim].mul_(1e-5)  # the two gains
                 parameter[2 * dim :].mul_(0.5)
 
+    def unfilled(self) -> "VAR":
+        """A model like this one, with its codes, whose weights are on `meta`, to be loaded."""
+        with torch.device("meta"):
+            twin = VAR(self.config)
+        twin.codes = self.codes
+        return twin
+
+    def guidance_at(self, scale: float, step: int) -> float:
+        """The guidance of a decoding step: it grows linearly from 1 at the first scale to `scale` at the last.
+
+        The official `cfg` is `scale` - 1: (1 + t) cond - t uncond with t = cfg step / last step.
+        """
+        return 1 + (scale - 1) * step / (len(self.config.patch_nums) - 1)
+
+    @property
+    def stack(self) -> nn.ModuleList:
+        """The blocks, one after the other: the units that are cut, or computed again, to save memory."""
+        return self.blocks
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Sums of coarser scales [B, T, code_dim] -> [B, T, C]; the codes are float32 whatever the weights are."""
+        return self.word_embed(latents.to(self.word_embed.weight.dtype))
+
     def start(self, condition_BC: Tensor) -> Tensor:
         """What the first scale starts from: [B, first, C]."""
         return condition_BC[:, None] + self.pos_start
@@ -220,22 +245,27 @@ class VAR(nn.Module):
         """Embedding of scale and place [1, end - begin, C]."""
         return self.lvl_embed(self.lvl_1L[:, begin:end]) + self.pos_1LC[:, begin:end]
 
-    def hidden(self, labels: Tensor, tokens: Tensor, dropout: float = 0.0) -> Tensor:
-        """What `head` turns into logits: [B, L, C]. Dropout as in `forward`."""
+    def hidden(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """What the head takes: [B, L, C]. Dropout, if any, applies to embeddings and residual branches."""
         assert self.codes is not None, "attach the tokenizer's quantizer first"
         condition = self.class_emb(labels)
-        x = torch.cat([self.start(condition), self.word_embed(self.codes.teacher_input(tokens))], dim=1)
-        x = F.dropout(x + self.positions(0, x.shape[1]), dropout)
-        for block in self.blocks:
-            x = block(x, condition, self.attn_bias_for_masking, dropout)
+        x = torch.cat([self.start(condition), self.embed(self.codes.teacher_input(tokens))], dim=1)
+        x = x + self.positions(0, x.shape[1])
+        if dropout is not None:
+            x = dropout(x, 0)
+        for number, block in enumerate(self.blocks):
+            x = block(x, condition, self.attn_bias_for_masking, dropout=dropout, number=number)
         return self.head_nm(x, condition)
 
-    def forward(self, labels: Tensor, tokens: Tensor, dropout: float = 0.0) -> Tensor:
-        """Logits [B, L, V] in float32, row t predicting token t from the label and all coarser scales.
-
-        Dropout is off unless a rate is given; then it applies to embeddings and residual branches.
-        """
+    def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """Logits [B, L, V] in float32, row t predicting token t from the label and all coarser scales."""
         return self.head(self.hidden(labels, tokens, dropout)).float()
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the cache takes for one sequence."""
+        config = self.config
+        return 2 * config.depth * config.block_size * config.dim * self.head.weight.element_size()
 
     def new_cache(self, batch: int) -> VARCache:
         """Room for `batch` sequences, in the weights' dtype, on their device."""
@@ -253,9 +283,9 @@ class VAR(nn.Module):
             x = self.start(condition)
         else:
             cache.f_hat, inputs = self.codes.next_input(step - 1, cache.f_hat, last_tokens)
-            x = self.word_embed(inputs)
+            x = self.embed(inputs)
         begin = sum(self.decode_steps[:step])
         x = x + self.positions(begin, begin + x.shape[1])
         for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, condition, None, 0.0, begin, layer_cache)
+            x = block(x, condition, None, begin, layer_cache)
         return self.head(self.head_nm(x, condition)).float()

@@ -55,6 +55,17 @@ class VARVQConfig:
         """Pixels per token of the finest scale along a side."""
         return 2 ** (len(self.ch_mult) - 1)
 
+    @property
+    def codebook_size(self) -> int:
+        return self.vocab_size
+
+    def length(self, image_size: int) -> int:
+        """Tokens an image of so many pixels a side. ValueError if it is not that of the finest scale."""
+        if image_size != self.patch_nums[-1] * self.downsample:
+            wanted = self.patch_nums[-1] * self.downsample
+            raise ValueError(f"image size {image_size}: the tokenizer's scales are for {wanted} pixels")
+        return sum(p * p for p in self.patch_nums)
+
 
 class AttnBlock(nn.Module):
     """Single-head self-attention over the grid."""
@@ -266,6 +277,8 @@ class MultiScaleQuantizer(nn.Module):
 
 class VARVQVAE(nn.Module):
     """`encode`: images [B, 3, H, W] in [-1, 1] -> tokens [B, L];  `decode`: tokens -> images in [-1, 1]."""
+
+    grey = 127.5  # the byte value of 0: the official sampler rounds 255 (x + 1) / 2 down
 
     def __init__(self, config: VARVQConfig):
         super().__init__()
