@@ -9,6 +9,7 @@ so that, as there, starting does not count.
 """
 
 import argparse
+import io
 import statistics
 import sys
 import tempfile
@@ -22,10 +23,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cca_ray.encode import Encode, ReadImages, stream_parts, write_stream
+from cca_ray.console import Console
 from cca_ray.images import Listing, centre_crop, crops_of, cut, decode, list_images
 from cca_ray.models import build_tokenizer, read_checkpoint, save_official
-from cca_ray.prepare import cut_into_parts, token_meta
+from cca_ray.prepare import Pace, tokenize
 from cca_ray.search import start_ray
 from cca_ray.tokens import TokenMeta, to_input, write_part
 
@@ -76,20 +77,8 @@ def official_way(listing: Listing, encode: Callable[[Tensor], Tensor], size: int
 
 def seconds(listing: Listing, tokenizer: Path, size: int, folder: Path, part: int) -> float:
     """Of one run of ours, from its start to its end."""
-    crops = crops_of(AUGMENTATION, size)
-    meta = token_meta(build_tokenizer("llamagen"), size, [crop.name for crop in crops], listing.class_names)
-    arguments = {"family": "llamagen", "tokenizer": str(tokenizer), "crops": crops, "size": size}
-    read = ReadImages(listing.where, [crops[0].square])
-    folder.mkdir()
     started = time.perf_counter()
-    write_stream(
-        folder,
-        cut_into_parts(len(listing.entries), part),
-        lambda parts: stream_parts(listing, parts, read, Encode, arguments),
-        meta,
-        0,
-        lambda done, total, unreadable: None,
-    )
+    tokenize(listing, "llamagen", tokenizer, size, AUGMENTATION, folder, part, 0, Pace(Console(io.StringIO())))
     return time.perf_counter() - started
 
 

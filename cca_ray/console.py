@@ -16,6 +16,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cca_ray.config import ConfigError, reason
+from cca_ray.tokens import LOCK
 
 PACKAGE = Path(__file__).resolve().parent
 SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
@@ -76,7 +77,7 @@ class Console:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system frees when the process ends. ConfigError, naming the holder, if held."""
-    with (folder / "lock").open("a+") as lock:
+    with (folder / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -21,6 +21,7 @@ from cca_ray.images import Crop, Listing, Square, cut, decode, read_entry
 from cca_ray.models import atomically, load_tokenizer
 from cca_ray.placement import local_device
 from cca_ray.tokens import (
+    LOCK,
     MANIFEST,
     UNREADABLE,
     TokenMeta,
@@ -31,7 +32,7 @@ from cca_ray.tokens import (
     write_unreadable,
 )
 
-PLAN, LOCK = "plan.json", "lock"
+PLAN = "plan.json"
 IMAGES_A_TASK = {"cpu": 4, "cuda": 64}  # of seconds each, so that all encoders end together
 PIXELS_AT_A_TIME = {"cpu": 2**19, "cuda": 2**22}  # that the tokenizer encodes: its activations are 512 bytes each
 
@@ -108,7 +109,7 @@ def stream_parts(
     listing: Listing, parts: Sequence[np.ndarray], read: ReadImages, work: type[Worker], arguments: dict[str, Any]
 ) -> Iterator[tuple[int, Columns]]:
     """Read images and run `work(**arguments)` on them on all nodes: (which of `parts`, its rows in order), as they
-    get done. `parts`: indices of the listing's images, one array a part."""
+    get done. `parts`: runs of indices of the listing's images, in order, one array a part."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of every plan
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it tells that it will not tell
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -125,10 +126,10 @@ def stream_parts(
         .map_batches(work, fn_constructor_kwargs=arguments, batch_size=images // 4, batch_format="numpy",
                      compute=ray.data.ActorPoolStrategy(size=min(gpus or cpus, len(blocks))), **worker)
     )  # fmt: skip
-    part_of = {int(i): number for number, index in enumerate(parts) for i in index}
+    starts = np.array([index[0] for index in parts])  # they rise
     waiting = {number: Part(len(index)) for number, index in enumerate(parts)}
     for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
-        owner = np.array([part_of[int(i)] for i in batch["index"]])
+        owner = np.searchsorted(starts, batch["index"], side="right") - 1
         for number in np.unique(owner):
             part = waiting[number]
             part.rows.append({name: values[owner == number] for name, values in batch.items()})
@@ -160,6 +161,16 @@ def claim(folder: Path, plan: dict[str, Any]) -> str | None:
     return None
 
 
+def refuse_more_than(limit: int, unreadable: Sequence[str], path: Path) -> None:
+    """ConfigError, with all of them listed at `path`, if more images cannot be read than may be left out."""
+    if len(unreadable) > limit:
+        write_unreadable(path, unreadable)
+        raise ConfigError(
+            f"{len(unreadable)} images cannot be read, more than the limit of {limit}: {unreadable[0]}; "
+            f"all are in {path}"
+        )
+
+
 def write_stream(
     folder: Path,
     parts: Sequence[np.ndarray],
@@ -182,12 +193,7 @@ def write_stream(
     for number, rows in rows_of([parts[number] for number in missing]) if missing else ():
         problems = [str(problem) for problem in rows["problem"] if problem]
         unreadable += problems
-        if len(unreadable) > limit:
-            write_unreadable(folder / UNREADABLE, unreadable)
-            raise ConfigError(
-                f"{len(unreadable)} images cannot be read, more than the limit of {limit}: {unreadable[0]}; "
-                f"all are in {folder / UNREADABLE}"
-            )
+        refuse_more_than(limit, unreadable, folder / UNREADABLE)
         good = rows["problem"] == ""
         write_part(part_path(folder, missing[number]), rows["label"][good], rows["tokens"][good], meta, problems)
         done += len(rows["index"])

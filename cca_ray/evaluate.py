@@ -99,10 +99,12 @@ def measure(
         parts.append(divergences(features.probabilities.cpu().numpy(), order[seen : seen + len(batch)]))
         seen += len(batch)
     made, wanted = np.concatenate(pooled), scoring.reference
-    moments = merge_all(Moments.of(made[i : i + SHARD]) for i in range(0, count, SHARD))
-    few = count < len(wanted.mean)
+    if count < len(wanted.mean):
+        fid = frechet_distance_few(made, wanted)
+    else:
+        fid = frechet_distance(merge_all(Moments.of(made[i : i + SHARD]) for i in range(0, count, SHARD)), wanted)
     result: dict[str, float | None] = {
-        "fid": frechet_distance_few(made, wanted) if few else frechet_distance(moments, wanted),
+        "fid": fid,
         "sfid": frechet_distance(spatial, wanted.spatial) if spatial and wanted.spatial else None,
         "inception_score": inception_score(parts),
         "precision": None,

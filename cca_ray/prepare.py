@@ -23,7 +23,17 @@ import typer
 
 from cca_ray.config import ConfigError
 from cca_ray.console import Console, alone, run
-from cca_ray.encode import Columns, Encode, ReadImages, Worker, claim, stream_parts, without_pixels, write_stream
+from cca_ray.encode import (
+    Columns,
+    Encode,
+    ReadImages,
+    Worker,
+    claim,
+    refuse_more_than,
+    stream_parts,
+    without_pixels,
+    write_stream,
+)
 from cca_ray.features import Extractor, extract, load_extractor
 from cca_ray.fid import Moments, Reference
 from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
@@ -88,18 +98,22 @@ def cut_into_parts(count: int, size: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def token_meta(tokenizer: Tokenizer, size: int, names: Sequence[str], class_names: Sequence[str]) -> TokenMeta:
-    """ConfigError if the tokenizer cannot take such images."""
-    try:
-        length = tokenizer.config.length(size)
-    except ValueError as error:
-        raise ConfigError(f"--image-size: {error}") from None
+def tokens_an_image(tokenizer: Tokenizer, size: int) -> int:
+    """ConfigError if the tokenizer cannot take such images, or its codes do not fit."""
     if tokenizer.config.codebook_size > 2**16:
         raise ConfigError(f"a codebook of {tokenizer.config.codebook_size} does not fit into 16 bits")
+    try:
+        return tokenizer.config.length(size)
+    except ValueError as error:
+        raise ConfigError(f"--image-size: {error}") from None
+
+
+def token_meta(tokenizer: Tokenizer, size: int, names: Sequence[str], class_names: Sequence[str]) -> TokenMeta:
+    """What names a token set."""
     return TokenMeta(
         tokenizer=digest_of_weights(tokenizer),
         codebook_size=tokenizer.config.codebook_size,
-        length=length,
+        length=tokens_an_image(tokenizer, size),
         crops=len(names),
         image_size=size,
         augmentations=tuple(names),
@@ -151,6 +165,7 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
     """Statistics of a collection's images, centre-cropped; the same to the last digit on any number of nodes."""
     parts = cut_into_parts(len(listing.entries), 2048)
     unreadable: list[str] = []
+    listed = out.with_name(f"{out.name}.{UNREADABLE}")
     arguments = {"features": str(features.absolute()), "size": size}
     waiting: dict[int, dict[str, Moments]] = {}
     merged: dict[str, Moments] = {}
@@ -161,12 +176,7 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
         good = rows["problem"] == ""
         unreadable += [str(problem) for problem in rows["problem"] if problem]
         done += len(good)
-        write_unreadable(out.with_name(f"{out.name}.{UNREADABLE}"), unreadable)
-        if len(unreadable) > limit:
-            raise ConfigError(
-                f"{len(unreadable)} images cannot be read, more than the limit of {limit}: {unreadable[0]}; "
-                f"all are in {out}.{UNREADABLE}"
-            )
+        refuse_more_than(limit, unreadable, listed)
         kinds = [kind for kind in ("pooled", "spatial") if kind in rows and good.any()]
         waiting[number] = {kind: Moments.of(rows[kind][good]) for kind in kinds}
         while following in waiting:  # in order, whoever was first
@@ -174,6 +184,7 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
                 merged[kind] = merged[kind].merge(moments) if kind in merged else moments
             following += 1
         pace(done, len(listing.entries), len(unreadable))
+    write_unreadable(listed, unreadable)
     if "pooled" not in merged or merged["pooled"].n < 2:
         raise ConfigError(f"{listing.where}: want at least 2 readable images")
     reference = Reference.of(merged["pooled"], merged.get("spatial"))
@@ -310,7 +321,7 @@ def main(
     crops_of(augmentations, size)
     names, console = read_classes(classes), Console()
     if tokenizer is not None and out is not None:  # said before anything starts
-        token_meta(load_tokenizer(family, tokenizer), size, ["centre"], ["0", "1"])
+        tokens_an_image(load_tokenizer(family, tokenizer), size)
     if features is not None:
         load_extractor(features)
     if npy and tokenizer is not None and out is not None:

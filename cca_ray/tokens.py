@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cca_ray.models import Tokenizer, atomically
 
-MANIFEST, UNREADABLE = "manifest.json", "unreadable.txt"
+MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.txt", "lock"
 LARGE = 2**30  # bytes of tokens above which they are mapped from a file instead of held by every process
 
 
@@ -122,9 +122,10 @@ def write_token_set(folder: Path, batches: Iterable[tuple[np.ndarray, np.ndarray
 
 def read_part(path: Path, sha256: str, meta: TokenMeta) -> tuple[np.ndarray, np.ndarray]:
     """labels [B], tokens [B, crops, length] of one part. ValueError, naming the file, if it was altered."""
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: missing, or not what the manifest says; make the token set again")
-    table = pq.read_table(path)
+    table = pq.read_table(pa.BufferReader(content))
     flat = table["tokens"].combine_chunks().flatten().to_numpy()
     return table["label"].to_numpy(), flat.reshape(-1, meta.crops, meta.length)
 
