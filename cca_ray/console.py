@@ -20,7 +20,7 @@ from cca_ray.tokens import LOCK
 
 PACKAGE = Path(__file__).resolve().parent
 SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
-DEFAULT_SPACES = ("digits_s", "digits_m")
+DEFAULT_SPACES = ("digits_s", "digits_m", "digits_var")
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 
 

@@ -514,10 +514,11 @@ def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, sa
         say(f"{config.name}  {parameters(model):,} parameters, {len(data.labels):,} images, {steps} steps a trial")
         ledger = Ledger(config, arms, tracker, parent, key, say)
         nothing_to_do = ledger.done()
-        try:
-            run_trials(config, ledger, reference_table(config, storage), storage)
-        finally:
-            ledger.close()
+        if not nothing_to_do:
+            try:
+                run_trials(config, ledger, reference_table(config, storage), storage)
+            finally:
+                ledger.close()
         if not ledger.done():  # Tune ends its own run on SIGINT and returns
             raise KeyboardInterrupt
         say(f"{config.name}  scoring base, guided base, control and finalists on fresh noise")

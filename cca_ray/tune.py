@@ -104,10 +104,10 @@ def main(
         finally:
             ray.shutdown()
     print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
-    print(f"summary   {summary}")
-    for size in sizes:
-        print(f"{size['size']:9} {Path(size['checkpoint']).parent}: winner.pt, samples.png")
-    print(f"browse    {tracker.browse}")
+    where = {size["size"]: f"{Path(size['checkpoint']).parent}: winner.pt, samples.png" for size in sizes}
+    width = max(map(len, ["summary", *where]))
+    for what, path in {"summary": summary, **where, "browse": tracker.browse}.items():
+        print(f"{what:{width}}  {path}")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def var_files(tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
     """The same in the second family."""
     root = tmp_path_factory.mktemp("bases")
     settings = TINY.model_copy(update={"tokenizer_epochs": 10})
-    return build_base(some_digits(), "digits", "var", "S", settings, root, lambda what, done, total: None)
+    return build_base(some_digits(), "digits", "var", "M", settings, root, lambda what, done, total: None)
 
 
 def tiny_space() -> dict[str, Any]:
@@ -97,7 +97,8 @@ def make_study(request: pytest.FixtureRequest) -> MakeStudy:
 
     def make(name: str = "tiny", family: str = "llamagen", **sections: Any) -> StudyConfig:
         content = tiny_space()
-        content["base"]["family"] = family
+        if family == "var":
+            content["base"] |= {"family": "var", "size": "M"}
         files = request.getfixturevalue("var_files" if family == "var" else "base_files")
         for key, value in sections.items():
             content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value

@@ -88,8 +88,8 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
     outcome = invoke(tune.main, ["--dry-run", "--trials", "5", "--set", "train.beta=0.5", "--seed", "3"], capsys)
     shown = list(yaml.safe_load_all(outcome.out))
     assert outcome.code == 0
-    assert [study["name"] for study in shown] == ["digits_s", "digits_m"]
-    assert [study["search"]["trials"] for study in shown] == [5, 5]
+    assert [study["name"] for study in shown] == ["digits_s", "digits_m", "digits_var"]
+    assert [study["search"]["trials"] for study in shown] == [5, 5, 5]
     assert shown[0]["train"]["beta"] == 0.5
     assert shown[0]["train"]["weight_decay"] == 0.05
     assert (shown[0]["search"]["seed"], shown[0]["train"]["seed"]) == (3, 3)

@@ -86,7 +86,7 @@ def test_var_gives_the_same_whatever_the_micro_batch(make_study: MakeStudy, tmp_
     cut = run(placed(config, micro_batch=6, activation_checkpointing=True), tmp_path / "b")
     np.testing.assert_allclose(losses(cut), losses(one), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose([r["fid"] for r in cut], [r["fid"] for r in one], rtol=1e-4)
-    made = load_official("var", "S", tmp_path / "a" / "model.pt", config.base.tokenizer)
+    made = load_official("var", "M", tmp_path / "a" / "model.pt", config.base.tokenizer)
     assert any(not torch.equal(a, b) for a, b in zip(made.parameters(), load_base(config).parameters(), strict=True))
 
 

@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "3B": dict(n_layer=24, n_head=32, dim=3200),  # 3.1 B
     },
     "var": {
-        "S": dict(depth=2, n_head=2, dim=32),
+        "S": dict(depth=1, n_head=1, dim=8),
         "M": dict(depth=3, n_head=3, dim=48),
         "d16": dict(depth=16, n_head=16, dim=1024),  # 310 M
         "d20": dict(depth=20, n_head=20, dim=1280),  # 600 M
