@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from cca_ray.models import build_tokenizer, read_checkpoint
 from tests.conftest import golden, golden_state
 from tests.golden.weights import inception_checkpoint
+from tests.models.test_var_vqvae import official_state
 
 
 def verb(name: str, *arguments: str | Path) -> str:
@@ -27,46 +29,90 @@ def settings(**values: object) -> list[str]:
     return [f"--set={key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]
 
 
+def inputs(folder: Path, images: int, pixels: int) -> None:
+    """Below `folder`: photos/ of four classes, classes.txt with a thousand, inception.pth with made-up weights."""
+    inception = golden("inception_fid.npz")
+    torch.save(inception_checkpoint(json.loads(str(inception["manifest"]))), folder / "inception.pth")
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        path = folder / "photos" / f"class{i % 4:03}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (pixels, pixels + 10, 3), dtype=np.uint8)).save(path)
+    (folder / "classes.txt").write_text("\n".join(f"class{i:03}" for i in range(1000)))
+
+
+def prepared(folder: Path, family: str, tokenizer: str, size: int) -> list[str]:
+    """Make token set and reference from `inputs`; the settings that name all files."""
+    verb(
+        "prepare", folder / "photos", "--family", family, "--tokenizer", folder / tokenizer, "--out", folder / "tokens",
+        "--image-size", str(size), "--classes", folder / "classes.txt", "--features", folder / "inception.pth",
+        "--reference", folder / "reference.npz", "--reference-size", "64",
+    )  # fmt: skip
+    paths = dict(base__checkpoint="model.pt", base__tokenizer=tokenizer, data__tokens="tokens",
+                 score__features="inception.pth", score__reference="reference.npz")  # fmt: skip
+    return settings(**{key: str(folder / name) for key, name in paths.items()})
+
+
+def tuned(folder: Path, space: str, *changes: str) -> tuple[dict[str, Any], Path]:
+    """Two trials and one control; their summary and the winner's file."""
+    verb(
+        "tune", space, "--name", "full", "--storage", folder / "runs", "--trials", "2", "--max-concurrent", "1",
+        *changes,
+        *settings(score__finalists=1, score__guidance_scales=[2.0], score__image_size=64, placement__cpus=2,
+                  placement__workers=1, placement__gpus=0),
+    )  # fmt: skip
+    (size,) = json.loads((folder / "runs" / "full" / "summary.json").read_text())["sizes"]
+    assert size["trials"] == 2
+    assert all(np.isfinite(size[f"fid_{model}"]) for model in ("base", "guided", "control", "cca"))
+    return size, folder / "runs" / "full" / space / "winner.pt"
+
+
+def assert_official_and_moved(winner: Path, before: dict[str, torch.Tensor]) -> None:
+    """Names and shapes are the official file's; weights are not."""
+    state, _ = read_checkpoint(winner)
+    assert {name: tensor.shape for name, tensor in state.items()} == {
+        name: tensor.shape
+        for name, tensor in before.items()
+        if name != "freqs_cis"  # made, not learned
+    }
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in state.items())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_an_official_gpt_b_is_tuned_and_comes_out_as_an_official_file(tmp_path: Path):
-    content, inception = golden("llamagen_GPT-B_384.npz"), golden("inception_fid.npz")
-    manifest = json.loads(str(content["manifest"]))
-    torch.save({"model": golden_state(content), "steps": 300_000}, tmp_path / "c2i_B.pt")
+    official = golden_state(golden("llamagen_GPT-B_384.npz"))
+    torch.save({"model": official, "steps": 300_000}, tmp_path / "model.pt")
     torch.save({"model": build_tokenizer("llamagen").state_dict()}, tmp_path / "vq.pt")
-    torch.save(inception_checkpoint(json.loads(str(inception["manifest"]))), tmp_path / "inception.pth")
-    rng = np.random.default_rng(0)
-    for i in range(8):
-        path = tmp_path / "photos" / f"class{i % 4:03}" / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "classes.txt").write_text("\n".join(f"class{i:03}" for i in range(1000)))
-    printed = verb(
-        "prepare", tmp_path / "photos", "--tokenizer", tmp_path / "vq.pt", "--out", tmp_path / "tokens",
-        "--image-size", "64", "--classes", tmp_path / "classes.txt", "--features", tmp_path / "inception.pth",
-        "--reference", tmp_path / "reference.npz", "--reference-size", "64",
+    inputs(tmp_path, images=8, pixels=80)
+    paths = prepared(tmp_path, "llamagen", "vq.pt", 64)
+    size, winner = tuned(
+        tmp_path, "llamagen_b", *paths,
+        *settings(train__global_batch=4, placement__micro_batch=2, control__learning_rates=[1e-5],
+                  rungs=[{"at": 1.0, "samples": 32}], score__samples=16),
     )  # fmt: skip
-    assert "8 images of 4 classes" in printed
-    paths = dict(base__checkpoint="c2i_B.pt", base__tokenizer="vq.pt", data__tokens="tokens",
-                 score__features="inception.pth", score__reference="reference.npz")  # fmt: skip
-    verb(
-        "tune", "llamagen_b", "--name", "full", "--storage", tmp_path / "runs", "--trials", "2",
-        "--max-concurrent", "1", *settings(**{key: str(tmp_path / name) for key, name in paths.items()}),
-        *settings(train__global_batch=4, control__learning_rates=[1e-5], rungs=[{"at": 1.0, "samples": 64}],
-                  score__samples=64, score__image_size=64, score__finalists=1, score__guidance_scales=[2.0],
-                  placement={"workers": 1, "cpus": 2, "micro_batch": 2}),
-    )  # fmt: skip
-    (size,) = json.loads((tmp_path / "runs" / "full" / "summary.json").read_text())["sizes"]
-    assert (size["params"], size["trials"]) == (110_888_448, 2)
-    assert all(np.isfinite(size[f"fid_{model}"]) for model in ("base", "guided", "control", "cca"))
-    winner = tmp_path / "runs" / "full" / "llamagen_b" / "winner.pt"
-    state, _ = read_checkpoint(winner)
-    assert {name: list(tensor.shape) for name, tensor in state.items()} == {
-        name: shape for name, shape in manifest.items() if name != "freqs_cis"
-    }
-    assert any(not torch.equal(state[name], tensor) for name, tensor in golden_state(content).items() if name in state)
+    assert size["params"] == 110_888_448
+    assert_official_and_moved(winner, official)
     verb(
         "sample", "llamagen_b", "--checkpoint", winner, "--count", "4", "--npz", tmp_path / "samples.npz",
-        *settings(score__image_size=64, **{key: str(tmp_path / name) for key, name in paths.items()}),
+        *paths, *settings(score__image_size=64),
     )  # fmt: skip
     assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (4, 64, 64, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_an_official_var_d16_is_tuned_and_comes_out_as_an_official_file(tmp_path: Path):
+    content = golden("var_d16.npz")
+    official = official_state(content, "var")
+    torch.save(official, tmp_path / "model.pt")
+    torch.save(official_state(content, "vae"), tmp_path / "vae.pth")
+    inputs(tmp_path, images=2, pixels=300)
+    paths = prepared(tmp_path, "var", "vae.pth", 256)
+    size, winner = tuned(
+        tmp_path, "var_d16", *paths,
+        *settings(train__global_batch=1, placement__micro_batch=1, control__learning_rates=[2e-5],
+                  rungs=[{"at": 1.0, "samples": 16}], score__samples=2),
+    )  # fmt: skip
+    assert size["params"] == 310_283_520
+    assert_official_and_moved(winner, official)
