@@ -178,6 +178,7 @@ class Placement(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast on GPUs that have it
     strategy: Literal["ddp", "fsdp"] = "ddp"  # of several workers: a whole model each, or a part each
     activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
+    compile: bool = False  # torch.compile of every block; off again, with a warning, where there is no compiler
     max_failures: int = Field(2, ge=0)  # lost workers a trial survives
 
 

@@ -57,9 +57,15 @@ def steps_per_epoch(images: int, global_batch: int) -> int:
     return images // global_batch
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU from pinned memory, so that nothing waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """tokens [B, L]; labels, negative_labels [B] (null label where null); null [B] bool; index [B] of the image."""
+    """tokens [B, L]; labels, negative_labels [B] (null label where null); null [B] bool; index [B] of the image,
+    which finds rows in tables and stays on the CPU."""
 
     index: Tensor
     tokens: Tensor
@@ -68,7 +74,7 @@ class Batch:
     null: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        return Batch(**{name: t if name == "index" else moved(t, device) for name, t in vars(self).items()})
 
 
 def gather(data: TokenSet, plan: EpochPlan, index: np.ndarray) -> Batch:

@@ -3,9 +3,11 @@
 Precision is autocast's under either strategy, so a loss does not depend on which was used.
 """
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,6 +49,17 @@ class Group:
         return values
 
 
+@lru_cache
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here: it wants a C++ compiler, and for a GPU Triton."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds
+        logging.getLogger(__name__).warning("placement.compile is off: torch.compile fails here: %s", error)
+        return False
+    return True
+
+
 def distribute(model: Model, placement: Placement, group: Group) -> nn.Module:
     """The model's `Scorer`, on this worker's device, ready for the forward passes of training.
 
@@ -56,6 +69,9 @@ def distribute(model: Model, placement: Placement, group: Group) -> nn.Module:
     if placement.activation_checkpointing:
         for number, layer in enumerate(model.stack):
             model.stack[number] = checkpoint_wrapper(layer)
+    if placement.compile and can_compile(group.device):
+        for layer in model.stack:  # all alike, so that one compilation serves them all
+            layer.compile()
     scorer = Scorer(model)
     if group.world > 1 and placement.strategy == "fsdp":
         mesh = init_device_mesh(group.device.type, (group.world,))

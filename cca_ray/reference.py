@@ -1,14 +1,17 @@
-"""The frozen model's log-likelihoods, computed once per study and read by all its trials.
+"""The frozen model's log-likelihoods, computed once and read by all trials, also of later studies.
 
 Pairs are deterministic, so log p_ref under the true and under the negative condition is a table over
-(epoch, image).  It is keyed by everything it depends on; a table with another key is an error, never used.
+(epoch, image).  It lies in a folder, a Parquet file for every part of an epoch, each written whole or not at all;
+so any number of workers can make it, and what is there is not made again.  It is keyed by everything it depends
+on; a file with another key is an error, never used.
 The reference is scored without dropout: a departure from the official scripts, where it is random.
 """
 
+import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,28 +21,50 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from cca_ray.data import Batch, gather, plan_epoch
+from cca_ray.data import Batch, gather, moved, plan_epoch
+from cca_ray.models import atomically
 from cca_ray.objective import Scorer
-from cca_ray.tokens import TokenSet
+from cca_ray.tokens import LOCK, TokenSet
+
+PART_PAIRS = 2**15  # a file
+COLUMNS = ("positive", "negative")
 
 
 @dataclass(frozen=True)
 class ReferenceTable:
     """positive, negative [epochs, N] float32: log p_ref summed over the tokens of an image, in nats."""
 
-    key: str
     positive: Tensor
     negative: Tensor
 
     def of(self, epoch: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """log p_ref [B] of a batch's pairs, on the batch's device."""
-        index, device = batch.index.cpu(), batch.tokens.device
-        return self.positive[epoch, index].to(device), self.negative[epoch, index].to(device)
+        device = batch.tokens.device
+        return moved(self.positive[epoch, batch.index], device), moved(self.negative[epoch, batch.index], device)
 
 
-def table_key(model_digest: str, data: TokenSet, null_ratio: float, seed: int, epochs: int) -> str:
-    """Names the table of these weights, tokens and pairs."""
-    content = json.dumps([model_digest, data.digest, null_ratio, seed, epochs])
+@dataclass(frozen=True)
+class Part:
+    """The images from `start` to before `stop`, in one epoch: what one file holds."""
+
+    epoch: int
+    start: int
+    stop: int
+
+    def path(self, folder: Path) -> Path:
+        return folder / f"epoch-{self.epoch:03}-from-{self.start:09}.parquet"
+
+
+def parts_of(images: int, epochs: int, size: int = PART_PAIRS) -> list[Part]:
+    """All parts of a table, in order."""
+    return [
+        Part(epoch, start, min(start + size, images)) for epoch in range(epochs) for start in range(0, images, size)
+    ]
+
+
+def table_key(model_digest: str, data: TokenSet, null_ratio: float, seed: int, precision: str) -> str:
+    """Names the table of these weights, tokens and pairs, scored in this precision (that of `placement`)."""
+    content = json.dumps([model_digest, data.digest, null_ratio, seed, precision])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -54,56 +79,59 @@ def pair_logps(scorer: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return positive, negative
 
 
-def compute_table(
-    scorer: Scorer,
-    data: TokenSet,
-    key: str,
-    null_ratio: float,
-    seed: int,
-    epochs: int,
-    batch: int = 256,
-    progress: Callable[[int], None] = lambda done: None,
-) -> ReferenceTable:
-    """Score every pair of every epoch. `progress` is told how many pairs are done."""
-    images, device = len(data.labels), next(scorer.parameters()).device
-    positive, negative = torch.empty(epochs, images), torch.empty(epochs, images)
-    for epoch in range(epochs):
-        plan = plan_epoch(data.labels, data.meta.crops, scorer.model.null_label, null_ratio, seed, epoch)
-        for start in range(0, images, batch):
-            index = np.arange(start, min(start + batch, images))
-            logps = pair_logps(scorer, gather(data, plan, index).to(device))
-            positive[epoch, index], negative[epoch, index] = (values.cpu() for values in logps)
-            progress(epoch * images + int(index[-1]) + 1)
-    return ReferenceTable(key, positive, negative)
+def score_part(
+    scorer: Scorer, data: TokenSet, part: Part, null_ratio: float, seed: int, batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """log p of a part's pairs, `batch` at a time: positive, negative [stop - start] float32."""
+    device = next(scorer.parameters()).device
+    plan = plan_epoch(data.labels, data.meta.crops, scorer.model.null_label, null_ratio, seed, part.epoch)
+    scored = [
+        pair_logps(scorer, gather(data, plan, np.arange(start, min(start + batch, part.stop))).to(device))
+        for start in range(part.start, part.stop, batch)
+    ]
+    positive, negative = (torch.cat(column).float().cpu().numpy() for column in zip(*scored, strict=True))
+    return positive, negative
 
 
-def write_table(table: ReferenceTable, path: Path) -> None:
-    """One Parquet file, complete or not at all."""
-    epochs, images = table.positive.shape
-    columns = {
-        "epoch": np.repeat(np.arange(epochs, dtype=np.int32), images),
-        "index": np.tile(np.arange(images, dtype=np.int32), epochs),
-        "positive": table.positive.flatten().numpy(),
-        "negative": table.negative.flatten().numpy(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    metadata = {"cca_ray_key": table.key, "cca_ray_epochs": str(epochs)}
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), partial)
-    partial.replace(path)
+def write_part(folder: Path, part: Part, key: str, positive: np.ndarray, negative: np.ndarray) -> None:
+    """One Parquet file with checksums, complete or not at all."""
+    table = pa.table(dict(zip(COLUMNS, (positive, negative), strict=True)))
+    table = table.replace_schema_metadata({"cca_ray_key": key})
+    atomically(part.path(folder), lambda path: pq.write_table(table, path, write_page_checksum=True))
 
 
-def read_table(path: str | Path, key: str) -> ReferenceTable:
-    """ValueError, naming the file, if it is unreadable, torn, or made for other weights, tokens or pairs."""
+def missing_parts(folder: Path, parts: list[Part]) -> list[Part]:
+    return [part for part in parts if not part.path(folder).exists()]
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """One process at a time makes a table; others that want it wait here, and then find it made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_part(path: Path, key: str, pairs: int) -> list[np.ndarray]:
+    """positive, negative [pairs]. ValueError, naming the file, if it is missing, torn, or made for something else."""
+    if not path.exists():
+        raise ValueError(f"{path}: missing; run the study again to make it")
     try:
-        table = pq.read_table(path)
-        metadata = table.schema.metadata
-        found, epochs = metadata[b"cca_ray_key"].decode(), int(metadata[b"cca_ray_epochs"])
-        positive, negative = (
-            torch.from_numpy(table[name].to_numpy().reshape(epochs, -1).copy()) for name in ("positive", "negative")
-        )
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a reference table; delete it to make it again ({error})") from None
+        table = pq.read_table(path, page_checksum_verification=True)
+        found = (table.schema.metadata or {})[b"cca_ray_key"].decode()
+        columns = [table[name].to_numpy() for name in COLUMNS]
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise ValueError(f"{path}: not part of a reference table; delete it to make it again ({error})") from None
     if found != key:
         raise ValueError(f"{path}: made for other weights, tokens or pairs (key {found}, want {key}); delete it")
-    return ReferenceTable(key, positive, negative)
+    if len(table) != pairs:
+        raise ValueError(f"{path}: has {len(table)} pairs, want {pairs}; delete it to make it again")
+    return columns
+
+
+def read_table(folder: Path, key: str, images: int, epochs: int) -> ReferenceTable:
+    """Of the first `epochs`. ValueError, naming the file, if one is missing, torn, or made for something else."""
+    columns = [read_part(part.path(folder), key, part.stop - part.start) for part in parts_of(images, epochs)]
+    positive, negative = (np.concatenate(column).reshape(epochs, images) for column in zip(*columns, strict=True))
+    return ReferenceTable(torch.from_numpy(positive), torch.from_numpy(negative))

@@ -51,15 +51,20 @@ def labels_of(kind: Literal["balanced", "random"], seed: int, indices: np.ndarra
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set to -inf what is outside the top k or, after that, outside the nucleus of mass p. logits [..., V]."""
-    if 0 < top_k < logits.shape[-1]:
-        cut = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < cut, -torch.inf)
+    """Set to -inf what is outside the top k or, after that, outside the nucleus of mass p. logits [..., V].
+
+    Equals stay together, so that nothing hangs on the order of a sort; only the top k, if given, are sorted.
+    """
+    cut = 0 < top_k < logits.shape[-1]
+    if not cut and top_p >= 1.0:
+        return logits
+    ordered = logits.topk(top_k if cut else logits.shape[-1]).values
+    if cut:
+        logits = logits.masked_fill(logits < ordered[..., -1:], -torch.inf)
     if top_p < 1.0:
-        ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass before each token
-        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > top_p)
-        logits = logits.masked_fill(outside, -torch.inf)
+        mass = (ordered - logits.logsumexp(-1, keepdim=True)).exp()
+        inside = (mass.cumsum(-1) - mass <= top_p).sum(-1, keepdim=True)  # at least the first: nothing is before it
+        logits = logits.masked_fill(logits < ordered.gather(-1, inside - 1), -torch.inf)
     return logits
 
 

@@ -22,18 +22,32 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util import ActorPool
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train
-from cca_ray.models import Model, parameters
+from cca_ray.models import Model, digest_of_weights, parameters
 from cca_ray.parallel import Group
 from cca_ray.placement import accumulation, micro_batch_size, worker_resources
+from cca_ray.reference import making, missing_parts, parts_of
+from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
-from cca_ray.trial import FAILURE, make_table, run_trial, score_checkpoint, trial_folder, trial_resources
-from cca_ray.worker import METRICS, Job, Scored, load_base, load_tokens, required, scoring_of, total_steps
+from cca_ray.trial import FAILURE, TableMaker, run_trial, score_checkpoint, trial_folder, trial_resources
+from cca_ray.worker import (
+    METRICS,
+    Job,
+    Scored,
+    load_base,
+    load_tokens,
+    reference_key,
+    required,
+    scoring_of,
+    total_steps,
+)
 
 ArmName = Literal["search", "control"]
 Say = Callable[[str], None]
-PAIRING = {"null_ratio", "seed", "epochs"}  # what the pairs, and so the reference's table, depend on
+PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
+SAY_EVERY_S = 10.0
 
 
 def distribution(name: str, bounds: Range) -> BaseDistribution:
@@ -366,15 +380,17 @@ def start_ray(show_workers: bool = False) -> None:
     ray.init(logging_level=logging.ERROR, log_to_driver=show_workers)
 
 
-def run_trials(config: StudyConfig, ledger: Ledger, table: Path | None, storage: Path) -> None:
-    """Hand the ledger's proposals to Ray Tune until there are none."""
+def run_trials(
+    config: StudyConfig, ledger: Ledger, table: Path | None, storage: Path, trainable: Any = run_trial
+) -> None:
+    """Hand the ledger's proposals to Ray Tune until there are none. `trainable` runs one."""
 
     def job_of(train: Train, key: str) -> Job:
         return Job(config, train, trial_folder(storage, key), table)
 
     alone = config.placement.workers == 1
     tune.Tuner(
-        tune.with_resources(run_trial, trial_resources(config.placement)),
+        tune.with_resources(trainable, trial_resources(config.placement)),
         tune_config=tune.TuneConfig(
             search_alg=Proposer(ledger, job_of),
             scheduler=Rungs(ledger),
@@ -391,10 +407,10 @@ def run_trials(config: StudyConfig, ledger: Ledger, table: Path | None, storage:
     ).fit()
 
 
-def as_worker(task: Any, config: StudyConfig) -> Any:
-    """A Ray task that holds what one worker of a trial holds."""
+def as_worker(task: Any, config: StudyConfig, **options: int) -> Any:
+    """A Ray task or actor that holds what one worker of a trial holds."""
     resources = worker_resources(config.placement)
-    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), **options)
 
 
 def compare(config: StudyConfig, arms: list[Arm], storage: Path) -> tuple[dict[str, Contender], dict[str, Scored], str]:
@@ -516,7 +532,8 @@ def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, sa
         nothing_to_do = ledger.done()
         if not nothing_to_do:
             try:
-                run_trials(config, ledger, reference_table(config, storage), storage)
+                table = reference_table(config, digest_of_weights(model), data, storage.parent / "reference", say)
+                run_trials(config, ledger, table, storage)
             finally:
                 ledger.close()
         if not ledger.done():  # Tune ends its own run on SIGINT and returns
@@ -541,9 +558,34 @@ def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, sa
     return SizeResult(summary, {contender: s.images for contender, s in scored.items()})
 
 
-def reference_table(config: StudyConfig, storage: Path) -> Path | None:
-    """The file with the reference's log-likelihoods, made now if need be; None where it must be live."""
-    if config.train.reference == "live" or PAIRING & set(config.search.space):
+def at_once(config: StudyConfig) -> int:
+    """How many workers of a trial the cluster can hold now; at least one, for which it may have to grow."""
+    have = ray.cluster_resources()
+    return max(1, min(int(have.get(kind, 0) // amount) for kind, amount in worker_resources(config.placement).items()))
+
+
+def reference_table(config: StudyConfig, base_digest: str, data: TokenSet, root: Path, say: Say) -> Path | None:
+    """The folder with the reference's log-likelihoods, below `root`; what is missing is made now, on all workers.
+
+    None where the table would have to be another for every trial: they score the reference themselves.
+    """
+    train, space = config.train, config.search.space
+    if train.reference == "live" or PAIRING & set(space):
         return None
-    task = as_worker(make_table, config)
-    return Path(ray.get(task.remote(Job(config, config.train, storage).packed(), str(storage / "reference"))))
+    epochs = round(space["epochs"].high) if "epochs" in space else train.epochs
+    folder = root / reference_key(base_digest, config, train, data)
+    parts = parts_of(len(data.labels), epochs)
+    if not missing_parts(folder, parts):
+        return folder
+    with making(folder):
+        missing = missing_parts(folder, parts)  # another study may have made it in the meantime
+        packed = Job(config, train, root).packed()
+        maker = as_worker(TableMaker, config, max_restarts=2, max_task_retries=2)
+        pool = ActorPool([maker.remote(packed, str(folder)) for _ in range(min(len(missing), at_once(config)))])
+        total, done, said = sum(part.stop - part.start for part in missing), 0, time.monotonic()
+        for pairs in pool.map_unordered(lambda actor, part: actor.make.remote(part), missing):
+            done += pairs
+            if time.monotonic() - said > SAY_EVERY_S:
+                say(f"{config.name}  reference: {done:,}/{total:,} pairs scored")
+                said = time.monotonic()
+    return folder

@@ -4,7 +4,8 @@ One worker runs in the trial's own process (Ray Train's local mode), which Tune 
 no process start.  Several workers are a real worker group, with gloo or NCCL between them.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from cca_ray.config import Placement
 from cca_ray.models import digest_of_weights
 from cca_ray.objective import Scorer
 from cca_ray.parallel import Group, for_sampling
-from cca_ray.placement import autocast, local_device, worker_resources
-from cca_ray.reference import compute_table, read_table, write_table
+from cca_ray.placement import autocast, local_device, micro_batch_size, worker_resources
+from cca_ray.reference import Part, score_part, write_part
 from cca_ray.worker import (
     Job,
     Report,
@@ -64,29 +65,48 @@ def worker_loop(packed: dict[str, Any]) -> None:
         ray.train.report({FAILURE: one_line(error)})
 
 
-def build_trainer(job: Job, report: Report, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
-    """Alone: the loop in this process, reporting by `report` (ray.train.report inside Tune is deprecated).
+def build_local(loop: Callable[[], object]) -> TorchTrainer:
+    """One worker, in this process: no process starts."""
+    return TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0))
 
-    Otherwise a worker group that reports by `callbacks`; lost workers are replaced and resume from the checkpoint.
-    """
-    placement = job.config.placement
-    if placement.workers == 1:
-        return TorchTrainer(lambda: str(fine_tune(job, report, Group())), scaling_config=ScalingConfig(num_workers=0))
+
+def build_group(
+    loop: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    placement: Placement,
+    name: str,
+    storage: str,
+    callbacks: Sequence[UserCallback] = (),
+) -> TorchTrainer:
+    """Several workers; lost ones are replaced. One that has ended is noticed at once, not after two seconds."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     return TorchTrainer(
-        worker_loop,
-        train_loop_config=job.packed(),
+        loop,
+        train_loop_config=arguments,
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpus > 0,
             resources_per_worker=worker_resources(placement),
         ),
         run_config=RunConfig(
-            name=job.folder.name,
-            storage_path=str(job.folder.parent.resolve() / "train"),
+            name=name,
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=placement.max_failures, controller_failure_limit=1),
             callbacks=list(callbacks),
         ),
     )
+
+
+def build_trainer(job: Job, report: Report, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
+    """Alone: the loop in this process, reporting by `report` (ray.train.report inside Tune is deprecated).
+
+    Otherwise a worker group that reports by `callbacks` and resumes from the checkpoint.
+    """
+    placement, folder = job.config.placement, job.folder
+    if placement.workers == 1:
+        return build_local(lambda: fine_tune(job, report, Group()))
+    storage = str(folder.parent.resolve() / "train")
+    return build_group(worker_loop, job.packed(), placement, folder.name, storage, callbacks)
 
 
 def run_trial(packed: dict[str, Any]) -> None:
@@ -113,20 +133,24 @@ def trial_folder(storage: Path, key: str) -> Path:
 
 
 @ray.remote
-def make_table(packed: dict[str, Any], folder: str) -> str:
-    """Compute the reference's log-likelihoods if they are not there yet; returns the file."""
-    job = Job.unpacked(packed)
-    model, data = load_base(job.config), load_tokens(required(job.config.data.tokens, "data.tokens"))
-    key = reference_key(digest_of_weights(model), job.train, data)
-    path = Path(folder) / f"{key}.parquet"
-    if path.exists():
-        read_table(path, key)
-    else:
-        train, device = job.train, local_device()
-        with autocast(job.config.placement, device):  # as the trials score their own model
-            table = compute_table(Scorer(model).to(device), data, key, train.null_ratio, train.seed, train.epochs)
-        write_table(table, path)
-    return str(path)
+class TableMaker:
+    """One of the workers that make a study's reference table; it holds the base, on what a trial's worker holds."""
+
+    def __init__(self, packed: dict[str, Any], folder: str):
+        self.job, self.folder, self.device = Job.unpacked(packed), Path(folder), local_device()
+        config, model = self.job.config, load_base(self.job.config)
+        self.data = load_tokens(required(config.data.tokens, "data.tokens"))
+        self.key = reference_key(digest_of_weights(model), config, self.job.train, self.data)
+        self.scorer = Scorer(model).to(self.device)
+
+    def make(self, part: Part) -> int:
+        """Score a part and write its file; how many pairs it has."""
+        config, train = self.job.config, self.job.train
+        batch = micro_batch_size(config.placement, train.global_batch)
+        with autocast(config.placement, self.device):  # as the trials score their own model
+            scored = score_part(self.scorer, self.data, part, train.null_ratio, train.seed, batch)
+        write_part(self.folder, part, self.key, *scored)
+        return len(scored[0])
 
 
 @ray.remote

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cca_ray.checkpoint import Progress, resume, save_checkpoint
 from cca_ray.config import StudyConfig, Train
-from cca_ray.data import Batch, EpochPlan, micro_batches, plan_epoch, steps_per_epoch
+from cca_ray.data import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
 from cca_ray.features import Extractor, extract, load_extractor
 from cca_ray.fid import (
     SHARD,
@@ -70,7 +70,7 @@ class Job:
     config: StudyConfig
     train: Train
     folder: Path
-    table: Path | None = None  # of the reference's log-likelihoods; None: a second model in memory
+    table: Path | None = None  # folder of the reference's log-likelihoods; None: a second model in memory
 
     def packed(self) -> dict[str, Any]:
         """As plain values, for Ray."""
@@ -271,8 +271,8 @@ class Loop:
         return whole_model(self.model, self.ema or {}, self.group.device)
 
 
-def reference_key(base_digest: str, train: Train, data: TokenSet) -> str:
-    return table_key(base_digest, data, train.null_ratio, train.seed, train.epochs)
+def reference_key(base_digest: str, config: StudyConfig, train: Train, data: TokenSet) -> str:
+    return table_key(base_digest, data, train.null_ratio, train.seed, config.placement.precision)
 
 
 def prepare(job: Job, group: Group) -> Loop:
@@ -283,7 +283,8 @@ def prepare(job: Job, group: Group) -> Loop:
     base_digest = digest_of_weights(model)
     table = None
     if job.table is not None and train.objective != "finetune":
-        table = read_table(job.table, reference_key(base_digest, train, data))
+        key = reference_key(base_digest, job.config, train, data)
+        table = read_table(job.table, key, len(data.labels), train.epochs)
     frozen = None
     if table is None and train.objective != "finetune":
         frozen = distribute(load_base(job.config).requires_grad_(False), placement, group)
@@ -314,8 +315,8 @@ def dropout_of(train: Train, batch: Batch, epoch: int) -> Dropout | None:
     if not train.dropout:
         return None
     halves = 1 if train.objective == "finetune" else 2
-    keys = [dropout_keys(batch.index.cpu().numpy(), train.seed, epoch, half) for half in range(halves)]
-    return Dropout(train.dropout, torch.cat(keys).to(batch.tokens.device))
+    keys = [dropout_keys(batch.index.numpy(), train.seed, epoch, half) for half in range(halves)]
+    return Dropout(train.dropout, moved(torch.cat(keys), batch.tokens.device))
 
 
 def batch_loss(loop: Loop, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:

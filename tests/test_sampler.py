@@ -59,6 +59,21 @@ def test_top_k_and_top_p_keep_what_the_official_filter_keeps():
     assert torch.equal(filter_logits(logits, 0, 1.0), logits)
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(900, 0.96), (900, 1.0), (0, 0.9), (5000, 0.5), (1, 0.5)])
+def test_filters_keep_what_the_official_ones_keep(top_k: int, top_p: float):
+    """VAR's sample_with_top_k_top_p_, by a whole sort."""
+    logits = 3 * torch.randn(4, 7, 4096, generator=torch.Generator().manual_seed(0))
+    wanted = logits.clone()
+    if top_k:
+        wanted[wanted < wanted.topk(min(top_k, 4096)).values[..., -1:]] = -torch.inf
+    ascending, order = wanted.sort(dim=-1)
+    outside = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    outside[..., -1] = False
+    if top_p < 1:
+        wanted[torch.zeros_like(outside).scatter(-1, order, outside)] = -torch.inf
+    assert torch.equal(filter_logits(logits, top_k, top_p), wanted)
+
+
 def test_every_prefix_of_the_labels_is_balanced():
     counts = torch.bincount(labels_of("balanced", 0, np.arange(25), 10), minlength=10)
     assert counts.tolist() == [3] * 5 + [2] * 5

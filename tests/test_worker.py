@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,36 @@ from PIL import Image
 from cca_ray.config import StudyConfig
 from cca_ray.features import extract
 from cca_ray.fid import Moments, frechet_distance
-from cca_ray.models import load_official
+from cca_ray.models import digest_of_weights, load_official
 from cca_ray.parallel import Group
-from cca_ray.trial import build_trainer, make_table
-from cca_ray.worker import Diverged, Job, fine_tune, load_base, protocol_of, sample_shards, score, scoring_of
+from cca_ray.search import reference_table
+from cca_ray.trial import build_trainer
+from cca_ray.worker import (
+    Diverged,
+    Job,
+    fine_tune,
+    load_base,
+    load_tokens,
+    protocol_of,
+    required,
+    sample_shards,
+    score,
+    scoring_of,
+)
 from tests.conftest import MakeStudy
 
 LIVE = {"reference": "live"}
 
 
 def run(config: StudyConfig, folder: Path, table: Path | None = None, **values: Any) -> list[dict[str, Any]]:
-    """One fine-tuning in this process; its reports at the rungs."""
+    """One fine-tuning in this process; its reports at the rungs, with what slow steps reported between them."""
     reports: list[dict[str, Any]] = []
     fine_tune(Job(config, config.train_with(values), folder, table), reports.append, Group())
+    between: list[Any] = []
+    for report in reports:
+        between += report["history"]
+        if "fid" in report:
+            report["history"], between = between, []
     return [report for report in reports if "fid" in report]
 
 
@@ -80,6 +98,11 @@ def test_recomputed_activations_change_no_result(whole, tmp_path: Path):
     assert_same_run(tmp_path, run(placed(whole[0], activation_checkpointing=True), tmp_path), whole)
 
 
+def test_compiled_blocks_change_no_result(whole, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert_same_run(tmp_path, run(placed(whole[0], compile=True, activation_checkpointing=True), tmp_path), whole)
+    assert "placement.compile is off" not in caplog.text or shutil.which("g++") is None
+
+
 def test_var_gives_the_same_whatever_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
     config = make_study(family="var", train={**LIVE, "dropout": 0.1})
     one = run(config, tmp_path / "a")
@@ -133,25 +156,46 @@ def test_every_objective_runs(make_study: MakeStudy, tmp_path: Path, objective: 
     assert len(run(make_study(train=LIVE), tmp_path, objective=objective)) == 2
 
 
-def test_a_table_and_a_live_reference_give_the_same_losses(make_study: MakeStudy, tmp_path: Path, ray_here: None):
-    import ray
+def table_of(config: StudyConfig, root: Path) -> Path:
+    data = load_tokens(required(config.data.tokens, "data.tokens"))
+    folder = reference_table(config, digest_of_weights(load_base(config)), data, root, print)
+    assert folder is not None
+    return folder
 
-    config = make_study()
-    packed = Job(config, config.train, tmp_path).packed()
-    table = Path(ray.get(make_table.remote(packed, str(tmp_path / "tables"))))
-    again = ray.get(make_table.remote(packed, str(tmp_path / "tables")))
-    assert again == str(table)
-    by_table, live = run(config, tmp_path / "a", table), run(make_study(train=LIVE), tmp_path / "b")
+
+def test_a_table_and_a_live_reference_give_the_same_losses(make_study: MakeStudy, tmp_path: Path, ray_here: None):
+    config = make_study(train={"epochs": 2})
+    by_table = run(config, tmp_path / "a", table_of(config, tmp_path / "tables"))
+    live = run(make_study(train={**LIVE, "epochs": 2}), tmp_path / "b")
     np.testing.assert_allclose(losses(by_table), losses(live), rtol=1e-5, atol=1e-5)
 
 
-def test_a_table_of_other_pairs_is_refused(make_study: MakeStudy, tmp_path: Path, ray_here: None):
-    import ray
+def test_of_a_table_only_what_is_missing_is_made(make_study: MakeStudy, tmp_path: Path, ray_here: None):
+    config = make_study(train={"epochs": 2})
+    folder = table_of(config, tmp_path)
+    first, second = sorted(folder.glob("*.parquet"))
+    content, before = second.read_bytes(), first.stat().st_mtime_ns
+    second.unlink()
+    assert table_of(config, tmp_path) == folder
+    assert second.read_bytes() == content
+    longer = table_of(make_study(train={"epochs": 3}), tmp_path)
+    assert longer == folder
+    assert len(list(folder.glob("*.parquet"))) == 3
+    assert first.stat().st_mtime_ns == before
+    assert table_of(make_study(train={"seed": 5}), tmp_path) != folder
 
+
+def test_a_table_of_other_pairs_is_refused(make_study: MakeStudy, tmp_path: Path, ray_here: None):
     config = make_study()
-    table = Path(ray.get(make_table.remote(Job(config, config.train, tmp_path).packed(), str(tmp_path))))
     with pytest.raises(ValueError, match="made for other weights, tokens or pairs"):
-        run(config, tmp_path / "a", table, seed=5)
+        run(config, tmp_path / "a", table_of(config, tmp_path), seed=5)
+
+
+def test_trials_of_other_pairs_score_the_reference_themselves(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(search={"space": {"null_ratio": {"low": 0.05, "high": 0.2}}})
+    data = load_tokens(required(config.data.tokens, "data.tokens"))
+    assert reference_table(config, "digest", data, tmp_path, print) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_run_resumes_at_its_last_rung(make_study: MakeStudy, tmp_path: Path):
