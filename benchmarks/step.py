@@ -1,0 +1,183 @@
+"""One CCA step: ours against the official one, with the same weights, batch and optimizer, CPU, float32.
+
+The official way (thu-ml/CCA, LlamaGen_finetune.py): a second model scores the reference, log-softmax over all
+logits, then gather.  Ours: the reference is a table, log-likelihoods by cross-entropy.  Peak memory is that of a
+process that does nothing else, less what it takes to start.
+
+    python benchmarks/step.py --peer PEERS          PEERS/LlamaGen: a checkout of the official repository
+"""
+
+import argparse
+import copy
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cca_ray.models import LlamaGen, LlamaGenConfig
+from cca_ray.objective import Scorer, cca_loss, counts_as_positive
+
+BETA, LAMBDA, RATE = 0.02, 300.0, 1e-5
+SHAPES = {
+    "384 wide, 6 layers": LlamaGenConfig(n_layer=6, n_head=6, dim=384, block_size=64),
+    "GPT-B": LlamaGenConfig(n_layer=12, n_head=12, dim=768, block_size=64),
+}
+Step = Callable[[], float]  # one optimizer step; its loss
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """tokens [B, L]; labels, negative_labels [B] with the null label where null [B]."""
+
+    tokens: Tensor
+    labels: Tensor
+    negative_labels: Tensor
+    null: Tensor
+
+
+def pairs(config: LlamaGenConfig, batch: int) -> Pairs:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (batch, config.block_size), generator=generator)
+    labels = torch.randint(config.num_classes, (batch,), generator=generator)
+    null = torch.arange(batch) == 0
+    negative = labels.roll(-1).masked_fill(null, config.num_classes)
+    return Pairs(tokens, labels.masked_fill(null, config.num_classes), negative, null)
+
+
+def weights(config: LlamaGenConfig) -> LlamaGen:
+    model = LlamaGen(config)
+    model.initialize(torch.Generator().manual_seed(0))
+    return model
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+
+
+def update(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def ours(config: LlamaGenConfig, batch: int) -> Step:
+    model, data = weights(config), pairs(config, batch)
+    scorer, optimizer = Scorer(model), optimizer_of(model)
+    tokens, labels = torch.cat([data.tokens, data.tokens]), torch.cat([data.labels, data.negative_labels])
+    with torch.no_grad():  # what the study's table holds
+        reference, negative_reference = scorer(labels, tokens).chunk(2)
+
+    def step() -> float:
+        positive, negative = scorer(labels, tokens).chunk(2)
+        as_positive = counts_as_positive(data.labels, data.negative_labels, data.null)
+        gaps = positive - reference, negative - negative_reference
+        loss = cca_loss(*gaps, as_positive, BETA, LAMBDA).mean()
+        return update(loss, model, optimizer)
+
+    return step
+
+
+def official(config: LlamaGenConfig, batch: int, checkout: Path) -> Step:
+    """The loop's body, around the official network."""
+    sys.path.insert(0, str(checkout / "LlamaGen"))
+    from autoregressive.models.gpt import ModelArgs, Transformer  # type: ignore[import-not-found]
+
+    dropouts = dict.fromkeys(("token_dropout_p", "resid_dropout_p", "ffn_dropout_p"), 0.0)
+    shape: dict[str, Any] = {name: getattr(config, name) for name in ("n_layer", "n_head", "dim", "block_size")}
+    model = Transformer(ModelArgs(**shape, **dropouts, class_dropout_prob=1e-5))
+    model.load_state_dict({k: v for k, v in weights(config).state_dict().items() if k != "freqs_cis"})
+    frozen, data = copy.deepcopy(model).requires_grad_(False), pairs(config, batch)
+    optimizer = optimizer_of(model)
+    tokens, labels = torch.cat([data.tokens, data.tokens]), torch.cat([data.labels, data.negative_labels])
+
+    def logps(logits: Tensor) -> Tensor:
+        return torch.gather(logits.log_softmax(-1), dim=2, index=data.tokens.unsqueeze(2)).squeeze(2).sum(-1)
+
+    def step() -> float:
+        with torch.no_grad():
+            reference = frozen(cond_idx=labels, idx=tokens[:, :-1], targets=tokens)[0]
+        logits = model(cond_idx=labels, idx=tokens[:, :-1], targets=tokens)[0]
+        gap = logps(logits[:batch]) - logps(reference[:batch])
+        negative_gap = logps(logits[batch:]) - logps(reference[batch:])
+        as_positive = data.null | (data.negative_labels == data.labels)
+        weight = torch.where(as_positive, 1.0, LAMBDA)
+        sign = as_positive.float() * 2 - 1
+        loss = -F.logsigmoid(gap * BETA).mean() - (weight * F.logsigmoid(sign * negative_gap * BETA)).mean()
+        loss = loss / max(LAMBDA, 1.0)
+        return update(loss, model, optimizer)
+
+    return step
+
+
+def made(side: str, shape: str, batch: int, peer: Path) -> Step:
+    return ours(SHAPES[shape], batch) if side == "ours" else official(SHAPES[shape], batch, peer)
+
+
+def peak() -> int:
+    """Of this process so far, in bytes, from Linux; getrusage would count what the parent held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
+def memory(side: str, shape: str, arguments: argparse.Namespace) -> int:
+    """Bytes that three steps take, in a process of their own."""
+    command = [sys.executable, __file__, "--peer", str(arguments.peer), "--batch", str(arguments.batch)]
+    outcome = subprocess.run([*command, "--only", side, shape], capture_output=True, text=True, check=True)
+    return int(json.loads(outcome.stdout.splitlines()[-1]))
+
+
+def compare(shape: str, arguments: argparse.Namespace) -> str:
+    sides = {side: made(side, shape, arguments.batch, arguments.peer) for side in ("official", "ours")}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    losses: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(arguments.rounds + 2):
+        for side, step in sides.items():
+            started = time.perf_counter()
+            losses[side].append(step())
+            if number >= 2:
+                seconds[side].append(time.perf_counter() - started)
+    apart = max(abs(a - b) for a, b in zip(losses["ours"], losses["official"], strict=True))
+    ratio = statistics.median(a / b for a, b in zip(seconds["official"], seconds["ours"], strict=True))
+    rate = {side: arguments.batch / statistics.median(values) for side, values in seconds.items()}
+    bytes_ = {side: memory(side, shape, arguments) for side in sides}
+    return (
+        f"| {shape} | {rate['official']:.2f} | {rate['ours']:.2f} | {ratio:.2f} × | {bytes_['official'] / 2**20:,.0f} "
+        f"| {bytes_['ours'] / 2**20:,.0f} | {bytes_['ours'] / bytes_['official']:.2f} | {apart:.1e} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--batch", type=int, default=8, help="pairs")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs=2, metavar=("SIDE", "SHAPE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        before = peak()
+        step = made(*arguments.only, arguments.batch, arguments.peer)
+        for _ in range(3):
+            step()
+        print(json.dumps(peak() - before))
+        return
+    print(f"64 tokens, batch {arguments.batch} pairs, {torch.get_num_threads()} threads, float32")
+    print("| | official images/s | ours | ratio | official MiB at most | ours | ratio | losses apart |")
+    print("|" + "---|" * 8)
+    for shape in SHAPES:
+        print(compare(shape, arguments), flush=True)
+
+
+if __name__ == "__main__":
+    main()
