@@ -34,12 +34,14 @@ class RowLogps(torch.autograd.Function):
             peak[rows] = wide.logsumexp(-1)
             logps[rows] = wide.gather(-1, tokens[rows, None]).squeeze(-1) - peak[rows]
         ctx.save_for_backward(hidden, weight, bias, tokens, peak, logits if keep else None)
-        ctx.kind = logits.dtype
+        ctx.kind, ctx.spent = logits.dtype, False
         return logps
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        assert not ctx.spent, "the logits are overwritten: a graph can be gone back through once"
+        ctx.spent = True
         hidden, weight, bias, tokens, peak, logits = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(ctx.kind), weight.to(ctx.kind)
