@@ -4,6 +4,9 @@ Pairs and samples are functions of (seed, epoch, index), so no random state need
 for one worker, DDP and FSDP: a trial may go on with another placement.
 """
 
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,34 @@ from torch.optim import Optimizer
 from cca_ray.models import write_atomically
 from cca_ray.parallel import Group, Weights, parted, restore, state_of, whole
 
+PATIENCE_S = (1.0, 2.0, 4.0, 8.0)  # waits between tries to write
+
+
+def patiently(write: Callable[[], object]) -> None:
+    """Try again for a quarter of a minute: a full disk is emptied, a file server comes back. Then the OSError."""
+    for wait in PATIENCE_S:
+        try:
+            write()
+            return
+        except OSError as error:
+            logging.getLogger(__name__).warning("%s; trying again in %g s", error, wait)
+            time.sleep(wait)
+    write()
+
 
 @dataclass
 class Progress:
-    """How far a trial is: optimizer steps done, and the reports of the rungs it has passed."""
+    """How far a trial is: optimizer steps done, seconds they took, and all that it has reported."""
 
     step: int = 0
+    seconds: float = 0.0
     reports: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Keep a report. One between rungs becomes part of the next: there are never many."""
+        if self.reports and "fid" not in self.reports[-1]:
+            report = {**report, "history": self.reports.pop()["history"] + report["history"]}
+        self.reports.append(report)
 
 
 def save_checkpoint(
@@ -43,11 +67,12 @@ def save_checkpoint(
         "ema": {name: whole(tensor).cpu() for name, tensor in ema.items()} if ema is not None else None,
         "optimizer": moments,
         "step": progress.step,
+        "seconds": progress.seconds,
         "reports": progress.reports,
         "settings": settings,
     }
     if group.rank == 0:
-        write_atomically(content, path)
+        patiently(lambda: write_atomically(content, path))
 
 
 def resume(path: Path, model: nn.Module, ema: Weights | None, optimizer: Optimizer, settings: str) -> Progress:
@@ -59,9 +84,11 @@ def resume(path: Path, model: nn.Module, ema: Weights | None, optimizer: Optimiz
         return Progress()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found, progress = content["settings"], Progress(content["step"], content["reports"])
+        found, progress = content["settings"], Progress(content["step"], content["seconds"], content["reports"])
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path}: damaged checkpoint; delete it to start this trial over ({error})") from None
+        raise ValueError(
+            f"{path}: damaged checkpoint; delete it to start this trial over ({type(error).__name__})"
+        ) from None
     if found != settings:
         raise ValueError(f"{path}: belongs to another fine-tuning; delete it, or use another name")
     restore(model, optimizer, (content["model"], content["optimizer"]))

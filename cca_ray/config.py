@@ -81,6 +81,10 @@ SEARCHABLE = tuple(
 )
 
 
+# What does not enter an objective, and so cannot be searched with it.
+UNUSED = {"dpo": ("lambda",), "unlearning": ("beta",), "finetune": ("lambda", "beta")}
+
+
 class Range(Strict):
     """Where the search may look, ends included. Log-uniform unless said otherwise."""
 
@@ -128,15 +132,17 @@ class Score(Strict):
     temperature: float = Field(1.0, gt=0)
     top_k: int = Field(0, ge=0)  # 0: all tokens
     top_p: float = Field(1.0, gt=0, le=1)  # 1: all tokens
-    seed: int = Field(0, ge=0)  # of the noise all trials share; the final table is scored on seed + 1
-    samples: int = Field(50_000, ge=2)  # of the final table
-    finalists: int = Field(3, ge=1)  # best trials sampled again, with fresh noise, to choose the winner
+    seed: int = Field(0, ge=0)  # of the noise all trials share; fresh blocks take seed + 1, seed + 2, ...
+    samples: int = Field(50_000, ge=2)  # of a fresh block
+    blocks: int = Field(3, ge=2)  # fresh blocks that choose the winner, and as many others that the table shows
+    finalists: int = Field(3, ge=1)  # best trials that are scored again on the fresh blocks
     guidance_scales: tuple[float, ...] = Field((1.25, 1.5, 2.0, 3.0), min_length=1)  # tried on the base
+    winner_guidance_scales: tuple[float, ...] = ()  # tried on the winner too, for CCA with guidance
 
-    @field_validator("guidance_scales")
+    @field_validator("guidance_scales", "winner_guidance_scales")
     @classmethod
     def above_one(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if min(scales) <= 1:
+        if min(scales, default=2) <= 1:
             raise ValueError("every scale must be above 1 (1 is guidance-free)")
         return scales
 
@@ -146,11 +152,13 @@ class Search(Strict):
 
     space: dict[str, Range] = Field(min_length=1)
     first_points: tuple[dict[str, float], ...] = ()  # evaluated before the sampler's own proposals
+    metric: Literal["fid", "inception_score", "both"] = "fid"  # both: the front of FID against inception score
     trials: int = Field(20, ge=1)
+    replicates: int = Field(0, ge=0)  # training seeds with which every finalist is trained again
     max_concurrent: int = Field(2, ge=1)
     random_trials: int = Field(6, ge=0)  # before the sampler starts to model (TPE's n_startup_trials)
     grace_trials: int = Field(4, ge=1)  # a rung stops no trial before this many have been scored there
-    keep: float = Field(0.5, gt=0, le=1)  # share of the trials at a rung that goes on
+    keep: float = Field(0.5, gt=0, le=1)  # share of the trials at a rung that goes on, and what cannot be told apart
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -180,6 +188,8 @@ class Placement(Strict):
     activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
     compile: bool = False  # torch.compile of every block; off again, with a warning, where there is no compiler
     max_failures: int = Field(2, ge=0)  # lost workers a trial survives
+    checkpoint_minutes: float = Field(10, gt=0)  # between two checkpoints of a trial, which also has one at each rung
+    hung_minutes: float = Field(30, gt=0)  # without a sign of life, after which a worker counts as lost
 
 
 class Pretrain(Strict):
@@ -231,9 +241,9 @@ class StudyConfig(Strict):
             raise ValueError("rungs must rise in `at` and end at 1")
         if self.base.embedded is None and not (self.data.tokens and self.score.features and self.score.reference):
             raise ValueError("without an embedded base, data.tokens, score.features and score.reference must be given")
-        if self.train.objective == "finetune":
-            raise ValueError("train.objective finetune is the control of every study: one of cca, dpo, unlearning")
         for name, bounds in self.search.space.items():
+            if name in UNUSED.get(self.train.objective, ()):
+                raise ValueError(f"search.space: {name} has no effect on objective {self.train.objective}")
             for value in (bounds.low, bounds.high):
                 try:
                     self.train_with({name: value})

@@ -2,7 +2,9 @@
 
 import fcntl
 import os
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,10 +43,12 @@ class Console:
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.quarters: dict[str, int] = {}
+        self.lock = threading.Lock()  # MLflow's thread speaks too
 
     def say(self, text: str) -> None:
-        self.close()
-        print(f"{time.monotonic() - self.started:5.0f} s  {text}", file=self.stream, flush=True)
+        with self.lock:
+            self.close()
+            print(f"{time.monotonic() - self.started:5.0f} s  {text}", file=self.stream, flush=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """`done` of `total` steps of `what`."""
@@ -84,7 +88,7 @@ def alone(folder: Path) -> Iterator[None]:
             lock.seek(0)
             raise ConfigError(f"{folder}: in use by process {lock.read().strip()}") from None
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
 

@@ -33,7 +33,7 @@ from cca_ray.fid import (
 )
 from cca_ray.parallel import Group, for_sampling
 from cca_ray.pretrain import check_files, resolve
-from cca_ray.worker import Scoring, load_base, protocol_of, required, sample_shards, scoring_of
+from cca_ray.scoring import Scoring, load_base, protocol_of, required, sample_shards, scoring_of
 
 
 def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.ndarray]]:

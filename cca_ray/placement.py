@@ -29,6 +29,20 @@ def accumulation(placement: Placement, global_batch: int) -> int:
     return global_batch // (placement.workers * micro_batch_size(placement, global_batch))
 
 
+def smaller_micro_batch(placement: Placement, global_batch: int) -> int | None:
+    """The largest micro-batch of at most half the present one that cuts a worker's share evenly; None below one."""
+    share, half = global_batch // placement.workers, micro_batch_size(placement, global_batch) // 2
+    return next((size for size in range(half, 0, -1) if share % size == 0), None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a GPU or on a CPU, where PyTorch has no kind of its own for it."""
+    signs = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
+
+
 def worker_resources(placement: Placement) -> dict[str, float]:
     """What Ray sets aside for one worker."""
     resources: dict[str, float] = {"CPU": placement.cpus}

@@ -13,10 +13,11 @@ from cca_ray.sampler import image_grid
 COLUMNS = {
     "size": "{size}",
     "parameters": "{params:,}",
-    "without guidance": "{fid_base:.2f}",
-    "with guidance": "{fid_guided:.2f} (s = {guidance_scale:g})",
-    "control": "{fid_control:.2f}",
-    "after CCA": "{fid_cca:.2f}",
+    "without guidance": "{fid_base:.2f} ± {std_base:.2f}",
+    "with guidance": "{fid_guided:.2f} ± {std_guided:.2f} (s = {guidance_scale:g})",
+    "control": "{fid_control:.2f} ± {std_control:.2f}",
+    "after CCA": "{fid_cca:.2f} ± {std_cca:.2f}",
+    "CCA and guidance": "{fid_cca_guided:.2f} ± {std_cca_guided:.2f}",
     "λ": "{lambda:.3g}",
     "lr": "{learning_rate:.2g}",
     "trials": "{trials}",
@@ -31,10 +32,13 @@ TITLES = {
 
 
 def table(sizes: list[dict[str, Any]]) -> str:
-    """FID by size, as a Markdown table that also reads well on a terminal."""
-    rows = [[form.format(**size, minutes=size["seconds"] / 60) for form in COLUMNS.values()] for size in sizes]
-    cells = [list(COLUMNS), *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    """FID by size, as a Markdown table that also reads well on a terminal; ± is the spread of one block of noise."""
+    columns = dict(COLUMNS)
+    if not all("fid_cca_guided" in size for size in sizes):
+        del columns["CCA and guidance"]
+    rows = [[form.format(**size, minutes=size["seconds"] / 60) for form in columns.values()] for size in sizes]
+    cells = [list(columns), *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
 
     def line(row: list[str]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"

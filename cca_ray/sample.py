@@ -19,7 +19,7 @@ from cca_ray.models import atomically
 from cca_ray.parallel import Group, for_sampling
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.sampler import image_grid
-from cca_ray.worker import load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.scoring import load_base, protocol_of, sample_shards, scoring_of
 
 SHOWN = 400  # images of a grid, at most
 

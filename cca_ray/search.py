@@ -1,315 +1,54 @@
-"""The study of one model size: Ray Tune runs the trials, the Optuna study is the memory.
+"""The study of one model size: Ray Tune runs the trials that the ledger proposes; then the final comparison.
 
-Every decision goes through `Ledger`: what to run next, whether a trial goes on at a rung, in which state it
-ended.  It writes to Optuna's durable storage and to MLflow; `Proposer` and `Rungs` are Tune's view of it.
-Running the same study again keeps finished trials and takes up the interrupted ones.
+`Proposer`, `Rungs` and `Watch` are Tune's view of the ledger.
 """
 
+import json
 import logging
-import math
 import os
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import ray
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.distributions import IntDistribution
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.util import ActorPool
+from ray.util import ActorPool, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.state import list_jobs, list_placement_groups
 
-from cca_ray.config import PATHS, Range, StudyConfig, Train
-from cca_ray.models import Model, digest_of_weights, parameters
+from cca_ray.config import StudyConfig, Train
+from cca_ray.finals import compare, finalists, summarize, verdict_on_ties
+from cca_ray.ledger import Arm, Ledger, Limits, Say, devices_of, open_arm, open_arms, readable, used_seconds
+from cca_ray.models import digest_of_weights, parameters
 from cca_ray.parallel import Group
-from cca_ray.placement import accumulation, micro_batch_size, worker_resources
+from cca_ray.placement import micro_batch_size, worker_resources
 from cca_ray.reference import making, missing_parts, parts_of
+from cca_ray.scoring import load_base, load_tokens, protocol_of, required, scoring_of
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
-from cca_ray.trial import FAILURE, TableMaker, run_trial, score_checkpoint, trial_folder, trial_resources
-from cca_ray.worker import (
-    METRICS,
-    Job,
-    Scored,
-    load_base,
-    load_tokens,
-    reference_key,
-    required,
-    scoring_of,
-    total_steps,
-)
+from cca_ray.trial import TableMaker, run_trial, trial_folder, trial_resources
+from cca_ray.worker import STOP, Job, reference_key, shrink, started_at, total_steps
 
-ArmName = Literal["search", "control"]
-Say = Callable[[str], None]
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
 SAY_EVERY_S = 10.0
+FLUSH_S = 5.0  # how long the end of a study waits for MLflow
+STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
+LOOK_S = 2.0  # how often workers are looked after
 
+OURS = "cca_ray"  # in the command line of every driver of ours
 
-def distribution(name: str, bounds: Range) -> BaseDistribution:
-    if Train.model_fields[name if name != "lambda" else "lambda_"].annotation is int:
-        return IntDistribution(round(bounds.low), round(bounds.high), log=bounds.log)
-    return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
-
-
-def readable(params: Mapping[str, float]) -> str:
-    """`λ=3.1 lr=2.0e-03 ...`, as people speak of trials."""
-    short = {"lambda": "λ", "learning_rate": "lr"}
-    return " ".join(
-        f"{short.get(name, name)}={value:.1e}" if name == "learning_rate" else f"{short.get(name, name)}={value:.3g}"
-        for name, value in params.items()
-    )
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Trials of one kind: the search, or the control's few learning rates."""
-
-    name: ArmName
-    study: optuna.Study
-    space: dict[str, BaseDistribution]
-    trials: int
-    seed: int
-    random_trials: int
-
-    def propose(self, interrupted: list[int]) -> optuna.Trial | None:
-        """An interrupted trial if there is one, else a new one within the budget, else None."""
-        trials = self.study.get_trials(deepcopy=False)
-        if interrupted:
-            trial = optuna.Trial(self.study, trials[interrupted.pop(0)]._trial_id)
-            for name, values in self.space.items():  # what it already has stays; only what is missing is drawn
-                trial._suggest(name, values)
-            return trial
-        begun = sum(t.state != TrialState.WAITING for t in trials)
-        if begun >= self.trials:
-            return None
-        # Seeded by the trial's number, so that a study that is taken up again does not repeat its first draws.
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=(1000 * self.seed + begun) % 2**32, n_startup_trials=self.random_trials, constant_liar=True
-        )
-        return self.study.ask(self.space)
-
-    def ended(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-
-
-def open_arms(config: StudyConfig, name: str, storage: optuna.storages.BaseStorage) -> list[Arm]:
-    """Create or load both studies. First points and control rates wait in the storage, in order."""
-    search = config.search
-    rates = config.control.learning_rates
-    control_space = {"learning_rate": Range.model_construct(low=min(rates), high=max(rates), log=True)}
-    plans: list[tuple[ArmName, dict[str, Range], int, list[dict[str, float]]]] = [
-        ("control", control_space, len(rates), [{"learning_rate": rate} for rate in rates]),
-        ("search", search.space, search.trials, [dict(point) for point in search.first_points]),
-    ]
-    arms = []
-    for arm, space, trials, points in plans:
-        study = optuna.create_study(storage=storage, study_name=f"{name}/{config.name}/{arm}", load_if_exists=True)
-        distributions = {key: distribution(key, bounds) for key, bounds in space.items()}
-        if "config" not in study.user_attrs:
-            for point in points:
-                study.enqueue_trial(point, skip_if_exists=True)
-            study.set_user_attr("config", memory_of(config))
-        elif study.user_attrs["config"] != memory_of(config):
-            raise ValueError(
-                f"study {name}/{config.name} exists with other settings: "
-                f"{difference(study.user_attrs['config'], config)}; use another --name"
-            )
-        arms.append(Arm(arm, study, distributions, trials, search.seed, search.random_trials))
-    return arms
-
-
-def memory_of(config: StudyConfig) -> dict[str, Any]:
-    """What must not change under one name: everything but budget and placement, which change no result."""
-    content = config.model_dump(mode="json", by_alias=True)
-    content["placement"] = {"precision": config.placement.precision}
-    for key in ("trials", "max_concurrent"):
-        del content["search"][key]
-    if config.base.embedded is not None:  # made from the settings that are kept here, wherever its files lie
-        for section, keys in PATHS.items():
-            for key in keys:
-                del content[section][key]
-    return content
-
-
-def difference(before: dict[str, Any], config: StudyConfig) -> str:
-    """The first setting that differs, with both values."""
-
-    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(tree, dict):
-            return {prefix: tree}
-        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
-
-    old, new = flat(before), flat(memory_of(config))
-    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-    return f"{key} was {old.get(key)}, is {new.get(key)}"
-
-
-@dataclass
-class Running:
-    """A trial in Tune's hands."""
-
-    arm: Arm
-    trial: optuna.Trial
-    run_id: str
-    label: str
-    logged: int  # the last step whose metrics MLflow has
-    rungs: set[int]  # steps of those it has passed
-    value: float | None = None  # the score at the last rung
-    pruned: bool = False
-    error: str = ""  # why the trial failed
-    lost: str = ""  # how its process was last lost
-
-
-def goes_on(value: float, others: list[float], keep: float, grace: int) -> bool:
-    """Asynchronous successive halving's rule at a rung: within the best share `keep` of all scored there so far.
-
-    The first `grace` trials always go on: a rule on fewer would stop good trials by luck.
-    """
-    scores = sorted([value, *others])
-    return len(scores) <= grace or value <= scores[math.ceil(len(scores) * keep) - 1]
-
-
-def placement_tags(config: StudyConfig, train: Train) -> dict[str, str]:
-    """How the global batch is cut."""
-    placement = config.placement
-    if train.global_batch % (placement.workers * (placement.micro_batch or 1)):
-        return {"workers": str(placement.workers)}  # cannot be cut: the trial will say so
-    return {"workers": str(placement.workers), "accumulation": str(accumulation(placement, train.global_batch))}
-
-
-class Ledger:
-    """The study of one size, as it happens: Optuna, MLflow and the terminal say the same."""
-
-    def __init__(self, config: StudyConfig, arms: list[Arm], tracker: Tracker, parent: str, key: str, say: Say):
-        self.config, self.arms, self.tracker, self.parent, self.key, self.say = config, arms, tracker, parent, key, say
-        self.running: dict[str, Running] = {}
-        self.interrupted = {
-            arm.name: [t.number for t in arm.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-            for arm in arms
-        }
-
-    def propose(self, trial_id: str) -> tuple[Train, str] | None:
-        """The next fine-tuning and the key of its folder; None when both arms are done."""
-        for arm in self.arms:
-            trial = arm.propose(self.interrupted[arm.name])
-            if trial is None:
-                continue
-            values: dict[str, Any] = dict(trial.params)
-            if arm.name == "control":
-                values["objective"] = "finetune"
-            key = f"{self.config.name}-{arm.name}-{trial.number:04d}"
-            train = self.config.train_with(values)
-            tags = {"arm": arm.name, "size": self.config.name, "family": self.config.base.family}
-            run_id = self.tracker.run(f"{self.key}/{key}", self.name_of(arm, trial), self.parent, tags)
-            self.tracker.params(run_id, train.model_dump(by_alias=True))
-            self.tracker.tags(run_id, placement_tags(self.config, train))  # may change when a study goes on
-            trial.set_user_attr("key", key)
-            trial.set_user_attr("mlflow_run_id", run_id)
-            label = f"{self.config.name}  {arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"
-            passed = set(arm.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
-            self.running[trial_id] = Running(arm, trial, run_id, label, self.tracker.last_step(run_id), passed)
-            return train, key
-        return None
-
-    def name_of(self, arm: Arm, trial: optuna.Trial) -> str:
-        return f"control {readable(trial.params)}" if arm.name == "control" else readable(trial.params)
-
-    def record(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Take a report; False stops the trial. A report that was seen before, as after a resume, changes nothing."""
-        running = self.running[trial_id]
-        if FAILURE in result:
-            running.error = result[FAILURE]
-            return True
-        step, new = result["step"], result["step"] > running.logged
-        rows = {
-            row[0]: dict(zip(METRICS, row[1:], strict=True)) for row in result["history"] if row[0] > running.logged
-        }
-        if running.arm.name == "control":  # has no pairs
-            rows = {at: {"loss": row["loss"]} for at, row in rows.items()}
-        if new and result["images_per_second"]:
-            rows.setdefault(step, {})["images_per_second"] = result["images_per_second"]
-        if new and "fid" in result:
-            rows.setdefault(step, {}).update(fid=result["fid"], inception_score=result["inception_score"])
-            self.tracker.tags(running.run_id, {"protocol": result["protocol"]})
-            self.tracker.image(running.run_id, "samples", result["grid"], step)
-        self.tracker.metrics(running.run_id, rows)
-        running.logged = max(running.logged, step)
-        if "fid" not in result:
-            self.say(f"{running.label}  step {step}/{result['total_steps']}")
-            return True
-        if step >= result["total_steps"]:
-            running.value = float(result["fid"])
-        if step in running.rungs:
-            return True
-        running.rungs.add(step)
-        return self.at_rung(running, step, result)
-
-    def at_rung(self, running: Running, step: int, result: Mapping[str, Any]) -> bool:
-        fid, total, search = float(result["fid"]), result["total_steps"], self.config.search
-        trials = running.arm.study.get_trials(deepcopy=False)
-        # By the rung's number, not its step: trials may differ in length, but at a rung all have as many samples.
-        rung = sum(passed < step for passed in running.rungs)
-        others = [
-            t.intermediate_values[sorted(t.intermediate_values)[rung]]
-            for t in trials
-            if len(t.intermediate_values) > rung and t.number != running.trial.number
-        ]
-        running.trial.report(fid, step)
-        running.trial.set_user_attr("protocol", result["protocol"])
-        end = ""
-        if step >= total:
-            end = f"  best so far {min([fid, *(t.value for t in trials if t.value is not None)]):.2f}"
-        elif running.arm.name == "search" and not goes_on(fid, others, self.share(rung), search.grace_trials):
-            running.pruned, end = True, "  stopped"
-        self.say(f"{running.label}  step {step}/{total}  fid {fid:.2f} ({result['samples']} samples){end}")
-        return not running.pruned
-
-    def share(self, rung: int) -> float:
-        """Of the trials at this rung, how many go on."""
-        keep = self.config.rungs[min(rung, len(self.config.rungs) - 1)].keep
-        return self.config.search.keep if keep is None else keep
-
-    def finish(self, trial_id: str, lost: bool = False) -> None:
-        """Write the true final state to MLflow, then to Optuna, whose open trials are taken up again.
-
-        `lost`: its process died more often than it may.
-
-        A trial that neither failed nor was stopped nor reached its last rung was interrupted from outside:
-        it stays open in Optuna, to be taken up when the study is run again.
-        """
-        running = self.running.pop(trial_id, None)
-        if running is None:
-            return
-        study, number = running.arm.study, running.trial.number
-        error = running.error or (lost and (running.lost or "lost its process")) or ""
-        if error:
-            running.trial.set_user_attr("reason", error)
-            self.tracker.end(running.run_id, "FAIL", error)
-            study.tell(number, state=TrialState.FAIL)
-            self.say(f"{running.label}  FAILED: {error}")
-        elif running.pruned:
-            self.tracker.end(running.run_id, "PRUNED", "not among the best at a rung")
-            study.tell(number, state=TrialState.PRUNED)
-        elif running.value is not None:
-            self.tracker.end(running.run_id, "COMPLETE")
-            study.tell(number, running.value)
-        else:
-            self.tracker.end(running.run_id, "INTERRUPTED")
-            self.say(f"{running.label}  interrupted")
-
-    def close(self) -> None:
-        """Leave no run RUNNING, whatever ended the study."""
-        for trial_id in list(self.running):
-            self.finish(trial_id)
-
-    def done(self) -> bool:
-        """Whether every planned trial has ended."""
-        return all(len(arm.ended()) >= arm.trials for arm in self.arms)
+TableOf = Callable[[Train], Path | None]
 
 
 class Proposer(Searcher):
@@ -320,8 +59,8 @@ class Proposer(Searcher):
         self.ledger, self.job_of = ledger, job_of
 
     def suggest(self, trial_id: str) -> Any:
-        proposal = self.ledger.propose(trial_id)
-        return {"job": self.job_of(*proposal).packed()} if proposal else Searcher.FINISHED
+        running = self.ledger.propose(trial_id)
+        return {"job": self.job_of(running.train, running.key).packed()} if running else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self.ledger.finish(trial_id, lost=error)
@@ -336,9 +75,9 @@ class Proposer(Searcher):
 class Rungs(FIFOScheduler):
     """Tune's scheduler: passes every report to the ledger, which decides."""
 
-    def __init__(self, ledger: Ledger):
+    def __init__(self, ledger: Ledger, job_of: Callable[[Train, str], Job]):
         super().__init__()
-        self.ledger = ledger
+        self.ledger, self.job_of = ledger, job_of
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         known = trial.trial_id in self.ledger.running
@@ -349,62 +88,148 @@ class Rungs(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Its process was lost; Tune may start it again. Tune keeps each loss as a header line and a message."""
         running = self.ledger.running.get(trial.trial_id)
-        if running is not None and trial.error_file and Path(trial.error_file).exists():
-            losses = Path(trial.error_file).read_text().split("Failure # ")
-            running.lost = f"lost its process: {losses[-1].splitlines()[1]}"
+        if running is None or not trial.error_file or not Path(trial.error_file).exists():
+            return
+        loss = Path(trial.error_file).read_text().split("Failure # ")[-1]
+        running.lost = f"lost its process: {loss.splitlines()[1]}"
+        if "OutOfMemory" in loss:  # Ray's own guard killed it before the system would have
+            shrink(self.job_of(running.train, running.key))
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A model in the final comparison."""
-
-    checkpoint: str | None
-    guidance_scale: float
-    params: dict[str, float]
-    number: int = -1
+@ray.remote(num_cpus=0)
+def kill_process(pid: int, started: str) -> None:
+    """Kill it, if it is still the same one."""
+    with suppress(OSError):
+        if started_at(pid) == started:
+            os.kill(pid, signal.SIGKILL)
 
 
-@dataclass(frozen=True)
-class SizeResult:
-    """The outcome for one size: scores on fresh noise, and the first images of each, with the same noise."""
+class Watch(tune.Callback):
+    """Kills workers that have shown no sign of life for too long; their trials go on as after any loss.
 
-    summary: dict[str, Any]
-    images: dict[str, Any]
+    By its own clock: those of other nodes may be wrong.
+    """
+
+    def __init__(self, ledger: Ledger, storage: Path, limit_s: float):
+        self.ledger, self.storage, self.limit_s = ledger, storage, limit_s
+        self.looked, self.seen = 0.0, dict[Path, tuple[float, float]]()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        if now - self.looked < LOOK_S:
+            return
+        self.looked = now
+        for running in self.ledger.running.values():
+            for life in trial_folder(self.storage, running.key).glob("alive-*"):
+                with suppress(OSError):
+                    self.look(life, running.label, now)
+
+    def look(self, life: Path, label: str, now: float) -> None:
+        sign = life.stat().st_mtime
+        before, since = self.seen.get(life, (None, now))
+        if sign != before:
+            self.seen[life] = (sign, now)
+        elif now - since > self.limit_s:
+            process = json.loads(life.read_text())
+            life.unlink()
+            self.ledger.say(f"{label}  no sign of life for {self.limit_s:.0f} s: killing process {process['pid']}")
+            there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
+            kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
 
 
 def start_ray(show_workers: bool = False) -> None:
-    """Connect to the cluster that the environment names, or start one here; its chatter stays in its log files."""
+    """Connect to the cluster that the environment names, or start one here; its chatter stays in its log files.
+
+    From then on SIGTERM is as good as SIGINT.
+    """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables; with verbose=0 it then prints nothing
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON copies of what Optuna keeps
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # see `asked_to_stop`
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ray.init(logging_level=logging.ERROR, log_to_driver=show_workers)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextmanager
+def asked_to_stop(ask: Callable[[], None]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM calls `ask`, the second ends this process at once."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if asked:
+            os._exit(128 + number)
+        asked.append(number)
+        ask()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_trials(
-    config: StudyConfig, ledger: Ledger, table: Path | None, storage: Path, trainable: Any = run_trial
+    config: StudyConfig, ledger: Ledger, table_of: TableOf, storage: Path, trainable: Any = run_trial
 ) -> None:
-    """Hand the ledger's proposals to Ray Tune until there are none. `trainable` runs one."""
+    """Hand the ledger's proposals to Ray Tune until there are none. `trainable` runs one.
+
+    Raises KeyboardInterrupt if it was asked to stop before that, ValueError if storage could not be used.
+    """
 
     def job_of(train: Train, key: str) -> Job:
-        return Job(config, train, trial_folder(storage, key), table)
+        return Job(config, train, trial_folder(storage, key), table_of(train))
 
-    alone = config.placement.workers == 1
-    tune.Tuner(
-        tune.with_resources(trainable, trial_resources(config.placement)),
+    stop = storage / "trials" / STOP
+    stop.parent.mkdir(parents=True, exist_ok=True)
+    stop.unlink(missing_ok=True)
+    end = threading.Timer(STOP_S, lambda: os.kill(os.getpid(), signal.SIGUSR1))  # Tune's own way to be ended
+    end.daemon = True
+
+    def halt() -> None:
+        ledger.say(f"{config.name}  stopping: {len(ledger.running)} running trials write their checkpoints")
+        with suppress(OSError):
+            stop.touch()
+        end.start()
+
+    ledger.on_halt.append(halt)
+    with asked_to_stop(ledger.halt):
+        try:
+            tuner(config, ledger, job_of, storage, trainable).fit()
+        finally:
+            end.cancel()
+            ledger.close()
+    if ledger.stuck:
+        raise ValueError(f"{config.name}: {ledger.stuck}; mend that and run the same command again to continue")
+    if not ledger.done():
+        raise KeyboardInterrupt
+
+
+def tuner(
+    config: StudyConfig, ledger: Ledger, job_of: Callable[[Train, str], Job], storage: Path, trainable: Any
+) -> tune.Tuner:
+    placement = config.placement
+    return tune.Tuner(
+        tune.with_resources(trainable, trial_resources(placement)),
         tune_config=tune.TuneConfig(
             search_alg=Proposer(ledger, job_of),
-            scheduler=Rungs(ledger),
+            scheduler=Rungs(ledger, job_of),
             num_samples=-1,
             max_concurrent_trials=config.search.max_concurrent,
-            reuse_actors=alone,  # with nested workers, reuse hangs when a trial is stopped
+            reuse_actors=placement.workers == 1,  # with nested workers, reuse hangs when a trial is stopped
         ),
         run_config=tune.RunConfig(
             name=config.name,
             storage_path=str(storage.resolve() / "tune"),
-            failure_config=tune.FailureConfig(max_failures=config.placement.max_failures),
+            failure_config=tune.FailureConfig(max_failures=placement.max_failures),
+            callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes)],
             verbose=0,
         ),
-    ).fit()
+    )
 
 
 def as_worker(task: Any, config: StudyConfig, **options: int) -> Any:
@@ -413,108 +238,74 @@ def as_worker(task: Any, config: StudyConfig, **options: int) -> Any:
     return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), **options)
 
 
-def compare(config: StudyConfig, arms: list[Arm], storage: Path) -> tuple[dict[str, Contender], dict[str, Scored], str]:
-    """Base, guided base, control and winner, chosen on one fresh noise and scored on another.
-
-    Returns the contenders, their scores and the guidance-free protocol's id. Raises ValueError if all trials failed.
-    """
-    by_name = {arm.name: arm for arm in arms}
-
-    def finished(arm: ArmName, most: int) -> list[Contender]:
-        trials = by_name[arm].study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        best = sorted(trials, key=lambda t: (t.value, t.number))[:most]
-        if not best:
-            raise ValueError(
-                f"{config.name}: no trial of the {arm} was completed; their reasons are above and in MLflow"
-            )
-        paths = [str(trial_folder(storage, t.user_attrs["key"]) / "model.pt") for t in best]
-        return [Contender(path, 1.0, dict(t.params), t.number) for path, t in zip(paths, best, strict=True)]
-
-    candidates = {
-        "base": [Contender(None, 1.0, {})],
-        "guided": [Contender(None, scale, {}) for scale in config.score.guidance_scales],
-        "control": finished("control", len(config.control.learning_rates)),
-        "cca": finished("search", config.score.finalists),
-    }
-    packed = Job(config, config.train, storage).packed()
-    task = as_worker(score_checkpoint, config)
-
-    def scores(contenders: list[Contender], seed: int) -> list[tuple[Scored, str]]:
-        samples = config.score.samples
-        result: list[tuple[Scored, str]] = ray.get(
-            [task.remote(packed, c.checkpoint, c.guidance_scale, samples, seed) for c in contenders]
-        )
-        return result
-
-    flat = [c for contenders in candidates.values() for c in contenders if len(contenders) > 1]
-    fids = {id(c): s.fid for c, (s, _) in zip(flat, scores(flat, config.score.seed + 1), strict=True)}
-    chosen = {name: min(some, key=lambda c: fids.get(id(c), 0.0)) for name, some in candidates.items()}
-    final = scores(list(chosen.values()), config.score.seed + 2)
-    return chosen, {name: s for name, (s, _) in zip(chosen, final, strict=True)}, final[0][1]
-
-
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """The study's SQLite file. ValueError, naming it, if it cannot be used; it is never replaced."""
     try:
-        return optuna.storages.RDBStorage(f"sqlite:///{path}")
+        return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
     except Exception as error:  # SQLAlchemy's many kinds
         raise ValueError(
             f"{path}: cannot be used ({type(error).__name__}); move it away, or use another --name"
         ) from None
 
 
-def check_resources(config: StudyConfig) -> None:
-    """ValueError if a Ray that was started here can never hold a trial. A named cluster may still grow."""
-    placement = config.placement
-    have = ray.cluster_resources()
-    for kind, amount in worker_resources(placement).items():
-        if "RAY_ADDRESS" not in os.environ and have.get(kind, 0) < amount * placement.workers:
-            raise ValueError(
-                f"{config.name}: placement asks for {amount * placement.workers:g} {kind}, this machine has "
-                f"{have.get(kind, 0):g}; see placement.workers, placement.cpus and placement.gpus"
-            )
+@dataclass(frozen=True)
+class SizeResult:
+    """The outcome for one size, and the first images of each model with the same noise."""
+
+    summary: dict[str, Any]
+    images: dict[str, Any]
 
 
-def summarize(
-    config: StudyConfig, arms: list[Arm], chosen: dict[str, Contender], scored: dict[str, Scored], model: Model
-) -> dict[str, Any]:
-    """What `summary.json` says of one size."""
-    winner = chosen["cca"]
-    ended = next(arm for arm in arms if arm.name == "search").ended()
-    return {
-        "size": config.name,
-        "params": parameters(model),
-        "fid_base": scored["base"].fid,
-        "fid_guided": scored["guided"].fid,
-        "guidance_scale": chosen["guided"].guidance_scale,
-        "fid_control": scored["control"].fid,
-        "fid_cca": scored["cca"].fid,
-        "lambda": winner.params.get("lambda", config.train.lambda_),
-        "learning_rate": winner.params.get("learning_rate", config.train.learning_rate),
-        "trials": len(ended),
-        "winner": winner.params,
-        "trial": winner.number,
-        "checkpoint": winner.checkpoint,
-        "control_learning_rate": chosen["control"].params["learning_rate"],
-    }
+def remove_leaked_groups(say: Say) -> None:
+    """Free what studies that died left reserved on a cluster: placement groups that no one will ever use.
+
+    Ray frees most by itself, but not what a trainer was still waiting for when its driver was killed.
+    """
+    try:
+        here: Any = {"address": ray.get_runtime_context().gcs_address, "limit": 10_000}
+        ended = {job.job_id for job in list_jobs(**here) if job.status != "RUNNING" and OURS in job.entrypoint}
+        groups = list_placement_groups(**here, detail=True, filters=[("state", "!=", "REMOVED")])
+    except Exception as error:  # the dashboard does not answer
+        say(f"cannot look for leaked placement groups: {type(error).__name__}")
+        return
+    leaked = [group for group in groups if group.creator_job_id in ended and not group.is_detached]
+    for group in leaked:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.placement_group_id))))
+    if leaked:
+        say(f"removed {len(leaked)} placement group(s) that dead studies had left behind")
 
 
-def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, say: Say) -> SizeResult:
-    """Search, control and final comparison for one size. Ray must be running; the config's paths are resolved."""
+def run_size(
+    config: StudyConfig,
+    name: str,
+    storage: Path,
+    tracker: Tracker,
+    say: Say,
+    limits: Limits | None = None,
+    taught: Iterable[Mapping[str, float]] = (),
+) -> SizeResult:
+    """Search, control and final comparison for one size. Ray must be running; the config's paths are resolved.
+
+    `taught`: what smaller sizes found best. Raises KeyboardInterrupt if it was stopped, ValueError if it cannot go on.
+    """
     started = time.monotonic()
     # Whatever can be wrong with the files or the placement is said before anything is written.
     micro_batch_size(config.placement, config.train.global_batch)
     check_resources(config)
     model, data = load_base(config), load_tokens(required(config.data.tokens, "data.tokens"))
-    scoring_of(config, Group().device)
+    protocol = protocol_of(config, scoring_of(config, Group().device), config.score.samples)
+    digests = {"base": digest_of_weights(model), "tokens": data.digest, "protocol": protocol.id}
     steps = total_steps(len(data.labels), config.train)
 
-    arms = open_arms(config, name, open_storage(storage / "study.db"))
+    database = open_storage(storage / "study.db")
+    arms = open_arms(config, name, database, digests, taught)
     memory = arms[0].study
     if "id" not in memory.user_attrs:  # tells this study from another of the same name in the same MLflow
         memory.set_user_attr("id", uuid.uuid4().hex[:8])
-    key = f"{name}/{config.name}/{memory.user_attrs['id']}"
-    parent = tracker.run(key, config.name, tags={"study": name, "family": config.base.family})
+    parent = f"{name}/{config.name}/{memory.user_attrs['id']}"
+    ledger = Ledger(config, arms, tracker, parent, say, limits)
+    tracker.run(parent, config.name, tags={"study": name, "family": config.base.family})
+    tracker.settle(parent, ledger.true_ends())
     state = "FAIL"
     try:
         tracker.params(
@@ -528,34 +319,99 @@ def run_size(config: StudyConfig, name: str, storage: Path, tracker: Tracker, sa
             },
         )
         say(f"{config.name}  {parameters(model):,} parameters, {len(data.labels):,} images, {steps} steps a trial")
-        ledger = Ledger(config, arms, tracker, parent, key, say)
-        nothing_to_do = ledger.done()
-        if not nothing_to_do:
-            try:
-                table = reference_table(config, digest_of_weights(model), data, storage.parent / "reference", say)
-                run_trials(config, ledger, table, storage)
-            finally:
-                ledger.close()
-        if not ledger.done():  # Tune ends its own run on SIGINT and returns
-            raise KeyboardInterrupt
+        if found := ledger.found():
+            say(f"{config.name}  {found}")
+        root = storage.parent / "reference"
+        if not ledger.done():
+            table = reference_table(config, digests["base"], data, root, say)
+            run_trials(config, ledger, lambda train: table, storage)
+        replicates = replicate(config, arms, name, database, digests, data, tracker, parent, storage, say)
         say(f"{config.name}  scoring base, guided base, control and finalists on fresh noise")
-        chosen, scored, protocol = compare(config, arms, storage)
+        outcome = compare(config, arms, replicates, storage, len(data.labels), say)
         state = "COMPLETE"
     except KeyboardInterrupt:
         state = "INTERRUPTED"
         raise
     finally:
         tracker.end(parent, state)
-    spent = memory.user_attrs.get("seconds", 0.0)
-    if not (nothing_to_do and spent):
-        spent += time.monotonic() - started
-        memory.set_user_attr("seconds", spent)
-    summary = summarize(config, arms, chosen, scored, model)
-    summary |= {"seconds": spent, "protocol": protocol, "mlflow_run_id": parent}
-    fids = {f"fid_{contender}": s.fid for contender, s in scored.items()}
-    tracker.metrics(parent, {steps: {**fids, "guidance_scale": chosen["guided"].guidance_scale}})
-    tracker.tags(parent, {"protocol": protocol, "winner": readable(chosen["cca"].params)})
-    return SizeResult(summary, {contender: s.images for contender, s in scored.items()})
+    tracker.flush(FLUSH_S)
+    summary = summarize(config, arms, outcome, model)
+    summary |= {"seconds": spent(memory, summary, started), "protocol": protocol.id}
+    summary |= {"device_hours": devices_of(config) * used_seconds(arms) / 3600}
+    summary |= {"mlflow_key": parent, "mlflow_run_id": tracker.run_id(parent)}
+    show_outcome(tracker, parent, summary, steps)
+    if ties := verdict_on_ties(outcome):
+        say(f"{config.name}  {ties}")
+    return SizeResult(summary, outcome.images)
+
+
+def spent(memory: optuna.Study, summary: Mapping[str, Any], started: float) -> float:
+    """Seconds that the study of this size took, over all runs of the command that added a trial."""
+    before, trials = memory.user_attrs.get("seconds", 0.0), summary["trials"]
+    if memory.user_attrs.get("seconds_until") != trials:
+        memory.set_user_attr("seconds", before + time.monotonic() - started)
+        memory.set_user_attr("seconds_until", trials)
+    seconds: float = memory.user_attrs["seconds"]
+    return seconds
+
+
+def show_outcome(tracker: Tracker, parent: str, summary: Mapping[str, Any], steps: int) -> None:
+    """On the size's MLflow run."""
+    figures = ("fid_", "std_", "inception_score_", "guidance_scale")
+    tracker.metrics(parent, {steps: {k: v for k, v in summary.items() if k.startswith(figures)}})
+    tracker.tags(parent, {"protocol": summary["protocol"], "winner": readable(summary["winner"])})
+
+
+def replicate(
+    config: StudyConfig,
+    arms: list[Arm],
+    name: str,
+    database: optuna.storages.BaseStorage,
+    digests: Mapping[str, str],
+    data: TokenSet,
+    tracker: Tracker,
+    parent: str,
+    storage: Path,
+    say: Say,
+) -> optuna.Study | None:
+    """Train the finalists again with `search.replicates` other seeds, as trials of an arm of their own."""
+    if not config.search.replicates:
+        return None
+    search = next(arm for arm in arms if arm.name == "search")
+    seeds = [config.train.seed + 1 + r for r in range(config.search.replicates)]
+    best = finalists(search, config.score.finalists, storage, lambda trial: 0)
+    points = [{**dict(c.params), "seed": seed} for c in best for seed in seeds]
+    memory = dict(search.study.user_attrs["memory"])
+    space = {**search.space, "seed": IntDistribution(0, 2**31 - 1)}
+    study = open_arm(database, f"{name}/{config.name}", "replicate", space, [], memory)
+    for point in points:  # those that are there already are not added again
+        study.enqueue_trial(point, skip_if_exists=True)
+    arm = Arm("replicate", study, space, len(study.get_trials(deepcopy=False)))
+    ledger = Ledger(config, [arm], tracker, parent, say)
+    tracker.settle(parent, {**Ledger(config, arms, tracker, parent, say).true_ends(), **ledger.true_ends()})
+    if not ledger.done():
+        tables = {
+            seed: reference_table(with_seed(config, seed), digests["base"], data, storage.parent / "reference", say)
+            for seed in seeds
+        }
+        run_trials(config, ledger, lambda train: tables.get(train.seed), storage)
+    return study
+
+
+def with_seed(config: StudyConfig, seed: int) -> StudyConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+
+
+def check_resources(config: StudyConfig) -> None:
+    """ValueError if a Ray that was started here can never hold a trial. A named cluster may still grow."""
+    placement = config.placement
+    have = ray.cluster_resources()
+    for kind, amount in worker_resources(placement).items():
+        if "RAY_ADDRESS" not in os.environ and have.get(kind, 0) < amount * placement.workers:
+            raise ValueError(
+                f"{config.name}: placement asks for {amount * placement.workers:g} {kind}, this machine has "
+                f"{have.get(kind, 0):g}; see placement.workers, placement.cpus and placement.gpus"
+            )
 
 
 def at_once(config: StudyConfig) -> int:

@@ -1,30 +1,51 @@
 """The only importer of mlflow: experiment, a parent run per model size, a child run per trial.
 
+Nothing waits for MLflow: an entry is one line in a journal file, and a thread carries the lines to MLflow, in order.
+What a server that is away or a process that is killed leaves behind is carried by the next `Tracker` on that journal.
 Only the study's driver writes, so a SQLite store has a single writer.
 """
 
+import json
 import logging
 import math
+import os
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID
 from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
 
 KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is found again
 # Optuna's states as MLflow's own Optuna storage maps them; an interrupted run is reopened when the study goes on.
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
+BATCH, MOST_RUNS = 1000, 50_000  # metrics logged at once, runs found at once: MLflow's limits
+LONGEST_PAUSE_S = 15.0  # between two tries
+FOR_EVER, A_FEW, ONCE = math.inf, 6, 1
+# How often an entry is tried that fails with these codes. MLflow says BAD_REQUEST to every error of its database
+# that is no lost connection: too busy, and it passes; no such column, and it never does.
+TRIES = {"INVALID_PARAMETER_VALUE": ONCE, "RESOURCE_DOES_NOT_EXIST": ONCE, "BAD_REQUEST": A_FEW}
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # by default one call is tried for minutes; here the journal waits
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds of silence
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a run
+}
 
 
 def reach(url: str, timeout_s: float = 10.0) -> None:
-    """Ask a server once. MLflow's own client would try for minutes before it says that none is there."""
+    """Ask a server once. Raises OSError if none is there."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout_s):  # noqa: S310 (http or https)
             pass
@@ -32,72 +53,392 @@ def reach(url: str, timeout_s: float = 10.0) -> None:
         pass  # it answered
 
 
-class Tracker:
-    """One experiment in one MLflow store."""
+def cause(error: Exception) -> str:
+    """One line; of a lost connection, which MLflow tells at length, only the cause."""
+    line = (str(error).splitlines() or [""])[0]
+    if "Caused by" in line:
+        line = line.rsplit(": ", 1)[-1].strip("\"')")
+    return line if isinstance(error, (MlflowException, OSError, ValueError)) else f"{type(error).__name__}: {line}"
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path | None = None):
+
+def tries(error: Exception) -> float:
+    """How often an entry that fails so is tried. What may have to do with the network or the disk is never given up."""
+    if isinstance(error, MlflowException):
+        return TRIES.get(error.error_code, FOR_EVER)
+    status = getattr(getattr(error, "response", None), "status_code", 500)  # of an artifact's upload
+    if 400 <= status < 500 and status not in (401, 403, 408, 429):
+        return A_FEW
+    return FOR_EVER if isinstance(error, (OSError, SQLAlchemyError)) else ONCE
+
+
+class Journal:
+    """Entries on their way to MLflow: in memory and, with a path, as lines of JSON in a file."""
+
+    def __init__(self, path: Path | None):
+        """Takes up what the file holds; a last line that was torn by a kill is dropped. Raises OSError."""
+        self.where = str(path) if path else "memory"
+        self.entries: deque[dict[str, Any]] = deque()
+        self.file, self.size = None, 0  # size: of the whole lines, in bytes
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes() if path.exists() else b""
+            self.size = content.rfind(b"\n") + 1
+            self.file = path.open("ab", buffering=0)  # unbuffered: a line is one write
+            self.file.truncate(self.size)
+            for line in content[: self.size].splitlines():
+                with suppress(ValueError, TypeError):  # a disk that lost its power
+                    self.entries.append(dict(json.loads(line)))
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Raises OSError if the file cannot take it: then the entry is in memory only."""
+        line = json.dumps(entry).encode() + b"\n"
+        self.entries.append(entry)
+        if self.file and self.file.write(line) < len(line):  # the disk is full
+            self.file.truncate(self.size)  # so that the next line does not join a torn one
+            raise OSError("no space left")
+        self.size += len(line)
+
+    def pop(self) -> None:
+        """Drop the first entry. The file is emptied with the last: until then a restart repeats, which does no harm."""
+        self.entries.popleft()
+        if self.file and not self.entries:
+            with suppress(OSError):
+                self.file.truncate(0)
+            self.size = 0
+
+
+@dataclass
+class Run:
+    """What is known of a run in MLflow; None: not asked yet."""
+
+    id: str
+    child: bool
+    last_step: int | None = None  # the last optimizer step that was logged
+    images: set[str] | None = None  # how the files of complete images begin
+
+
+class Store:
+    """An experiment in MLflow. Every method writes so that the same again, in whole or from the middle, is no change.
+
+    `at`: when the entry was made, in ms since 1970.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None, say: Callable[[str], None]):
+        self.uri, self.experiment, self.say = uri, experiment, say
+        self.server = uri.startswith(("http://", "https://"))
+        self.location = artifacts.resolve().as_uri() if artifacts and not self.server else None
+        self.client = MlflowClient(tracking_uri=uri)
+        self.experiment_id = ""
+        self.runs: dict[str, Run] = {}
+
+    def open(self) -> None:
+        """Find or make the experiment. Raises ValueError if it was deleted, and whatever MLflow raises."""
+        if self.server:
+            reach(self.uri)
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found and found.lifecycle_stage != "active":
+            raise ValueError(f"the experiment {self.experiment} was deleted there; restore it, or delete it for good")
+        self.experiment_id = (
+            found.experiment_id
+            if found
+            else self.client.create_experiment(self.experiment, artifact_location=self.location)
+        )
+
+    def find(self, key: str) -> Run | None:
+        if key not in self.runs:
+            quote = '"' if "'" in key else "'"
+            query = f"tags.`{KEY}` = {quote}{key}{quote}"
+            for run in self.client.search_runs([self.experiment_id], query, max_results=1):
+                self.runs[key] = Run(run.info.run_id, MLFLOW_PARENT_RUN_ID in run.data.tags)
+        return self.runs.get(key)
+
+    def known(self, key: str) -> Run:
+        run = self.find(key)
+        if run is None:
+            raise ValueError("no run has this key")
+        return run
+
+    def run(self, key: str, at: int, name: str, parent: str | None, tags: Mapping[str, str]) -> None:
+        run = self.find(key)
+        if run:
+            self.client.update_run(run.id, status="RUNNING")
+            return
+        tags = {KEY: key, **tags, **({MLFLOW_PARENT_RUN_ID: self.known(parent).id} if parent else {})}
+        created = self.client.create_run(self.experiment_id, start_time=at, run_name=name, tags=tags)
+        self.runs[key] = Run(created.info.run_id, parent is not None, -1, set())
+
+    def params(self, key: str, at: int, params: Mapping[str, str]) -> None:
+        self.client.log_batch(self.known(key).id, params=[Param(*pair) for pair in params.items()])
+
+    def tags(self, key: str, at: int, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(self.known(key).id, tags=[RunTag(*pair) for pair in tags.items()])
+
+    def metrics(self, key: str, at: int, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """A child's steps are logged once, whoever repeats them; a row, and so a step, is never cut in two.
+
+        The same row of the same entry once more, as after an answer that was lost, MLflow itself leaves out.
+        """
+        run, batch = self.known(key), list[Metric]()
+        if run.last_step is None:
+            run.last_step = max((metric.step for metric in self.client.get_metric_history(run.id, "loss")), default=-1)
+        last = run.last_step
+        for step, row in rows:
+            if run.child and step <= last:
+                continue
+            if len(batch) + len(row) > BATCH:
+                self.send(run, batch)
+                batch = []
+            batch += [Metric(name, value, at, step) for name, value in row.items()]
+        self.send(run, batch)
+
+    def send(self, run: Run, batch: list[Metric]) -> None:
+        if batch:
+            self.client.log_batch(run.id, metrics=batch)
+            run.last_step = batch[-1].step
+
+    def image(self, key: str, at: int, name: str, path: str, step: int) -> None:
+        """MLflow writes a PNG, then a small WebP, then a tag, under names that are new each time."""
+        run = self.known(key)
+        if run.images is None:
+            paths = [file.path for file in self.client.list_artifacts(run.id, "images")]
+            run.images = {path.split("timestamp+")[0] for path in paths if path.endswith("compressed.webp")}
+        present, begin = run.images, f"images/{name.replace('/', '~')}+step+{step}+"
+        if begin in present:
+            self.client.set_tag(run.id, MLFLOW_LOGGED_IMAGES, True)
+            return
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image)
+        except Exception as error:  # a file that is torn or gone; PIL raises many kinds, OSErrors among them
+            raise ValueError(f"{path} cannot be read ({type(error).__name__})") from None
+        run.images = None  # if the next line stops half-way, look again
+        self.client.log_image(run.id, pixels, key=name, step=step, timestamp=at, synchronous=True)
+        run.images = present | {begin}
+
+    def file(self, key: str, at: int, path: str) -> None:
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{path} cannot be read")
+        self.client.log_artifact(self.known(key).id, path)
+
+    def end(self, key: str, at: int, state: str, reason: str) -> None:
+        self.close(self.known(key).id, at, state, reason)
+
+    def close(self, run_id: str, at: int, state: str, reason: str) -> None:
+        tags = {"state": state, **({"reason": reason[:5000]} if reason else {})}
+        self.client.log_batch(run_id, tags=[RunTag(*pair) for pair in tags.items()])
+        self.client.set_terminated(run_id, status=STATUS[state], end_time=at)
+
+    def settle(self, at: int, prefix: str, states: Mapping[str, tuple[str, str]]) -> None:
+        closed, quote = 0, '"' if "'" in prefix else "'"
+        query = f"tags.`{KEY}` LIKE {quote}{prefix}/%{quote}"
+        for run in self.client.search_runs([self.experiment_id], query, max_results=MOST_RUNS):
+            key, status = run.data.tags[KEY], run.info.status
+            if not key.startswith(f"{prefix}/"):  # `_` and `%` match more than themselves
+                continue
+            state, reason = states.get(key, ("INTERRUPTED", ""))
+            true = status == STATUS[state] and run.data.tags.get("state") == state
+            if not true if key in states else status == "RUNNING":
+                self.close(run.info.run_id, at, state, reason)
+                closed += 1
+        if closed:
+            self.say(f"MLflow: closed {closed} run{'s' * (closed > 1)} that a killed study had left open")
+
+
+class Tracker:
+    """One experiment in one MLflow store, written by a thread. Runs go by their keys.
+
+    The writing methods return at once and raise nothing on MLflow's account; two threads may call them.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        artifacts: Path | None = None,
+        journal: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ):
         """`artifacts`: where a new experiment keeps its files, if the store is a database; a server knows itself.
 
-        Raises ValueError if the store cannot be used.
+        `journal`: a file of this process alone; None: memory. `say` is called with lines for people, from the thread.
+        Raises ValueError if the store cannot be used. But a server that this journal has reached before may be away.
         """
-        for name in ("alembic", "mlflow.store.db.utils"):  # a new database logs every migration
-            logging.getLogger(name).setLevel(logging.WARNING)
-        server = uri.startswith(("http://", "https://"))
+        for name, level in {"alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}.items():
+            logging.getLogger(name).setLevel(level)  # a new database logs every migration, a busy one tracebacks
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.uri, self._say = uri, say
+        self._away, self._sent = False, 0  # whether the last try failed; how many entries went through since
         try:
-            if server:
-                reach(uri)
-            self.client = MlflowClient(tracking_uri=uri)
-            found = self.client.get_experiment_by_name(experiment)
-            location = artifacts.resolve().as_uri() if artifacts and not server else None
-            self.experiment_id = (
-                found.experiment_id if found else self.client.create_experiment(experiment, artifact_location=location)
-            )
+            self._journal = Journal(journal)
+        except OSError as error:
+            raise ValueError(f"MLflow's journal {journal} cannot be used: {cause(error)}") from None
+        try:
+            self._store = Store(uri, experiment, artifacts, self._tell)
+            self._open(journal)
         except Exception as error:  # MLflow's, SQLAlchemy's, a missing driver's
-            raise ValueError(f"MLflow at {uri} cannot be used: {str(error).splitlines()[0]}") from None
-        self.browse = uri if server else f"mlflow server --backend-store-uri {uri}"
+            raise ValueError(f"MLflow at {uri} cannot be used: {cause(error)}") from None
+        self.client = self._store.client
+        self.browse = uri if self._store.server else f"mlflow server --backend-store-uri {uri}"
+        self._changed = threading.Condition()  # guards the journal and all that follows
+        self._entered, self._done = len(self._journal.entries), 0
+        self._hurry = self._stopping = self._unwritten = False
+        if self._entered:
+            self._tell(f"MLflow: sending {self._entered} entries that an earlier process left in {journal}")
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
 
-    def run(self, key: str, name: str, parent: str | None = None, tags: Mapping[str, str] | None = None) -> str:
-        """The id of the run of this key, RUNNING: made now, or reopened if an interrupted study left it."""
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
-        if found:
-            run_id: str = found[0].info.run_id
-            self.client.update_run(run_id, status="RUNNING")
-            return run_id
-        tags = {KEY: key, **(tags or {}), **({MLFLOW_PARENT_RUN_ID: parent} if parent else {})}
-        created: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
-        return created
+    def _open(self, journal: Path | None) -> None:
+        """Open the experiment. A file beside the journal remembers that it was, for a start without the server."""
+        store, reached = self._store, journal.with_name(f"{journal.name}.experiment") if journal else None
+        here = f"{store.uri}\n{store.experiment}\n"
+        before = reached is not None and reached.exists() and reached.read_text() == here
+        try:
+            store.open()
+        except Exception as error:
+            if not (before and tries(error) == FOR_EVER):
+                raise
+            self._tell_away()
+        if store.server and reached and not before:
+            reached.write_text(here)
 
-    def last_step(self, run_id: str) -> int:
-        """The last optimizer step whose loss was logged; 0 if none was."""
-        return max((metric.step for metric in self.client.get_metric_history(run_id, "loss")), default=0)
+    @property
+    def experiment_id(self) -> str:
+        """Empty as long as the server has been away since the start."""
+        return self._store.experiment_id
 
-    def params(self, run_id: str, params: Mapping[str, Any]) -> None:
+    def run_id(self, key: str) -> str | None:
+        """The id of the run of this key, once it is made or found."""
+        run = self._store.runs.get(key)
+        return run.id if run else None
+
+    def run(self, key: str, name: str, parent: str | None = None, tags: Mapping[str, str] | None = None) -> None:
+        """Make the run of this key, or reopen it as RUNNING if an interrupted study left it. `parent`: a key."""
+        self._enter("run", key=key, name=name, parent=parent, tags={k: f"{v}" for k, v in (tags or {}).items()})
+
+    def params(self, key: str, params: Mapping[str, Any]) -> None:
         """Log parameters; the same again is no change."""
-        self.client.log_batch(run_id, params=[Param(key, f"{value}") for key, value in params.items()])
+        self._enter("params", key=key, params={name: f"{value}" for name, value in params.items()})
 
-    def metrics(self, run_id: str, rows: Mapping[int, Mapping[str, float]]) -> None:
-        """Log metrics by optimizer step; what is not finite is left out, for MLflow would store 1.8e308."""
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(key, float(value), now, step)
+    def metrics(self, key: str, rows: Mapping[int, Mapping[str, float]]) -> None:
+        """Log metrics by optimizer step; what is not finite is left out, for MLflow would store 1.8e308.
+
+        A child takes a step once: all of a step's metrics go into one call, in the order of the steps.
+        """
+        finite = {
+            int(step): {name: float(value) for name, value in row.items() if math.isfinite(value)}
             for step, row in rows.items()
-            for key, value in row.items()
-            if math.isfinite(value)
-        ]
-        for start in range(0, len(metrics), 1000):  # MLflow's limit for a batch
-            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        }
+        self._enter("metrics", key=key, rows=sorted((step, row) for step, row in finite.items() if row))
 
-    def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    def tags(self, key: str, tags: Mapping[str, str]) -> None:
+        self._enter("tags", key=key, tags={name: f"{value}" for name, value in tags.items()})
 
-    def image(self, run_id: str, key: str, path: str | Path, step: int) -> None:
-        with Image.open(path) as image:
-            self.client.log_image(run_id, np.asarray(image), key=key, step=step, synchronous=True)
+    def image(self, key: str, name: str, path: str | Path, step: int) -> None:
+        """Log a picture, once per name and step. The file must stay until it is sent."""
+        self._enter("image", key=key, name=name, path=str(Path(path).resolve()), step=int(step))
 
-    def file(self, run_id: str, path: str | Path) -> None:
-        self.client.log_artifact(run_id, str(path))
+    def file(self, key: str, path: str | Path) -> None:
+        """Log a file; one of the same name is replaced. It must stay until it is sent."""
+        self._enter("file", key=key, path=str(Path(path).resolve()))
 
-    def end(self, run_id: str, state: str, reason: str = "") -> None:
+    def end(self, key: str, state: str, reason: str = "") -> None:
         """Close a run: COMPLETE, PRUNED or FAIL, as in Optuna, or INTERRUPTED."""
-        self.tags(run_id, {"state": state, **({"reason": reason[:5000]} if reason else {})})
-        self.client.set_terminated(run_id, status=STATUS[state])
+        assert state in STATUS, state
+        self._enter("end", key=key, state=state, reason=reason)
+
+    def settle(self, prefix: str, states: Mapping[str, Sequence[str]]) -> None:
+        """Close what a killed driver left open below `prefix`: with its true state and reason, else as INTERRUPTED.
+
+        `states`: key -> state, reason of the trials that have ended for good.
+        """
+        self._enter("settle", prefix=prefix, states={key: list(pair) for key, pair in states.items()})
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was entered so far is in MLflow; False if that takes longer."""
+        with self._changed:
+            entered, self._hurry = self._entered, True  # a server that has just come back is asked at once
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._done >= entered or self._stopping, timeout_s)
+            return self._done >= entered
+
+    def close(self, timeout_s: float) -> None:
+        """Flush and stop the thread; say what is still to be sent."""
+        self.flush(timeout_s)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(1.0)  # a call that hangs is left behind
+        left = len(self._journal.entries)
+        if left:
+            then = "they are lost" if self._journal.file is None else "running the same command again sends them"
+            entries = f"{left} entr{'ies wait' if left > 1 else 'y waits'}"
+            self._tell(f"MLflow at {self.uri} does not answer; {entries} in {self._journal.where}; {then}")
+
+    def _enter(self, do: str, **content: Any) -> None:
+        trouble = None
+        with self._changed:
+            try:
+                self._journal.append({"do": do, "at": int(time.time() * 1000), **content})
+            except OSError as error:
+                trouble, self._unwritten = (None if self._unwritten else error), True
+            self._entered += 1
+            self._changed.notify_all()
+        if trouble:
+            self._tell(f"MLflow's journal {self._journal.where} cannot be written, memory only: {cause(trouble)}")
+
+    def _work(self) -> None:
+        """The thread: carry entry after entry."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._journal.entries or self._stopping)
+                if self._stopping:
+                    return
+                entry = self._journal.entries[0]
+            if not self._carry(entry):
+                return
+            with self._changed:
+                self._journal.pop()
+                back = self._away and self._sent and not self._journal.entries
+            if back:
+                self._tell(f"MLflow is back; sent {self._sent} entries")
+                self._away = False
+            with self._changed:  # last, so that who waits finds all said
+                self._done += 1
+                self._changed.notify_all()
+
+    def _carry(self, entry: dict[str, Any]) -> bool:
+        """Bring one entry to MLflow, however long it takes; what can never succeed is dropped. False: told to stop."""
+        pause_s, tried = 1.0, 0
+        while True:
+            try:
+                if not self._store.experiment_id:
+                    self._store.open()
+                arguments = dict(entry)
+                getattr(self._store, arguments.pop("do"))(**arguments)
+                self._sent += 1
+                return True
+            except Exception as error:  # whatever it is, the thread must live
+                tried += 1
+                if tried >= tries(error):
+                    of = entry.get("key", entry.get("prefix"))
+                    self._tell(f"MLflow: could not log {entry.get('do')} of {of}: {cause(error)}")
+                    return True
+                self._tell_away(error)
+            with self._changed:
+                self._hurry = False
+                self._changed.wait_for(lambda: self._stopping or self._hurry, pause_s)
+                if self._stopping:
+                    return False
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _tell_away(self, error: Exception | None = None) -> None:
+        if error is None or not self._away:
+            why = f" ({cause(error)})" if error else ""
+            kept = f"entries are kept in {self._journal.where} and sent when it is back"
+            self._tell(f"MLflow at {self.uri} does not answer{why}; {kept}")
+            self._away, self._sent = True, 0
+
+    def _tell(self, line: str) -> None:
+        with suppress(Exception):  # a terminal that is gone
+            self._say(line)

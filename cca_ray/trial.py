@@ -8,7 +8,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -17,38 +19,41 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from cca_ray.checkpoint import patiently
 from cca_ray.config import Placement
-from cca_ray.models import digest_of_weights
+from cca_ray.models import atomically, digest_of_weights
 from cca_ray.objective import Scorer
 from cca_ray.parallel import Group, for_sampling
 from cca_ray.placement import autocast, local_device, micro_batch_size, worker_resources
 from cca_ray.reference import Part, score_part, write_part
-from cca_ray.worker import (
-    Job,
-    Report,
-    Scored,
-    fine_tune,
-    load_base,
-    load_tokens,
-    protocol_of,
-    reference_key,
-    required,
-    score,
-    scoring_of,
-)
+from cca_ray.scoring import Scored, load_base, load_tokens, protocol_of, required, score, scoring_of
+from cca_ray.worker import Job, Report, Stuck, fine_tune, reference_key
 
 FAILURE = "failure"  # the key of a report that ends a trial with a reason
+STUCK = "stuck"  # the same of one that cannot go on for no fault of its own: the study stops, the trial stays open
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What Ray and Ray Train have wrapped."""
+    failures = getattr(error, "worker_failures", None)  # Ray Train's error of a worker group
+    inner = next(iter(failures.values())) if failures else getattr(error, "_base_exc", None)
+    inner = inner or getattr(error, "cause", None)
+    if not isinstance(error, Stuck):  # whose own words are the best
+        inner = inner or error.__cause__
+    return innermost(inner) if isinstance(inner, BaseException) else error
 
 
 def one_line(error: BaseException) -> str:
-    """The innermost cause, as its kind and the first line of its message."""
-    failures = getattr(error, "worker_failures", None)  # Ray Train's error of a worker group
-    inner = next(iter(failures.values())) if failures else getattr(error, "_base_exc", None)
-    inner = inner or getattr(error, "cause", None) or error.__cause__
-    if isinstance(inner, BaseException):
-        return one_line(inner)
+    """Kind and first line of the message."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:500]
+    first = text[0] if text else "no message"
+    return (first if isinstance(error, Stuck) else f"{type(error).__name__}: {first}")[:500]
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """The report that ends a trial."""
+    inner = innermost(error)
+    return {STUCK if isinstance(inner, Stuck) else FAILURE: one_line(inner)}
 
 
 def worker_loop(packed: dict[str, Any]) -> None:
@@ -61,8 +66,10 @@ def worker_loop(packed: dict[str, Any]) -> None:
     group = Group(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
         fine_tune(Job.unpacked(packed), ray.train.report, group)
+    except Stuck:  # the other workers may be waiting for this one
+        raise
     except ValueError as error:
-        ray.train.report({FAILURE: one_line(error)})
+        ray.train.report(failure(error))
 
 
 def build_local(loop: Callable[[], object]) -> TorchTrainer:
@@ -116,7 +123,7 @@ def run_trial(packed: dict[str, Any]) -> None:
         callbacks = [TuneReportCallback()] if job.config.placement.workers > 1 else []
         build_trainer(job, tune.report, callbacks).fit()
     except Exception as error:
-        tune.report({FAILURE: one_line(error)})
+        tune.report(failure(error))
 
 
 def trial_resources(placement: Placement) -> dict[str, float]:
@@ -153,13 +160,50 @@ class TableMaker:
         return len(scored[0])
 
 
+def keep_score(path: Path, scored: Scored) -> None:
+    """Write a score to a file of its own."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                fid=scored.fid,
+                inception_score=scored.inception_score,
+                images=scored.images,
+                without=np.array(scored.without),
+            )
+
+    patiently(lambda: atomically(path, write))
+
+
+def kept_score(path: Path) -> Scored | None:
+    """What `keep_score` wrote; None if there is nothing, or nothing readable: then it is made again."""
+    try:
+        with np.load(path) as content:
+            without = tuple((float(fid), float(score)) for fid, score in content["without"])
+            return Scored(float(content["fid"]), float(content["inception_score"]), content["images"], without)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        return None
+
+
 @ray.remote
 def score_checkpoint(
-    packed: dict[str, Any], checkpoint: str | None, guidance_scale: float, samples: int, seed: int
-) -> tuple[Scored, str]:
-    """Score a checkpoint (None: the base) with this scale and noise; also the id of the protocol."""
+    packed: dict[str, Any],
+    folder: str,
+    key: str,
+    checkpoint: str | None,
+    guidance_scale: float,
+    samples: int,
+    seed: int,
+) -> Scored:
+    """Score a checkpoint (None: the base) with this scale and noise, once: the score stays in `folder`, by `key`."""
     config, group = Job.unpacked(packed).config, Group()
     scoring = scoring_of(config, group.device)
     protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
+    path = Path(folder) / f"{key}-{protocol.id}.npz"
+    if (kept := kept_score(path)) is not None:
+        return kept
     model = for_sampling(load_base(config, checkpoint), config.placement, group)
-    return score(model, scoring, protocol, group), protocol.id
+    scored = score(model, scoring, protocol, group)
+    keep_score(path, scored)
+    return scored

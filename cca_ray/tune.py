@@ -1,28 +1,38 @@
 """Search λ and learning rate for CCA, size after size.
 
-python -m cca_ray.tune                          the embedded default: two sizes of LlamaGen on digits
-python -m cca_ray.tune my_s.yaml my_m.yaml      your own search spaces, in this order
+python -m cca_ray.tune                          the embedded default: two sizes of LlamaGen and a VAR on digits
+python -m cca_ray.tune my_s.yaml my_m.yaml      your own search spaces
+python -m cca_ray.tune llamagen_b --gpu-hours 100 --replicates 2
+
+The same command continues a study that was stopped, however it was stopped.
 """
 
+import math
+import os
 import re
 import shutil
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import ray
 import typer
 import yaml
 
-from cca_ray.config import ConfigError, StudyConfig, load_config
+from cca_ray.config import FAMILY_SIZES, ConfigError, StudyConfig, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, run
+from cca_ray.ledger import Limits
 from cca_ray.placement import micro_batch_size
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, table, verdict, write_summary
-from cca_ray.search import SizeResult, run_size, start_ray
+from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
 from cca_ray.tracking import Tracker
+
+CLOSE_S = 10.0  # how long the end waits for MLflow
 
 
 def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
+    """The studies, small sizes of a family before large ones: what the small ones find is tried first by the next."""
     configs = [load_config(find_space(space), settings) for space in spaces or DEFAULT_SPACES]
     names = [config.name for config in configs]
     if len(set(names)) < len(names):
@@ -30,7 +40,10 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
     for config in configs:
         micro_batch_size(config.placement, config.train.global_batch)
         check_files(config)
-    return configs
+    families = list(dict.fromkeys(config.base.family for config in configs))
+    return sorted(
+        configs, key=lambda c: (families.index(c.base.family), FAMILY_SIZES[c.base.family].index(c.base.size))
+    )
 
 
 def show(configs: list[StudyConfig]) -> None:
@@ -45,18 +58,47 @@ def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
     winner = folder / "winner.pt"
     shutil.copyfile(size["checkpoint"], winner)
     size["checkpoint"] = str(winner)
-    tracker.file(size["mlflow_run_id"], picture(folder / "samples.png", size, result.images))
-    tracker.file(size["mlflow_run_id"], winner)
+    tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
+    tracker.file(size["mlflow_key"], winner)
+
+
+def fresh_name(name: str, storage: Path) -> str:
+    """The first of NAME, NAME-2, NAME-3, ... that no study has."""
+    number = 1
+    while (storage / (candidate := name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def share(started: float, used_hours: float, sizes_left: int, minutes: float | None, hours: float | None) -> Limits:
+    """What the next size may use: an equal part of what is left, so that what one leaves goes to the next."""
+    seconds = (60 * minutes - (time.monotonic() - started)) / sizes_left if minutes else math.inf
+    return Limits(seconds, (hours - used_hours) * 3600 / sizes_left if hours else math.inf)
+
+
+def taught_by(sizes: list[dict[str, Any]], family: str) -> list[dict[str, float]]:
+    """The best settings of the smaller sizes of a family, the last one's first."""
+    return [size["winner"] for size in reversed(sizes) if size["family"] == family]
 
 
 def main(
     spaces: Annotated[list[str] | None, typer.Argument(help="Search-space files, or names of shipped ones.")] = None,
     name: Annotated[str, typer.Option(help="Name of the study; the same name continues it.")] = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Under a new name, if a study of this name exists.")] = False,
     storage: Annotated[Path, typer.Option(help="Folder for everything that a study leaves.")] = Path("runs"),
     tracking_uri: Annotated[
         str, typer.Option(help="MLflow server or database; by default a SQLite file in the storage.")
     ] = "",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials a size.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Begin no trial that would end later, final comparison included.")
+    ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(min=0.001, help="The same for GPU-hours (without GPUs: CPU-hours) of the study.")
+    ] = None,
+    replicates: Annotated[
+        int | None, typer.Option(min=0, help="Train every finalist again with so many other seeds.")
+    ] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the search, the data order and the noise.")] = None,
     set_: Annotated[
@@ -66,10 +108,10 @@ def main(
 ) -> None:
     """Search λ and learning rate for CCA, size after size."""
     settings = list(set_ or [])
-    settings += [f"search.trials={trials}"] if trials is not None else []
-    settings += [f"search.max_concurrent={max_concurrent}"] if max_concurrent is not None else []
+    given = {"trials": trials, "replicates": replicates, "max_concurrent": max_concurrent}
+    settings += [f"search.{key}={value}" for key, value in given.items() if value is not None]
     if seed is not None:
-        # Far apart, so that the noise of one study (seed, seed + 1, seed + 2) is never that of another.
+        # Far apart, so that the noise of one study (seed, seed + 1, ...) is never that of another.
         settings += [f"search.seed={seed}", f"train.seed={seed}", f"score.seed={1000 * seed}"]
     configs = load_spaces(spaces or [], settings)
     if dry_run:
@@ -82,26 +124,40 @@ def main(
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
     storage = storage.resolve()  # trials run in directories of their own
+    name = fresh_name(name, storage) if fresh else name
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)
     console.say(f"study {name}: {', '.join(c.name for c in configs)}; everything goes to {folder}")
     uri = tracking_uri or f"sqlite:///{storage / 'mlflow.db'}"
-    console.say(f"opening MLflow at {uri}")
-    families = dict.fromkeys(config.base.family for config in configs)
-    trackers = {family: Tracker(uri, f"cca_ray {family}", storage / "mlartifacts") for family in families}
-    sizes = []
+    sizes: list[dict[str, Any]] = []
     with alone(folder):
+        console.say(f"opening MLflow at {uri}")
+        trackers = {
+            family: Tracker(
+                uri, f"cca_ray {family}", storage / "mlartifacts", folder / f"mlflow-{family}.journal", console.say
+            )
+            for family in dict.fromkeys(config.base.family for config in configs)
+        }
         try:
             console.say("starting Ray")
             start_ray()
+            if "RAY_ADDRESS" in os.environ:
+                remove_leaked_groups(console.say)
+            started = time.monotonic()
             for config in configs:
                 tracker = trackers[config.base.family]
-                result = run_size(resolve(config, storage, console.progress), name, folder, tracker, console.say)
+                used = sum(size["device_hours"] for size in sizes)
+                limits = share(started, used, len(configs) - len(sizes), minutes, gpu_hours)
+                base = resolve(config, storage, console.progress)
+                taught = taught_by(sizes, config.base.family)
+                result = run_size(base, name, folder, tracker, console.say, limits, taught)
                 finish_size(result, folder / config.name, tracker)
                 sizes.append(result.summary)
                 summary = write_summary(folder, sizes)
                 console.say(verdict(result.summary))
         finally:
+            for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
+                tracker.close(CLOSE_S if len(sizes) == len(configs) else 1.0)
             ray.shutdown()
     print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
     where = {size["size"]: f"{Path(size['checkpoint']).parent}: winner.pt, samples.png" for size in sizes}

@@ -4,63 +4,50 @@ The same loop runs alone or as one of several workers; only `Group` knows which.
 whose files lie on storage that all nodes see.
 """
 
+import gc
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ray
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cca_ray.checkpoint import Progress, resume, save_checkpoint
+from cca_ray.checkpoint import patiently, resume, save_checkpoint
 from cca_ray.config import StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
-from cca_ray.features import Extractor, extract, load_extractor
-from cca_ray.fid import (
-    SHARD,
-    Divergence,
-    Moments,
-    Protocol,
-    Reference,
-    divergences,
-    frechet_distance,
-    frechet_distance_few,
-    inception_score,
-    merge_all,
-)
-from cca_ray.models import (
-    Dropout,
-    Model,
-    Tokenizer,
-    digest_of_weights,
-    dropout_keys,
-    load_official,
-    load_tokenizer,
-    save_official,
-)
+from cca_ray.models import Dropout, Model, digest_of_weights, dropout_keys, save_official
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
 from cca_ray.parallel import Group, Weights, distribute, for_sampling, gradients_wait, local, weights_of, whole_model
-from cca_ray.placement import autocast, micro_batch_size, precision
+from cca_ray.placement import autocast, is_out_of_memory, micro_batch_size, smaller_micro_batch
 from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
-from cca_ray.sampler import Decoding, decode_images, image_grid, labels_of, sample_tokens, uniforms
-from cca_ray.tokens import TokenSet, read_token_set
+from cca_ray.sampler import image_grid
+from cca_ray.scoring import Scoring, load_base, load_tokens, protocol_of, required, score, scoring_of
+from cca_ray.tokens import TokenSet
 
 # Accuracy counts every pair, as the official code does: null-masked and equal-label pairs can never win.
 METRICS = ("loss", "reward_accuracy", "reward_margin")
+BEAT_S = 1.0  # how often the workers of a trial agree on what to do besides training
 HEARTBEAT_S = 5.0  # a report at least this often, so that progress is visible
-GRID_IMAGES = 80
+HALVINGS = 2  # of the micro-batch, when memory runs out
+STOP = "stop"  # a file of this name beside the trials' folders stops them all
 
 Report = Callable[[dict[str, Any]], None]
 
 
 class Diverged(ValueError):
     """The loss is no longer a number."""
+
+
+class Stuck(ValueError):
+    """Files that cannot be read or written: no fault of this trial, and every other would meet it too."""
 
 
 @dataclass(frozen=True)
@@ -89,156 +76,6 @@ class Job:
             folder=Path(packed["folder"]),
             table=Path(packed["table"]) if packed["table"] else None,
         )
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """All that turns a model's tokens into a score."""
-
-    tokenizer: Tokenizer
-    extractor: Extractor
-    reference: Reference
-    num_classes: int
-    image_size: int  # pixels along a side of a decoded image
-
-
-@dataclass(frozen=True)
-class Scored:
-    """fid; inception_score (of the extractor's own classes); the first images [n, H, W, 3] uint8."""
-
-    fid: float
-    inception_score: float
-    images: np.ndarray
-
-
-def required(path: str | None, key: str) -> str:
-    if path is None:
-        raise ValueError(f"{key} is not set; an embedded base sets it when it is built")
-    return path
-
-
-@lru_cache(maxsize=2)
-def load_tokens(folder: str) -> TokenSet:
-    """Kept between the trials of one process."""
-    return read_token_set(folder)
-
-
-@lru_cache(maxsize=2)
-def load_scoring(
-    family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device
-) -> Scoring:
-    """Kept between the trials of one process."""
-    meta, extractor, statistics = load_tokens(tokens).meta, load_extractor(features), Reference.load(reference)
-    decoder = load_tokenizer(family, tokenizer)
-    if digest_of_weights(decoder) != meta.tokenizer:
-        raise ValueError(f"{tokenizer}: is not the tokenizer that made {tokens}; prepare the tokens with this one")
-    if extractor.width != len(statistics.mean):
-        raise ValueError(
-            f"{reference}: statistics of {len(statistics.mean)} features, but {features} gives {extractor.width}"
-        )
-    return Scoring(decoder.to(device), extractor.to(device), statistics, len(meta.class_names), meta.image_size)
-
-
-def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
-    return load_scoring(
-        config.base.family,
-        required(config.base.tokenizer, "base.tokenizer"),
-        required(config.score.features, "score.features"),
-        required(config.score.reference, "score.reference"),
-        required(config.data.tokens, "data.tokens"),
-        device,
-    )
-
-
-def load_base(config: StudyConfig, checkpoint: str | None = None) -> Model:
-    """The study's base, or the same architecture with another checkpoint's weights."""
-    path = checkpoint or required(config.base.checkpoint, "base.checkpoint")
-    meta = load_tokens(required(config.data.tokens, "data.tokens")).meta
-    codes = required(config.base.tokenizer, "base.tokenizer") if config.base.family == "var" else None
-    model = load_official(config.base.family, config.base.size, path, codes, length=meta.length)
-    wanted = (meta.length, meta.codebook_size, len(meta.class_names))
-    found = (model.config.block_size, model.config.vocab_size, model.config.num_classes)
-    if found != wanted:
-        raise ValueError(
-            f"{path}: models {found[0]} tokens of {found[1]} codes and {found[2]} classes, but "
-            f"{config.data.tokens} holds {wanted[0]} of {wanted[1]} and {wanted[2]}"
-        )
-    return model
-
-
-def protocol_of(
-    config: StudyConfig, scoring: Scoring, samples: int, guidance_scale: float = 1.0, seed: int | None = None
-) -> Protocol:
-    """The protocol of a score in this study; noise seed `score.seed` unless another is given.
-
-    ValueError if the samples are not of the size that the feature network takes.
-    """
-    device = next(scoring.tokenizer.parameters()).device
-    half = precision(config.placement, device) == torch.bfloat16
-    size = config.score.image_size or scoring.image_size
-    wanted = scoring.extractor.image_size
-    if wanted is not None and size != wanted:
-        raise ValueError(
-            f"{config.score.features}: takes images {wanted} pixels wide, not {size}; see score.image_size"
-        )
-    return Protocol(
-        extractor=scoring.extractor.digest,
-        reference=scoring.reference.digest,
-        samples=samples,
-        seed=config.score.seed if seed is None else seed,
-        image_size=size,
-        labels=config.score.labels,
-        precision="bfloat16" if half else "float32",
-        resize="none" if size == scoring.image_size else "bicubic",
-        guidance_scale=guidance_scale,
-        temperature=config.score.temperature,
-        top_k=config.score.top_k,
-        top_p=config.score.top_p,
-    )
-
-
-def sample_shards(
-    model: Model, scoring: Scoring, protocol: Protocol, group: Group
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """This worker's images, a shard at a time: index [n], images [n, H, W, 3] uint8, labels [n].
-
-    Workers hold consecutive blocks of shards, so that rank order is image order.
-    """
-    shards = -(-protocol.samples // SHARD)
-    decoding = Decoding(protocol.guidance_scale, protocol.temperature, protocol.top_k, protocol.top_p)
-    for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
-        index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
-        labels = labels_of(protocol.labels, protocol.seed, index, scoring.num_classes).to(group.device)
-        noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
-        tokens = sample_tokens(model, labels, noise, decoding)
-        yield index, decode_images(scoring.tokenizer, tokens, protocol.image_size), labels
-
-
-@torch.inference_mode()
-def score(model: Model, scoring: Scoring, protocol: Protocol, group: Group) -> Scored:
-    """Sample, decode, extract and score where the weights are; every worker gets the result."""
-    few = protocol.samples < len(scoring.reference.mean)
-    moments: Moments | None = None
-    kept: list[np.ndarray] = []
-    parts: list[dict[int, Divergence]] = []
-    first: list[np.ndarray] = []
-    for index, images, _ in sample_shards(model, scoring, protocol, group):
-        features = extract(scoring.extractor, images)
-        pooled = features.pooled.cpu().numpy()
-        if few:
-            kept.append(pooled)
-        else:
-            moments = moments.merge(Moments.of(pooled)) if moments else Moments.of(pooled)
-        parts.append(divergences(features.probabilities.cpu().numpy(), index))
-        if not first:
-            first.append(images[:GRID_IMAGES].cpu().numpy())
-    mine = (moments, kept, parts, first if group.rank == 0 else [])
-    gathered = group.gather(mine)
-    if few:
-        fid = frechet_distance_few(np.concatenate([k for part in gathered for k in part[1]]), scoring.reference)
-    else:
-        fid = frechet_distance(merge_all([part[0] for part in gathered if part[0] is not None]), scoring.reference)
-    return Scored(fid, inception_score(p for part in gathered for p in part[2]), gathered[0][3][0])
 
 
 @torch.no_grad()
@@ -404,7 +241,7 @@ def rung_steps(config: StudyConfig, total: int) -> dict[int, int]:
     return {max(1, round(rung.at * total)): rung.samples for rung in config.rungs}
 
 
-def score_rung(loop: Loop, step: int, samples: int) -> dict[str, Any]:
+def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -> dict[str, Any]:
     """Score the EMA; the first worker writes the grid of samples."""
     model = loop.scored_model()
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
@@ -412,15 +249,16 @@ def score_rung(loop: Loop, step: int, samples: int) -> dict[str, Any]:
     protocol = protocol_of(loop.job.config, loop.scoring, samples)
     started = time.monotonic()
     placement = loop.job.config.placement
-    scored = score(for_sampling(model, placement, loop.group), loop.scoring, protocol, loop.group)
+    scored = score(for_sampling(model, placement, loop.group), loop.scoring, protocol, loop.group, alive)
     if not math.isfinite(scored.fid):
         raise Diverged(f"the FID is {scored.fid} at step {step}")
     grid = loop.job.folder / f"samples-{step:06d}.png"
     if loop.group.rank == 0:
         columns = min(loop.scoring.num_classes, 10)
-        Image.fromarray(image_grid(scored.images, columns)).save(grid)
+        patiently(lambda: Image.fromarray(image_grid(scored.images, columns)).save(grid))
     return {
         "fid": scored.fid,
+        "without": [list(pair) for pair in scored.without],
         "inception_score": scored.inception_score,
         "samples": samples,
         "protocol": protocol.id,
@@ -448,40 +286,136 @@ def save_final(loop: Loop, path: Path) -> None:
     """Write the weights that were scored, in the official format."""
     model = loop.scored_model()
     if loop.group.rank == 0:
-        save_official(model, path)
+        patiently(lambda: save_official(model, path))
 
 
-def fine_tune(job: Job, report: Report, group: Group) -> Path:
-    """Run one fine-tuning, from its checkpoint if there is one; returns the file with the final weights.
+def started_at(pid: int) -> str:
+    """When a process of this machine began, by the system's clock ticks: with the pid, its name for good."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
 
-    `report` receives at least every few seconds `step`, `total_steps`, `history`, `images_per_second`, and
-    at each rung `fid` and what belongs to it. After a resume the rungs already passed are reported again.
+
+class Pulse:
+    """When the workers of a trial pause together to report, to write a checkpoint, or to stop.
+
+    They agree about once a second; on the step, not on a clock, for all must do the same. Each also leaves a sign of
+    life, a file that says which process it is: who has hung can so be found, and killed, from outside.
     """
-    loop = prepare(job, group)
+
+    def __init__(self, job: Job, group: Group):
+        placement = job.config.placement
+        self.group, self.checkpoint_s = group, 60 * placement.checkpoint_minutes
+        self.stop, self.life = job.folder.parent / STOP, job.folder / f"alive-{group.rank}"
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        who = {"pid": os.getpid(), "started": started_at(os.getpid()), "node": node}
+        patiently(lambda: self.life.write_text(json.dumps(who)))
+        self.every, self.steps = 1, 0  # steps between two agreements; since the last one
+        self.since = self.reported = self.saved = time.monotonic()
+
+    def alive(self) -> None:
+        with suppress(OSError):
+            os.utime(self.life)
+
+    def beat(self) -> tuple[bool, bool, bool]:
+        """After a step: whether to report, to write a checkpoint, to stop."""
+        self.steps += 1
+        if self.steps < self.every:
+            return False, False, False
+        self.alive()
+        now = time.monotonic()
+        wishes = (
+            now - self.since,
+            now - self.reported > HEARTBEAT_S,
+            now - self.saved > self.checkpoint_s,
+            self.stop.exists(),
+        )
+        seconds, report, save, stop = (max(some) for some in zip(*self.group.gather(wishes), strict=True))
+        self.every = max(1, min(round(BEAT_S * self.steps / max(seconds, 1e-3)), 10 * self.every))
+        self.steps, self.since = 0, now
+        report, save = report or save or stop, save or stop
+        self.reported, self.saved = now if report else self.reported, now if save else self.saved
+        return report, save, stop
+
+
+def smaller(job: Job) -> Job:
+    """The job with the micro-batch that it was given after memory had run out, if it had."""
+    marker = job.folder / "micro_batch"
+    if not marker.exists():
+        return job
+    placement = job.config.placement.model_copy(update={"micro_batch": json.loads(marker.read_text())["micro_batch"]})
+    return replace(job, config=job.config.model_copy(update={"placement": placement}))
+
+
+def shrink(job: Job) -> bool:
+    """After memory has run out: the next attempt takes half the micro-batch. False if it did so often enough."""
+    marker = job.folder / "micro_batch"
+    halvings = json.loads(marker.read_text())["halvings"] if marker.exists() else 0
+    size = smaller_micro_batch(smaller(job).config.placement, job.train.global_batch)
+    if size is None or halvings >= HALVINGS:
+        return False
     job.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, final, settings = job.folder / "checkpoint.pt", job.folder / "model.pt", settings_of(loop)
-    progress = resume(checkpoint, loop.model, loop.ema, loop.optimizer, settings)
-    total = total_steps(len(loop.data.labels), job.train)
-    rungs = rung_steps(job.config, total)
-    if progress.step == total:
-        save_final(loop, final)
+    patiently(lambda: marker.write_text(json.dumps({"micro_batch": size, "halvings": halvings + 1})))
+    return True
+
+
+def fine_tune(job: Job, report: Report, group: Group) -> Path | None:
+    """Run one fine-tuning, from its checkpoint if there is one; the file with the final weights, None if stopped.
+
+    `report` receives at least every few seconds `step`, `total_steps`, `seconds`, `history`, `images_per_second`, and
+    at each rung `fid` and what belongs to it. After a resume what was reported before is reported again.
+    When memory runs out, the micro-batch is halved and the accumulation doubled, which changes no result.
+    Raises Diverged, and Stuck if files cannot be read or written.
+    """
+    while True:
+        try:
+            return attempt(smaller(job), report, group)
+        except (RuntimeError, MemoryError) as error:
+            # The other workers of a group may be waiting for this one: Ray Train starts all of them anew.
+            if not is_out_of_memory(error) or not shrink(job) or group.world > 1:
+                raise
+        # Only here, where the error no longer holds the tensors of the step that failed.
+        gc.collect()
+        if group.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def attempt(job: Job, report: Report, group: Group) -> Path | None:
+    """See `fine_tune`."""
+    checkpoint, final = job.folder / "checkpoint.pt", job.folder / "model.pt"
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        pulse, loop = Pulse(job, group), prepare(job, group)
+        settings = settings_of(loop)
+        progress = resume(checkpoint, loop.model, loop.ema, loop.optimizer, settings)
+        total = total_steps(len(loop.data.labels), job.train)
+        if progress.step == total:
+            save_final(loop, final)
+    except (OSError, ValueError) as error:
+        raise Stuck(str(error)) from error
+    rungs, placement = rung_steps(job.config, total), job.config.placement
     for passed in progress.reports:
-        report(passed)
-    log = Log(group)
+        report({**passed, "stopped": False})
+    started, log = time.monotonic() - progress.seconds, Log(group)
     for step in range(progress.step, total):
         log.add(step + 1, train_step(loop, step))
         done = step + 1
-        # All workers must flush together: without a rung, only the alone may go by their own clock.
-        if done not in rungs:
-            if group.world == 1 and time.monotonic() - log.since > HEARTBEAT_S:
-                report({"step": done, "total_steps": total, **log.flush(job.train.global_batch)})
+        due, save, stop = pulse.beat()
+        if done not in rungs and not due:
             continue
         result = {"step": done, "total_steps": total, **log.flush(job.train.global_batch)}
-        result.update(score_rung(loop, done, rungs[done]))
-        log.since = time.monotonic()
-        progress = Progress(done, [*progress.reports, result])
-        save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group)
-        if done == total:  # before the report: who hears of the end may look for the weights
-            save_final(loop, final)
-        report(result)
+        result["micro_batch"] = micro_batch_size(placement, job.train.global_batch)
+        try:
+            if done in rungs:
+                result.update(score_rung(loop, done, rungs[done], pulse.alive))
+                log.since = time.monotonic()
+            progress.step, progress.seconds = done, time.monotonic() - started
+            progress.add(result := {**result, "seconds": progress.seconds})
+            if done in rungs or save:
+                save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group)
+            if done == total:  # before the report: who hears of the end may look for the weights
+                save_final(loop, final)
+        except OSError as error:
+            raise Stuck(str(error)) from error
+        report({**result, "stopped": stop and done < total})
+        if stop and done < total:
+            return None
     return final

@@ -83,7 +83,7 @@ def tiny_space() -> dict[str, Any]:
             "trials": 3,
         },
         "control": {"learning_rates": [1e-3]},
-        "rungs": [{"at": 0.5, "samples": 40}, {"at": 1.0, "samples": 80}],
+        "rungs": [{"at": 0.5, "samples": 60}, {"at": 1.0, "samples": 80}],
         "score": {"samples": 80, "guidance_scales": [1.5], "finalists": 2},
     }
 

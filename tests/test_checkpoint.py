@@ -26,10 +26,10 @@ def step(model: nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> None
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
     model, ema, optimizer = trained(3)
-    save_checkpoint(path, model, ema, optimizer, Progress(3, [{"step": 3, "fid": 1.5}]), "settings", Group())
+    save_checkpoint(path, model, ema, optimizer, Progress(3, 2.5, [{"step": 3, "fid": 1.5}]), "settings", Group())
     again, again_ema, again_optimizer = trained(0)
     progress = resume(path, again, again_ema, again_optimizer, "settings")
-    assert (progress.step, progress.reports) == (3, [{"step": 3, "fid": 1.5}])
+    assert (progress.step, progress.seconds, progress.reports) == (3, 2.5, [{"step": 3, "fid": 1.5}])
     step(model, optimizer, 2)
     step(again, again_optimizer, 2)
     assert torch.equal(model.weight, again.weight)

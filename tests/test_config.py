@@ -66,7 +66,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no trials": (changed("search.trials", 0), "search.trials: input should be greater than or equal to 1"),
     "rungs out of order": (changed("rungs", [{"at": 1.0, "samples": 9}, {"at": 0.5, "samples": 9}]), "rungs must rise"),
     "rungs without an end": (changed("rungs", [{"at": 0.5, "samples": 9}]), "end at 1"),
-    "control as the objective": (changed("train.objective", "finetune"), "finetune is the control of every study"),
+    "a field without effect": (changed("train.objective", "dpo"), "lambda has no effect on objective dpo"),
     "guidance scale of one": (changed("score.guidance_scales", [1.0]), "every scale must be above 1"),
     "top-p above one": (changed("score.top_p", 1.5), "score.top_p: input should be less than or equal to 1"),
     "checkpoint without data": (

@@ -11,6 +11,8 @@ from cca_ray.fid import (
     frechet_distance,
     frechet_distance_few,
     inception_score,
+    jackknife_error,
+    jackknife_groups,
     merge_all,
     precision_recall,
 )
@@ -148,3 +150,36 @@ def test_the_protocol_id_names_everything_a_score_depends_on():
     ids = {protocol.model_copy(update={key: value}).id for key, value in changes.items()}
     assert set(changes) == set(Protocol.model_fields)
     assert len(ids | {protocol.id}) == len(changes) + 1
+
+
+def test_jackknife_groups_are_whole_rounds_of_all_classes():
+    index = np.arange(130)
+    groups = jackknife_groups(index, 130, classes=10)
+    assert sorted(set(groups.tolist())) == list(range(10))
+    for group in range(10):
+        counts = np.bincount(index[groups == group] % 10, minlength=10)
+        assert counts.min() == counts.max()
+    assert set(jackknife_groups(np.arange(70), 70, classes=10).tolist()) == set(range(7))
+    assert len(set(jackknife_groups(np.arange(20), 20, classes=10).tolist())) == 10  # too few rounds
+    np.testing.assert_array_equal(groups[50:70], jackknife_groups(index[50:70], 130, classes=10))
+
+
+def test_the_jackknife_error_is_that_of_a_mean():
+    """For a mean it is exact: the standard error of the groups' means."""
+    values = np.random.default_rng(0).normal(size=(10, 30))
+    without = np.array([np.delete(values, group, axis=0).mean() for group in range(10)])
+    assert jackknife_error(without) == pytest.approx(values.mean(1).std(ddof=1) / 10**0.5)
+
+
+def test_the_jackknife_error_of_a_fid_is_about_the_spread_over_fresh_samples():
+    rng, dim, count = np.random.default_rng(0), 8, 400
+    reference = Reference(np.zeros(dim), np.eye(dim))
+    fids, errors = [], []
+    for _ in range(40):
+        features = 1.2 * rng.normal(size=(count, dim)) + 0.3
+        groups = np.arange(count) % 10
+        fids.append(frechet_distance(Moments.of(features), reference))
+        errors.append(jackknife_error(np.array([
+            frechet_distance(Moments.of(features[groups != g]), reference) for g in range(10)
+        ])))  # fmt: skip
+    assert 0.7 < np.mean(errors) / np.std(fids, ddof=1) < 1.4

@@ -1,6 +1,7 @@
 """The main command, as a process of its own, through interruptions."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from cca_ray.pretrain import BaseFiles
-from cca_ray.tracking import Tracker
+from cca_ray.tracking import KEY, Tracker
+from cca_ray.tune import fresh_name, load_spaces, share, taught_by
 from tests.test_cli import write_space
 
 
@@ -36,6 +39,39 @@ def trials(folder: Path, arm: str = "search") -> list[optuna.trial.FrozenTrial]:
 def statuses(folder: Path) -> list[str]:
     tracker = Tracker(f"sqlite:///{folder / 'runs' / 'mlflow.db'}", "cca_ray llamagen")
     return [run.info.status for run in tracker.client.search_runs([tracker.experiment_id])]
+
+
+def test_small_sizes_come_first_within_their_family(base_files: BaseFiles, tmp_path: Path):
+    for name, size in (("large", "M"), ("small", "S")):
+        path = write_space(tmp_path, base_files, name)
+        path.write_text(path.read_text().replace("size: S", f"size: {size}"))
+    spaces = [str(tmp_path / "large.yaml"), "digits_var", str(tmp_path / "small.yaml")]
+    assert [config.name for config in load_spaces(spaces, [])] == ["small", "large", "digits_var"]
+
+
+def test_what_a_size_found_is_taught_to_the_next_of_its_family_the_last_first():
+    sizes = [
+        {"family": "llamagen", "winner": {"lambda": 1.0}},
+        {"family": "var", "winner": {"lambda": 2.0}},
+        {"family": "llamagen", "winner": {"lambda": 3.0}},
+    ]
+    assert taught_by(sizes, "llamagen") == [{"lambda": 3.0}, {"lambda": 1.0}]
+
+
+def test_a_fresh_name_is_one_that_no_study_has(tmp_path: Path):
+    assert fresh_name("digits", tmp_path) == "digits"
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits-2").mkdir()
+    assert fresh_name("digits", tmp_path) == "digits-3"
+
+
+def test_what_one_size_leaves_of_the_budget_goes_to_the_next():
+    now = time.monotonic()
+    first, last = share(now, 0.0, 3, 30, 6), share(now - 300, 1.0, 1, 30, 6)
+    assert first.seconds == pytest.approx(600, abs=1)
+    assert last.seconds == pytest.approx(1500, abs=1)
+    assert (first.device_seconds, last.device_seconds) == (7200, 18000)
+    assert share(now, 0.0, 3, None, None).seconds == math.inf
 
 
 def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: BaseFiles, tmp_path: Path):
@@ -71,7 +107,9 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     assert sorted(statuses(tmp_path)) == ["FINISHED"] * 5
     tracker = Tracker(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}", "cca_ray llamagen")
     for trial in ended:  # nothing is missing and nothing is logged twice
-        history = tracker.client.get_metric_history(trial.user_attrs["mlflow_run_id"], "loss")
+        ending = f"tags.`{KEY}` LIKE '%/{trial.user_attrs['key']}'"
+        (run,) = tracker.client.search_runs([tracker.experiment_id], ending)
+        history = tracker.client.get_metric_history(run.info.run_id, "loss")
         assert sorted(metric.step for metric in history) == list(range(1, 301))
 
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())

@@ -1,4 +1,8 @@
+import json
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,25 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from cca_ray.checkpoint import patiently
 from cca_ray.config import StudyConfig
 from cca_ray.features import extract
 from cca_ray.fid import Moments, frechet_distance
 from cca_ray.models import digest_of_weights, load_official
 from cca_ray.parallel import Group
+from cca_ray.scoring import load_base, load_tokens, protocol_of, required, sample_shards, score, scoring_of
 from cca_ray.search import reference_table
 from cca_ray.trial import build_trainer
-from cca_ray.worker import (
-    Diverged,
-    Job,
-    fine_tune,
-    load_base,
-    load_tokens,
-    protocol_of,
-    required,
-    sample_shards,
-    score,
-    scoring_of,
-)
+from cca_ray.worker import Diverged, Job, Stuck, fine_tune, shrink, smaller
 from tests.conftest import MakeStudy
 
 LIVE = {"reference": "live"}
@@ -134,7 +129,7 @@ def test_dropout_does_not_depend_on_the_micro_batch(make_study: MakeStudy, tmp_p
 def test_a_run_reports_steps_scores_and_pictures(whole):
     config, folder, reports = whole
     assert [report["step"] for report in reports] == [15, 30]
-    assert [report["samples"] for report in reports] == [40, 80]
+    assert [report["samples"] for report in reports] == [60, 80]
     assert losses(reports)[:, 0].tolist() == list(range(1, 31))
     assert all(np.isfinite(report["fid"]) and report["inception_score"] >= 1 for report in reports)
     assert all(Path(report["grid"]).is_file() for report in reports)
@@ -212,6 +207,76 @@ def test_a_killed_run_resumes_at_its_last_rung(make_study: MakeStudy, tmp_path: 
     np.testing.assert_array_equal(losses(resumed), losses(undisturbed))
     assert [r["fid"] for r in resumed] == [r["fid"] for r in undisturbed]
     assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True))
+
+
+def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_goes_on_later(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train={**LIVE, "epochs": 3000})
+    job, reports = Job(config, config.train, tmp_path / "trial"), list[dict[str, Any]]()
+
+    def look(report: dict[str, Any]) -> None:
+        reports.append(report)
+        if report["stopped"]:
+            (tmp_path / "stop").unlink()
+
+    stopper = threading.Timer(1.5, (tmp_path / "stop").touch)
+    stopper.start()
+    assert fine_tune(job, look, Group()) is None
+    stopped = reports[-1]
+    assert stopped["stopped"]
+    assert torch.load(tmp_path / "trial" / "checkpoint.pt", weights_only=True)["step"] == stopped["step"]
+
+    def enough(report: dict[str, Any]) -> None:
+        reports.append(report)
+        (tmp_path / "stop").touch()
+
+    before = [row for report in reports for row in report["history"]]
+    reports.clear()
+    fine_tune(job, enough, Group())
+    again = [row for report in reports for row in report["history"]]
+    assert again[: len(before)] == before  # reported once more: what the driver had not yet written is not lost
+    assert [row[0] for row in again] == list(range(1, reports[-1]["step"] + 1))
+    assert reports[-1]["step"] > stopped["step"]
+    assert reports[-1]["seconds"] > stopped["seconds"]
+
+
+def test_when_memory_runs_out_the_micro_batch_is_halved_and_no_result_changes(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(family="var", train={**LIVE, "global_batch": 240}, rungs=[{"at": 1.0, "samples": 40}])
+    packed = Job(config, config.train, tmp_path / "little").packed()
+    (tmp_path / "job.json").write_text(json.dumps(packed))
+    command = [sys.executable, "-m", "tests.little_memory", str(tmp_path / "job.json"), "200"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout.splitlines()[-1]) == [120]
+    assert json.loads((tmp_path / "little" / "micro_batch").read_text()) == {"micro_batch": 120, "halvings": 1}
+    whole = run(config, tmp_path / "whole")
+    little = torch.load(tmp_path / "little" / "checkpoint.pt", weights_only=True)["reports"]
+    np.testing.assert_allclose(losses(little), losses(whole), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r["fid"] for r in little], [r["fid"] for r in whole], rtol=1e-4)
+
+
+def test_memory_that_is_too_small_for_a_quarter_of_the_micro_batch_is_given_up(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    job = Job(config, config.train, tmp_path)
+    assert [shrink(job), shrink(job), shrink(job)] == [True, True, False]
+    assert smaller(job).config.placement.micro_batch == 6
+    one = Job(placed(config, micro_batch=1), config.train, tmp_path / "one")
+    assert not shrink(one)
+
+
+def test_writing_is_tried_again_for_a_while(tmp_path: Path):
+    folder = tmp_path / "away"  # as a file server that comes back
+    threading.Timer(2.0, folder.mkdir).start()
+    patiently(lambda: (folder / "file").write_text("x"))
+    assert (folder / "file").read_text() == "x"
+
+
+def test_files_that_cannot_be_used_are_no_fault_of_the_trial(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    (tmp_path / "checkpoint.pt").write_bytes(b"torn")
+    with pytest.raises(Stuck, match=r"checkpoint\.pt: damaged checkpoint; delete it to start this trial over"):
+        run(config, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(Stuck, match="Not a directory"):
+        run(config, tmp_path / "file" / "trial")
 
 
 def test_a_diverged_run_says_where(make_study: MakeStudy, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Checkpoint files. What a file is, its content decides, never its name; and no code in it is ever run."""
 
+import errno
 import hashlib
 import json
 import os
@@ -101,12 +102,19 @@ def write_atomically(content: dict[str, Any], path: str | Path) -> None:
 
 
 def atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside the path, then put it in its place: complete or not at all."""
+    """Let `write` fill a file beside the path, then put it in its place: complete or not at all.
+
+    Raises OSError, also where torch.save has an error of its own for a write that failed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         write(partial)
         partial.replace(path)
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "cannot be written; is the disk full?", str(path)) from None
     finally:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""What a search costs besides training and scoring.
+
+Seconds per empty trial of Ray Tune, ours against the nested TorchTrainer of Ray's documentation: trials that train
+nothing, one after the other; what is left is the start and end of processes.  A run of one trial is taken off, so
+that the start of Ray and Tune does not count.  Then real studies of `digits_s` at concurrency 1 and 2: wall time,
+Tune's start included, times the concurrency, over the seconds that their trials trained and scored.
+
+    python benchmarks/overhead.py
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train, tune
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from cca_ray.config import Placement, StudyConfig, load_config
+from cca_ray.console import find_space
+from cca_ray.ledger import Ledger, open_arms, used_seconds
+from cca_ray.models import digest_of_weights
+from cca_ray.pretrain import resolve
+from cca_ray.scoring import load_base, load_tokens, required
+from cca_ray.search import open_storage, reference_table, run_trials
+from cca_ray.tracking import Tracker
+from cca_ray.trial import build_group, build_local, trial_resources
+
+
+def nothing(config: dict[str, Any]) -> None:
+    train.report({"fid": 1.0})
+
+
+def documented(config: dict[str, Any]) -> None:
+    """https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html"""
+    TorchTrainer(
+        nothing,
+        scaling_config=ScalingConfig(num_workers=config["workers"]),
+        run_config=RunConfig(
+            name=f"documented-{tune.get_context().get_trial_id()}",
+            storage_path=config["folder"],
+            callbacks=[TuneReportCallback()],
+        ),
+    ).fit()
+
+
+def ours(config: dict[str, Any]) -> None:
+    placement = Placement(workers=config["workers"])
+    if placement.workers == 1:
+        build_local(lambda: tune.report({"fid": 1.0})).fit()
+    else:
+        name = f"ours-{tune.get_context().get_trial_id()}"
+        build_group(nothing, {}, placement, name, config["folder"], [TuneReportCallback()]).fit()
+
+
+def seconds(way: str, workers: int, trials: int) -> float:
+    """Of a study of so many trials, one at a time."""
+    folder = tempfile.mkdtemp()
+    alone = way == "ours" and workers == 1
+    trainable = tune.with_resources(
+        ours if way == "ours" else documented,
+        trial_resources(Placement(workers=workers)) if way == "ours" else {"CPU": 0.01},
+    )
+    started = time.perf_counter()
+    results = tune.Tuner(
+        trainable,
+        param_space={"workers": workers, "folder": folder},
+        tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1, reuse_actors=alone),
+        run_config=tune.RunConfig(name="overhead", storage_path=str(Path(folder) / "tune"), verbose=0),
+    ).fit()
+    assert not results.errors, results.errors
+    return time.perf_counter() - started
+
+
+def study(base: StudyConfig, concurrency: int, folder: Path) -> float:
+    """Wall time × concurrency, over the seconds that the trials trained and scored."""
+    config = base.model_copy(update={"search": base.search.model_copy(update={"max_concurrent": concurrency})})
+    tracker = Tracker(f"sqlite:///{folder / 'mlflow.db'}", "overhead", folder / "artifacts", folder / "journal")
+    digests = {"base": "none", "tokens": "none", "protocol": "none"}
+    ledger = Ledger(config, open_arms(config, "overhead", open_storage(folder / "study.db"), digests), tracker,
+                    "overhead", lambda line: None)  # fmt: skip
+    tracker.run("overhead", "overhead")
+    data = load_tokens(required(config.data.tokens, "data.tokens"))
+    table = reference_table(config, digest_of_weights(load_base(config)), data, folder.parent, lambda line: None)
+    started = time.perf_counter()
+    run_trials(config, ledger, lambda train: table, folder)
+    seconds = time.perf_counter() - started
+    tracker.close(60)
+    return seconds * concurrency / used_seconds(ledger.arms)
+
+
+def compare_studies(rounds: int) -> None:
+    root = Path(tempfile.mkdtemp())
+    base = resolve(load_config(find_space("digits_s")), root, lambda what, done, total: None)
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds):
+        for concurrency, values in found.items():
+            folder = root / f"{number}-{concurrency}"
+            folder.mkdir()
+            values.append(study(base, concurrency, folder))
+    print("\n| trials at a time | wall time × concurrency / seconds of training and scoring |\n|---|---|")
+    for concurrency, values in found.items():
+        print(f"| {concurrency} | {statistics.median(values):.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=1, help="beside the one that is taken off")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    arguments = parser.parse_args()
+    # As many CPUs as the driver of the documented way and two workers want together: on two it would wait for ever.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 Tune then prints nothing
+    ray.init(num_cpus=4, logging_level=logging.ERROR, log_to_driver=False)
+    if arguments.workers:
+        print("| workers a trial | documented, s | ours, s | ratio |\n|---|---|---|---|")
+    for workers in arguments.workers:
+        found: dict[str, list[float]] = {"documented": [], "ours": []}
+        for _ in range(arguments.rounds):
+            for way, values in found.items():
+                many = 50 if way == "ours" and workers == 1 else arguments.trials
+                values.append((seconds(way, workers, 1 + many) - seconds(way, workers, 1)) / many)
+        theirs, mine = (statistics.median(values) for values in found.values())
+        ratio = statistics.median(b / a for a, b in zip(*found.values(), strict=True))
+        print(f"| {workers} | {theirs:.2f} | {mine:.3f} | {ratio:.3f} |", flush=True)
+    compare_studies(arguments.rounds)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

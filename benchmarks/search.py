@@ -1,0 +1,143 @@
+"""How many training steps until a search is as good as a grid? On the digits, over several seeds.
+
+    python benchmarks/search.py
+
+A grid of 8 × 6 over (λ, learning rate) is trained to the end, and its best model is scored on fresh noise.  Then
+searches without any first points; after every trial their best model so far is scored on the same fresh noise, until
+it is within one standard error of the grid's, or within 3 %, whichever is wider.  Counted are the optimizer steps of
+all trials until then, of stopped ones those that they made.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from cca_ray.config import StudyConfig, load_config
+from cca_ray.console import find_space
+from cca_ray.parallel import Group
+from cca_ray.pretrain import resolve
+from cca_ray.scoring import load_base, protocol_of, score, scoring_of
+from cca_ray.trial import trial_folder
+
+SPACE, FRESH = "digits_m", range(9001, 9006)  # the search space; seeds of noise that no trial was scored on
+WAYS = {
+    "TPE, rungs (the default)": [],
+    "TPE, no rungs": ["search.keep=1.0"],
+    "random, rungs": ["search.random_trials=10000"],
+    "random, no rungs": ["search.random_trials=10000", "search.keep=1.0"],
+}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial: its optimizer steps, its score if it was completed, its weights."""
+
+    steps: int
+    value: float | None
+    weights: Path
+
+
+def grid(config: StudyConfig) -> list[dict[str, float]]:
+    """8 × 6 points, evenly over the space's logarithms, ends included."""
+    lambdas, rates = (
+        np.geomspace(config.search.space[name].low, config.search.space[name].high, count).clip(
+            config.search.space[name].low, config.search.space[name].high
+        )
+        for name, count in (("lambda", 8), ("learning_rate", 6))
+    )
+    return [{"lambda": float(a), "learning_rate": float(b)} for a in lambdas for b in rates]
+
+
+def study(storage: Path, name: str, settings: list[str]) -> list[Tried]:
+    """Run it, or find it finished; its trials in order."""
+    command = [sys.executable, "-m", "cca_ray.tune", SPACE, "--name", name, "--storage", str(storage)]
+    # One trial at a time, so that the order of proposals is defined; the final comparison is not what is measured.
+    settings = [
+        *settings,
+        "search.max_concurrent=1",
+        "score.blocks=2",
+        "score.finalists=1",
+        "score.guidance_scales=[2]",
+    ]
+    options = [part for setting in settings for part in ("--set", setting)]
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+    url = f"sqlite:///{storage / name / 'study.db'}"
+    trials = optuna.load_study(study_name=f"{name}/{SPACE}/search", storage=url).trials
+    return [
+        Tried(
+            max(trial.intermediate_values, default=0),
+            trial.value if trial.state == TrialState.COMPLETE else None,
+            trial_folder(storage / name, trial.user_attrs["key"]) / "model.pt",
+        )
+        for trial in trials
+    ]
+
+
+class Judge:
+    """Scores weights on fresh noise."""
+
+    def __init__(self, config: StudyConfig):
+        self.config, self.group = config, Group()
+        self.scoring = scoring_of(config, self.group.device)
+
+    @lru_cache(maxsize=1000)  # noqa: B019 (one judge a process)
+    def scores(self, weights: Path) -> list[float]:
+        model, samples = load_base(self.config, str(weights)), self.config.score.samples
+        return [
+            score(model, self.scoring, protocol_of(self.config, self.scoring, samples, seed=seed), self.group).fid
+            for seed in FRESH
+        ]
+
+    def mean(self, weights: Path) -> float:
+        return statistics.mean(self.scores(weights))
+
+
+def steps_until(trials: list[Tried], judge: Judge, goal: float) -> float:
+    """Optimizer steps until the best trial so far is as good as `goal` on fresh noise; infinite if never."""
+    steps, best = 0, np.inf
+    for trial in trials:
+        steps += trial.steps
+        if trial.value is not None and trial.value < best:
+            best = trial.value
+            if judge.mean(trial.weights) <= goal:
+                return steps
+    return np.inf
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", type=Path, default=Path("runs"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--trials", type=int, default=24)
+    arguments = parser.parse_args()
+    config, storage = load_config(find_space(SPACE)), arguments.storage.resolve()
+    points = json.dumps(grid(config))
+    of_grid = study(storage, "grid", [f"search.first_points={points}", "search.trials=48", "search.keep=1.0"])
+    judge = Judge(resolve(config, storage, lambda what, done, of: None))
+    best = min((trial for trial in of_grid if trial.value is not None), key=lambda trial: trial.value or 0.0)
+    fids, steps = judge.scores(best.weights), sum(trial.steps for trial in of_grid)
+    goal = statistics.mean(fids) + max(statistics.stdev(fids) / len(fids) ** 0.5, 0.03 * statistics.mean(fids))
+    print(f"grid: {steps:,} steps, FID {statistics.mean(fids):.2f} on fresh noise; the goal is {goal:.2f}\n")
+    print("| search | share of the grid's steps, median | of each seed | reached |\n|---|---|---|---|")
+    for number, (way, settings) in enumerate(WAYS.items()):
+        shares = []
+        for seed in arguments.seeds:
+            common = [f"search.trials={arguments.trials}", f"search.seed={seed}", "search.first_points=[]"]
+            trials = study(storage, f"way{number}-seed{seed}", [*common, *settings])
+            shares.append(steps_until(trials, judge, goal) / steps)
+        each = ", ".join("never" if share == np.inf else f"{share:.2f}" for share in shares)
+        reached = sum(share < np.inf for share in shares)
+        print(f"| {way} | {statistics.median(shares):.2f} | {each} | {reached} of {len(shares)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
