@@ -186,7 +186,7 @@ class Placement(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast on GPUs that have it
     strategy: Literal["ddp", "fsdp"] = "ddp"  # of several workers: a whole model each, or a part each
     activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
-    compile: bool = False  # torch.compile of every block; off again, with a warning, where there is no compiler
+    compile: bool = False  # torch.compile of every block (off with a warning where that fails); CUDA graphs to sample
     max_failures: int = Field(2, ge=0)  # lost workers a trial survives
     checkpoint_minutes: float = Field(10, gt=0)  # between two checkpoints of a trial, which also has one at each rung
     hung_minutes: float = Field(30, gt=0)  # without a sign of life, after which a worker counts as lost

@@ -5,6 +5,7 @@ so it is the same image whatever the batch, the number of workers or the number 
 two models sampled with one seed differ only where their probabilities do (common random numbers).
 """
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,28 +79,101 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
     return torch.searchsorted(mass, target, right=True).squeeze(-1)
 
 
+class Decoder:
+    """A model's decoding steps, one after the other, for batch after batch."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.labels = torch.empty(0)
+        self.cache: Any = None  # each family has its own kind
+
+    def begin(self, labels: Tensor) -> None:
+        """A batch with these labels [B]."""
+        self.labels, self.cache = labels, self.model.new_cache(len(labels))
+
+    def step(self, step: int, last: Tensor | None) -> Tensor:
+        """Logits of this step [B, count, V], good until the next; `last`: the tokens of the step before [B, count]."""
+        return self.model.decode(self.labels, last, step, self.cache)
+
+
+class GraphDecoder(Decoder):
+    """The same on a GPU, where every step is a CUDA graph: recorded with the first batch of a size, then replayed.
+
+    A step is hundreds of small kernels, whose launches take longer than their work. Every step has a graph of its own,
+    so that shapes are static and yet nothing is computed for positions that are still empty.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor | None, Tensor]] = {}
+        self.logits: dict[int, Tensor] = {}  # by tokens a step: what the graphs of such steps write to
+
+    def begin(self, labels: Tensor) -> None:
+        if labels.shape == self.labels.shape:
+            self.labels.copy_(labels)
+        else:
+            self.graphs, self.logits = {}, {}
+            super().begin(labels.clone())
+
+    def step(self, step: int, last: Tensor | None) -> Tensor:
+        if step not in self.graphs:
+            return self.record(step, last)
+        graph, given, logits = self.graphs[step]
+        if last is not None and given is not None:
+            given.copy_(last)
+        graph.replay()
+        return logits
+
+    def record(self, step: int, last: Tensor | None) -> Tensor:
+        given = None if last is None else last.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # once outside, for what libraries set up on first use
+            shown = self.model.decode(self.labels, given, step, copy(self.cache))
+        torch.cuda.current_stream().wait_stream(side)
+        logits = self.logits.setdefault(shown.shape[1], torch.empty_like(shown))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            logits.copy_(self.model.decode(self.labels, given, step, self.cache))
+        self.graphs[step] = graph, given, logits
+        graph.replay()
+        return logits
+
+
 @torch.inference_mode()
-def sample_tokens(model: Model, labels: Tensor, noise: Tensor, decoding: Decoding, cache: int = CACHE_BYTES) -> Tensor:
+def sample_tokens(
+    model: Model,
+    labels: Tensor,
+    noise: Tensor,
+    decoding: Decoding,
+    cache: int = CACHE_BYTES,
+    decoder: Decoder | None = None,
+) -> Tensor:
     """labels [B], noise [B, L] -> tokens [B, L]. Guidance runs both branches in one batch of 2B.
 
     As many at a time as `cache` bytes of keys and values allow; streams are the images' own, so no image changes.
+    `decoder`: the model's, kept from batch to batch where it has something to keep.
     """
+    decoder = decoder or Decoder(model)
     guided = decoding.guidance_scale != 1.0
     batch = labels.shape[0]
     at_a_time = max(1, cache // (model.cache_bytes * (2 if guided else 1)))
     if batch > at_a_time:
+        even = next(size for size in range(at_a_time, 0, -1) if batch % size == 0)
+        at_a_time = even if 2 * even >= at_a_time else at_a_time  # of one size, where that costs little
         parts = zip(labels.split(at_a_time), noise.split(at_a_time), strict=True)
-        return torch.cat([sample_tokens(model, *part, decoding, cache) for part in parts])
+        return torch.cat([sample_tokens(model, *part, decoding, cache, decoder) for part in parts])
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
-    kept: Any = model.new_cache(labels.shape[0])  # each family has its own kind
+    decoder.begin(labels)
     tokens: list[Tensor] = []
     position = 0
     for step, count in enumerate(model.decode_steps):
         last = None
         if tokens:
             last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
-        logits = model.decode(labels, last, step, kept)
+        logits = decoder.step(step, last)
         if guided:
             cond, uncond = logits[:batch], logits[batch:]
             logits = uncond + model.guidance_at(decoding.guidance_scale, step) * (cond - uncond)

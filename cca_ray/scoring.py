@@ -29,7 +29,7 @@ from cca_ray.fid import (
 from cca_ray.models import Model, Tokenizer, digest_of_weights, load_official, load_tokenizer
 from cca_ray.parallel import Group
 from cca_ray.placement import precision
-from cca_ray.sampler import Decoding, decode_images, labels_of, sample_tokens, uniforms
+from cca_ray.sampler import Decoder, Decoding, GraphDecoder, decode_images, labels_of, sample_tokens, uniforms
 from cca_ray.tokens import TokenSet, read_token_set
 
 GRID_IMAGES = 80  # kept for pictures
@@ -44,6 +44,7 @@ class Scoring:
     reference: Reference
     num_classes: int
     image_size: int  # pixels along a side of a decoded image
+    graphs: bool = False  # whether decoding steps are CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def load_tokens(folder: str) -> TokenSet:
 
 @lru_cache(maxsize=2)
 def load_scoring(
-    family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device
+    family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device, graphs: bool
 ) -> Scoring:
     """Kept between the trials of one process."""
     meta, extractor, statistics = load_tokens(tokens).meta, load_extractor(features), Reference.load(reference)
@@ -84,7 +85,8 @@ def load_scoring(
         raise ValueError(
             f"{reference}: statistics of {len(statistics.mean)} features, but {features} gives {extractor.width}"
         )
-    return Scoring(decoder.to(device), extractor.to(device), statistics, len(meta.class_names), meta.image_size)
+    classes, size = len(meta.class_names), meta.image_size
+    return Scoring(decoder.to(device), extractor.to(device), statistics, classes, size, graphs)
 
 
 def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
@@ -95,6 +97,7 @@ def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
         required(config.score.reference, "score.reference"),
         required(config.data.tokens, "data.tokens"),
         device,
+        config.placement.compile and device.type == "cuda",
     )
 
 
@@ -153,12 +156,13 @@ def sample_shards(
     Workers hold consecutive blocks of shards, so that rank order is image order.
     """
     shards = -(-protocol.samples // SHARD)
+    decoder = GraphDecoder(model) if scoring.graphs else Decoder(model)
     decoding = Decoding(protocol.guidance_scale, protocol.temperature, protocol.top_k, protocol.top_p)
     for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
         index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
         labels = labels_of(protocol.labels, protocol.seed, index, scoring.num_classes).to(group.device)
         noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
-        tokens = sample_tokens(model, labels, noise, decoding)
+        tokens = sample_tokens(model, labels, noise, decoding, decoder=decoder)
         yield index, decode_images(scoring.tokenizer, tokens, protocol.image_size), labels
 
 

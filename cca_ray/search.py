@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
@@ -197,9 +198,10 @@ def run_trials(
         end.start()
 
     ledger.on_halt.append(halt)
-    with asked_to_stop(ledger.halt):
+    # Tune's own snapshots are never read again: they go where no full or absent storage can stop the study.
+    with asked_to_stop(ledger.halt), TemporaryDirectory(prefix="cca_ray-") as scratch:
         try:
-            tuner(config, ledger, job_of, storage, trainable).fit()
+            tuner(config, ledger, job_of, storage, scratch, trainable).fit()
         finally:
             end.cancel()
             ledger.close()
@@ -210,7 +212,12 @@ def run_trials(
 
 
 def tuner(
-    config: StudyConfig, ledger: Ledger, job_of: Callable[[Train, str], Job], storage: Path, trainable: Any
+    config: StudyConfig,
+    ledger: Ledger,
+    job_of: Callable[[Train, str], Job],
+    storage: Path,
+    scratch: str,
+    trainable: Any,
 ) -> tune.Tuner:
     placement = config.placement
     return tune.Tuner(
@@ -224,7 +231,7 @@ def tuner(
         ),
         run_config=tune.RunConfig(
             name=config.name,
-            storage_path=str(storage.resolve() / "tune"),
+            storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=placement.max_failures),
             callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes)],
             verbose=0,
@@ -327,7 +334,7 @@ def run_size(
             run_trials(config, ledger, lambda train: table, storage)
         replicates = replicate(config, arms, name, database, digests, data, tracker, parent, storage, say)
         say(f"{config.name}  scoring base, guided base, control and finalists on fresh noise")
-        outcome = compare(config, arms, replicates, storage, len(data.labels), say)
+        outcome = compare(config, arms, replicates, storage, len(data.labels))
         state = "COMPLETE"
     except KeyboardInterrupt:
         state = "INTERRUPTED"

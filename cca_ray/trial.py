@@ -4,6 +4,7 @@ One worker runs in the trial's own process (Ray Train's local mode), which Tune 
 no process start.  Several workers are a real worker group, with gloo or NCCL between them.
 """
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ FAILURE = "failure"  # the key of a report that ends a trial with a reason
 STUCK = "stuck"  # the same of one that cannot go on for no fault of its own: the study stops, the trial stays open
 
 
+STORAGE_FAULTS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}  # met outside of our own code
+
+
 def innermost(error: BaseException) -> BaseException:
     """What Ray and Ray Train have wrapped."""
     failures = getattr(error, "worker_failures", None)  # Ray Train's error of a worker group
@@ -53,7 +57,8 @@ def one_line(error: BaseException) -> str:
 def failure(error: BaseException) -> dict[str, str]:
     """The report that ends a trial."""
     inner = innermost(error)
-    return {STUCK if isinstance(inner, Stuck) else FAILURE: one_line(inner)}
+    stuck = isinstance(inner, Stuck) or (isinstance(inner, OSError) and inner.errno in STORAGE_FAULTS)
+    return {STUCK if stuck else FAILURE: one_line(inner)}
 
 
 def worker_loop(packed: dict[str, Any]) -> None:

@@ -40,9 +40,10 @@ def test_models_of_several_training_seeds_say_what_a_tie_is():
     assert winner_of(alone)[1] == alone[:1]
 
 
-def test_the_spread_is_that_of_one_block():
-    assert standing(0, [[4.0, 5.0, 6.0]]).mean == 5.0
-    assert standing(0, [[4.0, 5.0, 6.0]]).std == pytest.approx(1.0)
+def test_the_spread_is_that_of_one_block_by_the_jackknife():
+    three = standing(0, [[4.0, 5.0, 6.0]], noise=0.1)
+    assert three.mean == 5.0
+    assert three.std == pytest.approx((9 * 0.1**2) ** 0.5)
 
 
 def test_the_front_holds_what_nothing_beats():

@@ -73,15 +73,15 @@ def run(study: Study, config: StudyConfig) -> SizeResult:
 
 
 def kill_when(ready: Callable[[], bool], process_name: str) -> threading.Thread:
-    """Kill -9 one process of that name as soon as `ready`."""
+    """Kill -9 one process of that name, of this process's own Ray, as soon as `ready`."""
 
     def watch() -> None:
         for _ in range(1200):
             time.sleep(0.05)
             if not ready():
                 continue
-            for process in psutil.process_iter(["cmdline"]):
-                if process_name in " ".join(process.info["cmdline"] or ()):
+            for process in psutil.Process().children(recursive=True):  # of no other study on this machine
+                if process_name in " ".join(process.cmdline()):
                     process.kill()
                     return
 

@@ -1,5 +1,6 @@
 """What every family promises to the sampler, the objective and the worker."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from cca_ray.models import (
     save_official,
 )
 from cca_ray.objective import Scorer
-from cca_ray.sampler import Decoding, decode_images, sample_tokens, uniforms
+from cca_ray.sampler import Decoder, Decoding, GraphDecoder, decode_images, sample_tokens, uniforms
 
 SMALL = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
 TOKENIZERS = {
@@ -122,6 +123,29 @@ def test_an_image_is_the_same_whatever_the_batch_and_the_room(pair: Pair, scale:
     little = sample_tokens(model, labels, noise, Decoding(scale, top_k=20, top_p=0.9), cache=4 * model.cache_bytes)
     assert torch.equal(little, whole)
     assert torch.equal(sample_tokens(model, labels[4:5], noise[4:5], Decoding(scale, top_k=20, top_p=0.9)), whole[4:5])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_decoder_is_used_for_batch_after_batch(pair: Pair, scale: float):
+    _, model, _ = pair
+    check_decoder(model, Decoder(model), torch.device("cpu"), LENGTH[pair[0]], scale)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_cuda_graphs_change_no_image(pair: Pair, scale: float):
+    device = torch.device("cuda")
+    model = deepcopy(pair[1]).to(device)
+    check_decoder(model, GraphDecoder(model), device, LENGTH[pair[0]], scale)
+
+
+def check_decoder(model: Model, decoder: Decoder, device: torch.device, length: int, scale: float) -> None:
+    """Batches of two sizes, one twice: each is what a decoder of its own makes."""
+    for begin, end in ((0, 6), (6, 12), (12, 15)):
+        index = np.arange(begin, end)
+        labels, noise = torch.from_numpy(index % 5).to(device), uniforms(0, index, length).to(device)
+        made = sample_tokens(model, labels, noise, Decoding(scale), decoder=decoder)
+        assert torch.equal(made, sample_tokens(model, labels, noise, Decoding(scale)))
 
 
 def test_the_cache_is_as_large_as_it_says(pair: Pair):

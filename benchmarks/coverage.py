@@ -1,0 +1,62 @@
+"""Is the spread that a study reports true? Finalists' mean ± std against an independent re-score, over several studies.
+
+    python benchmarks/search.py         # makes the studies, five search seeds of digits_m
+    python benchmarks/coverage.py
+
+The three best trials of every study are scored as its final comparison scores them, on three blocks of fresh noise:
+mean and standard deviation of one block.  Then on ten blocks that nothing else has seen.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import optuna
+import ray
+
+from cca_ray.config import load_config
+from cca_ray.console import find_space
+from cca_ray.finals import Scores, finalists
+from cca_ray.ledger import Arm
+from cca_ray.pretrain import resolve
+from cca_ray.search import start_ray
+
+SPACE, BLOCKS, INDEPENDENT = "digits_m", range(4, 7), range(9001, 9011)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", type=Path, default=Path("runs"))
+    parser.add_argument("--studies", nargs="+", default=[f"way0-seed{seed}" for seed in range(5)])
+    arguments = parser.parse_args()
+    storage = arguments.storage.resolve()
+    config = resolve(load_config(find_space(SPACE)), storage, lambda what, done, total: None)
+    start_ray()
+    print("| study | finalist | reported | re-scored, ten blocks | of ten blocks within ± std | mean within ± std |")
+    print("|---|---|---|---|---|---|")
+    within, blocks_within, stds, true_stds = [], [], [], []
+    for name in arguments.studies:
+        url = f"sqlite:///{storage / name / 'study.db'}"
+        study = optuna.load_study(study_name=f"{name}/{SPACE}/search", storage=url)
+        best = finalists(Arm("search", study, {}, 0), config.score.finalists, storage / name, lambda trial: 0)
+        scores = Scores(config, storage / name)
+        models = [[contender] for contender in best]
+        for reported, again in zip(scores.standing(models, BLOCKS), scores.standing(models, INDEPENDENT), strict=True):
+            inside = [abs(fid - reported.mean) <= reported.std for fid in again.fids[0]]
+            within.append(abs(again.mean - reported.mean) <= reported.std)
+            blocks_within += inside
+            stds.append(reported.std)
+            spread = float(again.fids[0].std(ddof=1))
+            true_stds.append(spread)
+            print(
+                f"| {name} | {reported.contender.number} | {reported.mean:.2f} ± {reported.std:.2f} | "
+                f"{again.mean:.2f} ± {spread:.2f} | {sum(inside)} | {'yes' if within[-1] else 'no'} |",
+                flush=True,
+            )
+    print(f"\nmeans within ± std: {sum(within)} of {len(within)}; blocks: {sum(blocks_within)} of {len(blocks_within)}")
+    print(f"std as reported {statistics.mean(stds):.3f}, of ten blocks {statistics.mean(true_stds):.3f}")
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
