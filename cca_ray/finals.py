@@ -29,7 +29,7 @@ from cca_ray.worker import Job
 class Contender:
     """A model in the final comparison: a trial's, or the base."""
 
-    key: str  # of the trial; "base"
+    key: str  # names the model among all of the study: the trial's, or the size's base
     checkpoint: str | None = None
     guidance_scale: float = 1.0
     params: tuple[tuple[str, float], ...] = ()
@@ -173,7 +173,7 @@ def compare(
 
     scores = Scores(config, storage)
     choosing, shown = range(1, score.blocks + 1), range(score.blocks + 1, 2 * score.blocks + 1)
-    base = Contender("base")
+    base = Contender(f"{config.name}-base")
     controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on)
     best = finalists(by_name["search"], score.finalists, storage, trained_on)
     models = [[c, *again(c, replicates, storage)] for c in best]

@@ -130,6 +130,7 @@ def test_a_finished_study_run_again_repeats_no_trial(study: Study, make_study: M
     first = run(study, make_study()).summary
     before = study.trials()
     kept = sorted((study.folder / "scores").iterdir())
+    assert all(path.name.startswith("tiny-") for path in kept)  # the sizes of a study share the folder
     times = [path.stat().st_mtime_ns for path in kept]
     kept[0].write_bytes(b"torn")  # a final comparison that was cut short goes on where it was
     kept[1].unlink()
