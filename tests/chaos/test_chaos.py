@@ -1,0 +1,35 @@
+"""A few faults once each, at random moments of a running study; all of them: `python -m tests.chaos`."""
+
+import os
+from collections.abc import Iterator
+from random import SystemRandom
+
+import pytest
+
+from tests.chaos.faults import FAULTS, Fault, Session, can_mount
+from tests.chaos.study import tiny_base
+
+# What CI has time for; kill -9 of the driver is in tests/test_tune.py, that of a worker in tests/test_search.py.
+IN_CI = ("kill -9 of the Tune actor", "MLflow server dies and returns", "full storage", "SIGTERM")
+SEED = int(os.environ.get("CHAOS_SEED", SystemRandom().randrange(10**6)))
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="session")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    root = tmp_path_factory.mktemp("chaos")
+    session = Session(root, tiny_base(root / "bases"))
+    yield session
+    session.close()
+
+
+@pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if fault.name in IN_CI], ids=lambda fault: fault.name.replace(" ", "-")
+)
+def test_a_study_loses_repeats_and_changes_nothing(fault: Fault, session: Session):
+    if fault.needs_mount and not can_mount(session.root / "mount"):
+        pytest.skip("no right to mount")
+    verdict = session.play(fault, SEED)
+    print(f"again: CHAOS_SEED={SEED} pytest -m chaos tests/chaos -k '{fault.name}'; {'; '.join(verdict.notes)}")
+    assert verdict.complaints == []
