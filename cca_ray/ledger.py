@@ -250,7 +250,7 @@ class Ledger:
         try:
             yield
         except STORAGE_ERRORS as error:
-            self.halt(stuck=f"{(str(error).splitlines() or [type(error).__name__])[0][:FIRST_LINE]}")
+            self.halt(stuck=reason_of(error))
 
     def halt(self, stuck: str = "") -> None:
         """Begin nothing more, and let the running trials write their checkpoints."""
@@ -456,6 +456,14 @@ class Ledger:
         guided = 2 * len(score.guidance_scales) + 2 * score.blocks
         others = len(self.config.control.learning_rates) + score.blocks * (score.finalists + 3)
         return a_sample * score.samples * (guided + others)
+
+
+def reason_of(error: BaseException) -> str:
+    """What the database or the system itself said, in a line; Optuna and SQLAlchemy say it at length."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(getattr(error, "orig", None) or error).splitlines()
+    return (lines[0] if lines else type(error).__name__)[:FIRST_LINE]
 
 
 def end_of(trial: FrozenTrial) -> tuple[str, str]:

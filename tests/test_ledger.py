@@ -168,6 +168,19 @@ def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(
     assert "0 of 4 trials ended, 1 interrupted and taken up again" in again.found()
 
 
+def test_a_database_that_cannot_be_written_is_named_by_its_own_words(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_study: MakeStudy
+):
+    ledger, _ = new_ledger(make_study(), storage, tracker)
+    assert ledger.propose("a") is not None
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only = ON")  # of the one connection that SQLite's pool keeps
+    assert ledger.record("a", {**at_rung(5, 10, 5.0), "grid": str(Path(__file__))})
+    ledger.finish("a")
+    assert ledger.stuck == "attempt to write a readonly database"
+    assert ledger.propose("b") is None
+
+
 @pytest.mark.parametrize("limits", [Limits(seconds=100.0), Limits(device_seconds=70.0)])
 def test_a_budget_keeps_the_share_of_the_finalists_back(
     storage: optuna.storages.RDBStorage, tracker: Tracker, make_study: MakeStudy, limits: Limits
