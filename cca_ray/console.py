@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 from pydantic import ValidationError
-from ray.exceptions import RayError
+from ray.exceptions import LocalRayletDiedError, RayError
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -109,9 +109,11 @@ def run(main: Callable[..., Any]) -> None:
         fail(f"{error.title}: {reason(error)}")
     except typer.TyperException as error:
         fail(error.format_message())
+    except LocalRayletDiedError:
+        fail("Ray died on this machine; run the same command again to continue")
     except RayError as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ValueError):
+        while cause is not None and not isinstance(cause, ValueError | OSError):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
             raise

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
 from cca_ray import evaluate, pretrain, sample, train, tune
 from cca_ray.console import alone, run
@@ -292,3 +293,22 @@ def test_an_npz_that_cannot_be_scored_is_one_line(kind: str, base_files: BaseFil
     assert outcome.code == 2
     assert "bad.npz" in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (LocalRayletDiedError(), "error: Ray died on this machine; run the same command again to continue\n"),
+        (
+            RayTaskError("score", "trace\nback", OSError(28, "No space left on device", "scores")),
+            "error: [Errno 28] No space left on device: 'scores'\n",
+        ),
+    ],
+    ids=["raylet", "full disk of a task"],
+)
+def test_what_ray_brings_from_elsewhere_is_one_line(error: RayError, line: str, capsys):
+    def main() -> None:
+        raise error
+
+    outcome = invoke(main, [], capsys)
+    assert (outcome.code, outcome.err) == (2, line)
