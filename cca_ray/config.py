@@ -134,7 +134,7 @@ class Score(Strict):
     top_p: float = Field(1.0, gt=0, le=1)  # 1: all tokens
     seed: int = Field(0, ge=0)  # of the noise all trials share; fresh blocks take seed + 1, seed + 2, ...
     samples: int = Field(50_000, ge=2)  # of a fresh block
-    blocks: int = Field(3, ge=2)  # fresh blocks that choose the winner, and as many others that the table shows
+    blocks: int = Field(3, ge=1)  # fresh blocks that choose the winner, and as many others that the table shows
     finalists: int = Field(3, ge=1)  # best trials that are scored again on the fresh blocks
     guidance_scales: tuple[float, ...] = Field((1.25, 1.5, 2.0, 3.0), min_length=1)  # tried on the base
     winner_guidance_scales: tuple[float, ...] = ()  # tried on the winner too, for CCA with guidance

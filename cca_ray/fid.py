@@ -171,7 +171,7 @@ def jackknife_groups(index: np.ndarray, samples: int, classes: int) -> np.ndarra
     compare: then groups hold some classes each, and the error is overestimated.
     """
     rounds = samples // classes
-    return index // classes % min(rounds, GROUPS) if rounds >= 5 else index % min(samples // 2, GROUPS)
+    return index // classes % min(rounds, GROUPS) if rounds >= 5 else index % max(1, min(samples // 2, GROUPS))
 
 
 def jackknife_error(without: np.ndarray) -> float:

@@ -179,6 +179,8 @@ def compare(
     models = [[c, *again(c, replicates, storage)] for c in best]
 
     def lowest(contenders: Sequence[Contender]) -> Contender:
+        if len(contenders) == 1:
+            return contenders[0]
         fids = scores.of([(c, choosing[0]) for c in contenders])
         return min(zip(fids, contenders, strict=True), key=lambda pair: pair[0].fid)[1]
 

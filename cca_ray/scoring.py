@@ -232,5 +232,7 @@ def score(
     # One group after the other: the moments of all groups of all workers together would be gigabytes.
     groups_of_all = [Sums.of_all(group.gather(sums)) for sums in mine]
     fid, mean_score = scores_of(groups_of_all, scoring.reference)
-    without = tuple(scores_of(groups_of_all[:g] + groups_of_all[g + 1 :], scoring.reference) for g in range(count))
+    without: tuple[tuple[float, float], ...] = ((fid, mean_score),)  # of fewer than four images none can be left out
+    if count > 1:
+        without = tuple(scores_of(groups_of_all[:g] + groups_of_all[g + 1 :], scoring.reference) for g in range(count))
     return Scored(fid, mean_score, group.gather(first)[0], without)

@@ -343,6 +343,16 @@ def test_samples_are_scored_by_shards_of_any_number_of_workers(make_study: MakeS
     assert score(model, scoring, protocol, Group()).fid == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("samples", [2, 3, 4, 9])
+def test_very_few_samples_are_scored_too(make_study: MakeStudy, samples: int):
+    config = make_study()
+    scoring = scoring_of(config, torch.device("cpu"))
+    scored = score(load_base(config), scoring, protocol_of(config, scoring, samples), Group())
+    assert np.isfinite(scored.fid)
+    assert len(scored.without) == samples // 2
+    assert np.isfinite(scored.without).all()
+
+
 def test_tokens_of_another_tokenizer_are_refused(make_study: MakeStudy, tmp_path: Path):
     from cca_ray.models import build, save_official
 

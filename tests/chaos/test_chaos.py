@@ -9,8 +9,8 @@ import pytest
 from tests.chaos.faults import FAULTS, Fault, Session, can_mount
 from tests.chaos.study import tiny_base
 
-# What CI has time for; kill -9 of the driver is in tests/test_tune.py, that of a worker in tests/test_search.py.
-IN_CI = ("kill -9 of the Tune actor", "MLflow server dies and returns", "full storage", "SIGTERM")
+# The short form; kill -9 of the driver is in tests/test_tune.py, that of a worker in tests/test_search.py.
+SHORT = ("kill -9 of the Tune actor", "MLflow server dies and returns", "full storage", "SIGTERM")
 SEED = int(os.environ.get("CHAOS_SEED", SystemRandom().randrange(10**6)))
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -25,7 +25,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 
 @pytest.mark.parametrize(
-    "fault", [fault for fault in FAULTS if fault.name in IN_CI], ids=lambda fault: fault.name.replace(" ", "-")
+    "fault", [fault for fault in FAULTS if fault.name in SHORT], ids=lambda fault: fault.name.replace(" ", "-")
 )
 def test_a_study_loses_repeats_and_changes_nothing(fault: Fault, session: Session):
     if fault.needs_mount and not can_mount(session.root / "mount"):
