@@ -21,6 +21,7 @@ import optuna
 import ray
 from optuna.distributions import IntDistribution
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util import ActorPool, remove_placement_group
@@ -30,7 +31,19 @@ from ray.util.state import list_jobs, list_placement_groups
 
 from cca_ray.config import StudyConfig, Train
 from cca_ray.finals import compare, finalists, summarize, verdict_on_ties
-from cca_ray.ledger import Arm, Ledger, Limits, Say, devices_of, open_arm, open_arms, readable, true_ends, used_seconds
+from cca_ray.ledger import (
+    Arm,
+    Ledger,
+    Limits,
+    Running,
+    Say,
+    devices_of,
+    open_arm,
+    open_arms,
+    readable,
+    true_ends,
+    used_seconds,
+)
 from cca_ray.models import digest_of_weights, parameters
 from cca_ray.parallel import Group
 from cca_ray.placement import micro_batch_size, worker_resources
@@ -98,44 +111,72 @@ class Rungs(FIFOScheduler):
 
 
 @ray.remote(num_cpus=0)
-def kill_process(pid: int, started: str) -> None:
-    """Kill it, if it is still the same one."""
+def kill_process(pid: int, started: str) -> bool:
+    """Kill it, if it is still the same one; whether it was."""
     with suppress(OSError):
         if started_at(pid) == started:
             os.kill(pid, signal.SIGKILL)
+            return True
+    return False
 
 
 class Watch(tune.Callback):
-    """Kills workers that have shown no sign of life for too long; their trials go on as after any loss.
+    """Kills processes that have shown no sign of life for too long; their trials go on as after any loss.
 
     By its own clock: those of other nodes may be wrong.
     """
 
     def __init__(self, ledger: Ledger, storage: Path, limit_s: float):
         self.ledger, self.storage, self.limit_s = ledger, storage, limit_s
-        self.looked, self.seen = 0.0, dict[Path, tuple[float, float]]()
+        self.looked, self.seen = (
+            0.0,
+            dict[Path | str, tuple[Any, float]](),
+        )  # what was last seen of a sign, and since when
+        self.killing = dict[ray.ObjectRef, str]()  # what to say of each
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
         if now - self.looked < LOOK_S:
             return
         self.looked = now
-        for running in self.ledger.running.values():
-            for life in trial_folder(self.storage, running.key).glob("alive-*"):
+        for trial in trials:
+            if running := self.ledger.running.get(trial.trial_id):
                 with suppress(OSError):
-                    self.look(life, running.label, now)
+                    self.look_after(trial, running, now)
+        for done in ray.wait(list(self.killing), timeout=0)[0] if self.killing else []:
+            line = self.killing.pop(done)
+            with suppress(RayError):  # a node that is gone has no process left
+                if ray.get(done):
+                    self.ledger.say(line)
 
-    def look(self, life: Path, label: str, now: float) -> None:
-        sign = life.stat().st_mtime
-        before, since = self.seen.get(life, (None, now))
+    def look_after(self, trial: Any, running: Running, now: float) -> None:
+        """Every worker leaves a sign of its own. Who hangs before the first is the trial's own process.
+
+        A group may wait long for its workers; that they start is Ray Train's to watch.
+        """
+        signs = list(trial_folder(self.storage, running.key).glob("alive-*"))
+        for sign in signs:
+            if self.still(sign, sign.stat().st_mtime, now):
+                process = json.loads(sign.read_text())
+                sign.unlink()
+                there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
+                kill = kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
+                self.killing[kill] = self.line(running, f"killed process {process['pid']}")
+        actor, alone = trial.temporary_state.ray_actor, self.ledger.config.placement.workers == 1
+        if self.still(trial.trial_id, (bool(signs), str(actor)), now) and alone and actor and not signs:
+            del self.seen[trial.trial_id]
+            self.ledger.say(self.line(running, "killing its process"))
+            ray.kill(actor)
+
+    def still(self, what: Path | str, sign: Any, now: float) -> bool:
+        """Whether this sign has been the same for longer than the limit."""
+        before, since = self.seen.get(what, (None, now))
         if sign != before:
-            self.seen[life] = (sign, now)
-        elif now - since > self.limit_s:
-            process = json.loads(life.read_text())
-            life.unlink()
-            self.ledger.say(f"{label}  no sign of life for {self.limit_s:.0f} s: killing process {process['pid']}")
-            there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
-            kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
+            self.seen[what] = (sign, now)
+        return bool(sign == before and now - since > self.limit_s)
+
+    def line(self, running: Running, what: str) -> str:
+        return f"{running.label}  no sign of life for {self.limit_s:.0f} s: {what}"
 
 
 def start_ray(show_workers: bool = False) -> None:

@@ -1,5 +1,7 @@
 """Real studies: real Ray, real Optuna storage, real MLflow store."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,9 +21,10 @@ from optuna.trial import TrialState
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
 from cca_ray.config import StudyConfig
-from cca_ray.ledger import end_of
-from cca_ray.search import SizeResult, remove_leaked_groups, run_size
+from cca_ray.ledger import Ledger, end_of, open_arms
+from cca_ray.search import SizeResult, open_storage, remove_leaked_groups, run_size, run_trials
 from cca_ray.tracking import KEY, Tracker
+from cca_ray.trial import run_trial
 from tests.conftest import MakeStudy
 
 ENDED = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
@@ -192,6 +195,27 @@ def test_a_trial_that_loses_its_process_too_often_fails(study: Study, make_study
     assert (failed.state, sound.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert "lost its process: The actor died unexpectedly" in failed.user_attrs["reason"]
     study.assert_true_states()
+
+
+def hangs_at_first(packed: dict[str, Any]) -> None:
+    """A trial whose process stops before it has given any sign of life, but only once."""
+    hung = Path(packed["job"]["folder"]).parent.parent / "hung"
+    if not hung.exists():
+        hung.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    run_trial(packed)
+
+
+def test_a_process_that_hangs_before_its_first_sign_of_life_is_killed(study: Study, make_study: MakeStudy):
+    config = make_study(search={"trials": 1}, placement={"hung_minutes": 0.1})
+    study.folder.mkdir()
+    arms = open_arms(config, "study", open_storage(study.folder / "study.db"), {})
+    ledger = Ledger(config, arms, study.tracker, "study", study.lines.append)
+    study.tracker.run("study", "study")
+    run_trials(config, ledger, lambda train: None, study.folder, hangs_at_first)
+    assert (study.folder / "hung").exists()
+    assert [line.split("s: ")[-1] for line in study.lines if "no sign of life" in line] == ["killing its process"]
+    assert [t.state for arm in arms for t in arm.study.trials] == [TrialState.COMPLETE, TrialState.COMPLETE]
 
 
 def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: MakeStudy):
