@@ -375,7 +375,7 @@ class Session:
                 twin = self.twins[workers] = Twin(study.found(), study.summary())
                 complaints = judge(study, twin.trials, twin, 0.0).complaints
                 states = [trial.state for trial in twin.trials]
-                if complaints or len(states) != len(KEYS) or not {"COMPLETE", "PRUNED"} >= set(states):
+                if complaints or len(states) != len(KEYS) or set(states) != {"COMPLETE", "PRUNED"}:
                     raise AssertionError(f"the undisturbed study: {states} {complaints}\n{study.said()}")
             finally:
                 study.close()

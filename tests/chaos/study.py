@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARK = "CCA_RAY_CHAOS"  # in the environment of every process of a study
 ARMS = ("control", "search")
 EPOCHS, STEPS = 40, 400
-POINTS = [{"lambda": 2.0, "learning_rate": 1e-3}, {"lambda": 2.0, "learning_rate": 1.0}]
+POINTS = [{"lambda": 2.0, "learning_rate": 1e-3}, {"lambda": 2.0, "learning_rate": 30.0}]
 KEYS = ["tiny-control-0000", "tiny-search-0000", "tiny-search-0001", "tiny-search-0002"]  # in the order they run
 PLACEMENT = {"checkpoint_minutes": 0.02, "hung_minutes": 0.15, "max_failures": 3}
 LONGEST_S = 240.0  # for one run of the command
@@ -128,7 +128,7 @@ class Study:
         """The search space: three trials or as many as there are points; `more` is searched besides."""
         path = write_space(self.folder, self.base, epochs=EPOCHS)
         content = yaml.safe_load(path.read_text())
-        space = {"lambda": (0.5, 10), "learning_rate": (1e-4, 1.0), **more}
+        space = {"lambda": (0.5, 10), "learning_rate": (1e-4, 100.0), **more}
         content["search"] = {
             "space": {name: {"low": low, "high": high} for name, (low, high) in space.items()},
             "first_points": points,
