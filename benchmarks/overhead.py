@@ -25,7 +25,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.config import Placement, StudyConfig, load_config
 from cca_ray.console import find_space
-from cca_ray.ledger import Ledger, open_arms, used_seconds
+from cca_ray.ledger import Ledger, open_arms, used_device_seconds
 from cca_ray.models import digest_of_weights
 from cca_ray.pretrain import resolve
 from cca_ray.scoring import load_base, load_tokens, required
@@ -93,7 +93,7 @@ def study(base: StudyConfig, concurrency: int, folder: Path) -> float:
     run_trials(config, ledger, lambda train: table, folder)
     seconds = time.perf_counter() - started
     tracker.close(60)
-    return seconds * concurrency / used_seconds(ledger.arms)
+    return seconds * concurrency / sum(used_device_seconds(ledger.arms).values())
 
 
 def compare_studies(rounds: int) -> None:

@@ -40,6 +40,7 @@ def stub(packed: dict[str, Any]) -> None:
             "step": step, "total_steps": STEPS, "history": [[step, 1.0, 0.5, 0.0]], "images_per_second": 1.0,
             "fid": fid + (STEPS - step) / STEPS, "inception_score": 1.0, "samples": samples, "protocol": "stub",
             "grid": str(job.folder.parent / "grid.png"), "seconds": 0.1, "micro_batch": 128, "stopped": False,
+            "workers": 1, "accelerator": "CPU", "device_seconds": [("CPU", 0.1)],
             "without": [[fid, 1.0]] * 10, "scoring_seconds": 0.1,
         })  # fmt: skip
 

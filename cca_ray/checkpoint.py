@@ -35,11 +35,19 @@ def patiently(write: Callable[[], object]) -> None:
 
 @dataclass
 class Progress:
-    """How far a trial is: optimizer steps done, seconds they took, and all that it has reported."""
+    """How far a trial is: optimizer steps done, seconds they took, and all that it has reported.
+
+    `device_seconds`: by type of card, of all workers together.
+    """
 
     step: int = 0
     seconds: float = 0.0
     reports: list[dict[str, Any]] = field(default_factory=list)
+    device_seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, seconds: float, card: str, devices: float) -> None:
+        self.seconds += seconds
+        self.device_seconds[card] = self.device_seconds.get(card, 0.0) + seconds * devices
 
     def add(self, report: dict[str, Any]) -> None:
         """Keep a report. One between rungs becomes part of the next: there are never many."""
@@ -69,6 +77,7 @@ def save_checkpoint(
         "step": progress.step,
         "seconds": progress.seconds,
         "reports": progress.reports,
+        "device_seconds": progress.device_seconds,
         "settings": settings,
     }
     if group.rank == 0:
@@ -84,7 +93,8 @@ def resume(path: Path, model: nn.Module, ema: Weights | None, optimizer: Optimiz
         return Progress()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found, progress = content["settings"], Progress(content["step"], content["seconds"], content["reports"])
+        found = content["settings"]
+        progress = Progress(content["step"], content["seconds"], content["reports"], content["device_seconds"])
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(
             f"{path}: damaged checkpoint; delete it to start this trial over ({type(error).__name__})"

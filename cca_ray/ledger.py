@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train
 from cca_ray.fid import jackknife_error
-from cca_ray.placement import accumulation
+from cca_ray.placement import ways
 from cca_ray.tracking import Tracker
 from cca_ray.trial import FAILURE, STUCK
 from cca_ray.worker import METRICS
@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FIRST_LINE = 300  # characters of a reason
+NEVER_RAN = "The actor never ran"  # in Ray's words, of a process that it could not start
 
 
 def distribution(name: str, bounds: Range) -> BaseDistribution:
@@ -218,7 +219,8 @@ class Running:
     label: str
     rungs: set[int]  # steps of those it has passed
     seconds: float = 0.0
-    micro_batch: int | None = None
+    device_seconds: dict[str, float] = field(default_factory=dict)  # by type of card
+    where: tuple[str, int, int] | None = None  # type of card, workers, micro-batch
     costs: list[float] | None = None  # at the last rung
     pruned: bool = False
     error: str = ""  # why the trial failed
@@ -302,7 +304,7 @@ class Ledger:
         running.error = result.get(FAILURE, "")
         if STUCK in result or FAILURE in result:
             return True
-        running.seconds = result["seconds"]
+        running.seconds, running.device_seconds = result["seconds"], dict(result["device_seconds"])
         with self.writing():
             self.track(running, result)
             if result["stopped"]:
@@ -325,11 +327,13 @@ class Ledger:
             rows.setdefault(step, {}).update(fid=result["fid"], inception_score=result["inception_score"])
             self.tracker.image(run, "samples", result["grid"], step)
             self.tracker.tags(run, {"protocol": result["protocol"]})
-        if result["micro_batch"] != running.micro_batch:
-            if running.micro_batch is not None:
-                self.say(f"{running.label}  out of memory: the micro-batch is {result['micro_batch']} now")
-            running.micro_batch = result["micro_batch"]
-            self.tracker.tags(run, placement_tags(self.config, running))
+        where = (result["accelerator"], result["workers"], result["micro_batch"])
+        if where != running.where:
+            if running.where is not None:
+                why = "out of memory" if where[:2] == running.where[:2] else "moved"
+                self.say(f"{running.label}  {why}: now {where[1]} × {where[0]}, micro-batch {where[2]}")
+            running.where = where
+            self.tracker.tags(run, placement_tags(running.train.global_batch, *where))
         self.tracker.metrics(run, rows)
 
     def at_rung(self, running: Running, result: Mapping[str, Any]) -> bool:
@@ -376,12 +380,15 @@ class Ledger:
         running = self.running.pop(trial_id, None)
         if running is None:
             return
-        error = running.error or (lost and (running.lost or "lost its process")) or ""
+        if lost and NEVER_RAN in running.lost:  # the cluster is going down: the next would fare no better
+            self.halt(stuck=f"Ray cannot start a trial: {running.lost}")
+        error = running.error or (lost and not self.stuck and (running.lost or "lost its process")) or ""
         with self.writing():
             run = self.run_of(running)
             if run_id := self.tracker.run_id(run):
                 running.trial.set_user_attr("mlflow_run_id", run_id)
             running.trial.set_user_attr("seconds", running.seconds)
+            running.trial.set_user_attr("device_seconds", running.device_seconds)
             study, number = running.arm.study, running.trial.number
             if error:
                 running.trial.set_user_attr("reason", error)
@@ -424,15 +431,13 @@ class Ledger:
         limits = self.limits
         if not arm.ended() or (math.isinf(limits.seconds) and math.isinf(limits.device_seconds)):
             return True
-        trial = float(
-            np.mean(
-                [t.user_attrs.get("seconds", 0.0) for a in self.arms for t in a.ended(TrialState.COMPLETE)] or [0.0]
-            )
-        )
-        reserve, devices = self.final_seconds(), devices_of(self.config)
-        begun = sum(max(trial, running.seconds) for running in self.running.values())
+        completed = [t.user_attrs for arm in self.arms for t in arm.ended(TrialState.COMPLETE)] or [{}]
+        trial = float(np.mean([attrs.get("seconds", 0.0) for attrs in completed]))
+        of_devices = float(np.mean([sum(attrs.get("device_seconds", {}).values()) for attrs in completed]))
+        reserve = self.final_seconds()
+        begun = sum(max(of_devices, sum(running.device_seconds.values())) for running in self.running.values())
         wall = time.monotonic() - limits.started + trial + reserve
-        used = devices * (used_seconds(self.arms) + begun + trial + reserve)
+        used = sum(used_device_seconds(self.arms).values()) + begun + of_devices + devices_of(self.config) * reserve
         if wall <= limits.seconds and used <= limits.device_seconds:
             return True
         if not self.used_up:
@@ -448,9 +453,13 @@ class Ledger:
         if not rungs:
             return 0.0
         a_sample = sum(mark["scoring_seconds"] for mark in rungs) / sum(mark["samples"] for mark in rungs)
-        guided = 2 * len(score.guidance_scales) + 2 * score.blocks
-        others = len(self.config.control.learning_rates) + score.blocks * (score.finalists + 3)
-        return a_sample * score.samples * (guided + others)
+        models = score.finalists * (1 + self.config.search.replicates)
+        chosen = 1 + 2 + 1 + (2 if score.winner_guidance_scales else 0)  # base, guided (at twice the cost), control
+        choosing = 2 * len(score.guidance_scales + score.winner_guidance_scales) + len(
+            self.config.control.learning_rates
+        )
+        blocks = choosing + score.blocks * (models + chosen + models)  # the finalists to choose, then all to be shown
+        return a_sample * score.samples * blocks
 
 
 def reason_of(error: BaseException) -> str:
@@ -479,22 +488,26 @@ def marks_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     return [trial.user_attrs[name] for name in sorted(names, key=lambda name: int(name.split()[1]))]
 
 
-def used_seconds(arms: list[Arm]) -> float:
-    """Of all trials so far."""
-    return sum(t.user_attrs.get("seconds", 0.0) for arm in arms for t in arm.ended(*ENDED, TrialState.RUNNING))
+def used_device_seconds(arms: Iterable[Arm]) -> dict[str, float]:
+    """Of all trials so far, by type of card."""
+    used: dict[str, float] = {}
+    for trial in (t for arm in arms for t in arm.ended(*ENDED, TrialState.RUNNING)):
+        for card, seconds in trial.user_attrs.get("device_seconds", {}).items():
+            used[card] = used.get(card, 0.0) + seconds
+    return used
 
 
 def devices_of(config: StudyConfig) -> float:
-    """What a trial holds: GPUs, or CPUs if it has none."""
-    return config.placement.workers * (config.placement.gpus or config.placement.cpus)
+    """What a trial holds, placed as it prefers: GPUs, or CPUs if it has none."""
+    way = ways(config.placement)[0]
+    return way.workers * (way.gpus or way.cpus)
 
 
-def placement_tags(config: StudyConfig, running: Running) -> dict[str, str]:
-    """How the global batch is cut."""
-    placement = config.placement.model_copy(update={"micro_batch": running.micro_batch})
-    passes = accumulation(placement, running.train.global_batch)
+def placement_tags(global_batch: int, accelerator: str, workers: int, micro_batch: int) -> dict[str, str]:
+    """Where a trial runs, and how the global batch is cut there."""
     return {
-        "workers": str(placement.workers),
-        "micro_batch": str(running.micro_batch),
-        "accumulation": str(passes),
+        "accelerator": accelerator,
+        "workers": str(workers),
+        "micro_batch": str(micro_batch),
+        "accumulation": str(global_batch // (workers * micro_batch)),
     }

@@ -4,10 +4,123 @@ The global batch is fixed by the study; placement only decides how it is cut.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 
-from cca_ray.config import Placement
+from cca_ray.config import CPU, Accelerator, Placement, Strategy
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Card:
+    """A type of GPU. `tflops`: dense bfloat16, as its maker states them."""
+
+    memory_gib: float
+    tflops: float
+
+
+# By the names of Ray's label. AWS has no A40; its 48 GB class is the L40S. A100: the smaller of its two kinds.
+CARDS = {"A40": Card(48, 150), "L40S": Card(48, 362), "A100": Card(40, 312), "H100": Card(80, 989)}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What decides how much memory a trial needs: the model's size and the length of its sequences."""
+
+    parameters: int
+    layers: int
+    width: int
+    tokens: int
+
+
+def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, recompute: bool) -> float:
+    """GiB that a worker needs at most: training in bfloat16 autocast with AdamW and an EMA, or scoring at a rung.
+
+    - always: weights 4, gradients 4, AdamW's two moments 8 and the EMA 4 bytes a parameter, parted over the workers by
+      FSDP
+    - training: the bfloat16 copies that autocast keeps until the backward pass, 2 bytes a parameter (of one layer with
+      recomputation), and with FSDP two layers in float32; activations, 57 bytes a channel, layer and token (counted by
+      hooks on saved tensors; VAR 55), a tenth with recomputation: a pair is two sequences; logits, a chunk of 2²⁶
+      numbers in float32 with its gradient, and in bfloat16
+    - scoring: the EMA whole in bfloat16, and first, while it is gathered, in float32, then keys and values,
+      16 GiB (`sampler.CACHE_BYTES`), and 4 GiB to decode images
+    """
+    parted, n = strategy == "fsdp", load.parameters
+    always = 20 * n / (workers if parted else 1)
+    copies = 2 * n / (load.layers if recompute else 1) + (8 * n / load.layers if parted else 0)
+    activations = 57 * load.width * load.layers * 2 * load.tokens * micro_batch * (0.1 if recompute else 1)
+    training = copies + activations + 2**26 * 10
+    scoring = 2 * n + max(4 * n, 20 * GIB)
+    return (always + max(training, scoring)) / GIB
+
+
+USABLE = 0.9  # of a card's memory: the rest is CUDA's, NCCL's and the allocator's
+MOST_WORKERS = 8  # of a trial: the cards of one node, which talk to each other faster than nodes do
+EPOCH_HOURS = 8.0  # a trial takes as many workers as bring an epoch of ImageNet below this
+UTILISATION = 0.35  # share of a card's arithmetic that training reaches; an assumption
+IMAGES = 1_281_167  # of ImageNet
+LARGE = 10**9  # parameters
+
+
+def epoch_hours(load: Load, card: Card, workers: int) -> float:
+    """6 operations a parameter and token, two sequences an image; the reference's table costs none."""
+    return 12 * load.parameters * load.tokens * IMAGES / (workers * card.tflops * 1e12 * UTILISATION) / 3600
+
+
+def way_on(type_: str, load: Load, global_batch: int) -> Accelerator | None:
+    """The fewest workers with an epoch below `EPOCH_HOURS` and the largest micro-batch that fits; None if none does.
+
+    A whole model a worker if that leaves room for four pairs, else parted; recomputation only where nothing else fits.
+    """
+    card, counts = CARDS[type_], [2**i for i in range(4) if 2**i <= MOST_WORKERS]
+    fast = [n for n in counts if epoch_hours(load, card, n) <= EPOCH_HOURS] or counts[-1:]
+    for workers in counts[counts.index(fast[0]) :]:
+        sizes = [2**i for i in range(9, -1, -1) if global_batch // workers % 2**i == 0]
+        ways: list[tuple[Strategy, bool, int]] = [("ddp", False, 4), ("fsdp", False, 4), ("fsdp", True, 1)]
+        for strategy, recompute, least in ways:
+            needs = {size: memory_gib(load, workers, size, strategy, recompute) for size in sizes if size >= least}
+            fits = [size for size, gib in needs.items() if gib <= USABLE * card.memory_gib]
+            if fits and (workers > 1 or strategy == "ddp"):
+                way = {"type": type_, "workers": workers, "micro_batch": fits[0], "strategy": strategy}
+                return Accelerator.model_validate(way | ({"activation_checkpointing": True} if recompute else {}))
+    return None
+
+
+def ways_by_arithmetic(load: Load, global_batch: int) -> tuple[Accelerator, ...]:
+    """The default table of a model: small ones prefer small cards and leave the large cards to large models."""
+    order = list(CARDS) if load.parameters < LARGE else list(reversed(CARDS))
+    return tuple(way for type_ in order if (way := way_on(type_, load, global_batch)) is not None)
+
+
+def ways(placement: Placement) -> tuple[Placement, ...]:
+    """How a trial may be placed, in order of preference: each a placement with one of the accelerators, or none."""
+    return tuple(placed(placement, number) for number in range(len(placement.accelerators))) or (placement,)
+
+
+def placed(placement: Placement, number: int) -> Placement:
+    """The placement on this one of its accelerators."""
+    way = placement.accelerators[number]
+    given = {key: value for key, value in way.model_dump(exclude={"type"}).items() if value is not None}
+    gpus = 0.0 if way.type == CPU else placement.gpus or 1.0
+    return placement.model_copy(update={"gpus": gpus, **given, "accelerators": (way,)})
+
+
+def accelerator_of(placement: Placement) -> str:
+    """The type of card of a placement that is one way; empty where any will do."""
+    return placement.accelerators[0].type if placement.accelerators else ""
+
+
+def in_this_process(placement: Placement) -> bool:
+    """Whether a trial needs no worker group: one worker, wherever there is room."""
+    return placement.workers == 1 and not placement.accelerators
+
+
+def check_cuts(placement: Placement, global_batch: int) -> None:
+    """ValueError if there is a way in which the global batch cannot be cut evenly."""
+    for way in ways(placement):
+        micro_batch_size(way, global_batch)
 
 
 def micro_batch_size(placement: Placement, global_batch: int) -> int:

@@ -31,27 +31,28 @@ from ray.util.state import list_jobs, list_placement_groups
 
 from cca_ray.config import StudyConfig, Train
 from cca_ray.finals import compare, finalists, summarize, verdict_on_ties
+from cca_ray.gangs import Placer, as_worker, impossible, nodes_now, slots
 from cca_ray.ledger import (
+    NEVER_RAN,
     Arm,
     Ledger,
     Limits,
     Running,
     Say,
-    devices_of,
     open_arm,
     open_arms,
     readable,
     true_ends,
-    used_seconds,
+    used_device_seconds,
 )
 from cca_ray.models import digest_of_weights, parameters
 from cca_ray.parallel import Group
-from cca_ray.placement import micro_batch_size, worker_resources
+from cca_ray.placement import accelerator_of, check_cuts, in_this_process, ways
 from cca_ray.reference import making, missing_parts, parts_of
 from cca_ray.scoring import load_base, load_tokens, protocol_of, required, scoring_of
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
-from cca_ray.trial import TableMaker, as_worker, run_trial, trial_folder, trial_resources
+from cca_ray.trial import TableMaker, run_trial, trial_folder, trial_resources
 from cca_ray.worker import STOP, Job, reference_key, shrink, started_at, total_steps
 
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
@@ -66,17 +67,24 @@ TableOf = Callable[[Train], Path | None]
 
 
 class Proposer(Searcher):
-    """Tune's searcher: asks the ledger. Its memory is Optuna's storage, so it has no state of its own to save."""
+    """Tune's searcher: asks the ledger. Its memory is Optuna's storage, so it has no state of its own to save.
 
-    def __init__(self, ledger: Ledger, job_of: Callable[[Train, str], Job]):
+    `placer`: keeps the line for the cluster's cards, where the trials stand in one.
+    """
+
+    def __init__(self, ledger: Ledger, job_of: Callable[[Train, str], Job], placer: Any = None):
         super().__init__()
-        self.ledger, self.job_of = ledger, job_of
+        self.ledger, self.job_of, self.placer = ledger, job_of, placer
 
     def suggest(self, trial_id: str) -> Any:
         running = self.ledger.propose(trial_id)
-        return {"job": self.job_of(running.train, running.key).packed()} if running else Searcher.FINISHED
+        if running is None:
+            return Searcher.FINISHED
+        return {"job": self.job_of(running.train, running.key).packed(), "placer": self.placer}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if self.placer and (running := self.ledger.running.get(trial_id)):
+            self.placer.forget.remote(running.key)
         self.ledger.finish(trial_id, lost=error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -105,7 +113,7 @@ class Rungs(FIFOScheduler):
         if running is None or not trial.error_file or not Path(trial.error_file).exists():
             return
         loss = Path(trial.error_file).read_text().split("Failure # ")[-1]
-        running.lost = f"lost its process: {loss.splitlines()[1]}"
+        running.lost = f"lost its process: {loss.splitlines()[1]}" if NEVER_RAN not in loss else NEVER_RAN
         if "OutOfMemory" in loss:  # Ray's own guard killed it before the system would have
             shrink(self.job_of(running.train, running.key))
 
@@ -162,7 +170,7 @@ class Watch(tune.Callback):
                 there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
                 kill = kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
                 self.killing[kill] = self.line(running, f"killed process {process['pid']}")
-        actor, alone = trial.temporary_state.ray_actor, self.ledger.config.placement.workers == 1
+        actor, alone = trial.temporary_state.ray_actor, in_this_process(self.ledger.config.placement)
         if self.still(trial.trial_id, (bool(signs), str(actor)), now) and alone and actor and not signs:
             del self.seen[trial.trial_id]
             self.ledger.say(self.line(running, "killing its process"))
@@ -261,14 +269,15 @@ def tuner(
     trainable: Any,
 ) -> tune.Tuner:
     placement = config.placement
+    placer = Placer.remote() if placement.accelerators else None
     return tune.Tuner(
         tune.with_resources(trainable, trial_resources(placement)),
         tune_config=tune.TuneConfig(
-            search_alg=Proposer(ledger, job_of),
+            search_alg=Proposer(ledger, job_of, placer),
             scheduler=Rungs(ledger, job_of),
             num_samples=-1,
             max_concurrent_trials=config.search.max_concurrent,
-            reuse_actors=placement.workers == 1,  # with nested workers, reuse hangs when a trial is stopped
+            reuse_actors=in_this_process(placement),  # with nested workers, reuse hangs when a trial is stopped
         ),
         run_config=tune.RunConfig(
             name=config.name,
@@ -332,7 +341,7 @@ def run_size(
     """
     started = time.monotonic()
     # Whatever can be wrong with the files or the placement is said before anything is written.
-    micro_batch_size(config.placement, config.train.global_batch)
+    check_cuts(config.placement, config.train.global_batch)
     check_resources(config)
     model, data = load_base(config), load_tokens(required(config.data.tokens, "data.tokens"))
     protocol = protocol_of(config, scoring_of(config, Group().device), config.score.samples)
@@ -379,7 +388,8 @@ def run_size(
     tracker.flush(FLUSH_S)
     summary = summarize(config, arms, outcome, model)
     summary |= {"seconds": spent(memory, summary, started), "protocol": protocol.id}
-    summary |= {"device_hours": devices_of(config) * used_seconds(arms) / 3600}
+    hours = {card: seconds / 3600 for card, seconds in used_device_seconds(arms).items()}
+    summary |= {"device_hours": sum(hours.values()), "device_hours_by_type": hours}
     summary |= {"mlflow_key": parent, "mlflow_run_id": tracker.run_id(parent)}
     show_outcome(tracker, parent, summary, steps)
     if ties := verdict_on_ties(outcome):
@@ -445,21 +455,15 @@ def with_seed(config: StudyConfig, seed: int) -> StudyConfig:
 
 
 def check_resources(config: StudyConfig) -> None:
-    """ValueError if a Ray that was started here can never hold a trial. A named cluster may still grow."""
-    placement = config.placement
-    have = ray.cluster_resources()
-    for kind, amount in worker_resources(placement).items():
-        if "RAY_ADDRESS" not in os.environ and have.get(kind, 0) < amount * placement.workers:
-            raise ValueError(
-                f"{config.name}: placement asks for {amount * placement.workers:g} {kind}, this machine has "
-                f"{have.get(kind, 0):g}; see placement.workers, placement.cpus and placement.gpus"
-            )
+    """ValueError if this cluster can never hold a trial, and no autoscaler could change that."""
+    if why := impossible(config.placement, nodes_now()):
+        raise ValueError(f"{config.name}: {why}; see placement: workers, cpus, gpus, accelerators")
 
 
 def at_once(config: StudyConfig) -> int:
     """How many workers of a trial the cluster can hold now; at least one, for which it may have to grow."""
-    have = ray.cluster_resources()
-    return max(1, min(int(have.get(kind, 0) // amount) for kind, amount in worker_resources(config.placement).items()))
+    nodes, kinds = nodes_now(), {accelerator_of(way): way for way in ways(config.placement)}
+    return max(1, sum(slots(way, nodes) for way in kinds.values()))
 
 
 def reference_table(config: StudyConfig, base_digest: str, data: TokenSet, root: Path, say: Say) -> Path | None:

@@ -1,12 +1,14 @@
 """One trial: build the TorchTrainer, run it, report to Ray Tune; and the tasks of a study besides its trials.
 
 One worker runs in the trial's own process (Ray Train's local mode), which Tune reuses for the next trial:
-no process start.  Several workers are a real worker group, with gloo or NCCL between them.
+no process start.  Several workers are a real worker group, with gloo or NCCL between them.  Where `accelerators` are
+listed a trial is a worker group on one type of card at a time, and goes on on another if it loses its nodes.
 """
 
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,16 +18,18 @@ import ray
 import ray.train
 import ray.train.torch
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.checkpoint import patiently
 from cca_ray.config import Placement
+from cca_ray.gangs import selector, wait_in_line
 from cca_ray.models import atomically, digest_of_weights
 from cca_ray.objective import Scorer
 from cca_ray.parallel import Group, for_sampling
-from cca_ray.placement import autocast, local_device, micro_batch_size, worker_resources
+from cca_ray.placement import autocast, in_this_process, local_device, micro_batch_size, ways, worker_resources
 from cca_ray.reference import Part, score_part, write_part
 from cca_ray.scoring import Scored, load_base, load_tokens, protocol_of, required, score, scoring_of
 from cca_ray.worker import Job, Report, Stuck, fine_tune, reference_key
@@ -41,7 +45,7 @@ def innermost(error: BaseException) -> BaseException:
     """What Ray and Ray Train have wrapped."""
     failures = getattr(error, "worker_failures", None)  # Ray Train's error of a worker group
     inner = next(iter(failures.values())) if failures else getattr(error, "_base_exc", None)
-    inner = inner or getattr(error, "cause", None)
+    inner = inner or getattr(error, "controller_failure", None) or getattr(error, "cause", None)
     if not isinstance(error, Stuck):  # whose own words are the best
         inner = inner or error.__cause__
     return innermost(inner) if isinstance(inner, BaseException) else error
@@ -89,61 +93,92 @@ def build_group(
     name: str,
     storage: str,
     callbacks: Sequence[UserCallback] = (),
+    failures: FailureConfig | None = None,
 ) -> TorchTrainer:
-    """Several workers; lost ones are replaced. One that has ended is noticed at once, not after two seconds."""
+    """A worker group. A worker that has ended is noticed at once, not after two seconds."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     return TorchTrainer(
         loop,
         train_loop_config=arguments,
+        torch_config=TorchConfig(backend=None if placement.backend == "auto" else placement.backend),
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpus > 0,
             resources_per_worker=worker_resources(placement),
+            label_selector=selector(placement) or None,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=placement.max_failures, controller_failure_limit=1),
+            failure_config=failures or FailureConfig(placement.max_failures, controller_failure_limit=1),
             callbacks=list(callbacks),
         ),
     )
 
 
-def build_trainer(job: Job, report: Report, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
+def build_trainer(
+    job: Job, report: Report, callbacks: Sequence[UserCallback] = (), failures: FailureConfig | None = None
+) -> TorchTrainer:
     """Alone: the loop in this process, reporting by `report` (ray.train.report inside Tune is deprecated).
 
-    Otherwise a worker group that reports by `callbacks` and resumes from the checkpoint.
+    Otherwise a worker group that reports by `callbacks` and resumes from the checkpoint. Lost workers are replaced.
     """
     placement, folder = job.config.placement, job.folder
-    if placement.workers == 1:
+    if in_this_process(placement):
         return build_local(lambda: fine_tune(job, report, Group()))
     storage = str(folder.parent.resolve() / "train")
-    return build_group(worker_loop, job.packed(), placement, folder.name, storage, callbacks)
+    return build_group(worker_loop, job.packed(), placement, folder.name, storage, callbacks, failures)
+
+
+def on_any_cards(job: Job, placer: Any, callbacks: Sequence[UserCallback]) -> None:
+    """Train on the first way that fits, and after a loss on whatever fits then: shrunk, or on another type of card.
+
+    A loss counts only if nothing was saved since the one before: on cards that others may take away there can be many.
+    """
+    checkpoint, losses, saved = job.folder / "checkpoint.pt", 0, 0.0
+    once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+    while True:
+        way = wait_in_line(placer, job.folder.name, job.config.placement)
+        here = replace(job, config=job.config.model_copy(update={"placement": way}))
+        try:
+            build_trainer(here, tune.report, callbacks, once).fit()
+            return
+        except TrainingFailedError as error:
+            cause = innermost(error)
+            if isinstance(cause, WorkerGroupStartupTimeoutError):  # other jobs hold the cards, or the node went
+                ray.get(placer.refuse.remote(job.folder.name))
+                continue
+            if isinstance(cause, Stuck):
+                raise
+            before, saved = saved, checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
+            losses = losses + 1 if saved == before else 1
+            if losses > job.config.placement.max_failures:
+                raise
+        finally:
+            ray.get(placer.release.remote(job.folder.name))
 
 
 def run_trial(packed: dict[str, Any]) -> None:
     """The Tune trainable. An exception ends the trial with its reason; only a lost process is tried again."""
     try:
         job = Job.unpacked(packed["job"])
-        callbacks = [TuneReportCallback()] if job.config.placement.workers > 1 else []
-        build_trainer(job, tune.report, callbacks).fit()
+        placement = job.config.placement
+        callbacks = [] if in_this_process(placement) else [TuneReportCallback()]
+        if placement.accelerators:
+            on_any_cards(job, packed["placer"], callbacks)
+        else:
+            build_trainer(job, tune.report, callbacks).fit()
     except Exception as error:
         tune.report(failure(error))
 
 
 def trial_resources(placement: Placement) -> dict[str, float]:
-    """A trial alone holds its worker's resources.
+    """A trial in its own process holds its worker's resources.
 
     The bundles of a group are its trainer's own; the driver that waits for them must hold no CPU, or the last
     trial that fits would wait for ever.  It sits on the head node, which preemption does not take.
     """
-    return worker_resources(placement) if placement.workers == 1 else {"node:__internal_head__": 0.001}
-
-
-def as_worker(task: Any, placement: Placement, **options: int) -> Any:
-    """A Ray task or actor that holds what one worker of a trial holds."""
-    resources = worker_resources(placement)
-    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), **options)
+    return worker_resources(placement) if in_this_process(placement) else {"node:__internal_head__": 0.001}
 
 
 def trial_folder(storage: Path, key: str) -> Path:
@@ -164,7 +199,7 @@ class TableMaker:
     def make(self, part: Part) -> int:
         """Score a part and write its file; how many pairs it has."""
         config, train = self.job.config, self.job.train
-        batch = micro_batch_size(config.placement, train.global_batch)
+        batch = min(micro_batch_size(way, train.global_batch) for way in ways(config.placement))
         with autocast(config.placement, self.device):  # as the trials score their own model
             scored = score_part(self.scorer, self.data, part, train.null_ratio, train.seed, batch)
         write_part(self.folder, part, self.key, *scored)

@@ -22,7 +22,7 @@ import yaml
 from cca_ray.config import FAMILY_SIZES, ConfigError, StudyConfig, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, run
 from cca_ray.ledger import Limits
-from cca_ray.placement import micro_batch_size
+from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, table, verdict, write_summary
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
@@ -38,7 +38,7 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
     if len(set(names)) < len(names):
         raise ConfigError(f"two search spaces have the same name: {', '.join(names)}")
     for config in configs:
-        micro_batch_size(config.placement, config.train.global_batch)
+        check_cuts(config.placement, config.train.global_batch)
         check_files(config)
     families = list(dict.fromkeys(config.base.family for config in configs))
     return sorted(

@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cca_ray.checkpoint import patiently, resume, save_checkpoint
-from cca_ray.config import StudyConfig, Train
+from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
 from cca_ray.models import Dropout, Model, digest_of_weights, dropout_keys, save_official
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
 from cca_ray.parallel import Group, Weights, distribute, for_sampling, gradients_wait, local, weights_of, whole_model
-from cca_ray.placement import autocast, is_out_of_memory, micro_batch_size, smaller_micro_batch
+from cca_ray.placement import accelerator_of, autocast, is_out_of_memory, micro_batch_size, smaller_micro_batch
 from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
 from cca_ray.sampler import image_grid
 from cca_ray.scoring import Scoring, load_base, load_tokens, protocol_of, required, score, scoring_of
@@ -289,6 +289,12 @@ def save_final(loop: Loop, path: Path) -> None:
         patiently(lambda: save_official(model, path))
 
 
+def card_here() -> str:
+    """The type of card of this node, as Ray names it; CPU if it has none."""
+    labels = ray.get_runtime_context().get_node_labels() if ray.is_initialized() else {}
+    return labels.get("ray.io/accelerator-type", CPU)
+
+
 def started_at(pid: int) -> str:
     """When a process of this machine began, by the system's clock ticks: with the pid, its name for good."""
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
@@ -336,9 +342,15 @@ class Pulse:
         return report, save, stop
 
 
+def halvings_of(job: Job) -> Path:
+    """The file that says how far the micro-batch was halved, in this way of placing the trial."""
+    way = f"-{accelerator_of(job.config.placement)}-{job.config.placement.workers}"
+    return job.folder / f"micro_batch{way if job.config.placement.accelerators else ''}"
+
+
 def smaller(job: Job) -> Job:
     """The job with the micro-batch that it was given after memory had run out, if it had."""
-    marker = job.folder / "micro_batch"
+    marker = halvings_of(job)
     if not marker.exists():
         return job
     placement = job.config.placement.model_copy(update={"micro_batch": json.loads(marker.read_text())["micro_batch"]})
@@ -347,7 +359,7 @@ def smaller(job: Job) -> Job:
 
 def shrink(job: Job) -> bool:
     """After memory has run out: the next attempt takes half the micro-batch. False if it did so often enough."""
-    marker = job.folder / "micro_batch"
+    marker = halvings_of(job)
     halvings = json.loads(marker.read_text())["halvings"] if marker.exists() else 0
     size = smaller_micro_batch(smaller(job).config.placement, job.train.global_batch)
     if size is None or halvings >= HALVINGS:
@@ -360,8 +372,9 @@ def shrink(job: Job) -> bool:
 def fine_tune(job: Job, report: Report, group: Group) -> Path | None:
     """Run one fine-tuning, from its checkpoint if there is one; the file with the final weights, None if stopped.
 
-    `report` receives at least every few seconds `step`, `total_steps`, `seconds`, `history`, `images_per_second`, and
-    at each rung `fid` and what belongs to it. After a resume what was reported before is reported again.
+    `report` receives at least every few seconds `step`, `total_steps`, `seconds`, `history`, `images_per_second`, where
+    it ran (`accelerator`, `workers`, `micro_batch`), `device_seconds` by type of card, and at each rung `fid` and what
+    belongs to it. After a resume what was reported before is reported again.
     When memory runs out, the micro-batch is halved and the accumulation doubled, which changes no result.
     Raises Diverged, and Stuck if files cannot be read or written.
     """
@@ -394,7 +407,8 @@ def attempt(job: Job, report: Report, group: Group) -> Path | None:
     rungs, placement = rung_steps(job.config, total), job.config.placement
     for passed in progress.reports:
         report({**passed, "stopped": False})
-    started, log = time.monotonic() - progress.seconds, Log(group)
+    card, devices = accelerator_of(placement) or card_here(), group.world * (placement.gpus or placement.cpus)
+    since, log = time.monotonic(), Log(group)
     for step in range(progress.step, total):
         log.add(step + 1, train_step(loop, step))
         done = step + 1
@@ -402,13 +416,16 @@ def attempt(job: Job, report: Report, group: Group) -> Path | None:
         if done not in rungs and not due:
             continue
         result = {"step": done, "total_steps": total, **log.flush(job.train.global_batch)}
+        result |= {"accelerator": card, "workers": group.world}
         result["micro_batch"] = micro_batch_size(placement, job.train.global_batch)
         try:
             if done in rungs:
                 result.update(score_rung(loop, done, rungs[done], pulse.alive))
                 log.since = time.monotonic()
-            progress.step, progress.seconds = done, time.monotonic() - started
-            progress.add(result := {**result, "seconds": progress.seconds})
+            progress.spend((now := time.monotonic()) - since, card, devices)
+            progress.step, since = done, now
+            used = list(progress.device_seconds.items())  # Tune would flatten a dict
+            progress.add(result := {**result, "seconds": progress.seconds, "device_seconds": used})
             if done in rungs or save:
                 save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group)
             if done == total:  # before the report: who hears of the end may look for the weights

@@ -1,0 +1,223 @@
+"""Who trains where: trials stand in one line, and each takes the first way of its table that fits free capacity.
+
+A gang, the workers of one trial, is on one type of card.  Ray's placement groups know neither preference nor line;
+so the line is kept here, by an actor, and only who has been granted a way asks Ray for it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from cca_ray.config import CPU, Placement
+from cca_ray.placement import accelerator_of, ways, worker_resources
+
+TYPE = "ray.io/accelerator-type"  # the node label by which Ray names a card
+NODE_GROUP = "ray.io/node-group"  # the one of nodes that an autoscaler manages
+DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next
+REFUSED_S = 60.0  # how long a way is not tried again that Ray could not start, as when other jobs hold the cards
+GONE_S = 60.0  # after which who no longer asks is out of the line
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a living node has in all."""
+
+    type: str
+    cpus: float
+    gpus: float
+    managed: bool = False  # by an autoscaler
+
+
+def nodes_now() -> list[Node]:
+    """Of the cluster that this process is connected to."""
+    return [
+        Node(
+            node["Labels"].get(TYPE, CPU),
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            NODE_GROUP in node["Labels"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def slots(way: Placement, nodes: Sequence[Node]) -> int:
+    """How many workers of this way all nodes together could hold."""
+    type_ = accelerator_of(way)
+    fits = (n for n in nodes if n.type == type_ or not type_)
+    return sum(int(min(n.cpus // way.cpus, n.gpus // way.gpus if way.gpus else n.cpus // way.cpus)) for n in fits)
+
+
+def in_use(way: Placement, held: Sequence[Placement]) -> float:
+    """How many workers of this way would fit where the held gangs of the same type are."""
+    same = [other for other in held if accelerator_of(other) == accelerator_of(way)]
+    cards = sum(other.workers * (other.gpus or other.cpus) for other in same)
+    return cards / (way.gpus or way.cpus)
+
+
+def grant(
+    line: Mapping[str, Sequence[Placement]], held: Sequence[Placement], nodes: Sequence[Node]
+) -> dict[str, Placement]:
+    """Who of the line, first come first, may start now, and in which way: the first of its own that fits.
+
+    Who cannot start keeps for itself every type on which it could once run: those behind it may only take others.
+    So a large trial is not starved by small ones, and no card idles that only they want.
+    """
+    granted: dict[str, Placement] = {}
+    kept: set[str] = set()
+    for key, wanted in line.items():
+        taken = [*held, *granted.values()]
+        for way in wanted:
+            if accelerator_of(way) not in kept and slots(way, nodes) - in_use(way, taken) >= way.workers:
+                granted[key] = way
+                break
+        else:
+            kept |= {accelerator_of(way) for way in wanted if slots(way, nodes) >= way.workers}
+    return granted
+
+
+def impossible(placement: Placement, nodes: Sequence[Node]) -> str:
+    """Why no way of this placement can ever fit these nodes, in a clause; empty if one can, or if nodes may come."""
+    if any(slots(way, nodes) >= way.workers for way in ways(placement)) or any(node.managed for node in nodes):
+        return ""
+    have = {node.type: 0.0 for node in nodes}
+    for node in nodes:
+        have[node.type] += node.cpus if node.type == CPU else node.gpus
+    asked = " or ".join(f"{way.workers} × {in_words(way)}" for way in ways(placement))
+    return f"placement asks for {asked}, the cluster has {', '.join(f'{have[t]:g} {t}' for t in sorted(have))}"
+
+
+def in_words(way: Placement) -> str:
+    """What a worker holds: `1 A40`, `2 CPU`."""
+    kind = accelerator_of(way) or ("GPU" if way.gpus else CPU)
+    return f"{way.cpus if kind == CPU else way.gpus:g} {kind}"
+
+
+def selector(way: Placement) -> dict[str, str]:
+    """Ray's label selector for the workers of one way; empty where any node will do."""
+    type_ = accelerator_of(way)
+    if type_ != CPU:
+        return {TYPE: type_} if type_ else {}
+    others = sorted({node.type for node in nodes_now()} - {CPU})
+    return {TYPE: f"!in({','.join(others)})"} if others else {}
+
+
+def as_worker(task: Any, placement: Placement, **options: int) -> Any:
+    """A Ray task or actor that holds what one worker of a trial holds, on any card that a trial may run on here."""
+    way, types = ways(placement)[0], [""]
+    if placement.accelerators:
+        nodes = nodes_now()
+        possible = [way for way in ways(placement) if slots(way, nodes)] or ways(placement)
+        way = possible[0]
+        types = sorted({accelerator_of(other) for other in possible if other.gpus})
+    where = {TYPE: f"in({','.join(types)})"} if way.gpus and types[0] else selector(way)
+    resources = worker_resources(way)
+    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), label_selector=where, **options)
+
+
+def demand(way: Placement) -> PlacementGroup:
+    """A gang that waits, as an autoscaler sees it. It goes with the job that asks, unlike `request_resources`."""
+    bundles = [worker_resources(way)] * way.workers
+    return placement_group(bundles, bundle_label_selector=[selector(way)] * way.workers)
+
+
+@dataclass
+class Waiting:
+    """One in the line."""
+
+    ways: tuple[Placement, ...]
+    since: float  # when it began to wait
+    asked: float  # when it last asked
+    group: PlacementGroup | None = None  # that tells the autoscaler
+    number: int = -1  # of the way for which the autoscaler is asked
+
+
+class Line:
+    """The line, those who have been granted a way, and what the autoscaler is asked for. See `Placer`."""
+
+    def __init__(self, nodes: Callable[[], list[Node]] = nodes_now) -> None:
+        self.nodes = nodes
+        self.order: dict[str, int] = {}  # the place in line, which a trial that lost its nodes has still
+        self.line: dict[str, Waiting] = {}
+        self.held: dict[str, Placement] = {}
+        self.refused: dict[tuple[str, int], float] = {}  # type and number of workers -> until when
+
+    def ask(self, key: str, placement: Placement) -> Placement | None:
+        """The way that a trial may take, or None: ask again in a second."""
+        if key in self.held:
+            return self.held[key]
+        now = time.monotonic()
+        self.order.setdefault(key, len(self.order))
+        waiting = self.line.setdefault(key, Waiting(ways(placement), now, now))
+        waiting.asked = now
+        for other in [k for k, w in self.line.items() if now - w.asked > GONE_S]:
+            self.leave(other)
+        nodes = self.nodes()
+        self.held |= (granted := grant(self.wanted(now), list(self.held.values()), nodes))
+        for other in granted:
+            self.leave(other)
+        if any(node.managed for node in nodes):
+            self.tell_autoscaler(now)
+        return self.held.get(key)
+
+    def wanted(self, now: float) -> dict[str, list[Placement]]:
+        """In the order of the line, what each would take now."""
+        keys = sorted(self.line, key=lambda key: self.order[key])
+        return {
+            key: [way for way in self.line[key].ways if self.refused.get((accelerator_of(way), way.workers), 0) < now]
+            for key in keys
+        }
+
+    def tell_autoscaler(self, now: float) -> None:
+        for waiting in self.line.values():
+            number = int((now - waiting.since) / DEMAND_S) % len(waiting.ways)
+            if number != waiting.number:
+                self.ask_no_more(waiting)
+                waiting.group, waiting.number = demand(waiting.ways[number]), number
+
+    def ask_no_more(self, waiting: Waiting) -> None:
+        if waiting.group is not None:
+            remove_placement_group(waiting.group)
+            waiting.group = None
+
+    def leave(self, key: str) -> None:
+        """The line."""
+        if waiting := self.line.pop(key, None):
+            self.ask_no_more(waiting)
+
+    def release(self, key: str) -> None:
+        """Its cards are free. If it asks again, it has its old place in line."""
+        self.held.pop(key, None)
+        self.leave(key)
+
+    def refuse(self, key: str) -> None:
+        """Ray could not start the way that this trial was granted."""
+        if way := self.held.get(key):
+            self.refused[accelerator_of(way), way.workers] = time.monotonic() + REFUSED_S
+        self.release(key)
+
+    def forget(self, key: str) -> None:
+        """The trial has ended."""
+        self.release(key)
+        self.order.pop(key, None)
+
+
+Placer: Any = ray.remote(num_cpus=0)(Line)  # one an experiment; it goes with its driver
+
+
+def wait_in_line(placer: Any, key: str, placement: Placement) -> Placement:
+    """Until a way is free."""
+    said = False
+    while (way := ray.get(placer.ask.remote(key, placement))) is None:
+        if not said:
+            logging.getLogger(__name__).info("%s waits for cards", key)
+            said = True
+        time.sleep(1.0)
+    granted: Placement = way
+    return granted

@@ -1,0 +1,210 @@
+"""Who trains where: the rules of the line, and a real study on a cluster of pretended cards."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+
+from cca_ray.config import Placement
+from cca_ray.gangs import GONE_S, REFUSED_S, Line, Node, grant, impossible, slots
+from cca_ray.placement import ways as ways_of
+from cca_ray.pretrain import BaseFiles
+from tests.test_cli import write_space
+
+H100, A100, A40 = (Node(name, cpus=16, gpus=8) for name in ("H100", "A100", "A40"))
+HEAD = Node("CPU", cpus=0, gpus=0)
+
+
+def table(*entries: tuple[str, int]) -> Placement:
+    accelerators = [{"type": type_, "workers": workers} for type_, workers in entries]
+    return Placement.model_validate_json(json.dumps({"accelerators": accelerators, "cpus": 2}))
+
+
+def names(granted: dict[str, Placement]) -> dict[str, str]:
+    return {key: f"{way.workers} {way.accelerators[0].type}" for key, way in granted.items()}
+
+
+def line(*wanted: Placement) -> dict[str, tuple[Placement, ...]]:
+    return {f"t{number}": ways_of(placement) for number, placement in enumerate(wanted)}
+
+
+ANY = table(("H100", 4), ("A100", 8), ("A40", 8))
+
+
+def test_trials_take_the_first_way_that_fits_and_run_on_different_types_at_a_time():
+    nodes = [HEAD, H100, A100, A40]
+    assert names(grant(line(ANY, ANY, ANY, ANY, ANY), [], nodes)) == {
+        "t0": "4 H100", "t1": "4 H100", "t2": "8 A100", "t3": "8 A40",
+    }  # fmt: skip
+    assert names(grant(line(ANY), [ways_of(ANY)[0], ways_of(ANY)[0]], nodes)) == {"t0": "8 A100"}
+
+
+def test_a_gang_is_on_one_type_and_may_be_on_several_nodes():
+    assert grant(line(table(("A40", 16))), [], [A40, A100]) == {}
+    assert names(grant(line(table(("A40", 16))), [], [A40, A40])) == {"t0": "16 A40"}
+
+
+def test_where_cpus_are_few_they_bound_the_workers():
+    assert slots(ways_of(ANY)[0], [Node("H100", cpus=5, gpus=8)]) == 2
+    assert slots(ways_of(table(("CPU", 1)))[0], [Node("CPU", cpus=5, gpus=0), A40]) == 2
+
+
+def test_small_trials_do_not_starve_a_large_one_and_take_only_what_it_cannot_use():
+    large, small = table(("A100", 8)), table(("A100", 1), ("A40", 1))
+    busy = [ways_of(table(("A100", 2)))[0]]
+    nodes = [A100, A40]
+    assert names(grant(line(large, small, small), busy, nodes)) == {"t1": "1 A40", "t2": "1 A40"}
+    assert names(grant(line(large, small), [], nodes)) == {"t0": "8 A100", "t1": "1 A40"}
+    never = table(("H100", 8))  # waits for an autoscaler, and keeps nothing from others
+    assert names(grant(line(never, small), [], nodes)) == {"t1": "1 A100"}
+
+
+def test_when_everything_is_taken_all_wait_and_none_holds_a_part():
+    full = [ways_of(ANY)[0], ways_of(ANY)[0], ways_of(ANY)[1], ways_of(ANY)[2]]
+    assert grant(line(ANY, ANY), full, [H100, A100, A40]) == {}
+
+
+def test_a_placement_that_can_never_fit_is_named_unless_nodes_may_come():
+    why = impossible(ANY, [HEAD, Node("A40", cpus=8, gpus=4), Node("A40", cpus=2, gpus=1)])
+    assert why == "placement asks for 4 × 1 H100 or 8 × 1 A100 or 8 × 1 A40, the cluster has 5 A40, 0 CPU"
+    assert impossible(ANY, [HEAD, Node("H100", cpus=8, gpus=4)]) == ""
+    assert impossible(ANY, [Node("CPU", cpus=0, gpus=0, managed=True)]) == ""
+    assert (
+        impossible(Placement(workers=3), [Node("CPU", 2, 0)]) == "placement asks for 3 × 1 CPU, the cluster has 2 CPU"
+    )
+    assert impossible(Placement(workers=2), [Node("CPU", 1, 0), Node("A40", 1, 1)]) == ""
+
+
+def test_who_was_first_keeps_its_place_after_a_loss(monkeypatch: pytest.MonkeyPatch):
+    nodes, one = [H100], table(("H100", 8), ("A40", 8))
+    queue = Line(lambda: nodes)
+    assert queue.ask("a", one) == ways_of(one)[0]
+    assert queue.ask("a", one) == ways_of(one)[0]  # asked again, as by a process that was lost
+    assert queue.ask("b", one) is None
+    nodes[:] = [A40]
+    queue.release("a")  # its node is gone
+    assert queue.ask("b", one) == ways_of(one)[1]
+    queue.release("b")
+    assert queue.ask("a", one) == ways_of(one)[1]
+    queue.ask("b", one)
+    queue.release("a")
+    assert queue.ask("a", one) is not None  # before b, which waits longer but came later
+    assert queue.ask("b", one) is None
+    queue.forget("a")
+    assert queue.ask("b", one) == ways_of(one)[1]
+
+
+def test_a_way_that_ray_could_not_start_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    queue, one = Line(lambda: [H100, A40]), table(("H100", 8), ("A40", 8))
+    assert queue.ask("a", one) == ways_of(one)[0]
+    queue.refuse("a")
+    assert queue.ask("a", one) == ways_of(one)[1]
+    queue.refuse("a")
+    assert queue.ask("a", one) is None
+    clock[0] += REFUSED_S + 1
+    assert queue.ask("a", one) == ways_of(one)[0]
+
+
+def test_who_no_longer_asks_is_out_of_the_line(monkeypatch: pytest.MonkeyPatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    queue, one = Line(lambda: [A40]), table(("A40", 8))
+    queue.ask("a", one)
+    assert queue.ask("b", one) is None
+    assert queue.ask("c", one) is None
+    clock[0] += GONE_S + 1
+    queue.release("a")
+    assert queue.ask("c", one) == ways_of(one)[0]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that trains nothing, one H100 and two A40: labels and counts, no cards."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": 0})
+    for name, cards in (("H100", 1), ("A40", 2)):
+        cluster.add_node(num_cpus=cards, num_gpus=cards, labels={"ray.io/accelerator-type": name})
+    yield cluster
+    cluster.shutdown()
+
+
+def tune(folder: Path, address: str, *settings: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cca_ray.tune", "tiny.yaml", "--name", "study"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    environment, pipe = {**os.environ, "RAY_ADDRESS": address}, subprocess.PIPE
+    return subprocess.Popen([*command, *words], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe)
+
+
+def space(folder: Path, files: BaseFiles, accelerators: list[dict[str, Any]]) -> None:
+    path = write_space(folder, files, epochs=30)
+    content = yaml.safe_load(path.read_text())
+    # The cards are pretended, so the workers speak by gloo.
+    content["placement"] = {"accelerators": accelerators, "checkpoint_minutes": 0.005, "backend": "gloo"}
+    content["search"] |= {"trials": 2, "first_points": [{"lambda": 2.0, "learning_rate": 1e-3}]}
+    path.write_text(yaml.safe_dump(content))
+
+
+def trials(folder: Path) -> dict[str, optuna.trial.FrozenTrial]:
+    """By key."""
+    storage = f"sqlite:///{folder / 'runs' / 'study' / 'study.db'}"
+    studies = [optuna.load_study(study_name=f"study/tiny/{arm}", storage=storage) for arm in ("control", "search")]
+    return {trial.user_attrs["key"]: trial for study in studies for trial in study.trials}
+
+
+def test_what_the_cluster_can_never_hold_is_refused_at_once(cluster: Cluster, base_files: BaseFiles, tmp_path: Path):
+    space(tmp_path, base_files, [{"type": "H100", "workers": 2}, {"type": "A100", "workers": 1}])
+    process = tune(tmp_path, cluster.address)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "tiny: placement asks for 2 × 1 H100 or 1 × 1 A100, the cluster has 2 A40, 0 CPU, 1 H100" in error
+    assert not (tmp_path / "runs" / "study" / "study.db").exists()
+
+
+def test_a_trial_that_loses_its_node_ends_on_other_cards_with_the_same_result(
+    cluster: Cluster, base_files: BaseFiles, tmp_path: Path
+):
+    """Two trials at a time, on two types of cards; the H100's node goes, and its trial ends on two A40."""
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "mixed").mkdir()
+    space(tmp_path / "alone", base_files, [])
+    alone = tune(tmp_path / "alone", "local", "search.max_concurrent=1")
+    _, error = alone.communicate(timeout=200)
+    assert alone.returncode == 0, error
+
+    space(
+        tmp_path / "mixed",
+        base_files,
+        [{"type": "H100", "workers": 1, "micro_batch": 12}, {"type": "A40", "workers": 2}],
+    )
+    process = tune(tmp_path / "mixed", cluster.address)
+    first = tmp_path / "mixed" / "runs" / "study" / "trials" / "tiny-control-0000" / "checkpoint.pt"
+    end = time.monotonic() + 150
+    while not first.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    h100 = next(node for node in cluster.worker_nodes if node._ray_params.num_gpus == 1)
+    cluster.remove_node(h100, allow_graceful=False)
+    out, error = process.communicate(timeout=280)
+    assert process.returncode == 0, error
+
+    mine, theirs = trials(tmp_path / "mixed"), trials(tmp_path / "alone")
+    used = {key: set(trial.user_attrs["device_seconds"]) for key, trial in mine.items()}
+    assert used.pop("tiny-control-0000") == {"H100", "A40"}
+    assert set().union(*used.values()) == {"A40"}
+    assert "tiny  control 1/1  lr=1.0e-03  moved: now 2 × A40, micro-batch 12" in out
+    for key, trial in mine.items():
+        assert trial.state == theirs[key].state
+        assert trial.params == theirs[key].params
+        # Two workers part from one in the last digit of a sum, which after 300 steps turns a sampled token or two.
+        assert trial.value == pytest.approx(theirs[key].value, rel=0.05)
+    by_type = json.loads((first.parents[2] / "summary.json").read_text())["sizes"][0]["device_hours_by_type"]
+    assert set(by_type) == {"H100", "A40"}
