@@ -194,7 +194,7 @@ class Plan:
     keep: float | None = None  # of every rung; None: as the files say
     seed: int = 0
     spread_of_ties: float = 0.25  # scores nearer than this (in standard deviations of trials) are not told apart
-    longest_trial: float = 12 * HOUR  # entries that take longer are left out of a table that has shorter ones
+    longest_trial: float = 6 * HOUR  # entries that take longer are left out of a table that has shorter ones
     bound: float = 10 * MINUTE  # that the first of the queue waits before a node is kept for it
     start_delay: float = 5 * MINUTE  # from the autoscaler's wish to a node that works; paid
     idle: float = 5 * MINUTE  # before a node is given back (Ray's idle_timeout_minutes)
@@ -204,6 +204,7 @@ class Plan:
     fid: float = 11 * 0.6  # CPU time of a score and its ten jackknife groups, measured: fid.py
     driver: float = 0.031  # of the driver a report, start or end: 0.124 s a trial of four, measured: scaling.py
     heartbeat: float = 5.0  # a running trial reports as often (cca_ray.worker)
+    heartbeat_driver: float = 0.0032  # CPU time of the driver a heartbeat, measured: benchmarks/README.md
     preemptions: float = 0.0  # of a node and hour
     back: float = 20 * MINUTE  # mean time until a lost node can be had again
 
@@ -234,12 +235,16 @@ class Segment:
 
     job: "Job"
     node: "Node"
-    gpus: int
+    entry: Entry
     begin: float
     start: float  # seconds that only set up
     end: float = math.nan
     rework: float = 0.0  # seconds at the end that were lost with the node
     again: bool = False  # after a loss
+
+    @property
+    def gpus(self) -> int:
+        return self.entry.workers
 
 
 @dataclass
@@ -490,7 +495,7 @@ class Cluster:
         self.most_running = max(self.most_running, self.running)
         reading = (12 if job.at or job.done else 4) * job.study.size.parameters / (self.plan.storage_gb_s * 1e9)
         setup = (self.plan.gang_start if job.gang else 0.0) + reading + self.driver_seconds()
-        job.segment = Segment(job, node, entry.workers, self.now, setup, again=job.losses > 0)
+        job.segment = Segment(job, node, entry, self.now, setup, again=job.losses > 0)
         job.saved, job.saved_at = (job.at, job.done), self.now + setup
         self.begin_phase(job, self.now + setup)
 
@@ -500,7 +505,7 @@ class Cluster:
 
     def driver_seconds(self) -> float:
         """Until the driver has dealt with a report: it takes one after the other, heartbeats in between."""
-        load = self.running * self.plan.driver / self.plan.heartbeat
+        load = self.running * self.plan.heartbeat_driver / self.plan.heartbeat
         self.most_load = max(self.most_load, load)
         begin = max(self.now, self.driver_free)
         self.driver_free = begin + self.plan.driver / max(0.01, 1 - load)
@@ -673,7 +678,7 @@ def main() -> None:
     )
     parser.add_argument("--spot", type=float, default=0.4, help="price of spot, as a share of that on demand")
     parser.add_argument("--price", action="append", default=[], help="USD a GPU and hour, such as H100=2.5; repeatable")
-    parser.add_argument("--longest-trial-hours", type=float, default=12, help="slower cards are left out for a size")
+    parser.add_argument("--longest-trial-hours", type=float, default=6, help="slower cards are left out for a size")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     plan = Plan(
