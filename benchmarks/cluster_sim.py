@@ -189,6 +189,7 @@ def image_seconds(size: Size, card: Card, guided: bool = False) -> float:
 class Plan:
     """What is searched, and what the simulation assumes. Seconds, unless the name says otherwise."""
 
+    trials: int | None = None  # of a size; None: as the files say
     max_concurrent: int | None = None  # trials of one size at a time; None: as the files say
     side_by_side: bool = False  # all sizes of a family at once; else from small to large. Families are side by side
     keep: float | None = None  # of every rung; None: as the files say
@@ -325,7 +326,7 @@ class Study:
         """Controls first, as the ledger does; a control has no negatives and is never stopped."""
         rungs, jobs = self.config.rungs, list[Job]()
         controls = len(self.config.control.learning_rates)
-        for number in range(controls + self.config.search.trials):
+        for number in range(controls + (self.plan.trials or self.config.search.trials)):
             phases, before = list[Phase](), 0.0
             for rung in rungs:
                 pairs = (rung.at - before) * IMAGES
@@ -388,6 +389,7 @@ class Cluster:
     def __init__(self, nodes: Mapping[str, int], plan: Plan, sizes: Sequence[Size] = SIZES):
         self.plan, self.now, self.random = plan, 0.0, random.Random(plan.seed)  # noqa: S311
         self.nodes = [Node(CARDS[name], i) for name in CARDS for i in range(nodes.get(name, 0))]
+        self.by_card = {name: [node for node in self.nodes if node.card.name == name] for name in CARDS}
         self.studies = [Study(size, load_space(size.name), plan) for size in sizes]
         cards = [card for name, card in CARDS.items() if nodes.get(name, 0)]
         self.tables = {size.name: table_of(size, cards, plan.longest_trial) for size in sizes}
@@ -463,25 +465,31 @@ class Cluster:
         """The first entry for which a node has room; of several nodes the fullest."""
         for entry in entries:
             need = entry.workers if job.gang else 1
-            rooms = [n for n in self.nodes if n.card is entry.card and n.state == "up" and n.free >= need]
-            rooms = [n for n in rooms if n is not kept]
+            nodes = self.by_card[entry.card.name]
+            rooms = [n for n in nodes if n.state == "up" and n.free >= need and n is not kept]
             if rooms:
                 return replace(entry, workers=need), min(rooms, key=lambda node: (node.free, node.number))
         return None
 
     def scale_up(self, waiting: Sequence[Job]) -> None:
         """Start what the waiting jobs want first and no starting node will give them."""
-        coming = {id(node): node.card.node for node in self.nodes if node.state == "starting"}
+        booting = [node for node in self.nodes if node.state == "starting"]
+        coming = {id(node): node.card.node for node in booting}
         off = [node for node in self.nodes if node.state == "off"]
+        hopeless = set[tuple[str, bool]]()
         for job in waiting:
+            if (kind := (job.study.size.name, job.gang)) in hopeless:
+                continue
             entries = self.preference(job.study)
             need = {entry.card.name: entry.workers if job.gang else 1 for entry in entries}
-            wanted = (n for n in self.nodes if n.card.name in need and coming.get(id(n), 0) >= need[n.card.name])
+            wanted = (n for n in booting if n.card.name in need and coming[id(n)] >= need[n.card.name])
             host = next(wanted, None) or next((n for entry in entries for n in off if n.card is entry.card), None)
             if host is None:
+                hopeless.add(kind)
                 continue
             if host.state == "off":
                 off.remove(host)
+                booting.append(host)
                 coming[id(host)] = host.card.node
                 host.state, host.since, host.launches = "starting", self.now, host.launches + 1
                 self.at(self.now + self.plan.start_delay, partial(self.on_up, host), host.launches)
@@ -642,14 +650,17 @@ def print_sizes(plan: Plan) -> None:
             )
 
 
-def print_runs(clusters: Sequence[Mapping[str, int]], plans: Mapping[str, Plan], prices: Mapping[str, float],
-               rate: float, spot: float) -> None:  # fmt: skip
+def print_runs(
+    clusters: Sequence[Mapping[str, int]], plans: Sequence[Plan], prices: Mapping[str, float], rate: float, spot: float
+) -> None:
+    """`rate`: preemptions of a spot node and hour; `spot`: its price, as a share."""
     print("| nodes | GPUs | trials | nodes are | days | GPU-hours paid, by card | busy | lost | USD "
           "| most trials at once | driver busy |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for nodes, (name, plan), preempted in itertools.product(clusters, plans.items(), (False, True)):
+    for nodes, plan, preempted in itertools.product(clusters, plans, (False, True)):
         cluster = Cluster(nodes, replace(plan, preemptions=rate if preempted else 0.0)).run()
         o = Outcome.of(cluster, {n: price * (spot if preempted else 1) for n, price in prices.items()})
+        name = f"{plan.max_concurrent or 4} a size, {'all sizes at once' if plan.side_by_side else 'size after size'}"
         gpus = sum(CARDS[n].node * count for n, count in nodes.items())
         paid = ", ".join(f"{n} {o.paid[n]:,.0f}" for n in CARDS if o.paid.get(n))
         print(
@@ -665,12 +676,9 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", choices=list(CLUSTERS), default=[8, 64, 512])
     parser.add_argument("--cluster", help="nodes by card instead, such as H100=2,L40S=4")
     parser.add_argument("--sizes", action="store_true", help="print what a trial takes on each card, and stop")
-    parser.add_argument(
-        "--max-concurrent", type=int, help="trials of a size at a time; else 4, as the files say, and 16"
-    )
-    parser.add_argument(
-        "--side-by-side", action="store_true", help="all sizes at once; else as the files say, and both"
-    )
+    parser.add_argument("--trials", type=int, help="of a size, besides the controls; else as the files say")
+    parser.add_argument("--max-concurrent", type=int, help="trials of a size at a time; else 4 and 16")
+    parser.add_argument("--side-by-side", action="store_true", help="all sizes at once; else with the 16 above only")
     parser.add_argument("--preemptions", type=float, default=0.1, help="of a spot node and hour")
     parser.add_argument("--back-minutes", type=float, default=20, help="mean time until a lost node can be had again")
     parser.add_argument(
@@ -682,21 +690,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     plan = Plan(
-        seed=arguments.seed, back=arguments.back_minutes * MINUTE, start_delay=arguments.start_minutes * MINUTE,
+        trials=arguments.trials,
+        seed=arguments.seed,
+        back=arguments.back_minutes * MINUTE,
+        start_delay=arguments.start_minutes * MINUTE,
         longest_trial=arguments.longest_trial_hours * HOUR,
-    )  # fmt: skip
+    )
     if arguments.sizes:
         print_sizes(plan)
         return
-    plans = {
-        "4 a size, size after size": plan,
-        "16 a size, all sizes at once": replace(plan, max_concurrent=16, side_by_side=True),
-    }
+    plans = [plan, replace(plan, max_concurrent=16, side_by_side=True)]
     if arguments.max_concurrent or arguments.side_by_side:
-        own = replace(plan, max_concurrent=arguments.max_concurrent, side_by_side=arguments.side_by_side)
-        plans = {
-            f"{own.max_concurrent or 4} a size, {'all sizes at once' if own.side_by_side else 'size after size'}": own
-        }
+        plans = [replace(plan, max_concurrent=arguments.max_concurrent, side_by_side=arguments.side_by_side)]
     clusters = [CLUSTERS[gpus] for gpus in arguments.gpus]
     if arguments.cluster:
         clusters = [{n: int(count) for n, count in (part.split("=") for part in arguments.cluster.split(","))}]
