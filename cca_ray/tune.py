@@ -29,6 +29,7 @@ from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
 from cca_ray.tracking import Tracker
 
 CLOSE_S = 10.0  # how long the end waits for MLflow
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 
 
 def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
@@ -85,9 +86,14 @@ def main(
     spaces: Annotated[list[str] | None, typer.Argument(help="Search-space files, or names of shipped ones.")] = None,
     name: Annotated[str, typer.Option(help="Name of the study; the same name continues it.")] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Under a new name, if a study of this name exists.")] = False,
-    storage: Annotated[Path, typer.Option(help="Folder for everything that a study leaves.")] = Path("runs"),
+    storage: Annotated[
+        Path, typer.Option(envvar="CCA_RAY_STORAGE", help="Folder for everything that a study leaves.")
+    ] = Path("runs"),
     tracking_uri: Annotated[
-        str, typer.Option(help="MLflow server or database; by default a SQLite file in the storage.")
+        str,
+        typer.Option(
+            envvar="MLFLOW_TRACKING_URI", help="MLflow server or database; by default a SQLite file in the storage."
+        ),
     ] = "",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials a size.")] = None,
     minutes: Annotated[
@@ -123,6 +129,8 @@ def main(
         name += f"-seed{seed}" if seed else ""
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
+    if IN_A_JOB in os.environ and not (storage.is_absolute() or ":/" in str(storage)):
+        raise ConfigError(f"--storage {storage}: Ray deletes a job's own folder; want one that all nodes see, in full")
     storage = storage.resolve()  # trials run in directories of their own
     name = fresh_name(name, storage) if fresh else name
     folder = storage / name

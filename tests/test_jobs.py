@@ -1,0 +1,262 @@
+"""Studies as jobs: a real Ray cluster that asks for a token, a real MLflow server, `ray job submit` and `stop`.
+
+Its head is told what cluster.yaml tells one. Other Rays of this machine are never touched: the cluster has ports and a
+folder of its own, and its processes are known by a mark in their environment.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import requests
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import TrialState
+
+from cca_ray import tune
+from cca_ray.pretrain import BaseFiles
+from cca_ray.tracking import KEY
+from cca_ray.worker import STOP
+from tests.test_cli import invoke, write_space
+from tests.test_tracking import Server, empty_mlflow, free_port
+from tests.test_tune import wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = "CCA_RAY_JOBS"
+LONGEST_S = 240.0  # for one job, on a busy machine
+pytestmark = pytest.mark.timeout(600)
+
+
+def told(storage: Path, tracking_uri: str) -> dict[str, str]:
+    """What the head of a cluster is told in its environment."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
+        "CCA_RAY_STORAGE": str(storage),
+        "MLFLOW_TRACKING_URI": tracking_uri,
+    }
+
+
+class Cluster:
+    """On this machine: a Ray head without CPUs to give away, and a worker."""
+
+    def __init__(self, folder: Path, tracking_uri: str):
+        self.folder, self.mark, self.storage = folder, uuid.uuid4().hex, folder / "runs"
+        self.ray = Path(tempfile.mkdtemp(prefix="jobs-", dir="/tmp"))  # short: the names of sockets are
+        self.token = folder / "token"
+        self.token.write_text(secrets.token_hex(32))
+        self.token.chmod(0o600)
+        self.bearer = {"Authorization": f"Bearer {self.token.read_text()}"}
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.gcs, self.port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        ours = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+        self.client = ours | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_TMPDIR": str(self.ray),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_API_SERVER_ADDRESS": self.url,
+        }
+        # Workers as nice as the rest: a busy machine would starve them.
+        mine = {MARK: self.mark, "RAY_worker_niceness": "0"}
+        self.server = self.client | mine | told(self.storage, tracking_uri)
+
+    def ray_start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """A node. Returns at once."""
+        command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--num-gpus=0", "--disable-usage-stats"]
+        command += [f"--dashboard-agent-listen-port={free_port()}", *words]
+        with (self.folder / f"{name}.log").open("w") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=self.server, start_new_session=True)
+
+    def start(self) -> None:
+        """The head. Returns at once."""
+        ports = [f"--port={self.gcs}", f"--dashboard-port={self.port}", f"--ray-client-server-port={free_port()}"]
+        self.nodes.append(self.ray_start("head", "--head", "--num-cpus=0", "--dashboard-host=127.0.0.1", *ports))
+
+    def join(self) -> None:
+        """The worker, when the head is ready."""
+        wait_until(lambda: self.ask(**self.bearer) == 200)
+        # A folder of its own, as on a machine of its own: two nodes would delete each other's uploads.
+        here = (f"--address=127.0.0.1:{self.gcs}", f"--temp-dir={self.ray}/w")
+        self.nodes.append(self.ray_start("worker", *here, "--num-cpus=2"))
+
+    def head(self) -> str:
+        """Its id."""
+        answer = requests.get(f"{self.url}/api/v0/nodes", headers=self.bearer, timeout=30).json()
+        (head,) = [node["node_id"] for node in answer["data"]["result"]["result"] if node["is_head_node"]]
+        return str(head)
+
+    def ask(self, **headers: str) -> int:
+        """The status of an answer about jobs; 0 if there is none."""
+        try:
+            return requests.get(f"{self.url}/api/jobs/", headers=headers, timeout=10).status_code
+        except requests.RequestException:
+            return 0
+
+    def job(self, *words: str) -> subprocess.Popen[str]:
+        """`ray job WORDS`, as a person with the token and a tunnel types it, in a checkout."""
+        return subprocess.Popen(
+            ["ray", "job", *words], cwd=ROOT, env=self.client, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+
+    def submit(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """A study as a job, followed to its end."""
+        command = ["python", "-m", "cca_ray.tune", *arguments]
+        return self.job("submit", "--submission-id", name, "--working-dir", ".", "--", *command)
+
+    def close(self) -> None:
+        for _ in range(20):  # those that begin meanwhile too
+            left = []
+            for process in psutil.process_iter():
+                with suppress(psutil.Error):
+                    if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                        process.kill()
+                        left.append(process)
+            if not left:
+                break
+            psutil.wait_procs(left, timeout=1)
+        for node in self.nodes:
+            node.wait(timeout=20)
+        shutil.rmtree(self.ray, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    empty_mlflow(server.folder / "mlflow.db")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, mlflow: Server) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), mlflow.url)
+    try:
+        cluster.start()
+        mlflow.start()
+        cluster.join()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code, and all that was printed."""
+    try:
+        output, _ = process.communicate(timeout=LONGEST_S)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def runs(mlflow: Server, study: str) -> dict[str, Run]:
+    """A study's runs, by the last part of their key; the size's own is called `size`."""
+    client = MlflowClient(mlflow.url)
+    experiment = client.get_experiment_by_name("cca_ray llamagen")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.`{KEY}` LIKE '{study}/%'")
+    parts = {run.info.run_id: run.data.tags[KEY].split("/") for run in found}
+    return {(parts[run.info.run_id][3:] or ["size"])[0]: run for run in found}
+
+
+def trials(cluster: Cluster, study: str, arm: str) -> list[optuna.trial.FrozenTrial]:
+    storage = f"sqlite:///{cluster.storage / study / 'study.db'}"
+    return optuna.load_study(study_name=f"{study}/tiny/{arm}", storage=storage).trials
+
+
+def test_a_client_without_the_token_is_refused(cluster: Cluster):
+    assert cluster.ask() == 401
+    assert cluster.ask(Authorization=f"Bearer {secrets.token_hex(32)}") == 403
+
+
+def test_a_study_is_a_job_from_a_checkout_and_is_found_in_mlflow(
+    cluster: Cluster, mlflow: Server, base_files: BaseFiles, tmp_path: Path
+):
+    space = str(write_space(tmp_path, base_files))
+    lost = cluster.submit("lost", space, "--storage", "runs")
+    code, output = end(cluster.submit("first", space, "--name", "first"))
+    assert code == 0, output
+    assert "Job 'first' succeeded" in output
+    assert f"everything goes to {cluster.storage}/first" in output
+    assert "| tiny | " in output
+    lives = list((cluster.storage / "first" / "trials").glob("*/alive-0"))
+    assert len(lives) == 4
+    assert cluster.head() not in {json.loads(life.read_text())["node"] for life in lives}  # which never trains
+    found = runs(mlflow, "first")
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert sorted(found) == ["size", "tiny-control-0000", *(f"tiny-search-000{n}" for n in range(3))]
+
+    code, output = end(lost)
+    assert code == 1
+    assert "error: --storage runs: Ray deletes a job's own folder" in output
+
+
+def test_a_job_that_is_stopped_is_continued_by_the_same_command(
+    cluster: Cluster, mlflow: Server, base_files: BaseFiles, tmp_path: Path
+):
+    command = (str(write_space(tmp_path, base_files, epochs=20)), "--name", "second", "--trials", "1")
+    submitted = cluster.submit("second-1", *command, "--max-concurrent", "1")
+    trial = cluster.storage / "second" / "trials" / "tiny-control-0000"
+    wait_until((trial / "alive-0").exists)
+    process = psutil.Process(json.loads((trial / "alive-0").read_text())["pid"])
+    process.suspend()  # in the middle of it, until the wish to stop has come: the command line takes seconds to start
+    stopping = cluster.job("stop", "second-1")
+    wait_until((trial.parent / STOP).exists)
+    process.resume()
+    code, output = end(stopping)
+    assert code == 0
+    assert "Job 'second-1' was stopped" in output
+    code, output = end(submitted)
+    assert code == 0  # Ray's way: it did not fail
+    assert "interrupted; run the same command again to continue" in output
+    assert (trial / "checkpoint.pt").exists()
+    assert [t.state for t in trials(cluster, "second", "control")] == [TrialState.RUNNING]
+    stopped = runs(mlflow, "second")
+    assert {run.info.status for run in stopped.values()} == {"KILLED"}
+    assert stopped["tiny-control-0000"].data.tags["state"] == "INTERRUPTED"
+
+    code, output = end(cluster.submit("second-2", *command, "--max-concurrent", "2"))  # may change
+    assert code == 0, output
+    assert "Job 'second-2' succeeded" in output
+    ended = runs(mlflow, "second")
+    assert {run.info.status for run in ended.values()} == {"FINISHED"}
+    assert {name: run.info.run_id for name, run in ended.items() if name in stopped} == {
+        name: run.info.run_id for name, run in stopped.items()
+    }
+    client = MlflowClient(mlflow.url)
+    losses = client.get_metric_history(ended["tiny-control-0000"].info.run_id, "loss")
+    assert sorted(metric.step for metric in losses) == list(range(1, 201))  # none is missing, none is there twice
+
+
+def test_the_head_of_these_tests_is_told_what_the_head_of_the_cluster_is_told():
+    lines = yaml.safe_load((ROOT / "cluster.yaml").read_text())["head_start_ray_commands"]
+    words = [word.partition("=") for word in lines[-1].split() if "=" in word and not word.startswith("-")]
+    there, here = {name: value for name, _, value in words}, told(Path("runs"), "http://127.0.0.1:5000")
+    assert {**there, "CCA_RAY_STORAGE": "runs"} == here
+
+
+def test_a_folder_that_ray_deletes_is_refused(
+    base_files: BaseFiles, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(tune.IN_A_JOB, "{}")
+    monkeypatch.chdir(tmp_path)
+    outcome = invoke(tune.main, [str(write_space(tmp_path, base_files))], capsys)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "--storage runs: Ray deletes a job's own folder" in outcome.err
+    assert not (tmp_path / "runs").exists()
