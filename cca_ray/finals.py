@@ -6,7 +6,7 @@ shows others.  Every score is kept in a file, so that a comparison that was cut 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from cca_ray.config import StudyConfig
 from cca_ray.fid import jackknife_error
 from cca_ray.ledger import Arm, marks_of, readable
 from cca_ray.models import Model, parameters
-from cca_ray.placement import worker_resources
 from cca_ray.scoring import Scored
-from cca_ray.trial import score_checkpoint, trial_folder
+from cca_ray.trial import as_worker, score_checkpoint, trial_folder
 from cca_ray.worker import Job
 
 
@@ -42,12 +41,14 @@ class Standing:
     """How a finalist did on several blocks of fresh noise, with all models that were trained with its settings.
 
     fids [R, B] of R models and B blocks; without [R, B, G]: the same without each group of the jackknife.
+    `images`: the first of the first model on the first block.
     """
 
     contender: Contender
     fids: np.ndarray
     without: np.ndarray
     inception_scores: np.ndarray
+    images: np.ndarray
 
     @property
     def mean(self) -> float:
@@ -121,8 +122,7 @@ class Scores:
 
     def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
         """Of contenders on the block of this number, from 1; in order."""
-        resources = worker_resources(self.config.placement)
-        task = score_checkpoint.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+        task = as_worker(score_checkpoint, self.config.placement)
         samples, seed, folder = self.config.score.samples, self.config.score.seed, str(self.storage / "scores")
         refs = [
             task.remote(self.packed, folder, c.key, c.checkpoint, c.guidance_scale, samples, seed + block)
@@ -144,6 +144,7 @@ class Scores:
                     np.array([[s.fid for s in row] for row in rows]),
                     np.array([[[fid for fid, _ in s.without] for s in row] for row in rows]),
                     np.array([[s.inception_score for s in row] for row in rows]),
+                    rows[0][0].images,
                 )
             )
         return result
@@ -156,7 +157,6 @@ class Outcome:
     standings: dict[str, Standing]  # base, guided, control, cca, and cca_guided if it was asked for
     finalists: list[Standing]
     tied: list[Contender]
-    images: dict[str, np.ndarray]  # the first images of each, with the same noise
 
 
 def compare(
@@ -185,8 +185,7 @@ def compare(
         return min(zip(fids, contenders, strict=True), key=lambda pair: pair[0].fid)[1]
 
     def guided(contender: Contender, scales: Sequence[float]) -> Contender:
-        kept = {k: getattr(contender, k) for k in ("key", "checkpoint", "params", "images", "number")}
-        return lowest([Contender(guidance_scale=scale, **kept) for scale in scales])
+        return lowest([replace(contender, guidance_scale=scale) for scale in scales])
 
     winner, tied = winner_of(scores.standing(models, choosing))
     chosen = {"base": base, "guided": guided(base, score.guidance_scales), "control": lowest(controls)}
@@ -196,10 +195,7 @@ def compare(
     named = dict(zip(chosen, standings, strict=False))
     of_finalists = standings[len(chosen) :]
     named["cca"] = next(s for s in of_finalists if s.contender == winner.contender)
-    pictures = scores.of([(s.contender, shown[0]) for s in named.values()])
-    return Outcome(
-        named, of_finalists, [s.contender for s in tied], {n: p.images for n, p in zip(named, pictures, strict=True)}
-    )
+    return Outcome(named, of_finalists, [s.contender for s in tied])
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path) -> list[Contender]:

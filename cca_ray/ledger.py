@@ -419,11 +419,6 @@ class Ledger:
             f"{f' ({ended})' if ended else ''}, {open_trials} interrupted{' and taken up again' if open_trials else ''}"
         )
 
-    def true_ends(self) -> dict[str, tuple[str, str]]:
-        """The end of every trial that has ended, by the key of its MLflow run."""
-        trials = (t for arm in self.arms for t in arm.ended() if "key" in t.user_attrs)
-        return {f"{self.key}/{t.user_attrs['key']}": end_of(t) for t in trials}
-
     def affordable(self, arm: Arm) -> bool:
         """Whether a trial more can be expected to end, and leave the share of the final comparison untouched."""
         limits = self.limits
@@ -470,6 +465,12 @@ def end_of(trial: FrozenTrial) -> tuple[str, str]:
     """State, as MLflow shall show it, and reason."""
     state = "INTERRUPTED" if trial.state == TrialState.RUNNING else trial.state.name
     return state, trial.user_attrs.get("reason", "")
+
+
+def true_ends(key: str, arms: Iterable[Arm]) -> dict[str, tuple[str, str]]:
+    """The end of every trial that has ended, by the key of its MLflow run; `key`: of the size's own run."""
+    trials = (t for arm in arms for t in arm.ended() if "key" in t.user_attrs)
+    return {f"{key}/{t.user_attrs['key']}": end_of(t) for t in trials}
 
 
 def marks_of(trial: FrozenTrial) -> list[dict[str, Any]]:

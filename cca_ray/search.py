@@ -30,7 +30,7 @@ from ray.util.state import list_jobs, list_placement_groups
 
 from cca_ray.config import StudyConfig, Train
 from cca_ray.finals import compare, finalists, summarize, verdict_on_ties
-from cca_ray.ledger import Arm, Ledger, Limits, Say, devices_of, open_arm, open_arms, readable, used_seconds
+from cca_ray.ledger import Arm, Ledger, Limits, Say, devices_of, open_arm, open_arms, readable, true_ends, used_seconds
 from cca_ray.models import digest_of_weights, parameters
 from cca_ray.parallel import Group
 from cca_ray.placement import micro_batch_size, worker_resources
@@ -38,7 +38,7 @@ from cca_ray.reference import making, missing_parts, parts_of
 from cca_ray.scoring import load_base, load_tokens, protocol_of, required, scoring_of
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
-from cca_ray.trial import TableMaker, run_trial, trial_folder, trial_resources
+from cca_ray.trial import TableMaker, as_worker, run_trial, trial_folder, trial_resources
 from cca_ray.worker import STOP, Job, reference_key, shrink, started_at, total_steps
 
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
@@ -239,12 +239,6 @@ def tuner(
     )
 
 
-def as_worker(task: Any, config: StudyConfig, **options: int) -> Any:
-    """A Ray task or actor that holds what one worker of a trial holds."""
-    resources = worker_resources(config.placement)
-    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), **options)
-
-
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """The study's SQLite file. ValueError, naming it, if it cannot be used; it is never replaced."""
     try:
@@ -312,7 +306,7 @@ def run_size(
     parent = f"{name}/{config.name}/{memory.user_attrs['id']}"
     ledger = Ledger(config, arms, tracker, parent, say, limits)
     tracker.run(parent, config.name, tags={"study": name, "family": config.base.family})
-    tracker.settle(parent, ledger.true_ends())
+    tracker.settle(parent, true_ends(parent, arms))
     state = "FAIL"
     try:
         tracker.params(
@@ -349,7 +343,7 @@ def run_size(
     show_outcome(tracker, parent, summary, steps)
     if ties := verdict_on_ties(outcome):
         say(f"{config.name}  {ties}")
-    return SizeResult(summary, outcome.images)
+    return SizeResult(summary, {model: standing.images for model, standing in outcome.standings.items()})
 
 
 def spent(memory: optuna.Study, summary: Mapping[str, Any], started: float) -> float:
@@ -395,7 +389,7 @@ def replicate(
         study.enqueue_trial(point, skip_if_exists=True)
     arm = Arm("replicate", study, space, len(study.get_trials(deepcopy=False)))
     ledger = Ledger(config, [arm], tracker, parent, say)
-    tracker.settle(parent, {**Ledger(config, arms, tracker, parent, say).true_ends(), **ledger.true_ends()})
+    tracker.settle(parent, true_ends(parent, [*arms, arm]))
     if not ledger.done():
         tables = {
             seed: reference_table(with_seed(config, seed), digests["base"], data, storage.parent / "reference", say)
@@ -443,7 +437,7 @@ def reference_table(config: StudyConfig, base_digest: str, data: TokenSet, root:
     with making(folder):
         missing = missing_parts(folder, parts)  # another study may have made it in the meantime
         packed = Job(config, train, root).packed()
-        maker = as_worker(TableMaker, config, max_restarts=2, max_task_retries=2)
+        maker = as_worker(TableMaker, config.placement, max_restarts=2, max_task_retries=2)
         pool = ActorPool([maker.remote(packed, str(folder)) for _ in range(min(len(missing), at_once(config)))])
         total, done, said = sum(part.stop - part.start for part in missing), 0, time.monotonic()
         for pairs in pool.map_unordered(lambda actor, part: actor.make.remote(part), missing):

@@ -140,6 +140,12 @@ def trial_resources(placement: Placement) -> dict[str, float]:
     return worker_resources(placement) if placement.workers == 1 else {"node:__internal_head__": 0.001}
 
 
+def as_worker(task: Any, placement: Placement, **options: int) -> Any:
+    """A Ray task or actor that holds what one worker of a trial holds."""
+    resources = worker_resources(placement)
+    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), **options)
+
+
 def trial_folder(storage: Path, key: str) -> Path:
     return storage / "trials" / key
 

@@ -10,7 +10,9 @@ def standing(number: int, fids: list[list[float]], noise: float = 0.0, images: i
     """fids: of models and blocks; noise: what each group of the jackknife changes, of this model alone."""
     rows = np.array(fids)
     groups = noise * np.array([1.0, -1.0] * 5) * (1 + number)
-    return Standing(Contender(f"t{number}", images=images, number=number), rows, rows[..., None] + groups, rows)
+    return Standing(
+        Contender(f"t{number}", images=images, number=number), rows, rows[..., None] + groups, rows, np.empty(0)
+    )
 
 
 def test_the_best_mean_wins_where_nothing_ties():

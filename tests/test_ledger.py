@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cca_ray.config import Range, StudyConfig
-from cca_ray.ledger import Ledger, Limits, Mark, distribution, goes_on, marks_of, open_arms, readable
+from cca_ray.ledger import Ledger, Limits, Mark, distribution, goes_on, marks_of, open_arms, readable, true_ends
 from cca_ray.tracking import Tracker
 from tests.conftest import MakeStudy
 
@@ -147,7 +147,7 @@ def test_states_and_values_are_the_true_ones(
     assert (good.user_attrs["seconds"], bad.user_attrs["seconds"]) == (30.0, 15.0)
     if metric != "both":
         assert list(good.intermediate_values) == [5, 10]
-    assert ledger.true_ends()["study/tiny-search-0001"] == ("PRUNED", "not among the best at a rung")
+    assert true_ends("study", ledger.arms)["study/tiny-search-0001"] == ("PRUNED", "not among the best at a rung")
 
 
 def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(

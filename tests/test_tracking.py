@@ -80,12 +80,15 @@ def lines() -> list[str]:
     return []
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_mlflow(path: Path) -> Path:
     """A new database, which takes MLflow seconds to make."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
     Tracker(f"sqlite:///{path}", "another").close(10)
     return path
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return empty_mlflow(tmp_path_factory.mktemp("empty") / "mlflow.db")
 
 
 @pytest.fixture

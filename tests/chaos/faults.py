@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from cca_ray.pretrain import BaseFiles
-from tests.chaos.study import KEYS, LONGEST_S, End, Study, Trial, Twin, Verdict, empty_mlflow, judge, wait_until
-from tests.test_tracking import Server
+from tests.chaos.study import KEYS, LONGEST_S, End, Study, Trial, Twin, Verdict, judge, wait_until
+from tests.test_tracking import Server, empty_mlflow
 
 INTERRUPTED = (130, 143)
 STOP_S = 10.0  # from SIGTERM or SIGINT to the end

@@ -30,7 +30,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import TrialState
 
 from cca_ray.pretrain import BaseFiles, build_base
-from cca_ray.tracking import KEY, STATUS, Tracker
+from cca_ray.tracking import KEY, STATUS
 from tests.conftest import TINY, some_digits
 from tests.test_cli import write_space
 
@@ -401,9 +401,3 @@ def judge(study: Study, before: list[Trial], twin: Twin, rtol: float, database: 
         if expected and sorted(set(run.steps["fid"])) != list(range(STEPS // 2, expected + 1, STEPS // 2)):
             verdict.lost.append(f"{trial.key}: FIDs only at {run.steps['fid']}")
     return verdict
-
-
-def empty_mlflow(path: Path) -> None:
-    """A new database, which takes MLflow seconds to make."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Tracker(f"sqlite:///{path}", "another").close(10)
