@@ -76,6 +76,12 @@ class SizeResults:
     picture: Path | None
 
     @property
+    def row(self) -> dict[str, Any]:
+        """Of summary.json; only a finished size has it."""
+        assert self.summary is not None
+        return self.summary
+
+    @property
     def metric(self) -> str:
         """What the search went by: `fid` or `inception_score`; of both, FID, which also chooses the winner."""
         return "inception_score" if self.settings["search"]["metric"] == "inception_score" else "fid"

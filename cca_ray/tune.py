@@ -24,7 +24,7 @@ from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, run
 from cca_ray.ledger import Limits
 from cca_ray.placement import micro_batch_size
 from cca_ray.pretrain import check_files, resolve
-from cca_ray.report import picture, table, verdict, write_summary
+from cca_ray.report import picture, report_at_end, table, verdict, write_summary
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
 from cca_ray.tracking import Tracker
 
@@ -51,13 +51,14 @@ def show(configs: list[StudyConfig]) -> None:
     print(yaml.safe_dump_all([c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False))
 
 
-def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
+def finish_size(result: SizeResult, folder: Path, tracker: Tracker, device: str) -> None:
     """Keep the winner and the picture of one size, in the study's folder and in MLflow."""
     size = result.summary
     folder.mkdir(parents=True, exist_ok=True)
     winner = folder / "winner.pt"
     shutil.copyfile(size["checkpoint"], winner)
     size["checkpoint"] = str(winner)
+    size["device"] = device
     tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
     tracker.file(size["mlflow_key"], winner)
 
@@ -151,10 +152,11 @@ def main(
                 base = resolve(config, storage, console.progress)
                 taught = taught_by(sizes, config.base.family)
                 result = run_size(base, name, folder, tracker, console.say, limits, taught)
-                finish_size(result, folder / config.name, tracker)
+                finish_size(result, folder / config.name, tracker, "GPU" if config.placement.gpus else "CPU")
                 sizes.append(result.summary)
                 summary = write_summary(folder, sizes)
                 console.say(verdict(result.summary))
+            report = report_at_end(folder, sizes, trackers, console.say)
         finally:
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
                 tracker.close(CLOSE_S if len(sizes) == len(configs) else 1.0)
@@ -162,7 +164,8 @@ def main(
     print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
     where = {size["size"]: f"{Path(size['checkpoint']).parent}: winner.pt, samples.png" for size in sizes}
     width = max(map(len, ["summary", *where]))
-    for what, path in {"summary": summary, **where, "browse": tracker.browse}.items():
+    made = {"report": report} if report else {}
+    for what, path in {"summary": summary, **where, **made, "browse": tracker.browse}.items():
         print(f"{what:{width}}  {path}")
 
 
