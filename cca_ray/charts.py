@@ -60,7 +60,8 @@ def by_size(sizes: Sequence[SizeResults], metrics: Sequence[str] = ("fid",)) -> 
     for row, family in zip(figure.subplots(*shape, squeeze=False), families, strict=True):
         for axes, metric in zip(row, metrics, strict=True):
             draw_by_size(axes, [size for size in sizes if size.family == family], metric)
-            axes.set_title(f"{family}: {named(metric)} by size", fontsize=9.5, loc="left")
+            if len(families) * len(metrics) > 1:
+                axes.set_title(f"{family}: {named(metric)} by size", fontsize=10, loc="left")
     return figure
 
 
@@ -106,7 +107,7 @@ def landscape(size: SizeResults) -> Figure:
             coloured(figure, axes, mapped, named(size.metric))
         if other and len(done) <= LABELLED:
             for x, y, value in zip(*place(done), values, strict=True):
-                axes.annotate(number(value), (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=7.5)
+                axes.annotate(number(value), (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     stopped = [t for t in size.of("search", "PRUNED") if t.rungs]
     axes.scatter(*place(stopped), s=34, facecolor="none", edgecolor=MUTED, linewidth=1)
     if other:
@@ -178,7 +179,7 @@ def history(size: SizeResults) -> Figure:
         last = max(t.number for t in size.of("search"))
         axes.step([*x, last], [*best, best[-1]], where="post", color=LIGHT["cca"], linewidth=1.4, zorder=2)
         axes.annotate("best so far", (last, best[-1]), (0, -9), textcoords="offset points", color=LIGHT["cca"],
-                      ha="right", va="top", fontsize=8.5)  # fmt: skip
+                      ha="right", va="top", fontsize=9)  # fmt: skip
     hollow: dict[str, Any] = {"s": 30, "facecolor": PAPER, "edgecolor": MUTED, "linewidth": 1, "zorder": 3}
     axes.scatter([t.number for t in stopped], [t.last(size.metric) for t in stopped], **hollow)
     if size.best:
@@ -210,14 +211,14 @@ def rungs(size: SizeResults) -> Figure:
         if wins:
             text = f"{'winner' if size.summary else 'best so far'} {number(values[-1])}"
             place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-            axes.annotate(text, (steps[-1], values[-1]), **place, color=colour, fontsize=8.5)
+            axes.annotate(text, (steps[-1], values[-1]), **place, color=colour, fontsize=9)
     at = sorted({rung["step"] for t in trials for rung in t.rungs})
     axes.xaxis.set_major_locator(FixedLocator(at[:: max(1, len(at) // 6)]))
     axes.set_xlim(at[0] - 0.15 * (at[-1] - at[0] or 1), at[-1] + 0.3 * (at[-1] - at[0] or 1))
     score_axis(axes.yaxis, [rung[size.metric] for t in trials for rung in t.rungs])
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(named(size.metric))
-    axes.set_title("every line a trial, from rung to rung", fontsize=8.5, loc="left")
+    axes.set_title("every line a trial, from rung to rung", fontsize=9, loc="left")
     return figure
 
 
@@ -274,7 +275,7 @@ def parallel(size: SizeResults) -> Figure:
         middle = math.sqrt(b["low"] * b["high"]) if b["log"] else (b["low"] + b["high"]) / 2
         for value in (b["low"], middle, b["high"]):
             text = ("≥ " if name == size.metric and value == b["high"] and max(scores) > value else "") + number(value)
-            axes.annotate(text, (i, height(name, value)), (4, 0), textcoords="offset points", va="center", fontsize=7.5,
+            axes.annotate(text, (i, height(name, value)), (4, 0), textcoords="offset points", va="center", fontsize=8,
                           bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # fmt: skip
     axes.set_xlim(-0.1, len(names) - 1 + 0.25)
     axes.set_xticks(range(len(names)), [named(name) for name in names])

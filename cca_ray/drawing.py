@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import BoundaryNorm, Colormap
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -34,11 +34,15 @@ THEME = {
     "control": ("#0b7a5a", "#4fc3a0"),
     "cca": ("#0a68ad", "#62b1ee"),
 }
+# Steps of a scale, after viridis: what matters most, the first step, is what stands out most, in either theme.
+STEPS = ("#440154", "#462f7c", "#38578c", "#2b788e", "#1f998a", "#40ba72", "#94d741", "#f4e61e")
+DARK_STEPS = ("#f4e61e", "#94d741", "#40ba72", "#1f998a", "#2b788e", "#3f639a", "#51519f", "#68479b")
+THEME |= {f"step{i}": pair for i, pair in enumerate(zip(STEPS, DARK_STEPS, strict=True))}
 LIGHT = {name: light for name, (light, _) in THEME.items()}
 INK, MUTED, LINE, PAPER = (LIGHT[name] for name in ("ink", "muted", "line", "paper"))
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it is found, read aloud, and takes the page's font
-    "font.size": 9,
+    "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -52,12 +56,11 @@ STYLE: dict[Any, Any] = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9,
     "legend.handletextpad": 0.4,
     "lines.linewidth": 1.2,
 }
-WIDTH, HEIGHT = 5.2, 3.5  # inches: at its own size on a phone, two beside each other on a desk
-SCALE = "viridis"
+WIDTH, HEIGHT = 5.2, 3.6  # inches: at its own size on a phone, two beside each other on a desk
 STEEP = 4.0  # a log axis where the largest is so many times the smallest
 DPI = 160
 LOG_TICKS = {8: (1, 1.5, 2, 3, 5, 7), 200: (1, 2, 5), math.inf: (1,)}  # up to this ratio of the ends
@@ -143,18 +146,19 @@ def score_axis(axis: Axis, values: Sequence[float]) -> None:
         axis.set_major_locator(MaxNLocator(6))
 
 
-def steps_of_colour(values: Sequence[float], log: bool = False) -> tuple[Colormap, BoundaryNorm]:
+def steps_of_colour(values: Sequence[float], log: bool = False) -> tuple[ListedColormap, BoundaryNorm]:
     """A scale in a few steps, for the eye tells no more; its last one is open, so that what diverged takes no room."""
     finite = np.array([v for v in values if math.isfinite(v)])
     low = float(finite.min())
     high = max(float(finite.max() if log else np.quantile(finite, 0.8)), low * 1.01)
     if log:
-        ticks = LogLocator(subs=(1, 2, 5)).tick_values(low, high)
+        ticks = LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)).tick_values(low, high)
         bounds = [low, *(float(t) for t in ticks if low * 1.1 < t < high / 1.1), high]
     else:
         bounds = [float(t) for t in MaxNLocator(6, min_n_ticks=3).tick_values(low, high)]
-    colours = matplotlib.colormaps[SCALE]
-    return colours, BoundaryNorm(bounds, colours.N, extend="neither" if log else "max")
+    count = len(bounds) - (1 if log else 0)
+    colours = [STEPS[round(i * (len(STEPS) - 1) / max(count - 1, 1))] for i in range(count)]
+    return ListedColormap(colours), BoundaryNorm(bounds, count, extend="neither" if log else "max")
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:
@@ -164,7 +168,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 
     wanted = sorted((float(to_axes.transform((x, y))[1]), text, colour) for y, text, colour in ends)
     places = spread([y for y, _, _ in wanted], gap)
     for (_, text, colour), place in zip(wanted, places, strict=True):
-        axes.text(1.02, place, text, color=colour, transform=axes.transAxes, va="center", fontsize=8.5)
+        axes.text(1.02, place, text, color=colour, transform=axes.transAxes, va="center", fontsize=9)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

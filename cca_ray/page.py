@@ -134,20 +134,20 @@ SEARCH: dict[str, tuple[str, Callable[[SizeResults], Figure | None], str]] = {
         charts.rungs,
         "Later rungs have more images, which alone lowers FID; open marks were stopped there.",
     ),
-    "importances": (
-        "Importances",
-        charts.importances,
-        "Share of the score's variance over the completed trials that each setting explains (fANOVA).",
+    "trade_off": (
+        "Trade-off",
+        charts.trade_off,
+        "FID against inception score at the last rung; no trial beats those on the line in both.",
     ),
     "parallel": (
         "Parallel coordinates",
         charts.parallel,
         "Completed trials; the winner is thick. Better is higher at the right.",
     ),
-    "trade_off": (
-        "Trade-off",
-        charts.trade_off,
-        "FID against inception score at the last rung; no trial beats those on the line in both.",
+    "importances": (
+        "Importances",
+        charts.importances,
+        "Share of the score's variance over the completed trials that each setting explains (fANOVA).",
     ),
 }
 OF_COMPLETED = ("parallel", "trade_off")  # what can only be drawn of completed trials
@@ -244,7 +244,7 @@ def finalists(size: SizeResults) -> dict[str, Any]:
 
 def trials(size: SizeResults) -> dict[str, Any]:
     """The table of all trials, of all arms."""
-    names = list(dict.fromkeys(name for t in size.trials for name in t.params)) or list(size.space)
+    names = list(dict.fromkeys([*size.space, *(name for t in size.trials for name in t.params)]))
     rungs = max((len(t.rungs) for t in size.trials), default=0)
     rows = []
     for t in size.trials:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import numpy as np
@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from cca_ray.fid import jackknife_error
-from cca_ray.ledger import marks_of
+from cca_ray.ledger import ArmName, marks_of
 
 NEEDED = ("family", "params", "guidance_scale", "winner", "trial", "checkpoint", "trials", "finalists")  # of a summary
 MODELS = ("base", "guided", "control", "cca")  # that every summary has scores of
@@ -143,7 +143,7 @@ def read_study(storage: Path, name: str) -> StudyResults:
 
 def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: dict[str, Any] | None) -> SizeResults:
     kept, picture = arms["search"][0], folder / size / "samples.png"
-    trials = tuple(TrialRow.of(arm, trial) for arm, (_, found) in arms.items() for trial in found)
+    trials = tuple(TrialRow.of(arm, trial) for arm in get_args(ArmName) if arm in arms for trial in arms[arm][1])
     return SizeResults(size, kept["memory"], trials, summary, picture if picture.is_file() else None)
 
 

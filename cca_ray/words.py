@@ -14,7 +14,7 @@ from cca_ray.results import SizeResults, StudyResults
 
 METRICS = {"fid": "FID", "inception_score": "inception score", "both": "the front of FID and inception score"}
 NAMED = 8  # trials that ended for the same reason, at most
-PASSES = {"llamagen": "one a token", "var": "one a scale of its token pyramid"}
+PASSES = {"llamagen": "one forward pass a token", "var": "one forward pass a scale of its token pyramid"}
 
 
 def compared(row: dict[str, Any], other: str) -> int:
@@ -121,9 +121,10 @@ def hours(size: SizeResults) -> str:
 
 def cost(size: SizeResults) -> list[str]:
     """Of sampling and of the search."""
+    passes = PASSES.get(size.family, "one forward pass a step")
     sampling = (
-        f"Sampling: without guidance a model makes {PASSES.get(size.family, 'one forward pass a step')} and image; "
-        "guidance makes two, with and without the condition. CCA keeps the cost of the first. Times were not measured."
+        f"Sampling: without guidance, as after CCA, an image takes {passes}; with guidance it takes two, one of them "
+        "without the condition. Counted in passes: no times were measured."
     )
     used = f"Search: {hours(size)}, the control included"
     return [sampling, used + (f"; {size.row['seconds'] / 60:.1f} minutes in all." if size.summary else " so far.")]
@@ -149,7 +150,14 @@ def protocol(size: SizeResults) -> list[str]:
     cuts = [f"top-k {score['top_k']}" * bool(score["top_k"]), f"top-p {score['top_p']:g}" * (score["top_p"] < 1)]
     cut = ", ".join(c for c in cuts if c) or "no truncation"
     sized = f", resized to {score['image_size']} pixels" if score["image_size"] else ""
-    rungs = ", ".join(f"{100 * r['at']:g} % of the steps ({r['samples']:,} images)" for r in size.settings["rungs"])
+
+    def keeps(rung: dict[str, Any]) -> str:
+        share = search["keep"] if rung["keep"] is None else rung["keep"]
+        return f", the best {100 * share:g} % go on" if rung["at"] < 1 and share < 1 else ""
+
+    rungs = ", ".join(
+        f"{100 * r['at']:g} % of the steps ({r['samples']:,} images{keeps(r)})" for r in size.settings["rungs"]
+    )
     blocks, scales = score["blocks"], ", ".join(f"{s:g}" for s in score["guidance_scales"])
     chosen = f"; s = {size.row['guidance_scale']:g} was chosen" if size.summary else ""
     many = any(f["models"] > 1 for f in finalists(size))
@@ -161,9 +169,8 @@ def protocol(size: SizeResults) -> list[str]:
         f"labels, temperature {score['temperature']:g}, {cut}{sized}. Scores are means over {blocks} fresh "
         f"block{'s' * (blocks > 1)}, which chose nothing; as many others chose the guidance scale, the control and the "
         f"winner. ± is the spread of {spread}.",
-        f"The search scored its trials at {rungs}, all on the same labels and noise. A rung kept the best "
-        f"{100 * search['keep']:g} % and all that cannot be told from them by two standard errors; the first "
-        f"{search['grace_trials']} trials always went on.",
+        f"The search scored its trials at {rungs}, all on the same labels and noise. What two standard errors "
+        f"cannot tell from those that go on goes on too, and the first {search['grace_trials']} trials always do.",
         f"Guidance scales tried on the base: {scales}{chosen}. The control is plain fine-tuning with the same steps, "
         f"data order and EMA, and the best of the learning rates {rates}. Where the search did not set them: objective "
         f"{train['objective']}, β {train['beta']:g}, {train['global_batch']} images a step, {train['epochs']} "
