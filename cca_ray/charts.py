@@ -29,6 +29,7 @@ from cca_ray.drawing import (
     is_x,
     log_axis,
     number,
+    score,
     score_axis,
     steps_of_colour,
     styled,
@@ -107,7 +108,7 @@ def landscape(size: SizeResults) -> Figure:
             coloured(figure, axes, mapped, named(size.metric))
         if other and len(done) <= LABELLED:
             for x, y, value in zip(*place(done), values, strict=True):
-                axes.annotate(number(value), (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+                axes.annotate(score(value), (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     stopped = [t for t in size.of("search", "PRUNED") if t.rungs]
     axes.scatter(*place(stopped), s=34, facecolor="none", edgecolor=MUTED, linewidth=1)
     if other:
@@ -178,8 +179,8 @@ def history(size: SizeResults) -> Figure:
         best = np.maximum.accumulate(y) if size.metric == "inception_score" else np.minimum.accumulate(y)
         last = max(t.number for t in size.of("search"))
         axes.step([*x, last], [*best, best[-1]], where="post", color=LIGHT["cca"], linewidth=1.4, zorder=2)
-        axes.annotate("best so far", (last, best[-1]), (0, -9), textcoords="offset points", color=LIGHT["cca"],
-                      ha="right", va="top", fontsize=9)  # fmt: skip
+        axes.annotate("best\nso far", (last, best[-1]), (7, 0), textcoords="offset points", color=LIGHT["cca"],
+                      va="center", fontsize=9, annotation_clip=False)  # fmt: skip
     hollow: dict[str, Any] = {"s": 30, "facecolor": PAPER, "edgecolor": MUTED, "linewidth": 1, "zorder": 3}
     axes.scatter([t.number for t in stopped], [t.last(size.metric) for t in stopped], **hollow)
     if size.best:
@@ -209,7 +210,7 @@ def rungs(size: SizeResults) -> Figure:
         axes.plot(steps[-1:], values[-1:], "o", markersize=5, markeredgecolor=MUTED if hollow else INK,
                   markerfacecolor=PAPER if hollow else (LIGHT["cca"] if wins else LINE), zorder=4)  # fmt: skip
         if wins:
-            text = f"{'winner' if size.summary else 'best so far'} {number(values[-1])}"
+            text = f"{'winner' if size.summary else 'best so far'} {score(values[-1])}"
             place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(text, (steps[-1], values[-1]), **place, color=colour, fontsize=9)
     at = sorted({rung["step"] for t in trials for rung in t.rungs})
@@ -273,10 +274,12 @@ def parallel(size: SizeResults) -> Figure:
         axes.axvline(i, color=MUTED, linewidth=0.6, zorder=0)
         b = bounds[name]
         middle = math.sqrt(b["low"] * b["high"]) if b["log"] else (b["low"] + b["high"]) / 2
+        say, worst = (score, max(scores)) if name == size.metric else (number, -math.inf)
         for value in (b["low"], middle, b["high"]):
-            text = ("≥ " if name == size.metric and value == b["high"] and max(scores) > value else "") + number(value)
-            axes.annotate(text, (i, height(name, value)), (4, 0), textcoords="offset points", va="center", fontsize=8,
-                          bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # fmt: skip
+            more = "≥ " if value == b["high"] and worst > value else ""  # what diverged is drawn at the end
+            box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+            place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "bbox": box}
+            axes.annotate(more + say(value), (i, height(name, value)), **place, fontsize=8)
     axes.set_xlim(-0.1, len(names) - 1 + 0.25)
     axes.set_xticks(range(len(names)), [named(name) for name in names])
     axes.yaxis.set_major_locator(NullLocator())

@@ -108,6 +108,7 @@ def as_svg(figure: Figure, title: str) -> str:
 def save(figure: Figure, path: Path, title: str) -> str:
     """Write `path` as .svg, which follows the theme, and as .png on white; the element that goes into a page."""
     svg = as_svg(figure, title)
+    figure.set_layout_engine("none")  # it is laid out: not a second time
     opening = svg.index(">") + 1
     path.with_suffix(".svg").write_text(svg[:opening] + dark_style() + svg[opening:], encoding="utf-8")
     figure.savefig(path.with_suffix(".png"), dpi=DPI, facecolor="white")
@@ -115,12 +116,17 @@ def save(figure: Figure, path: Path, title: str) -> str:
 
 
 def number(value: float) -> str:
-    """As people write it: 1e-5, 0.003, 20, 111M."""
+    """As people write it: 1e-5, 0.003, 20, 4153, 111M."""
     if value >= 1e4:
         power, unit = next((p, u) for p, u in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if value >= p)
         return f"{value / power:.3g}{unit}"
-    text = f"{value:.3g}"
+    text = f"{value:.0f}" if value >= 1e3 else f"{value:.3g}"
     return re.sub(r"e-0?", "e-", text)
+
+
+def score(value: float) -> str:
+    """Three digits, also those that are 0."""
+    return f"{value:#.3g}".rstrip(".") if value < 1e3 else f"{value:.0f}"
 
 
 def is_x(axis: Axis) -> bool:

@@ -185,44 +185,44 @@ def real(value: float | None, form: str = ".2f") -> Cell:
 
 def overview(sizes: Sequence[tuple[StudyResults, SizeResults]], several: bool) -> dict[str, Any]:
     """The table of all finished sizes."""
-    rows, guided_too = [], any("fid_cca_guided" in size.row for _, size in sizes if size.summary)
-    for study, size in sizes:
-        if not size.summary:
-            continue
+    done = [(study, size) for study, size in sizes if size.summary]
+    protocols = {size.protocol for _, size in done}
+    rows = []
+    for study, size in done:
         row = size.row
-
-        def score(model: str, row: dict[str, Any] = row) -> Cell:
-            if f"fid_{model}" not in row:
-                return cell("", "")
-            return cell(f"{row[f'fid_{model}']:.2f} ± {row[f'std_{model}']:.2f}", row[f"fid_{model}"])
-
-        cells = [
-            cell(f"{study.name}: {size.name}" if several else size.name),
-            cell(f"{row['params']:,}", row["params"]),
-            score("base"),
-            cell(f"{score('guided')['text']} (s = {row['guidance_scale']:g})", row["fid_guided"]),
-            score("control"),
-            score("cca"),
-            *([score("cca_guided")] if guided_too else []),
-            real(row["fid_cca"] / row["fid_guided"]),
-            real(row["fid_cca"] / row["fid_control"]),
-            *(real(row["winner"].get(name), ".3g") for name in ("lambda", "learning_rate")),
-            cell(str(row["trials"])),
-            real(row.get("device_hours"), ".2g"),
-            cell(size.protocol),
-        ]
+        guided = fid(row, "guided")
+        cells = {
+            "size": cell(f"{study.name}: {size.name}" if several else size.name),
+            "parameters": cell(f"{row['params']:,}", row["params"]),
+            "without guidance": fid(row, "base"),
+            "with guidance": guided | {"text": f"{guided['text']} (s = {row['guidance_scale']:g})"},
+            "control": fid(row, "control"),
+            "after CCA": fid(row, "cca"),
+            "CCA and guidance": fid(row, "cca_guided"),
+            "CCA / guided": real(row["fid_cca"] / row["fid_guided"]),
+            "CCA / control": real(row["fid_cca"] / row["fid_control"]),
+            "λ": real(row["winner"].get("lambda"), ".3g"),
+            "lr": real(row["winner"].get("learning_rate"), ".2g"),
+            "trials": cell(str(row["trials"])),
+            "hours": real(row.get("device_hours"), ".2g"),
+            "protocol": cell(size.protocol if len(protocols) > 1 else ""),
+        }
         rows.append(cells)
-    columns = ["size", "parameters", "without guidance", "with guidance", "control", "after CCA"]
-    columns += ["CCA and guidance"] if guided_too else []
-    columns += ["CCA / guided", "CCA / control", "λ", "lr", "trials", "device-hours", "protocol"]
-    protocols = {size.protocol for _, size in sizes if size.summary}
-    note = "FID, mean ± spread of one block of noise; below 1, CCA is better. "
-    note += (
-        "All under one protocol."
-        if len(protocols) == 1
-        else "Different protocols: compare along a row, not down a column."
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name]["text"] for row in rows)]
+    alike = f"all under protocol {min(protocols, default='')}" if len(protocols) < 2 else (
+        "protocols differ: compare along a row, not down a column"
+    )  # fmt: skip
+    note = (
+        f"FID, mean over fresh blocks of noise ± the spread of one; {alike}. Models count as equal here if they are no "
+        "further apart than that spread. Hours are those of GPUs, or of CPUs where a trial has no GPU."
     )
-    return {"columns": columns, "rows": rows, "note": note}
+    return {"columns": columns, "rows": [[row[name] for name in columns] for row in rows], "note": note}
+
+
+def fid(row: dict[str, Any], model: str) -> Cell:
+    if f"fid_{model}" not in row:
+        return cell("", "")
+    return cell(f"{row[f'fid_{model}']:.2f} ± {row[f'std_{model}']:.2f}", row[f"fid_{model}"])
 
 
 def finalists(size: SizeResults) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from cca_ray.drawing import number
+from cca_ray.drawing import number, score
 from cca_ray.ledger import readable
 from cca_ray.results import SizeResults, StudyResults
 
@@ -59,8 +59,8 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
     """A size in a large number and a few lines."""
     best = size.best
     if not size.summary:
-        score = f"{number(best.last(size.metric))}" if best else "no score yet"
-        return score, [f"Not finished: {progress(size)}.", interim(size)]
+        so_far = f"{METRICS[size.metric]} {score(best.last(size.metric))} so far" if best else "no score yet"
+        return so_far, [f"Not finished: {progress(size)}.", interim(size)]
     row = size.row
     times = {other: row["fid_cca"] / row[f"fid_{other}"] for other in ("guided", "control", "base")}
     tie = {other: ", within their spread" if compared(row, other) == 0 else "" for other in times}
@@ -146,10 +146,13 @@ def failures(size: SizeResults) -> list[str]:
 
 def protocol(size: SizeResults) -> list[str]:
     """How scores were made, from the study's settings."""
-    score, train, search = size.settings["score"], size.settings["train"], size.settings["search"]
-    cuts = [f"top-k {score['top_k']}" * bool(score["top_k"]), f"top-p {score['top_p']:g}" * (score["top_p"] < 1)]
+    scoring, train, search = size.settings["score"], size.settings["train"], size.settings["search"]
+    cuts = [
+        f"top-k {scoring['top_k']}" * bool(scoring["top_k"]),
+        f"top-p {scoring['top_p']:g}" * (scoring["top_p"] < 1),
+    ]
     cut = ", ".join(c for c in cuts if c) or "no truncation"
-    sized = f", resized to {score['image_size']} pixels" if score["image_size"] else ""
+    sized = f", resized to {scoring['image_size']} pixels" if scoring["image_size"] else ""
 
     def keeps(rung: dict[str, Any]) -> str:
         share = search["keep"] if rung["keep"] is None else rung["keep"]
@@ -158,15 +161,15 @@ def protocol(size: SizeResults) -> list[str]:
     rungs = ", ".join(
         f"{100 * r['at']:g} % of the steps ({r['samples']:,} images{keeps(r)})" for r in size.settings["rungs"]
     )
-    blocks, scales = score["blocks"], ", ".join(f"{s:g}" for s in score["guidance_scales"])
+    blocks, scales = scoring["blocks"], ", ".join(f"{s:g}" for s in scoring["guidance_scales"])
     chosen = f"; s = {size.row['guidance_scale']:g} was chosen" if size.summary else ""
     many = any(f["models"] > 1 for f in finalists(size))
     spread = "models of several training seeds" if many else "one block, by the jackknife"
     rates = ", ".join(number(rate) for rate in size.settings["control"]["learning_rates"])
-    labels = "class-balanced" if score["labels"] == "balanced" else "random"
+    labels = "class-balanced" if scoring["labels"] == "balanced" else "random"
     return [
-        f"Protocol {size.protocol}: FID and inception score of {score['samples']:,} images a block of noise, {labels} "
-        f"labels, temperature {score['temperature']:g}, {cut}{sized}. Scores are means over {blocks} fresh "
+        f"Protocol {size.protocol}: FID and inception score of {scoring['samples']:,} images a block of noise, "
+        f"{labels} labels, temperature {scoring['temperature']:g}, {cut}{sized}. Scores are means over {blocks} fresh "
         f"block{'s' * (blocks > 1)}, which chose nothing; as many others chose the guidance scale, the control and the "
         f"winner. ± is the spread of {spread}.",
         f"The search scored its trials at {rungs}, all on the same labels and noise. What two standard errors "
