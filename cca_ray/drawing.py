@@ -59,6 +59,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "legend.handletextpad": 0.4,
     "lines.linewidth": 1.2,
+    "lines.color": INK,
 }
 WIDTH, HEIGHT = 5.2, 3.6  # inches: at its own size on a phone, two beside each other on a desk
 STEEP = 4.0  # a log axis where the largest is so many times the smallest

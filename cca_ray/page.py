@@ -127,7 +127,8 @@ SEARCH: dict[str, tuple[str, Callable[[SizeResults], Figure | None], str]] = {
     "history": (
         "History",
         charts.history,
-        "Every trial from its first rung (upper ends, mostly) to its last; bars are two standard errors.",
+        "Every trial from its first rung (upper ends, mostly) to its last; bars are two standard errors. The winner "
+        "was chosen later, among the best, on fresh noise.",
     ),
     "rungs": (
         "Rungs",

@@ -1,10 +1,12 @@
 """Studies as the search leaves them, made by hand in a moment: real Optuna storage, no Ray."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
@@ -22,39 +24,58 @@ def rung(step: int, fid: float, samples: int = 1800) -> dict[str, Any]:
     return {**mark, "scoring_seconds": 0.5, "samples": samples}
 
 
+def point(space: Mapping[str, Range], at: float) -> dict[str, float]:
+    """The settings at this share of the way, in turn from below and from above."""
+    shares = [at if i % 2 == 0 else 1 - at for i in range(len(space))]
+    return {
+        name: b.low * (b.high / b.low) ** share if b.log else b.low + (b.high - b.low) * share
+        for share, (name, b) in zip(shares, space.items(), strict=True)
+    }
+
+
 def add(arm: Arm, state: TrialState, fids: list[float], reason: str = "", **params: float) -> None:
     """A trial with a score at each of its rungs."""
     kept = {f"rung {i}": rung(56 * (i + 1), fid, 900 * (i + 1)) for i, fid in enumerate(fids)}
     attrs = {**kept, "seconds": 4.0, "key": "key", **({"reason": reason} if reason else {})}
-    value = fids[-1] if state == TrialState.COMPLETE else None
+    values = [fids[-1]] * len(arm.study.directions) if state == TrialState.COMPLETE else None
+    whole = {
+        name: round(value) if isinstance(arm.space[name], IntDistribution) else value for name, value in params.items()
+    }
     arm.study.add_trial(
-        create_trial(state=state, params=params, distributions=arm.space, value=value, user_attrs=attrs)
+        create_trial(state=state, params=whole, distributions=arm.space, values=values, user_attrs=attrs)
     )
 
 
 def make_study(
-    folder: Path, size: str = "digits_s", completed: int = 10, finished: bool = True, protocol: str = "0123456789"
+    folder: Path,
+    size: str = "digits_s",
+    completed: int = 10,
+    finished: bool = True,
+    protocol: str = "0123456789",
+    settings: Sequence[str] = (),
 ) -> Path:
     """In `folder`: `completed` trials, one stopped at a rung, one failed, one interrupted; a control; a summary."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = load_config(find_space(size))
+    config = load_config(find_space(size), settings)
     digests = {"base": "b", "tokens": "t", "protocol": protocol}
     storage, memory = open_storage(folder / "study.db"), memory_of(config, digests)
 
     def arm(name: ArmName, space: dict[str, Range]) -> Arm:
         within = {key: distribution(key, bounds) for key, bounds in space.items()}
-        return Arm(name, open_arm(storage, f"{folder.name}/{size}", name, within, [], memory), within, completed + 3)
+        metrics = 2 if name == "search" and config.search.metric == "both" else 1
+        study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metrics)
+        return Arm(name, study, within, completed + 3)
 
     search = arm("search", config.search.space)
     control = arm("control", {"learning_rate": Range(low=3e-4, high=3e-3)})
     add(control, TrialState.COMPLETE, [25, 23.5], learning_rate=1e-3)
     fids = 16 + 10 * np.random.default_rng(0).random(completed)
+    within = config.search.space
     for fid, at in zip(fids, np.linspace(0, 1, completed), strict=True):
-        setting = {"lambda": 0.5 * 40**at, "learning_rate": 1e-3 * 20 ** (1 - at)}
-        add(search, TrialState.COMPLETE, [fid + 3, fid], **setting)
-    add(search, TrialState.PRUNED, [40], "not among the best at a rung", **{"lambda": 15, "learning_rate": 0.015})
-    add(search, TrialState.FAIL, [], EVIL, **{"lambda": 20, "learning_rate": 0.02})
-    add(search, TrialState.RUNNING, [30], **{"lambda": 1, "learning_rate": 0.01})
+        add(search, TrialState.COMPLETE, [fid + 3, fid], **point(within, at))
+    add(search, TrialState.PRUNED, [40], "not among the best at a rung", **point(within, 0.9))
+    add(search, TrialState.FAIL, [], EVIL, **point(within, 1))
+    add(search, TrialState.RUNNING, [30], **point(within, 0.3))
     if finished:
         write_outcome(folder, size, int(np.argmin(fids)), search, protocol)
     return folder
