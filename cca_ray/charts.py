@@ -32,6 +32,7 @@ from cca_ray.drawing import (
     score,
     score_axis,
     steps_of_colour,
+    steps_of_setting,
     styled,
 )  # fmt: skip
 from cca_ray.finals import front
@@ -97,12 +98,12 @@ def landscape(size: SizeResults) -> Figure:
     other = names[1] if len(names) > 1 else None
 
     def place(trials: Sequence[TrialRow]) -> tuple[list[float], list[float]]:
-        y = [t.params[other] if other else t.last(size.metric) for t in trials]
-        return [t.params[names[0]] for t in trials], y
+        whole = [t for t in trials if set(names) <= set(t.params)]  # one may have been killed before it had all
+        return [t.params[names[0]] for t in whole], [t.params[other] if other else t.last(size.metric) for t in whole]
 
     if done:
-        colours, norm = steps_of_colour([t.last(size.metric) for t in done])
         values = [t.last(size.metric) for t in done]
+        colours, norm = steps_of_colour(values, size.high_is_best)
         mapped = axes.scatter(*place(done), c=values, cmap=colours, norm=norm, s=46, edgecolor=INK, linewidth=0.6)
         if other:
             coloured(figure, axes, mapped, named(size.metric))
@@ -114,6 +115,8 @@ def landscape(size: SizeResults) -> Figure:
     if other:
         axes.scatter(*place(size.of("search", "FAIL")), s=34, marker="x", color=LIGHT["guided"], linewidth=1.4)
         axes.scatter(*place(size.of("search", "RUNNING")), s=34, marker="+", color=MUTED, linewidth=1)
+    else:
+        crossed(axes, place(size.of("search", "FAIL"))[0])
     if size.best:
         circled(axes, *place([size.best]))
     for axis, name in ((axes.xaxis, names[0]), (axes.yaxis, other)):
@@ -159,6 +162,12 @@ def circled(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
     axes.scatter(x, y, s=130, facecolor="none", edgecolor=LIGHT["cca"], linewidth=1.8, zorder=4)
 
 
+def crossed(axes: Axes, x: Sequence[float]) -> None:
+    """Trials that failed, and so have no score: at the upper edge."""
+    edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    axes.scatter(x, [1.0] * len(x), **edge, marker="x", color=LIGHT["guided"], linewidth=1.4, s=30)
+
+
 def scored(size: SizeResults) -> list[TrialRow]:
     return [t for t in size.of("search", "COMPLETE") if math.isfinite(t.last(size.metric))]
 
@@ -176,7 +185,7 @@ def history(size: SizeResults) -> Figure:
         x, y = [t.number for t in done], [t.last(size.metric) for t in done]
         error = [2 * t.error for t in done] if size.metric == "fid" else None
         axes.errorbar(x, y, error, linestyle="none", marker="o", markersize=5.5, color=INK, elinewidth=0.7)
-        best = np.maximum.accumulate(y) if size.metric == "inception_score" else np.minimum.accumulate(y)
+        best = np.maximum.accumulate(y) if size.high_is_best else np.minimum.accumulate(y)
         last = max(t.number for t in size.of("search"))
         axes.step([*x, last], [*best, best[-1]], where="post", color=LIGHT["cca"], linewidth=1.4, zorder=2)
         axes.annotate("best\nso far", (last, best[-1]), (7, 0), textcoords="offset points", color=LIGHT["cca"],
@@ -186,9 +195,7 @@ def history(size: SizeResults) -> Figure:
     if size.best:
         circled(axes, [size.best.number], [size.best.last(size.metric)])
     score_axis(axes.yaxis, [rung[size.metric] for t in trials for rung in t.rungs])
-    failed = [t.number for t in size.of("search", "FAIL")]
-    axes.scatter(failed, [1.0] * len(failed), transform=axes.get_xaxis_transform(), marker="x", clip_on=False,
-                 color=LIGHT["guided"], linewidth=1.4, s=30)  # fmt: skip
+    crossed(axes, [t.number for t in size.of("search", "FAIL")])
     axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.set_xlabel("trial")
     axes.set_ylabel(named(size.metric))
@@ -254,17 +261,17 @@ def parallel(size: SizeResults) -> Figure:
     figure, axes = canvas()
     done, names = scored(size), [*size.space, size.metric]
     scores = [t.last(size.metric) for t in done]
-    low, high = min(scores), float(np.quantile(scores, 0.9))
-    downward = size.metric == "fid"
+    low, high = min(scores), max(scores)
+    low, high = (float(np.quantile(scores, 0.1)), high) if size.high_is_best else (low, float(np.quantile(scores, 0.9)))
     bounds = {**size.space, size.metric: {"low": low, "high": max(high, low * 1.01), "log": high > STEEP * low}}
 
     def height(name: str, value: float) -> float:
         b = bounds[name]
         at = [math.log(v) if b["log"] else v for v in (value, b["low"], b["high"])]
         share = min(max((at[0] - at[1]) / (at[2] - at[1]), 0.0), 1.0)
-        return 1 - share if name == size.metric and downward else share
+        return 1 - share if name == size.metric and not size.high_is_best else share
 
-    colours, norm = steps_of_colour(scores)
+    colours, norm = steps_of_colour(scores, size.high_is_best)
     for t in sorted(done, key=lambda t: t is size.best):
         y = [height(name, t.params[name]) for name in size.space] + [height(size.metric, t.last(size.metric))]
         wins = t is size.best
@@ -274,9 +281,10 @@ def parallel(size: SizeResults) -> Figure:
         axes.axvline(i, color=MUTED, linewidth=0.6, zorder=0)
         b = bounds[name]
         middle = math.sqrt(b["low"] * b["high"]) if b["log"] else (b["low"] + b["high"]) / 2
-        say, worst = (score, max(scores)) if name == size.metric else (number, -math.inf)
+        say = score if name == size.metric else number
         for value in (b["low"], middle, b["high"]):
-            more = "≥ " if value == b["high"] and worst > value else ""  # what diverged is drawn at the end
+            worst = b["low"] if size.high_is_best else b["high"]  # what is worse yet is drawn there
+            more = ("≤ " if size.high_is_best else "≥ ") if name == size.metric and value == worst else ""
             box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
             place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "bbox": box}
             axes.annotate(more + say(value), (i, height(name, value)), **place, fontsize=8)
@@ -297,7 +305,7 @@ def trade_off(size: SizeResults) -> Figure:
     points = np.array([[t.last("fid"), t.last("inception_score")] for t in done])
     best = front(points * [1, -1])
     values = [t.params[name] for t in done]
-    colours, norm = steps_of_colour(values, log=True)
+    colours, norm = steps_of_setting(values)
     order = np.argsort(points[best][:, 0])
     axes.plot(*points[best][order].T, color=MUTED, linewidth=0.8, zorder=1)
     x, y = points.T.tolist()

@@ -153,19 +153,34 @@ def score_axis(axis: Axis, values: Sequence[float]) -> None:
         axis.set_major_locator(MaxNLocator(6))
 
 
-def steps_of_colour(values: Sequence[float], log: bool = False) -> tuple[ListedColormap, BoundaryNorm]:
-    """A scale in a few steps, for the eye tells no more; its last one is open, so that what diverged takes no room."""
+def steps_of_colour(values: Sequence[float], high_is_best: bool = False) -> tuple[ListedColormap, BoundaryNorm]:
+    """A scale of scores in a few steps, the best first, for the eye tells no more.
+
+    The last one is open, so that what diverged takes no room.
+    """
     finite = np.array([v for v in values if math.isfinite(v)])
-    low = float(finite.min())
-    high = max(float(finite.max() if log else np.quantile(finite, 0.8)), low * 1.01)
-    if log:
+    low, high = float(finite.min()), float(finite.max())
+    low, high = (float(np.quantile(finite, 0.2)), high) if high_is_best else (low, float(np.quantile(finite, 0.8)))
+    bounds = [float(t) for t in MaxNLocator(6, min_n_ticks=3).tick_values(low, max(high, low + 0.01 * abs(low)))]
+    colours = steps(len(bounds))
+    extend: Any = "min" if high_is_best else "max"
+    return ListedColormap(colours[::-1] if high_is_best else colours), BoundaryNorm(bounds, len(bounds), extend=extend)
+
+
+def steps_of_setting(values: Sequence[float]) -> tuple[ListedColormap, BoundaryNorm]:
+    """The same for a setting, at round numbers; on a log scale if it can be."""
+    low, high = min(values), max(values)
+    if low <= 0 or high < 1.2 * low:
+        bounds = [float(t) for t in MaxNLocator(6).tick_values(low, max(high, low + 0.01))]
+    else:
         ticks = LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)).tick_values(low, high)
         bounds = [low, *(float(t) for t in ticks if low * 1.1 < t < high / 1.1), high]
-    else:
-        bounds = [float(t) for t in MaxNLocator(6, min_n_ticks=3).tick_values(low, high)]
-    count = len(bounds) - (1 if log else 0)
-    colours = [STEPS[round(i * (len(STEPS) - 1) / max(count - 1, 1))] for i in range(count)]
-    return ListedColormap(colours), BoundaryNorm(bounds, count, extend="neither" if log else "max")
+    return ListedColormap(steps(len(bounds) - 1)), BoundaryNorm(bounds, len(bounds) - 1)
+
+
+def steps(count: int) -> list[str]:
+    """So many of the scale, as far apart as they can be."""
+    return [STEPS[round(i * (len(STEPS) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:

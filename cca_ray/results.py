@@ -87,6 +87,10 @@ class SizeResults:
         return "inception_score" if self.settings["search"]["metric"] == "inception_score" else "fid"
 
     @property
+    def high_is_best(self) -> bool:
+        return self.metric == "inception_score"
+
+    @property
     def space(self) -> dict[str, dict[str, Any]]:
         """Low, high and log of what was searched; λ and the learning rate first."""
         space: dict[str, dict[str, Any]] = self.settings["search"]["space"]
@@ -111,7 +115,7 @@ class SizeResults:
         searched = self.of("search", "COMPLETE")
         if self.summary:
             return next((t for t in searched if t.number == self.summary["trial"]), None)
-        sign = -1 if self.metric == "inception_score" else 1
+        sign = -1 if self.high_is_best else 1
         return min(searched, key=lambda t: (sign * t.last(self.metric), t.number), default=None)
 
     @property

@@ -25,6 +25,9 @@ SPACES = {
         "learning_rate: {low: 0.001, high: 0.02}, lambda: {low: 0.5, high: 20}}",
         "search.first_points=[]",
     ],
+    "one that may be 0": [
+        "search.space={dropout: {low: 0, high: 0.3, log: false}, beta: {low: 0.02, high: 0.3}}", "search.first_points=[]",
+    ],
     "by inception score": ["search.metric=inception_score"],
     "by both": ["search.metric=both"],
 }  # fmt: skip
@@ -95,6 +98,8 @@ def test_the_best_has_the_colour_that_stands_out_and_what_diverged_takes_no_room
     seen = {value: to_hex(colours(norm(value))) for value in (15, 16, 18, 700)}
     assert (seen[15], seen[700]) == (STEPS[0], STEPS[-1])
     assert seen[16] != seen[18]
+    colours, norm = steps_of_colour([1, 7, 8, 8.5, 9], high_is_best=True)
+    assert (to_hex(colours(norm(9))), to_hex(colours(norm(1)))) == (STEPS[0], STEPS[-1])
 
 
 @pytest.mark.parametrize(
