@@ -83,7 +83,7 @@ def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:
 def picture(path: Path, size: dict[str, Any], images: dict[str, np.ndarray], columns: int = 10) -> Path:
     """The four models' first samples side by side; every column is a class, every place the same noise."""
     matplotlib.use("agg")
-    figure = Figure(figsize=(14, 2.7), layout="constrained")
+    figure = Figure(figsize=(14, 2.5), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
         axes.imshow(image_grid(images[name][: 5 * columns], columns))
         axes.set_title(f"{title}\nFID {size[f'fid_{name}']:.1f}", fontsize=11)

@@ -63,7 +63,7 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
         return so_far, [f"Not finished: {progress(size)}.", interim(size)]
     row = size.row
     times = {other: row["fid_cca"] / row[f"fid_{other}"] for other in ("guided", "control", "base")}
-    tie = {other: ", within their spread" if compared(row, other) == 0 else "" for other in times}
+    tie = {other: ": equal, within their spread" if compared(row, other) == 0 else "" for other in times}
     return f"FID {row['fid_cca']:.2f} ± {row['std_cca']:.2f}", [
         f"{times['guided']:.2f} × the guided base ({row['fid_guided']:.2f}) at half its cost{tie['guided']}",
         f"{times['control']:.2f} × the control ({row['fid_control']:.2f}){tie['control']}",

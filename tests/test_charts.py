@@ -26,7 +26,8 @@ SPACES = {
         "search.first_points=[]",
     ],
     "one that may be 0": [
-        "search.space={dropout: {low: 0, high: 0.3, log: false}, beta: {low: 0.02, high: 0.3}}", "search.first_points=[]",
+        "search.space={dropout: {low: 0, high: 0.3, log: false}, beta: {low: 0.02, high: 0.3}}",
+        "search.first_points=[]",
     ],
     "by inception score": ["search.metric=inception_score"],
     "by both": ["search.metric=both"],
