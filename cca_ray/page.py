@@ -5,6 +5,7 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -54,11 +55,7 @@ def study_part(study: StudyResults, folder: Path, several: bool) -> dict[str, An
         of_family = [size for size in done if size.family == family]
         for metric, caption in BY_SIZE.items():
             drawn = charts.by_size(of_family, [metric])
-            title = (
-                f"{study.name}, {family}: {charts.named(metric)} by size"
-                if several
-                else f"{family}: {charts.named(metric)}"
-            )
+            title = f"{f'{study.name}, ' * several}{family}: {charts.named(metric)}"
             figures.append(part(drawn, folder / f"{family}-{metric}", title, caption))
     if done:
         save(charts.by_size(done, list(BY_SIZE)), folder / "sizes", "FID and inception score by size")
@@ -81,7 +78,7 @@ def size_part(study: StudyResults, size: SizeResults, folder: Path, several: boo
         "lines": lines,
         "story": words.story(size),
         "winner": shown(winner) if size.summary else "",
-        "command": f"python -m cca_ray.sample {space_of(size)} --checkpoint {shown(winner)} --out grid.png",
+        "command": f"python -m cca_ray.sample {space_of(size)} --checkpoint {quote(shown(winner))} --out grid.png",
         "picture": Markup(embedded(size.picture)) if size.picture else "",  # noqa: S704 (base64)
         "finalists": finalists(size),
         "figures": figures,
