@@ -1,14 +1,26 @@
-"""A finished study -> summary.json, a table for the terminal, a picture of samples with the same noise."""
+"""A study, finished or not -> a report: an HTML page, its figures and tables. Also the summary that a study ends with.
+
+python -m cca_ray.report digits                 runs/digits/report/report.html
+python -m cca_ray.report digits digits-seed1    both side by side
+"""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib
 import numpy as np
+import optuna
+import typer
 from matplotlib.figure import Figure
 
+from cca_ray.config import ConfigError
+from cca_ray.console import run
+from cca_ray.page import shown, write_report
+from cca_ray.results import read_study
 from cca_ray.sampler import image_grid
+from cca_ray.tracking import Tracker
 
 COLUMNS = {
     "size": "{size}",
@@ -71,7 +83,7 @@ def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:
 def picture(path: Path, size: dict[str, Any], images: dict[str, np.ndarray], columns: int = 10) -> Path:
     """The four models' first samples side by side; every column is a class, every place the same noise."""
     matplotlib.use("agg")
-    figure = Figure(figsize=(14, 2.4), layout="constrained")
+    figure = Figure(figsize=(14, 2.5), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
         axes.imshow(image_grid(images[name][: 5 * columns], columns))
         axes.set_title(f"{title}\nFID {size[f'fid_{name}']:.1f}", fontsize=11)
@@ -79,3 +91,41 @@ def picture(path: Path, size: dict[str, Any], images: dict[str, np.ndarray], col
     figure.suptitle(f"{size['size']}, {size['params']:,} parameters", fontsize=11)
     figure.savefig(path, dpi=90)
     return path
+
+
+def report_at_end(
+    folder: Path, sizes: Sequence[dict[str, Any]], trackers: Mapping[Any, Tracker], say: Callable[[str], None]
+) -> Path | None:
+    """The report of a study that has just finished, also on the MLflow runs of its sizes.
+
+    Whatever goes wrong here is a line: the study is finished, and the verb makes its report at any time.
+    """
+    try:
+        page = write_report([read_study(folder.parent, folder.name)], folder / "report")
+        for size in sizes:
+            for path in (page, *sorted((page.parent / size["size"]).glob("*.png"))):
+                trackers[size["family"]].file(size["mlflow_key"], path)
+    except Exception as error:
+        say(f"no report ({type(error).__name__}: {error}); python -m cca_ray.report {folder.name} tries again")
+        return None
+    return page
+
+
+def main(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Studies, by name.")],
+    storage: Annotated[Path, typer.Option(help="Folder that the studies lie in.")] = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; by default `report` in that of the first study.")
+    ] = None,
+) -> None:
+    """Make the report of a study, finished or not, or of several side by side."""
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a study is named twice: {' '.join(names)}")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    studies = [read_study(storage, name) for name in names]
+    folder = out or storage / names[0] / "-with-".join(["report", *names[1:]])
+    print(shown(write_report(studies, folder)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -29,7 +29,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_jobs, list_placement_groups
 
-from cca_ray.config import StudyConfig, Train
+from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.finals import compare, finalists, summarize, verdict_on_ties
 from cca_ray.gangs import Placer, as_worker, impossible, nodes_now, slots
 from cca_ray.ledger import (
@@ -390,6 +390,7 @@ def run_size(
     summary |= {"seconds": spent(memory, summary, started), "protocol": protocol.id}
     hours = {card: seconds / 3600 for card, seconds in used_device_seconds(arms).items()}
     summary |= {"device_hours": sum(hours.values()), "device_hours_by_type": hours}
+    summary |= {"device": "CPU" if set(hours) <= {CPU} else "GPU"}
     summary |= {"mlflow_key": parent, "mlflow_run_id": tracker.run_id(parent)}
     show_outcome(tracker, parent, summary, steps)
     if ties := verdict_on_ties(outcome):

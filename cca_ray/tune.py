@@ -24,7 +24,7 @@ from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, run
 from cca_ray.ledger import Limits
 from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
-from cca_ray.report import picture, table, verdict, write_summary
+from cca_ray.report import picture, report_at_end, table, verdict, write_summary
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
 from cca_ray.tracking import Tracker
 
@@ -163,6 +163,7 @@ def main(
                 sizes.append(result.summary)
                 summary = write_summary(folder, sizes)
                 console.say(verdict(result.summary))
+            report = report_at_end(folder, sizes, trackers, console.say)
         finally:
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
                 tracker.close(CLOSE_S if len(sizes) == len(configs) else 1.0)
@@ -170,7 +171,8 @@ def main(
     print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
     where = {size["size"]: f"{Path(size['checkpoint']).parent}: winner.pt, samples.png" for size in sizes}
     width = max(map(len, ["summary", *where]))
-    for what, path in {"summary": summary, **where, "browse": tracker.browse}.items():
+    made = {"report": report} if report else {}
+    for what, path in {"summary": summary, **where, **made, "browse": tracker.browse}.items():
         print(f"{what:{width}}  {path}")
 
 

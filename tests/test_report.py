@@ -1,10 +1,20 @@
+import csv
 import json
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from cca_ray.report import TITLES, picture, table, verdict, write_summary
+from cca_ray import report
+from cca_ray.report import TITLES, picture, report_at_end, table, verdict, write_summary
+from cca_ray.results import read_study
+from cca_ray.tracking import Tracker
+from cca_ray.words import warnings
+from tests.studies import EVIL, make_study
+from tests.test_cli import invoke
 
 SIZE = {
     "size": "digits_s", "params": 16640, "fid_base": 24.4, "fid_guided": 18.0, "guidance_scale": 1.5,
@@ -41,3 +51,171 @@ def test_the_picture_shows_all_four_models(tmp_path: Path):
     with Image.open(picture(tmp_path / "samples.png", SIZE, images)) as image:
         assert image.width > 1000
         assert len(image.convert("L").getcolors() or []) > 100
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags, what it would load, the text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.loaded += re.findall(r"url\(([^)]*)\)|@import ([^;]*)", self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        loads = ("src", "srcset", "href", "xlink:href", "data", "action", "poster")
+        self.loaded += [str(value) for name, value in attrs if name in loads]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two studies under different protocols, one of them with a size that has not finished."""
+    storage = tmp_path_factory.mktemp("runs")
+    make_study(storage / "one")
+    make_study(storage / "one", "digits_m", completed=3, finished=False)
+    make_study(storage / "two", protocol="other")
+    return storage
+
+
+@pytest.fixture(scope="module")
+def page(storage: Path) -> Page:
+    return Page(report.write_report([read_study(storage, "one")], storage / "one" / "report"))
+
+
+def test_every_trial_is_in_the_page_and_in_the_csv(storage: Path, page: Page):
+    trials = [t for size in read_study(storage, "one").sizes for t in size.trials]
+    with (storage / "one" / "report" / "trials.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(trials) == 21
+    for row, trial in zip(rows, trials, strict=True):
+        assert (row["arm"], row["trial"], row["state"]) == (trial.arm, str(trial.number), trial.state)
+        if trial.rungs:
+            assert f">{trial.last('fid'):.2f}<" in page.source
+            assert float(row[f"rung_{len(trial.rungs)}_fid"]) == trial.last("fid")
+
+
+def test_the_page_says_who_won_by_how_much_and_how_to_sample(storage: Path, page: Page):
+    size = read_study(storage, "one").sizes[0]
+    gain = size.row["fid_cca"] / size.row["fid_guided"]
+    assert f"{gain:.2f} × the guided base (18.00) at half its cost" in page.text
+    assert f"FID {size.row['fid_cca']:.2f} ± 0.20" in page.text
+    assert "tied with 1 other finalist" in page.text
+    assert f"cca_ray.sample digits_s --checkpoint {storage}/one/digits_s/winner.pt --out grid.png" in page.text
+    assert "0.05 CPU-hours" in page.text
+    assert "with guidance it takes two" in page.text
+
+
+def test_what_failed_is_told_with_its_reason_and_escaped(page: Page):
+    assert "<script>alert" not in page.source
+    assert page.tags.count("script") == 1
+    assert page.text.count(f"1 failed: {EVIL} (search 11)") == 1
+    assert "1 stopped: not among the best at a rung (search 10)" in page.text
+
+
+def test_the_page_needs_nothing_beside_it_and_no_network(page: Page):
+    assert page.loaded
+    assert [what for what in page.loaded if not re.match(r"data:|#", "".join(what).strip("'\""))] == []
+    assert {"link", "iframe", "object", "embed"} & set(page.tags) == {"link"}  # an empty icon, or browsers ask for one
+
+
+def test_the_page_is_for_light_and_dark_paper_and_phones(page: Page):
+    assert "prefers-color-scheme: dark" in page.source
+    assert ':root[data-theme="dark"]' in page.source
+    assert "@media print" in page.source
+    assert 'name="viewport"' in page.source
+    assert page.source.count("--cca: ") == 3
+
+
+def test_a_size_that_has_not_finished_says_so_and_shows_what_there_is(page: Page):
+    assert "one, digits_m: not finished; 3 completed, 1 stopped at a rung, 1 failed, 1 not finished." in page.text
+    assert "not on fresh noise" in page.text
+    assert "No importances: they take 8 completed trials and two settings; here are 3 and 2." in page.text
+
+
+def test_figures_lie_beside_the_page_as_svg_and_png(storage: Path, page: Page):
+    folder = storage / "one" / "report"
+    drawn = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.svg")}
+    of_size = ("history", "landscape", "parallel", "rungs", "trade_off")
+    assert drawn == {
+        "sizes", "llamagen-fid", "llamagen-inception_score", "digits_s/importances",
+        *(f"{size}/{name}" for size in ("digits_s", "digits_m") for name in of_size),
+    }  # fmt: skip
+    assert page.tags.count("svg") == len(drawn) - 1  # the page has the two halves of `sizes`
+    for name in drawn:
+        assert "prefers-color-scheme:dark" in (folder / f"{name}.svg").read_text()
+        with Image.open(folder / f"{name}.png") as image:
+            assert image.width > 600
+
+
+def test_a_study_with_nothing_yet_has_a_report(tmp_path: Path):
+    make_study(tmp_path / "new", completed=0, finished=False)
+    study = read_study(tmp_path, "new")
+    text = Page(report.write_report([study], tmp_path / "out")).text
+    assert "No trial has reached its last rung." in text
+
+
+def test_two_studies_are_side_by_side_and_a_mismatch_of_protocols_is_said(storage: Path, capsys):
+    outcome = invoke(report.main, ["one", "two", "--storage", str(storage)], capsys)
+    assert outcome.code == 0
+    path = storage / "one" / "report-with-two" / "report.html"
+    assert outcome.out == f"{path}\n"
+    text = Page(path).text
+    assert "scores of different protocols are not compared" in text
+    assert "0123456789: one/digits_s, one/digits_m; other: two/digits_s" in text
+    assert "compare along a row, not down a column" in text
+
+
+def test_studies_of_one_protocol_have_no_warning(storage: Path):
+    make_study(storage / "three")
+    three, one, two = (read_study(storage, name) for name in ("three", "one", "two"))
+    assert not any("different protocols" in line for line in warnings([three, one]))
+    assert any("different protocols" in line for line in warnings([three, two]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'NAME...'"),
+        (["three hundred"], "no study here; there are: one, three, two"),
+        (["one", "one"], "a study is named twice"),
+        (["one", "--storage", "nowhere"], "nowhere: no such folder"),
+        (["one", "--out", "FILE"], "File exists"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, storage: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "FILE").touch()
+    monkeypatch.chdir(tmp_path)
+    where = [] if "--storage" in arguments else ["--storage", str(storage)]
+    outcome = invoke(report.main, [*arguments, *where], capsys)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_the_end_of_a_study_makes_the_report_and_logs_it(storage: Path, tmp_path: Path):
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "cca_ray llamagen", tmp_path / "artifacts")
+    tracker.run("two/digits_s/id", "digits_s")
+    size = {"size": "digits_s", "family": "llamagen", "mlflow_key": "two/digits_s/id"}
+    path = report_at_end(storage / "two", [size], {"llamagen": tracker}, print)
+    assert path == storage / "two" / "report" / "report.html"
+    assert tracker.flush(60)
+    logged = {file.path for file in tracker.client.list_artifacts(tracker.run_id("two/digits_s/id"))}
+    tracker.close(10)
+    assert {"report.html", "landscape.png", "history.png", "importances.png"} <= logged
+
+
+def test_a_report_that_fails_does_not_fail_the_study(tmp_path: Path):
+    lines: list[str] = []
+    assert report_at_end(tmp_path / "gone", [], {}, lines.append) is None
+    (line,) = lines
+    assert "no study here" in line
+    assert line.endswith("python -m cca_ray.report gone tries again")

@@ -119,3 +119,6 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     assert "mlflow server --backend-store-uri sqlite:///" in output
     assert (tmp_path / "runs" / "tiny" / "tiny" / "winner.pt").is_file()
     assert (tmp_path / "runs" / "tiny" / "tiny" / "samples.png").is_file()
+    report = tmp_path / "runs" / "tiny" / "report" / "report.html"
+    assert f"report   {report}" in output
+    assert f"FID {size['fid_cca']:.2f}" in report.read_text()

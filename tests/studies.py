@@ -1,0 +1,108 @@
+"""Studies as the search leaves them, made by hand in a moment: real Optuna storage, no Ray."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState, create_trial
+from PIL import Image
+
+from cca_ray.config import Range, load_config
+from cca_ray.console import find_space
+from cca_ray.ledger import Arm, ArmName, distribution, memory_of, open_arm
+from cca_ray.search import open_storage
+
+EVIL = "<script>alert('λ')</script> & \"quotes\""
+
+
+def rung(step: int, fid: float, samples: int = 1800) -> dict[str, Any]:
+    without = [[fid + 0.1 * g, 8 + 0.01 * g] for g in range(10)]
+    mark = {"step": step, "fid": fid, "inception_score": 9 - fid / 20, "without": without}
+    return {**mark, "scoring_seconds": 0.5, "samples": samples}
+
+
+def point(space: Mapping[str, Range], at: float) -> dict[str, float]:
+    """The settings at this share of the way, in turn from below and from above."""
+    shares = [at if i % 2 == 0 else 1 - at for i in range(len(space))]
+    return {
+        name: b.low * (b.high / b.low) ** share if b.log else b.low + (b.high - b.low) * share
+        for share, (name, b) in zip(shares, space.items(), strict=True)
+    }
+
+
+def add(arm: Arm, state: TrialState, fids: list[float], reason: str = "", **params: float) -> None:
+    """A trial with a score at each of its rungs."""
+    kept = {f"rung {i}": rung(56 * (i + 1), fid, 900 * (i + 1)) for i, fid in enumerate(fids)}
+    attrs = {**kept, "seconds": 4.0, "key": "key", **({"reason": reason} if reason else {})}
+    values = [fids[-1]] * len(arm.study.directions) if state == TrialState.COMPLETE else None
+    whole = {
+        name: round(value) if isinstance(arm.space[name], IntDistribution) else value for name, value in params.items()
+    }
+    arm.study.add_trial(
+        create_trial(state=state, params=whole, distributions=arm.space, values=values, user_attrs=attrs)
+    )
+
+
+def make_study(
+    folder: Path,
+    size: str = "digits_s",
+    completed: int = 10,
+    finished: bool = True,
+    protocol: str = "0123456789",
+    settings: Sequence[str] = (),
+) -> Path:
+    """In `folder`: `completed` trials, one stopped at a rung, one failed, one interrupted; a control; a summary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load_config(find_space(size), settings)
+    digests = {"base": "b", "tokens": "t", "protocol": protocol}
+    storage, memory = open_storage(folder / "study.db"), memory_of(config, digests)
+
+    def arm(name: ArmName, space: dict[str, Range]) -> Arm:
+        within = {key: distribution(key, bounds) for key, bounds in space.items()}
+        metrics = 2 if name == "search" and config.search.metric == "both" else 1
+        study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metrics)
+        return Arm(name, study, within, completed + 3)
+
+    search = arm("search", config.search.space)
+    control = arm("control", {"learning_rate": Range(low=3e-4, high=3e-3)})
+    add(control, TrialState.COMPLETE, [25, 23.5], learning_rate=1e-3)
+    fids = 16 + 10 * np.random.default_rng(0).random(completed)
+    within = config.search.space
+    for fid, at in zip(fids, np.linspace(0, 1, completed), strict=True):
+        add(search, TrialState.COMPLETE, [fid + 3, fid], **point(within, at))
+    add(search, TrialState.PRUNED, [40], "not among the best at a rung", **point(within, 0.9))
+    add(search, TrialState.FAIL, [], EVIL, **point(within, 1))
+    add(search, TrialState.RUNNING, [30], **point(within, 0.3))
+    if finished:
+        write_outcome(folder, size, int(np.argmin(fids)), search, protocol)
+    return folder
+
+
+def write_outcome(folder: Path, size: str, winner: int, search: Arm, protocol: str) -> None:
+    """What the final comparison writes."""
+    best = search.study.trials[winner]
+    scores = {"base": (24.4, 0.5), "guided": (18.0, 0.4), "control": (23.7, 0.3), "cca": (best.values[0], 0.2)}
+    outcome: dict[str, Any] = {"size": size, "family": "llamagen", "params": 16640, "guidance_scale": 1.5}
+    for model, (fid, std) in scores.items():
+        outcome |= {f"fid_{model}": fid, f"std_{model}": std, f"inception_score_{model}": 9 - fid / 20}
+    standing = {"trial": winner, **best.params, "fid": best.values[0], "std": 0.2, "models": 1, "tied": True}
+    other = {**standing, "trial": winner + 1, "fid": standing["fid"] + 0.1}
+    outcome |= {
+        "winner": best.params,
+        "trial": winner,
+        "checkpoint": str(folder / size / "winner.pt"),
+        "trials": 12,
+        "finalists": [standing, other],
+        "seconds": 90.0,
+        "device_hours": 0.05,
+        "device": "CPU",
+        "protocol": protocol,
+    }
+    path = folder / "summary.json"
+    before = json.loads(path.read_text())["sizes"] if path.exists() else []
+    path.write_text(json.dumps({"sizes": [*before, outcome]}))
+    (folder / size).mkdir(exist_ok=True)
+    Image.new("RGB", (80, 20), "grey").save(folder / size / "samples.png")
