@@ -17,6 +17,7 @@ import numpy as np
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -72,7 +73,9 @@ def worker_loop(packed: dict[str, Any]) -> None:
     raised, for Ray Train would start the group anew. Any other exception may leave the others waiting and is raised.
     """
     context = ray.train.get_context()
-    group = Group(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    # Ray Train's own choice among the node's cards; but a node may only pretend to have one.
+    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    group = Group(context.get_world_rank(), context.get_world_size(), device)
     try:
         fine_tune(Job.unpacked(packed), ray.train.report, group)
     except Stuck:  # the other workers may be waiting for this one
