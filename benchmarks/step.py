@@ -1,8 +1,9 @@
 """One CCA step: ours against the official one, with the same weights, batch and optimizer, CPU, float32.
 
 The official way (thu-ml/CCA, LlamaGen_finetune.py): a second model scores the reference, log-softmax over all
-logits, then gather.  Ours: the reference is a table, log-likelihoods by cross-entropy.  Peak memory is that of a
-process that does nothing else, less what it takes to start.
+logits, then gather.  Ours: the reference is a table, log-likelihoods by cross-entropy; the batch whole, or in
+micro-batches of two pairs, which changes no result (the official negatives come from within a micro-batch).  Peak
+memory is that of a process that does nothing else, less what it takes to start.
 
     python benchmarks/step.py --peer PEERS          PEERS/LlamaGen: a checkout of the official repository
 """
@@ -32,6 +33,7 @@ SHAPES = {
     "384 wide, 6 layers": LlamaGenConfig(n_layer=6, n_head=6, dim=384, block_size=64),
     "GPT-B": LlamaGenConfig(n_layer=12, n_head=12, dim=768, block_size=64),
 }
+WAYS = {"whole": 0, "in micro-batches of 2": 2}  # pairs; 0: all
 Step = Callable[[], float]  # one optimizer step; its loss
 
 
@@ -64,27 +66,31 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
 
-def update(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    loss.backward()
+def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.item()
 
 
-def ours(config: LlamaGenConfig, batch: int) -> Step:
+def ours(config: LlamaGenConfig, batch: int, micro_batch: int) -> Step:
     model, data = weights(config), pairs(config, batch)
     scorer, optimizer = Scorer(model), optimizer_of(model)
-    tokens, labels = torch.cat([data.tokens, data.tokens]), torch.cat([data.labels, data.negative_labels])
+    labels = torch.stack([data.labels, data.negative_labels])
     with torch.no_grad():  # what the study's table holds
-        reference, negative_reference = scorer(labels, tokens).chunk(2)
+        reference = scorer(labels.flatten(), data.tokens.repeat(2, 1)).view(2, batch)
+    as_positive = counts_as_positive(data.labels, data.negative_labels, data.null)
 
     def step() -> float:
-        positive, negative = scorer(labels, tokens).chunk(2)
-        as_positive = counts_as_positive(data.labels, data.negative_labels, data.null)
-        gaps = positive - reference, negative - negative_reference
-        loss = cca_loss(*gaps, as_positive, BETA, LAMBDA).mean()
-        return update(loss, model, optimizer)
+        total = 0.0
+        for start in range(0, batch, micro_batch):
+            cut = slice(start, start + micro_batch)
+            logps = scorer(labels[:, cut].flatten(), data.tokens[cut].repeat(2, 1)).view(2, -1)
+            gap, negative_gap = logps - reference[:, cut]
+            loss = cca_loss(gap, negative_gap, as_positive[cut], BETA, LAMBDA).sum() / batch
+            loss.backward()
+            total += loss.item()
+        update(model, optimizer)
+        return total
 
     return step
 
@@ -116,13 +122,17 @@ def official(config: LlamaGenConfig, batch: int, checkout: Path) -> Step:
         sign = as_positive.float() * 2 - 1
         loss = -F.logsigmoid(gap * BETA).mean() - (weight * F.logsigmoid(sign * negative_gap * BETA)).mean()
         loss = loss / max(LAMBDA, 1.0)
-        return update(loss, model, optimizer)
+        loss.backward()
+        update(model, optimizer)
+        return loss.item()
 
     return step
 
 
 def made(side: str, shape: str, batch: int, peer: Path) -> Step:
-    return ours(SHAPES[shape], batch) if side == "ours" else official(SHAPES[shape], batch, peer)
+    if side == "official":
+        return official(SHAPES[shape], batch, peer)
+    return ours(SHAPES[shape], batch, WAYS[side] or batch)
 
 
 def peak() -> int:
@@ -138,8 +148,9 @@ def memory(side: str, shape: str, arguments: argparse.Namespace) -> int:
     return int(json.loads(outcome.stdout.splitlines()[-1]))
 
 
-def compare(shape: str, arguments: argparse.Namespace) -> str:
-    sides = {side: made(side, shape, arguments.batch, arguments.peer) for side in ("official", "ours")}
+def compare(shape: str, arguments: argparse.Namespace) -> None:
+    """Print the rows of one shape."""
+    sides = {side: made(side, shape, arguments.batch, arguments.peer) for side in ("official", *WAYS)}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     losses: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(arguments.rounds + 2):
@@ -148,14 +159,17 @@ def compare(shape: str, arguments: argparse.Namespace) -> str:
             losses[side].append(step())
             if number >= 2:
                 seconds[side].append(time.perf_counter() - started)
-    apart = max(abs(a - b) for a, b in zip(losses["ours"], losses["official"], strict=True))
-    ratio = statistics.median(a / b for a, b in zip(seconds["official"], seconds["ours"], strict=True))
     rate = {side: arguments.batch / statistics.median(values) for side, values in seconds.items()}
     bytes_ = {side: memory(side, shape, arguments) for side in sides}
-    return (
-        f"| {shape} | {rate['official']:.2f} | {rate['ours']:.2f} | {ratio:.2f} × | {bytes_['official'] / 2**20:,.0f} "
-        f"| {bytes_['ours'] / 2**20:,.0f} | {bytes_['ours'] / bytes_['official']:.2f} | {apart:.1e} |"
-    )
+    for way in WAYS:
+        apart = max(abs(a - b) for a, b in zip(losses[way], losses["official"], strict=True))
+        ratio = statistics.median(a / b for a, b in zip(seconds["official"], seconds[way], strict=True))
+        print(
+            f"| {shape}, {way} | {rate['official']:.2f} | {rate[way]:.2f} | {ratio:.2f} × "
+            f"| {bytes_['official'] / 2**20:,.0f} | {bytes_[way] / 2**20:,.0f} "
+            f"| {bytes_[way] / bytes_['official']:.2f} | {apart:.1e} |",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -176,7 +190,7 @@ def main() -> None:
     print("| | official images/s | ours | ratio | official MiB at most | ours | ratio | losses apart |")
     print("|" + "---|" * 8)
     for shape in SHAPES:
-        print(compare(shape, arguments), flush=True)
+        compare(shape, arguments)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,9 @@ def saved_on(node: str, folder: Path) -> str:
     end = time.monotonic() + 150
     while time.monotonic() < end:
         for life in folder.glob("*/alive-0"):
-            if json.loads(life.read_text() or "{}").get("node") == node and (life.parent / "checkpoint.pt").exists():
-                return life.parent.name
+            with suppress(ValueError):  # it is being written
+                if json.loads(life.read_text())["node"] == node and (life.parent / "checkpoint.pt").exists():
+                    return life.parent.name
         time.sleep(0.02)
     raise TimeoutError("no trial has written a checkpoint on this node")
 

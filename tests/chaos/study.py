@@ -41,7 +41,7 @@ EPOCHS, STEPS = 40, 400
 POINTS = [{"lambda": 2.0, "learning_rate": 1e-3}, {"lambda": 2.0, "learning_rate": 30.0}]
 KEYS = ["tiny-control-0000", "tiny-search-0000", "tiny-search-0001", "tiny-search-0002"]  # in the order they run
 PLACEMENT = {"checkpoint_minutes": 0.02, "hung_minutes": 0.15, "max_failures": 3}
-LONGEST_S = 240.0  # for one run of the command
+LONGEST_S = 480.0  # for one run of the command
 
 
 def tiny_base(folder: Path) -> BaseFiles:
