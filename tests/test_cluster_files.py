@@ -22,8 +22,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from cca_ray import evaluate, prepare, pretrain, sample, train, tune
-from cca_ray.config import load_config
-from cca_ray.placement import check_cuts
+from cca_ray.config import Accelerator, load_config
+from cca_ray.placement import Load, check_cuts, memory_gib
 from tests import clusters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -413,6 +413,33 @@ def test_every_card_of_a_cluster_is_in_the_table_of_every_official_model(path: P
     for where, cards in labelled().items():
         assert cards
         assert cards - table <= LEFT_OUT & cards, where
+
+
+def in_words(way: Accelerator, load: Load) -> str:
+    """As docs/imagenet.md has it."""
+    assert way.workers
+    assert way.micro_batch
+    assert way.strategy
+    needed = memory_gib(load, way.workers, way.micro_batch, way.strategy, recompute=False)
+    return f"{way.workers} × {way.micro_batch}{', parted' * (way.strategy == 'fsdp')}: {needed:.0f}"
+
+
+def test_the_documentation_tells_the_ways_that_are_in_the_files():
+    imagenet, cluster_page = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("imagenet", "cluster"))
+    sizes = {
+        name: Load(int(parameters.replace(",", "")), int(layers), int(width), 576)
+        for name, parameters, layers, width in re.findall(
+            r"^\| (\w+) \| ([\d,]+) \| (\d+) × (\d+) \| 256, 576", imagenet, re.MULTILINE
+        )
+    }
+    assert len(sizes) == 5
+    for name, load in sizes.items():
+        placement = load_config(ROOT / "search_spaces" / f"llamagen_{name.lower()}.yaml").placement
+        by_type = {way.type: in_words(way, load) for way in placement.accelerators}
+        assert f"| {name} | {' | '.join(by_type[type_] for type_ in ('A40', 'L40S', 'A100', 'H100'))} |" in imagenet
+    ways = load_config(ROOT / "search_spaces" / "llamagen_l.yaml").placement.accelerators
+    rows = [f"| {way.type} | {way.workers} | {way.micro_batch} | `{way.strategy}` |" for way in ways]
+    assert "\n".join(rows) in cluster_page
 
 
 def test_other_cards_are_given_as_the_documentation_says():
