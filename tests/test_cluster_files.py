@@ -356,7 +356,7 @@ def calls_of_the_script(folder: Path, done: str, *arguments: str) -> tuple[list[
     (folder / "aws").chmod(0o755)
     (folder / "calls").write_text("")
     around = {"PATH": f"{folder}:/usr/bin:/bin", "CALLS": str(folder / "calls"), "DONE": done}
-    script = [ROOT / "deploy" / "aws.sh", *arguments]
+    script = [str(ROOT / "deploy" / "aws.sh"), *arguments]
     ended = subprocess.run(script, capture_output=True, text=True, env=around, check=True, timeout=60)
     return (folder / "calls").read_text().splitlines(), ended.stdout
 
