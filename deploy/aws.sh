@@ -1,23 +1,22 @@
 #!/usr/bin/env bash
-# What cluster.yaml needs in an AWS account, once: a bucket; two roles, of which the workers' can use the bucket and
-# nothing else; a security group that lets one address in, by SSH.
+# What cluster.yaml needs in an AWS account, once: a file system (EFS) that only the cluster's nodes reach, with an end
+# in each of its zones; two roles, of which the workers' can do nothing; a security group that lets one address in, by
+# SSH.
 #
-#   deploy/aws.sh YOUR-BUCKET 203.0.113.7/32       the bucket's name, and the address that you come from
+#   deploy/aws.sh 203.0.113.7/32                   the address that you come from
+#   deploy/aws.sh 203.0.113.7/32 YOUR-PICTURES     and a bucket that the nodes may read, with ImageNet perhaps
 #
-# Run it again to add an address. The default VPC is used: with several VPCs, name the same one's SubnetIds in
-# cluster.yaml.
+# Run it again to add an address, a bucket or a zone. The default VPC is used: with several VPCs, name the same one's
+# SubnetIds in cluster.yaml.
 set -euo pipefail
-bucket=${1:?the name of a bucket} address=${2:?your address, such as 203.0.113.7/32} group=cca-ray
+address=${1:?your address, such as 203.0.113.7/32} bucket=${2:-} group=cca-ray
 if [[ $address == *:* || $address != */* || $address == */0 ]]; then
     echo "error: $address: want an IPv4 address with the length of its network, such as 203.0.113.7/32" >&2
     exit 2
 fi
-region=$(sed -n 's/^  region: //p' "$(dirname "$0")/../cluster.yaml")
-export AWS_DEFAULT_REGION=$region AWS_PAGER=""
-
-aws s3api head-bucket --bucket "$bucket" >/dev/null 2>&1 || aws s3 mb "s3://$bucket"
-aws s3api put-public-access-block --bucket "$bucket" --public-access-block-configuration \
-    BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true
+of_provider() { sed -n "s/^  $1: \([^ ]*\).*/\1/p" "$(dirname "$0")/../cluster.yaml"; }
+AWS_DEFAULT_REGION=$(of_provider region) zones=$(of_provider availability_zone)
+export AWS_DEFAULT_REGION AWS_PAGER=""
 
 by_ec2='{"Version": "2012-10-17", "Statement": [
     {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]}'
@@ -27,11 +26,10 @@ for role in $group-head $group-worker; do
         aws iam create-instance-profile --instance-profile-name "$role" >/dev/null
         aws iam add-role-to-instance-profile --instance-profile-name "$role" --role-name "$role"
     fi
-    aws iam put-role-policy --role-name "$role" --policy-name bucket --policy-document '{
+    [[ -z $bucket ]] || aws iam put-role-policy --role-name "$role" --policy-name "read-$bucket" --policy-document '{
         "Version": "2012-10-17", "Statement": [
             {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::'"$bucket"'"},
-            {"Effect": "Allow", "Resource": "arn:aws:s3:::'"$bucket"'/*", "Action": [
-                "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]}]}'
+            {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::'"$bucket"'/*"}]}'
 done
 account=$(aws sts get-caller-identity --query Account --output text)
 aws iam put-role-policy --role-name $group-head --policy-name nodes --policy-document '{
@@ -43,10 +41,11 @@ aws iam put-role-policy --role-name $group-head --policy-name nodes --policy-doc
         {"Effect": "Allow", "Action": "iam:PassRole", "Resource": "arn:aws:iam::'"$account"':role/'$group'-worker"}]}'
 aws iam create-service-linked-role --aws-service-name spot.amazonaws.com >/dev/null 2>&1 || true  # there already
 
+# Everything among its members, NFS too: nodes and the file system's ends are in it, and nothing else.
 vpc=$(aws ec2 describe-vpcs --filters Name=is-default,Values=true --query 'Vpcs[0].VpcId' --output text)
-of_vpc="Name=vpc-id,Values=$vpc Name=group-name,Values=$group"
-# shellcheck disable=SC2086  # two filters
-id=$(aws ec2 describe-security-groups --filters $of_vpc --query 'SecurityGroups[0].GroupId' --output text)
+of_vpc="Name=vpc-id,Values=$vpc"
+id=$(aws ec2 describe-security-groups --filters "$of_vpc" Name=group-name,Values=$group \
+    --query 'SecurityGroups[0].GroupId' --output text)
 if [[ $id == None ]]; then
     id=$(aws ec2 create-security-group --group-name $group --description "cca_ray: among the nodes, and SSH" \
         --vpc-id "$vpc" --query GroupId --output text)
@@ -54,4 +53,19 @@ if [[ $id == None ]]; then
 fi
 aws ec2 authorize-security-group-ingress --group-id "$id" --protocol tcp --port 22 --cidr "$address" >/dev/null ||
     echo "(SSH from $address was open already)"
-echo "bucket $bucket, roles $group-head and $group-worker, security group $id: write $bucket into cluster.yaml"
+
+of_efs() { aws efs describe-file-systems --query "FileSystems[?CreationToken=='$group'] | [0].$1" --output text; }
+files=$(of_efs FileSystemId)
+if [[ $files == None ]]; then
+    files=$(aws efs create-file-system --creation-token $group --encrypted --throughput-mode elastic \
+        --tags Key=Name,Value=$group --query FileSystemId --output text)
+fi
+until [[ $(of_efs LifeCycleState) == available ]]; do sleep 2; done
+there=$(aws efs describe-mount-targets --file-system-id "$files" --query 'MountTargets[].SubnetId' --output text)
+subnets=$(aws ec2 describe-subnets --filters "$of_vpc" Name=default-for-az,Values=true \
+    "Name=availability-zone,Values=$zones" --query 'Subnets[].SubnetId' --output text)
+for subnet in $subnets; do
+    [[ $there == *"$subnet"* ]] || aws efs create-mount-target --file-system-id "$files" --subnet-id "$subnet" \
+        --security-groups "$id" >/dev/null
+done
+echo "roles $group-head and $group-worker, security group $id, file system $files: write $files into cluster.yaml"

@@ -6,7 +6,8 @@ A cluster that breaks one of these still starts: it trains on its head, is found
 import re
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from click import ClickException, Command
@@ -21,6 +22,7 @@ with warnings.catch_warnings():  # Ray Serve, which comes with it, is behind Pyd
 LABEL = "ray.io/accelerator-type"
 LOOPBACK = ("127.0.0.1", "localhost")
 TOKEN = "~/.ray/auth_token"
+MOUNT = re.compile(r"mount -t nfs4 -o (?P<options>\S+) (?P<host>[\w.-]+):\S+ (?P<folder>/\S+)")
 # What the driver calls the cards that Ray has no constant for.
 CARDS = ("NVIDIA A40",)
 NAMES = {value for name, value in vars(accelerators).items() if name.isupper()} | {
@@ -153,6 +155,37 @@ def mlflow_command(arguments: list[str], hosts: tuple[str, ...] = LOOPBACK) -> l
     return list(filter(None, found))
 
 
+def within(path: str, folders: Iterable[str]) -> bool:
+    return any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
+
+
+def shared_folder(config: Mapping[str, Any]) -> list[str]:
+    """Of a file for `ray up`: one file system is mounted on every node, and what must outlive the nodes lies there."""
+    found, mounts = [], []
+    for who in ("head", "worker"):  # Ray has put the common commands before those of either
+        mount = MOUNT.search(" ".join(config[f"{who}_setup_commands"]))
+        if mount is None:
+            return [f"{who}: mounts no file system that all nodes see"]
+        mounts.append(mount)
+        if not {"nfsvers=4.1", "hard"} <= set(mount["options"].split(",")):
+            found.append(f"{who}: SQLite wants the locks of NFS 4.1, and a write that is lost must not pass for done")
+    here, there = mounts
+    if (here["host"], here["folder"]) != (there["host"], there["folder"]):
+        found.append("head and workers do not mount the same file system in the same place")
+    provider = config["provider"]
+    if provider["type"] == "aws" and not here["host"].endswith(f".efs.{provider['region']}.amazonaws.com"):
+        found.append(f"the file system is not in {provider['region']}")
+    storage = re.search(r"CCA_RAY_STORAGE=(\S+)", " ".join(config["head_start_ray_commands"]))
+    if storage is None or not within(storage[1], [here["folder"]]):
+        found.append(f"CCA_RAY_STORAGE is not below {here['folder']}, which every node mounts")
+    mlflow = after(config["head_setup_commands"], "mlflow", "server")
+    for name in ("--backend-store-uri", "--artifacts-destination"):
+        kept = option(mlflow, name).removeprefix("sqlite:///")
+        if "://" not in kept and not within(kept, [here["folder"]]):
+            found.append(f"MLflow: {name} goes with the head")
+    return found
+
+
 def launcher(config: Mapping[str, Any]) -> list[str]:
     """Of a file for `ray up`."""
     head, workers = config["head_start_ray_commands"], config["worker_start_ray_commands"]
@@ -167,9 +200,8 @@ def launcher(config: Mapping[str, Any]) -> list[str]:
     if not any("chmod 600 ~/.ray/auth_token" in line for line in config["setup_commands"]):
         found.append("others on the node can read the token")
     found += head_command(after(head, "ray", "start"), " ".join(head))
-    if not re.search(r"CCA_RAY_STORAGE=\w+://", " ".join(head)):
-        found.append("studies are not told where all nodes see what they keep")
     found += mlflow_command(after(config["head_setup_commands"], "mlflow", "server"))
+    found += shared_folder(config)
     provider = config["provider"]
     if provider.get("security_group", {}).get("IpPermissions"):
         found.append("the security group opens more than SSH")
@@ -204,11 +236,24 @@ def service(text: str) -> list[str]:
         found += head_command(arguments, " ".join(environment))
         if (option(arguments, "--num-cpus"), option(arguments, "--num-gpus")) != ("0", "0"):
             found.append("the head can be given work")
+        if not any(setting.startswith("CCA_RAY_STORAGE=/") for setting in environment):
+            found.append("studies are not told which folder all nodes see")
     elif not option(arguments, "--labels").startswith(f"{LABEL}="):
         found.append(f"no label {LABEL}")
     if settings.get("User", ["root"]) == ["root"]:
         found.append("runs as root")
     return list(filter(None, found))
+
+
+def shared_mounts(pod: Mapping[str, Any], claims: Mapping[str, Any]) -> list[str]:
+    """The folders of a pod's first container that other pods see too."""
+    shared = {
+        volume["name"]
+        for volume in pod.get("volumes", [])
+        if "ReadWriteMany"
+        in claims.get(volume.get("persistentVolumeClaim", {}).get("claimName"), {}).get("accessModes", [])
+    }
+    return [mount["mountPath"] for mount in pod["containers"][0].get("volumeMounts", []) if mount["name"] in shared]
 
 
 def kubernetes(documents: list[dict[str, Any]]) -> list[str]:
@@ -235,7 +280,11 @@ def kubernetes(documents: list[dict[str, Any]]) -> list[str]:
     pods = {"head": cluster["headGroupSpec"]["template"]}
     pods |= {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
     pods |= {item["metadata"]["name"]: item["spec"]["template"] for item in by_kind.get("Deployment", [])}
-    claims = {claim["metadata"]["name"] for claim in by_kind.get("PersistentVolumeClaim", [])}
+    claims = {claim["metadata"]["name"]: claim["spec"] for claim in by_kind.get("PersistentVolumeClaim", [])}
+    storage = option(shlex.split(by_kind["RayJob"][0]["spec"]["entrypoint"]), "--storage")
+    for name in ("head", *(group["groupName"] for group in cluster["workerGroupSpecs"])):
+        if not within(storage, shared_mounts(pods[name]["spec"], claims)):
+            found.append(f"{name}: does not see {storage or 'a storage'}")
     for name, pod in pods.items():
         if pod.get("metadata", {}).get("labels", {}).get("app") not in guarded:
             found.append(f"{name}: no network policy")

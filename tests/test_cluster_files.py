@@ -22,6 +22,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from cca_ray import evaluate, prepare, pretrain, sample, train, tune
+from cca_ray.config import Accelerator, load_config
+from cca_ray.placement import Load, check_cuts, memory_gib
 from tests import clusters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +144,21 @@ def rewrite(key: str, old: str, new: str) -> Break:
         (rewrite("head_start_ray_commands", "127.0.0.1", "0.0.0.0"), "the dashboard listens"),
         (rewrite("head_start_ray_commands", "--port", "--prt"), "No such option"),
         (rewrite("head_start_ray_commands", "SIGINT", "SIGTERM"), "the head lacks RAY_JOB_STOP_SIGNAL"),
-        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=s3://", "CCA_RAY_STORAGE=/home/"), "studies are not told"),
+        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=/shared", "CCA_RAY_STORAGE=/home"), "every node mounts"),
+        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=/shared", "CCA_RAY_STORAGE=s3://b"), "every node mounts"),
+        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=", "STORAGE="), "every node mounts"),
+        (rewrite("head_setup_commands", "sudo mount", "true"), "head: mounts no file system"),
+        (rewrite("worker_setup_commands", "sudo mount", "true"), "worker: mounts no file system"),
+        (rewrite("worker_setup_commands", "YOUR-FILES", "OTHER-FILES"), "do not mount the same file system"),
+        (rewrite("worker_setup_commands", ":/ /shared", ":/ /elsewhere"), "do not mount the same file system"),
+        (rewrite("head_setup_commands", "nfsvers=4.1", "nfsvers=3"), "head: SQLite wants the locks"),
+        (rewrite("worker_setup_commands", "hard,", "soft,"), "worker: SQLite wants the locks"),
+        (lambda c: c["provider"].update(region="eu-west-1"), "the file system is not in eu-west-1"),
+        (rewrite("head_setup_commands", "sqlite:////shared", "sqlite:////home"), "--backend-store-uri goes with"),
+        (
+            rewrite("head_setup_commands", "destination /shared", "destination /tmp"),
+            "--artifacts-destination goes with",
+        ),
         (rewrite("head_setup_commands", "--host 127.0.0.1", "--host 0.0.0.0"), "MLflow listens"),
         (rewrite("head_setup_commands", "127.0.0.1:5000,localhost:5000", "*"), "MLflow answers to any name"),
         (rewrite("head_setup_commands", "--backend-store-uri", "--backend"), "MLflow lacks --backend-store-uri"),
@@ -191,6 +207,15 @@ def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
         (lambda d: cluster(d)["headGroupSpec"]["template"]["spec"].pop("volumes"), "head: no volume shared"),
         (lambda d: cluster(d)["headGroupSpec"]["template"]["spec"]["containers"][0].pop("env"), "the head lacks"),
         (lambda d: d.remove(of_kind(d, "PersistentVolumeClaim")), "nothing claims cca-ray-shared"),
+        (
+            lambda d: of_kind(d, "PersistentVolumeClaim")["spec"].update(accessModes=["ReadWriteOnce"]),
+            "head: does not see /shared/runs",
+        ),
+        (
+            lambda d: d[0]["spec"].update(entrypoint="python -m cca_ray.tune --storage /runs"),
+            "h100: does not see /runs",
+        ),
+        (lambda d: d[0]["spec"].update(entrypoint="python -m cca_ray.tune"), "a40: does not see a storage"),
         (lambda d: of_kind(d, "Service")["spec"].update(type="LoadBalancer"), "seen from outside"),
         (lambda d: of_kind(d, "NetworkPolicy")["spec"]["ingress"].append({"ports": [{"port": 8265}]}), "no network"),
         (
@@ -238,6 +263,7 @@ def test_a_manifest_that_kubectl_would_refuse_is_found_out(broken: Break):
         ("ray-head", "--num-gpus=0", "", "the head can be given work"),
         ("ray-head", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "the dashboard listens"),
         ("ray-head", "RAY_JOB_STOP_WAIT_TIME_S=30", "", "the head lacks RAY_JOB_STOP_WAIT_TIME_S"),
+        ("ray-head", "CCA_RAY_STORAGE=/", "CCA_RAY_STORAGE=s3://", "studies are not told"),
         ("ray-worker", "RAY_AUTH_TOKEN_PATH", "TOKEN", "where is the token?"),
         ("ray-worker", f"--labels={clusters.LABEL}", "--labels=card", "no label"),
         ("ray-worker", "User=ray", "", "runs as root"),
@@ -303,9 +329,125 @@ def test_the_account_is_never_opened_to_everyone():
     subprocess.run(["bash", "-n", script], check=True)
     for address in ("0.0.0.0/0", "203.0.113.7", "2001:db8::1/64"):
         nothing = {"PATH": "/usr/bin:/bin", "AWS_CONFIG_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
-        ended = subprocess.run([script, "bucket", address], capture_output=True, text=True, env=nothing)
+        ended = subprocess.run([script, address], capture_output=True, text=True, env=nothing)
         assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
         assert address in ended.stderr
+
+
+# Stands for the AWS CLI: writes down what it is asked, and answers with a name or, where DONE is empty, with nothing.
+ACCOUNT = """#!/usr/bin/env bash
+echo "$*" >> "$CALLS"
+case "$1 $2 $*" in
+    *LifeCycleState*) echo available ;;
+    *"iam get-role"*) [[ -n $DONE ]] ;;
+    *describe-security-groups*) echo "${DONE:+sg-nodes}" | sed 's/^$/None/' ;;
+    *FileSystemId*) if [[ -n $DONE || $2 == create* ]]; then echo fs-files; else echo None; fi ;;
+    *create-security-group*) echo sg-nodes ;;
+    *describe-mount-targets*) echo "${DONE:+subnet-1 subnet-2}" ;;
+    *describe-subnets*) echo "subnet-1 subnet-2" ;;
+    *) echo something ;;
+esac
+"""
+
+
+def calls_of_the_script(folder: Path, done: str, *arguments: str) -> tuple[list[str], str]:
+    """What deploy/aws.sh asks of AWS, and what it says at the end."""
+    (folder / "aws").write_text(ACCOUNT)
+    (folder / "aws").chmod(0o755)
+    (folder / "calls").write_text("")
+    around = {"PATH": f"{folder}:/usr/bin:/bin", "CALLS": str(folder / "calls"), "DONE": done}
+    script = [str(ROOT / "deploy" / "aws.sh"), *arguments]
+    ended = subprocess.run(script, capture_output=True, text=True, env=around, check=True, timeout=60)
+    return (folder / "calls").read_text().splitlines(), ended.stdout
+
+
+def test_only_the_nodes_reach_the_file_system_that_the_script_makes(tmp_path: Path):
+    calls, said = calls_of_the_script(tmp_path, "", "203.0.113.7/32")
+    assert "write fs-files into cluster.yaml" in said
+    (made,) = [call for call in calls if "create-file-system" in call]
+    assert "--encrypted" in made
+    ends = [call for call in calls if "create-mount-target" in call]
+    assert [re.findall("subnet-[12]", call) for call in ends] == [["subnet-1"], ["subnet-2"]]
+    assert all(call.endswith("--security-groups sg-nodes") for call in ends)
+    opened = [call.partition("--protocol")[2] for call in calls if "authorize-security-group-ingress" in call]
+    assert opened == ["=-1 --source-group sg-nodes", " tcp --port 22 --cidr 203.0.113.7/32"]
+    (zones,) = [re.search(r"availability-zone,Values=(\S+)", call) for call in calls if "describe-subnets" in call]
+    assert zones
+    assert zones[1] == read("cluster.yaml")["provider"]["availability_zone"]
+    assert not any("s3:" in call for call in calls)
+
+
+def test_the_script_makes_nothing_twice(tmp_path: Path):
+    calls, said = calls_of_the_script(tmp_path, "yes", "203.0.113.7/32", "YOUR-PICTURES")
+    made = {call.split()[1] for call in calls if call.split()[1].startswith("create")}
+    assert made == {"create-service-linked-role"}  # which AWS refuses the second time
+    assert "write fs-files into cluster.yaml" in said
+    allowed = {action for call in calls for action in re.findall(r'"(s3:\w+)"', call)}
+    assert allowed <= {"s3:ListBucket", "s3:GetObject"}
+
+
+# No table has it: of the official models only B and L fit in its 24 GB, and only parted over several.
+LEFT_OUT = {"L4"}
+OFFICIAL = sorted((ROOT / "search_spaces").glob("llamagen_*.yaml")) + sorted(
+    (ROOT / "search_spaces").glob("var_*.yaml")
+)
+
+
+def labelled() -> dict[str, set[str]]:
+    """The cards that each way of making a cluster has."""
+    cards = {
+        path: {
+            node["labels"][clusters.LABEL] for node in read(path)["available_node_types"].values() if "labels" in node
+        }
+        for path in LAUNCHERS
+    }
+    cards["kuberay"] = {group["labels"][clusters.LABEL] for group in cluster(manifests())["workerGroupSpecs"]}
+    said = re.search(r"ACCELERATOR=\w+ +([\w, ]+):", service("ray-worker"))
+    assert said
+    return cards | {"onprem": set(said[1].split(", "))}
+
+
+@pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: path.stem)
+def test_every_card_of_a_cluster_is_in_the_table_of_every_official_model(path: Path):
+    table = {way.type for way in load_config(path).placement.accelerators}
+    for where, cards in labelled().items():
+        assert cards
+        assert cards - table <= LEFT_OUT & cards, where
+
+
+def in_words(way: Accelerator, load: Load) -> str:
+    """As docs/imagenet.md has it."""
+    assert way.workers
+    assert way.micro_batch
+    assert way.strategy
+    needed = memory_gib(load, way.workers, way.micro_batch, way.strategy, recompute=False)
+    return f"{way.workers} × {way.micro_batch}{', parted' * (way.strategy == 'fsdp')}: {needed:.0f}"
+
+
+def test_the_documentation_tells_the_ways_that_are_in_the_files():
+    imagenet, cluster_page = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("imagenet", "cluster"))
+    sizes = {
+        name: Load(int(parameters.replace(",", "")), int(layers), int(width), 576)
+        for name, parameters, layers, width in re.findall(
+            r"^\| (\w+) \| ([\d,]+) \| (\d+) × (\d+) \| 256, 576", imagenet, re.MULTILINE
+        )
+    }
+    assert len(sizes) == 5
+    for name, load in sizes.items():
+        placement = load_config(ROOT / "search_spaces" / f"llamagen_{name.lower()}.yaml").placement
+        by_type = {way.type: in_words(way, load) for way in placement.accelerators}
+        assert f"| {name} | {' | '.join(by_type[type_] for type_ in ('A40', 'L40S', 'A100', 'H100'))} |" in imagenet
+    ways = load_config(ROOT / "search_spaces" / "llamagen_l.yaml").placement.accelerators
+    rows = [f"| {way.type} | {way.workers} | {way.micro_batch} | `{way.strategy}` |" for way in ways]
+    assert "\n".join(rows) in cluster_page
+
+
+def test_other_cards_are_given_as_the_documentation_says():
+    settings = [words[at + 1] for words in told() for at, word in enumerate(words) if word == "--set"]
+    assert sum(setting.startswith("placement.accelerators=") for setting in settings) >= 3
+    for setting in settings:
+        config = load_config(ROOT / "search_spaces" / "llamagen_b.yaml", [setting])
+        check_cuts(config.placement, config.train.global_batch)
 
 
 def told() -> list[list[str]]:
