@@ -6,9 +6,13 @@ A grid of 8 × 6 over (λ, learning rate) is trained to the end, and its best mo
 searches without any first points; after every trial their best model so far is scored on the same fresh noise, until
 it is within one standard error of the grid's, or within 3 %, whichever is wider.  Counted are the optimizer steps of
 all trials until then, of stopped ones those that they made.
+
+Then the rule at a rung, replayed on the trials that ran to their end: what share of the steps it saves with another
+share kept and another number of first trials spared, and whether it would have stopped the best.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -23,6 +27,7 @@ from optuna.trial import TrialState
 
 from cca_ray.config import StudyConfig, load_config
 from cca_ray.console import find_space
+from cca_ray.ledger import Mark, goes_on, marks_of
 from cca_ray.parallel import Group
 from cca_ray.pretrain import resolve
 from cca_ray.scoring import load_base, protocol_of, score, scoring_of
@@ -38,11 +43,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial: its optimizer steps, its score if it was completed, its weights."""
+    """A trial: its optimizer steps, its score if it was completed, its weights, its first rung."""
 
     steps: int
     value: float | None
     weights: Path
+    rung: Mark
+    rung_step: int
 
 
 def grid(config: StudyConfig) -> list[dict[str, float]]:
@@ -76,6 +83,8 @@ def study(storage: Path, name: str, settings: list[str]) -> list[Tried]:
             max(trial.intermediate_values, default=0),
             trial.value if trial.state == TrialState.COMPLETE else None,
             trial_folder(storage / name, trial.user_attrs["key"]) / "model.pt",
+            Mark.of(marks_of(trial)[0], "fid"),
+            marks_of(trial)[0]["step"],
         )
         for trial in trials
     ]
@@ -112,6 +121,18 @@ def steps_until(trials: list[Tried], judge: Judge, goal: float) -> float:
     return np.inf
 
 
+def replay(trials: list[Tried], keep: float, grace: int) -> tuple[float, bool]:
+    """Share of the steps that this rule would have saved, and whether it would have stopped the best trial."""
+    steps, marks, going = 0, list[Mark](), list[Tried]()
+    for trial in trials:
+        on = goes_on(trial.rung, marks, keep, grace)
+        marks.append(trial.rung)
+        going += [trial] * on
+        steps += trial.steps if on else trial.rung_step
+    best = min(trials, key=lambda trial: trial.value or 0.0)
+    return 1 - steps / sum(trial.steps for trial in trials), best not in going
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", type=Path, default=Path("runs"))
@@ -127,15 +148,21 @@ def main() -> None:
     goal = statistics.mean(fids) + max(statistics.stdev(fids) / len(fids) ** 0.5, 0.03 * statistics.mean(fids))
     print(f"grid: {steps:,} steps, FID {statistics.mean(fids):.2f} on fresh noise; the goal is {goal:.2f}\n")
     print("| search | share of the grid's steps, median | of each seed | reached |\n|---|---|---|---|")
+    whole: list[list[Tried]] = []  # studies of which no trial was stopped
     for number, (way, settings) in enumerate(WAYS.items()):
         shares = []
         for seed in arguments.seeds:
             common = [f"search.trials={arguments.trials}", f"search.seed={seed}", "search.first_points=[]"]
             trials = study(storage, f"way{number}-seed{seed}", [*common, *settings])
             shares.append(steps_until(trials, judge, goal) / steps)
+            whole += [trials] if "search.keep=1.0" in settings else []
         each = ", ".join("never" if share == np.inf else f"{share:.2f}" for share in shares)
         reached = sum(share < np.inf for share in shares)
         print(f"| {way} | {statistics.median(shares):.2f} | {each} | {reached} of {len(shares)} |", flush=True)
+    print("\n| kept | spared at first | steps saved, mean | best trial stopped |\n|---|---|---|---|")
+    for keep, grace in itertools.product((0.25, 0.5), (1, 4, 8)):
+        saved, stopped = zip(*(replay(trials, keep, grace) for trials in whole), strict=True)
+        print(f"| {keep:g} | {grace} | {statistics.mean(saved):.0%} | in {sum(stopped)} of {len(whole)} studies |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a trial runs: workers, micro-batch, accumulation, device, precision.
+"""Where a trial may run: workers, micro-batch, device, precision; what fits a card.
 
 The global batch is fixed by the study; placement only decides how it is cut.
 """
@@ -135,11 +135,6 @@ def micro_batch_size(placement: Placement, global_batch: int) -> int:
             f"not a multiple of placement.micro_batch ({micro_batch})"
         )
     return micro_batch
-
-
-def accumulation(placement: Placement, global_batch: int) -> int:
-    """Forward passes a step and worker."""
-    return global_batch // (placement.workers * micro_batch_size(placement, global_batch))
 
 
 def smaller_micro_batch(placement: Placement, global_batch: int) -> int | None:
