@@ -21,12 +21,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cca_ray.config import Accelerator, Placement, StudyConfig, load_config
 from cca_ray.fid import SHARD
 from cca_ray.gangs import DEMAND_S, grant, slots
 from cca_ray.gangs import Node as Living
+from cca_ray.ledger import Mark, goes_on
 from cca_ray.models import FAMILIES, configure, parameters
 from cca_ray.placement import CARDS, IMAGES, Load, accelerator_of, memory_gib, ways
 from cca_ray.reference import PART_PAIRS
@@ -39,7 +41,9 @@ NAMES = (
 )
 DECODER_GFLOP = {"llamagen": 570, "var": 394}  # tokens -> pixels, an image, counted by torch's FlopCounterMode
 INCEPTION_GFLOP = 11.4  # an image
+DRIVER_A_TRIAL = 0.0032 / 5  # CPU time of a heartbeat, measured (benchmarks/README.md), by seconds between two
 SAMPLING_MFU = 0.10  # share of the peak in decoding tokens and images, as docs/imagenet.md assumes
+TIE = 0.25  # scores nearer than this, in standard deviations of trials, are not told apart; an assumption
 HOUR, MINUTE = 3600.0, 60.0
 
 
@@ -78,17 +82,14 @@ class Size(Load):
         return self.config.base.family
 
     @property
-    def active(self) -> int:
-        """Parameters that every token meets: no embeddings; VAR's AdaLN, a third of it, meets an image only once."""
-        classes = 1001 * self.width
-        if self.family == "var":
-            return self.parameters - classes - (6 * self.layers + 2) * self.width * (self.width + 1)
-        return self.parameters - classes - self.codes * self.width
-
-    @property
     def forward_flop(self) -> float:
-        """Of one sequence: 2 a parameter and token, and attention. For LlamaGen within 4 % of 2·N·tokens."""
-        return self.tokens * (2.0 * self.active + 4.0 * self.tokens * self.width * self.layers)
+        """Of one sequence: 2 a parameter and token, and attention. For LlamaGen within 4 % of 2·N·tokens.
+
+        Tokens meet no embeddings. VAR's AdaLN, a third of it, meets an image only once.
+        """
+        var = (6 * self.layers + 2) * self.width * (self.width + 1)
+        once = 1001 * self.width + (var if self.family == "var" else self.codes * self.width)
+        return self.tokens * (2.0 * (self.parameters - once) + 4.0 * self.tokens * self.width * self.layers)
 
     @property
     def cache_bytes(self) -> float:
@@ -107,11 +108,10 @@ def size_of(name: str) -> Size:
     return Size(parameters(model), layers, shape.dim, shape.block_size, config, shape.vocab_size, passes)
 
 
-def training_seconds(size: Size, way: Placement, pairs: float, sequences: int = 2, passes: int = 3) -> float:
-    """Three forward passes a sequence (6·N·D), four with recomputation (8·N·D)."""
-    flop = pairs * sequences * (passes + (passes == 3 and way.activation_checkpointing)) * size.forward_flop
+def training_seconds(size: Size, way: Placement, forwards: float) -> float:
+    """Of so many forward passes of one sequence; a trial's step is three for each of a pair's two (6·N·D)."""
     type_ = accelerator_of(way)
-    return flop / (way.workers * MACHINES[type_].utilisation * CARDS[type_].tflops * 1e12)
+    return forwards * size.forward_flop / (way.workers * MACHINES[type_].utilisation * CARDS[type_].tflops * 1e12)
 
 
 def image_seconds(size: Size, type_: str, guided: bool = False) -> float:
@@ -134,17 +134,12 @@ class Plan:
     trials: int | None = None  # of a size; None: as the files say
     max_concurrent: int | None = None  # trials of one size at a time; None: as the files say
     side_by_side: bool = False  # all sizes of a family at once; else from small to large. Families are side by side
-    keep: float | None = None  # of every rung; None: as the files say
     seed: int = 0
-    spread_of_ties: float = 0.25  # scores nearer than this (in standard deviations of trials) are not told apart
     start_delay: float = 5 * MINUTE  # from the autoscaler's wish to a node that works; paid
     idle: float = 10 * MINUTE  # before a node is given back (cluster.yaml)
     storage_gb_s: float = 1.0  # one worker writes or reads a checkpoint, 12 bytes a parameter
     gang_start: float = 17.0  # processes of a gang, measured: overhead.py, documented way
     fid: float = 11 * 0.6  # CPU time of a score and its ten jackknife groups, measured: fid.py
-    driver: float = 0.031  # of the driver a report, start or end: 0.124 s a trial of four, measured: scaling.py
-    heartbeat: float = 5.0  # a running trial reports as often (cca_ray.worker)
-    heartbeat_driver: float = 0.0032  # CPU time of the driver a heartbeat, measured: benchmarks/README.md
     preemptions: float = 0.0  # of a node and hour
     back: float = 20 * MINUTE  # mean time until a lost node can be had again
 
@@ -157,21 +152,16 @@ class Plan:
 class Phase:
     """Training or scoring without a decision in between: one of them is 0."""
 
-    pairs: float = 0.0
-    sequences: int = 2
-    passes: int = 3  # 1: forward only, as for the reference's table
+    forwards: float = 0.0  # passes of the model over a sequence; a backward pass counts as two
     samples: int = 0
     guided: bool = False
 
     def seconds(self, size: Size, way: Placement, plan: Plan) -> float:
-        if self.samples:
-            rounds = math.ceil(math.ceil(self.samples / SHARD) / way.workers)
-            images = min(rounds * SHARD, self.samples)
-            return images * image_seconds(size, accelerator_of(way), self.guided) + plan.fid
-        seconds = training_seconds(size, way, self.pairs, self.sequences, self.passes)
-        if self.passes == 1:
-            return seconds
-        return seconds * (1 + plan.storing(size) / (way.checkpoint_minutes * MINUTE))
+        if not self.samples:
+            return training_seconds(size, way, self.forwards)
+        rounds = math.ceil(math.ceil(self.samples / SHARD) / way.workers)
+        images = min(rounds * SHARD, self.samples)
+        return images * image_seconds(size, accelerator_of(way), self.guided) + plan.fid
 
 
 @dataclass
@@ -213,15 +203,18 @@ class Job:
     attempt: int = 0  # tells events of this stay from those of earlier ones
 
     def phase_seconds(self, plan: Plan) -> float:
+        """On the GPUs that it has; a trial that trains also writes checkpoints, for which all its workers wait."""
         assert self.segment is not None
-        return self.phases[self.at].seconds(self.study.size, self.segment.way, plan)
+        size, way, phase = self.study.size, self.segment.way, self.phases[self.at]
+        more = plan.storing(size) / (way.checkpoint_minutes * MINUTE) if self.gang and phase.forwards else 0.0
+        return phase.seconds(size, way, plan) * (1 + more)
 
     def note_checkpoints(self, now: float, plan: Plan) -> None:
         """Those that were written while this phase trained, until now; scoring and single tasks write none."""
         assert self.segment is not None
         every = self.segment.way.checkpoint_minutes * MINUTE
         count = int((now - self.saved_at + 1e-6) // every)
-        if self.gang and self.phases[self.at].pairs and count:
+        if self.gang and self.phases[self.at].forwards and count:
             when = self.saved_at + count * every
             self.saved = (self.at, self.done + max(0.0, when - self.phase_began) / self.phase_seconds(plan))
             self.saved_at = when
@@ -243,10 +236,11 @@ class Node:
         return MACHINES[self.type].gpus
 
 
-def stops(score: float, others: Sequence[float], keep: float, grace: int, tie: float) -> bool:
-    """The ledger's rule at a rung (`cca_ray.ledger.goes_on`): enough of those scored there are surely better."""
-    count = len(others) + 1
-    return count > grace and sum(other < score - tie for other in others) >= math.ceil(count * keep)
+class Draw(Mark):
+    """A score that is drawn: the ledger's rule at a rung applies as it is, but for what cannot be told apart."""
+
+    def surely_better(self, other: Mark) -> bool:
+        return bool(self.costs[0] < other.costs[0] - TIE)
 
 
 class Study:
@@ -256,39 +250,35 @@ class Study:
         self.size, self.config, self.plan = size, size.config, plan
         self.ways = ways(self.config.placement)
         self.single = [way.model_copy(update={"workers": 1}) for way in self.ways]  # as cca_ray.gangs.as_worker
-        self.scored: defaultdict[int, list[float]] = defaultdict(list)  # by rung
-        at_once = plan.max_concurrent or self.config.search.max_concurrent
-        stages = [(self.reference(), IMAGES), (self.trials(), at_once), *((jobs, IMAGES) for jobs in self.comparison())]
-        self.stages = deque((deque(jobs), most) for jobs, most in stages)  # one after the other; jobs at a time
+        self.scored: defaultdict[int, list[Mark]] = defaultdict(list)  # by rung
+        self.stages = deque(self.all_stages())  # one after the other
         self.open = 0  # jobs that have begun and not ended
         self.ended = math.nan
 
-    def reference(self) -> list[Job]:
+    def all_stages(self) -> Iterator[tuple[deque[Job], int]]:
+        """Jobs, and how many may run at a time. All but trials are tasks on one GPU."""
         parts = [min(PART_PAIRS, IMAGES - start) for start in range(0, IMAGES, PART_PAIRS)]
-        return [Job(self, self.single, [Phase(pairs=pairs, passes=1)]) for pairs in parts]
-
-    def trials(self) -> list[Job]:
-        """Controls first, as the ledger does; a control has no negatives and is never stopped."""
-        rungs, jobs = self.config.rungs, list[Job]()
-        controls = len(self.config.control.learning_rates)
-        for number in range(controls + (self.plan.trials or self.config.search.trials)):
-            phases, before = list[Phase](), 0.0
-            for rung in rungs:
-                pairs = (rung.at - before) * IMAGES
-                phases += [Phase(pairs=pairs, sequences=1 + (number >= controls)), Phase(samples=rung.samples)]
-                before = rung.at
-            jobs.append(Job(self, self.ways, phases, True, number - controls))
-        return jobs
-
-    def comparison(self) -> Iterator[list[Job]]:
-        """The blocks of cca_ray.finals, a one-GPU task each, in the stages in which it waits for them."""
-        score = self.config.score
+        yield deque(Job(self, self.single, [Phase(forwards=2 * pairs)]) for pairs in parts), IMAGES
+        config, score, controls = self.config, self.config.score, len(self.config.control.learning_rates)
+        # Controls first, as the ledger does; a control has no negatives and is never stopped.
+        numbers = range(-controls, self.plan.trials or config.search.trials)
+        trials = deque(Job(self, self.ways, self.trial(3 if number < 0 else 6), True, number) for number in numbers)
+        yield trials, self.plan.max_concurrent or config.search.max_concurrent
+        # The blocks of cca_ray.finals, in the stages in which it waits for them.
         plain, guided = (Phase(samples=score.samples, guided=g) for g in (False, True))
-        controls = len(self.config.control.learning_rates)
-        shown = [plain] * ((2 + score.finalists) * score.blocks) + [guided] * score.blocks
-        for stage in ([plain] * (score.finalists * score.blocks), [guided] * len(score.guidance_scales),
-                      [plain] * controls, shown):  # fmt: skip
-            yield [Job(self, self.single, [phase]) for phase in stage]
+        choosing = [[plain] * score.finalists * score.blocks, [guided] * len(score.guidance_scales), [plain] * controls]
+        shown = [b for b in (plain, guided, *[plain] * (1 + score.finalists)) for _ in range(score.blocks)]
+        for stage in [*choosing, shown]:
+            yield deque(Job(self, self.single, [phase]) for phase in stage), IMAGES
+
+    def trial(self, forwards: int) -> list[Phase]:
+        """From rung to rung, with so many forward passes a pair."""
+        befores = [0.0, *(rung.at for rung in self.config.rungs)]
+        return [
+            phase
+            for before, rung in zip(befores, self.config.rungs, strict=False)
+            for phase in (Phase(forwards=(rung.at - before) * IMAGES * forwards), Phase(samples=rung.samples))
+        ]
 
     def next(self, now: float) -> list[Job]:
         """What may begin now. When there is nothing more, and nothing open, the study has ended."""
@@ -306,12 +296,10 @@ class Study:
         """A search trial's score is a draw of its own, the same at all rungs and on every cluster."""
         if job.number < 0 or rung == len(self.config.rungs) - 1:
             return True
-        score = random.Random(f"{self.plan.seed} {self.size.name} {job.number}").gauss(0, 1)  # noqa: S311
-        keep = self.plan.keep or self.config.rungs[rung].keep or self.config.search.keep
-        others, search = self.scored[rung], self.config.search
-        stop = stops(score, others, keep, search.grace_trials, self.plan.spread_of_ties)
-        others.append(score)
-        return not stop
+        drawn = random.Random(f"{self.plan.seed} {self.size.name} {job.number}").gauss(0, 1)  # noqa: S311
+        mark, others, search = Draw(np.array([drawn]), np.empty((0, 1))), self.scored[rung], self.config.search
+        others.append(mark)
+        return goes_on(mark, others[:-1], self.config.rungs[rung].keep or search.keep, search.grace_trials)
 
 
 def in_all(type_: str, gpus: int) -> Living:
@@ -336,7 +324,7 @@ class Cluster:
         self.changed = False  # since jobs were last placed
         self.segments: list[Segment] = []
         self.paid: Counter[str] = Counter()  # GPU-seconds by type
-        self.losses, self.running, self.most_running, self.driver_free, self.most_load = 0, 0, 0, 0.0, 0.0
+        self.losses, self.running, self.most_running = 0, 0, 0
 
     def run(self) -> "Cluster":
         chains: defaultdict[str, list[Study]] = defaultdict(list)
@@ -379,33 +367,29 @@ class Cluster:
         """By the product's rule, and what waits then asks for nodes."""
         self.changed = False
         self.queue.sort(key=lambda job: job.place)
-        up, free = Counter[str](), Counter[str]()
-        for node in self.nodes:
-            if node.state == "up":
-                up[node.type] += node.gpus
-                free[node.type] += node.free
-        if free.total():
+        up = [node for node in self.nodes if node.state == "up"]
+        free = sum(node.free for node in up)
+        if self.queue and free:
+            all_, used = Counter[str](), Counter[str]()
+            for node in up:
+                all_[node.type] += node.gpus
+                used[node.type] += node.gpus - node.free
             held = [
-                Placement(gpus=1, workers=up[type_] - free[type_], accelerators=(Accelerator(type=type_),))
-                for type_ in up
-                if up[type_] > free[type_]
+                Placement(gpus=1, workers=workers, accelerators=(Accelerator(type=type_),))
+                for type_, workers in used.items()
+                if workers
             ]
-            jobs = {str(job.place): job for job in self.first(free.total())}
+            # Of each kind as many as could start, and one that cannot: those behind it wait for the same.
+            seen, jobs = Counter[int](), dict[str, Job]()
+            for job in self.queue:
+                seen[id(job.ways)] += 1
+                if seen[id(job.ways)] <= free + 1:
+                    jobs[str(job.place)] = job
             line = {key: job.ways for key, job in jobs.items()}
-            granted = grant(line, held, [in_all(type_, gpus) for type_, gpus in up.items()])
-            for key, way in granted.items():
+            for key, way in grant(line, held, [in_all(*type_) for type_ in all_.items()]).items():
                 self.start(jobs[key], way)
             self.queue = [job for job in self.queue if job.segment is None]
         self.scale_up()
-
-    def first(self, free: int) -> list[Job]:
-        """Of each kind as many as could start, and one that cannot; those behind it wait for the same."""
-        seen, found = Counter[int](), list[Job]()
-        for job in self.queue:
-            seen[id(job.ways)] += 1
-            if seen[id(job.ways)] <= free + 1:
-                found.append(job)
-        return found
 
     def seats(self, way: Placement) -> list[tuple[Node, int]]:
         """On one node if one has room, of several the fullest; else on as few as possible."""
@@ -426,7 +410,7 @@ class Cluster:
             coming[node.type] += node.free if node.state == "up" else node.gpus * (node.state == "starting")
             if node.state == "off":
                 off[node.type].append(node)
-        for job in self.queue:
+        for job in self.queue if off else ():
             number = int((self.now - job.since) / DEMAND_S) % len(job.ways)
             for way in job.ways[number : number + 1] if job.gang else job.ways:
                 type_ = accelerator_of(way)
@@ -441,14 +425,13 @@ class Cluster:
 
     def start(self, job: Job, way: Placement) -> None:
         job.attempt += 1
-        seats = self.seats(way)
-        for node, gpus in seats:
+        for node, gpus in (seats := self.seats(way)):
             node.free -= gpus
             node.jobs.append(job)
         self.running += job.gang
         self.most_running = max(self.most_running, self.running)
         reading = self.plan.storing(job.study.size, 12 if job.at or job.done else 4)
-        setup = (self.plan.gang_start if job.gang else 0.0) + reading + self.driver_seconds()
+        setup = (self.plan.gang_start if job.gang else 0.0) + reading
         job.segment = Segment(job, way, seats, self.now, setup, again=job.losses > 0)
         job.saved, job.saved_at = (job.at, job.done), self.now + setup
         self.begin_phase(job, self.now + setup)
@@ -456,14 +439,6 @@ class Cluster:
     def begin_phase(self, job: Job, time: float) -> None:
         job.phase_began = time
         self.at(time + (1 - job.done) * job.phase_seconds(self.plan), partial(self.on_phase_end, job), job.attempt)
-
-    def driver_seconds(self) -> float:
-        """Until the driver has dealt with a report: it takes one after the other, heartbeats in between."""
-        load = self.running * self.plan.heartbeat_driver / self.plan.heartbeat
-        self.most_load = max(self.most_load, load)
-        begin = max(self.now, self.driver_free)
-        self.driver_free = begin + self.plan.driver / max(0.01, 1 - load)
-        return self.driver_free - self.now
 
     # Events
 
@@ -476,8 +451,8 @@ class Cluster:
         job.at, job.done = job.at + 1, 0.0
         if goes_on and job.at < len(job.phases):
             wait = 0.0
-            if scored:  # a checkpoint, and the driver's decision
-                wait = self.driver_seconds() + self.plan.storing(job.study.size)
+            if scored:  # a checkpoint
+                wait = self.plan.storing(job.study.size)
                 job.saved, job.saved_at = (job.at, 0.0), self.now + wait
             self.begin_phase(job, self.now + wait)
             return
@@ -538,7 +513,7 @@ class Cluster:
         node.state = "lost"
         self.at(self.now + self.random.expovariate(1 / self.plan.back), partial(self.on_back, node), launch)
 
-    def on_back(self, node: Node, launch: int) -> None:
+    def on_back(self, node: Node, _: int) -> None:
         node.state, self.changed = "off", True
 
     def stop_paying(self, node: Node) -> None:
@@ -556,23 +531,11 @@ CLUSTERS = (  # nodes by type; the second is cluster.yaml's
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Of a run, for the table. GPU-hours by type are paid ones, from a node's launch to its end."""
-
-    hours: float
-    paid: dict[str, float]
-    busy: float  # share of the paid time in which a job held the GPU
-    lost: float  # share of the busy time that was done again, or set up again, after a loss
-    usd: float  # on demand
-
-    @staticmethod
-    def of(cluster: Cluster) -> "Outcome":
-        paid = {type_: seconds / HOUR for type_, seconds in cluster.paid.items()}
-        held = sum(s.gpu_seconds for s in cluster.segments)
-        lost = sum(s.way.workers * (s.rework + s.again * s.start) for s in cluster.segments)
-        usd = sum(hours * MACHINES[type_].usd_an_hour for type_, hours in paid.items())
-        return Outcome(cluster.now / HOUR, paid, held / HOUR / sum(paid.values()), lost / held, usd)
+def shares(cluster: Cluster) -> tuple[float, float]:
+    """Of the paid time that in which a job held the GPU; of this what was done, or set up, again after a loss."""
+    held = sum(s.gpu_seconds for s in cluster.segments)
+    lost = sum(s.way.workers * (s.rework + s.again * s.start) for s in cluster.segments)
+    return held / cluster.paid.total(), lost / held
 
 
 def hours_of(cluster: Cluster, name: str) -> tuple[float, float]:
@@ -592,21 +555,19 @@ def print_sizes() -> None:
     )
     for size in map(size_of, NAMES):
         for way in ways(size.config.placement):
-            type_, again = accelerator_of(way), way.activation_checkpointing
-            need = memory_gib(size, way.workers, way.micro_batch or 1, way.strategy, again)
-            hours = training_seconds(size, way, IMAGES) / HOUR
+            type_, trial = accelerator_of(way), training_seconds(size, way, 6 * IMAGES) / HOUR
+            need = memory_gib(size, way.workers, way.micro_batch or 1, way.strategy, way.activation_checkpointing)
             print(
-                f"| {size.name} | {way.workers} {type_} × {way.micro_batch} {way.strategy}{', recomputed' * again} "
-                f"| {need:.0f} of {CARDS[type_].memory_gib:.0f} | {hours:.2f} | {hours * way.workers:.1f} "
+                f"| {size.name} | {way.workers} {type_} × {way.micro_batch} {way.strategy} "
+                f"| {need:.0f} of {CARDS[type_].memory_gib:.0f} | {trial:.2f} | {trial * way.workers:.1f} "
                 f"| {50_000 * image_seconds(size, type_) / HOUR:.2f} |"
             )
     print("\n| size, ten seeds on H100s | training, GPU-hours | samples | together |\n|---|---|---|---|")
     runs = [Cluster({"H100": 16}, Plan(seed=seed, side_by_side=True)).run() for seed in range(10)]
     for name in NAMES:
         held, samples = zip(*(hours_of(run, name) for run in runs), strict=True)
-        all_, of_samples = statistics.mean(held), statistics.mean(samples)
-        spread = statistics.stdev(held)
-        print(f"| {name} | {all_ - of_samples:.0f} | {of_samples:.0f} | {all_:.0f} ± {spread:.0f} |")
+        both, of_samples = statistics.mean(held), statistics.mean(samples)
+        print(f"| {name} | {both - of_samples:.0f} | {of_samples:.0f} | {both:.0f} ± {statistics.stdev(held):.0f} |")
 
 
 def print_runs(clusters: Sequence[Mapping[str, int]], plans: Sequence[Plan], rate: float, spot: float = 0.4) -> None:
@@ -615,15 +576,16 @@ def print_runs(clusters: Sequence[Mapping[str, int]], plans: Sequence[Plan], rat
           "| most trials at once | driver busy |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for nodes, plan, preempted in itertools.product(clusters, plans, (False, True)):
         cluster = Cluster(nodes, replace(plan, preemptions=rate if preempted else 0.0)).run()
-        o = Outcome.of(cluster)
-        name = f"{plan.max_concurrent or 4} a size, {'all sizes at once' if plan.side_by_side else 'size after size'}"
+        busy, lost = shares(cluster)
+        paid = {type_: cluster.paid[type_] / HOUR for type_ in MACHINES if cluster.paid[type_]}
+        usd = sum(hours * MACHINES[type_].usd_an_hour for type_, hours in paid.items()) * (spot if preempted else 1)
         gpus = sum(MACHINES[type_].gpus * count for type_, count in nodes.items())
-        paid = ", ".join(f"{type_} {o.paid[type_]:,.0f}" for type_ in MACHINES if o.paid.get(type_))
         print(
-            f"| {' + '.join(f'{count} {type_}' for type_, count in nodes.items())} | {gpus:,} | {name} "
-            f"| {f'spot, {cluster.losses} lost' if preempted else 'on demand'} | {o.hours / 24:.1f} | {paid} "
-            f"| {o.busy:.0%} | {o.lost:.1%} | {o.usd * (spot if preempted else 1):,.0f} | {cluster.most_running} "
-            f"| {cluster.most_load:.0%} |",
+            f"| {' + '.join(f'{count} {type_}' for type_, count in nodes.items())} | {gpus:,} "
+            f"| {plan.max_concurrent or 4} a size, {'all sizes at once' if plan.side_by_side else 'size after size'} "
+            f"| {f'spot, {cluster.losses} lost' if preempted else 'on demand'} | {cluster.now / HOUR / 24:.1f} "
+            f"| {', '.join(f'{type_} {hours:,.0f}' for type_, hours in paid.items())} | {busy:.0%} | {lost:.1%} "
+            f"| {usd:,.0f} | {cluster.most_running} | {cluster.most_running * DRIVER_A_TRIAL:.0%} |",
             flush=True,
         )
 
