@@ -195,45 +195,33 @@ class Job:
     since: float = 0.0  # waits
     at: int = 0  # the phase
     done: float = 0.0  # share of it
-    saved: tuple[int, float] = (0, 0.0)  # phase and share at the last checkpoint
-    saved_at: float = 0.0
-    phase_began: float = 0.0
+    began: float = 0.0  # the phase, here
+    late: float = 0.0  # seconds that it trained after its last checkpoint, before it was scored
     segment: Segment | None = None
     losses: int = 0
     attempt: int = 0  # tells events of this stay from those of earlier ones
 
-    def phase_seconds(self, plan: Plan) -> float:
-        """On the GPUs that it has; a trial that trains also writes checkpoints, for which all its workers wait."""
-        assert self.segment is not None
-        size, way, phase = self.study.size, self.segment.way, self.phases[self.at]
-        more = plan.storing(size) / (way.checkpoint_minutes * MINUTE) if self.gang and phase.forwards else 0.0
-        return phase.seconds(size, way, plan) * (1 + more)
+    @property
+    def trains(self) -> bool:
+        return self.gang and self.phases[self.at].forwards > 0
 
-    def note_checkpoints(self, now: float, plan: Plan) -> None:
-        """Those that were written while this phase trained, until now; scoring and single tasks write none."""
-        assert self.segment is not None
-        every = self.segment.way.checkpoint_minutes * MINUTE
-        count = int((now - self.saved_at + 1e-6) // every)
-        if self.gang and self.phases[self.at].forwards and count:
-            when = self.saved_at + count * every
-            self.saved = (self.at, self.done + max(0.0, when - self.phase_began) / self.phase_seconds(plan))
-            self.saved_at = when
+    def phase_seconds(self, way: Placement, plan: Plan) -> float:
+        """A trial that trains also writes checkpoints, for which all its workers wait."""
+        more = plan.storing(self.study.size) / (way.checkpoint_minutes * MINUTE) if self.trains else 0.0
+        return self.phases[self.at].seconds(self.study.size, way, plan) * (1 + more)
 
 
 @dataclass
 class Node:
     type: str
     number: int
+    gpus: int
     state: str = "off"  # off, starting, up, lost
     free: int = 0
     since: float = 0.0  # paid from then on
     idle_since: float = 0.0
     launches: int = 0
     jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def gpus(self) -> int:
-        return MACHINES[self.type].gpus
 
 
 class Draw(Mark):
@@ -312,7 +300,7 @@ class Cluster:
 
     def __init__(self, nodes: Mapping[str, int], plan: Plan, names: Sequence[str] = NAMES):
         self.plan, self.now, self.random = plan, 0.0, random.Random(plan.seed)  # noqa: S311
-        self.nodes = [Node(type_, i) for type_ in MACHINES for i in range(nodes.get(type_, 0))]
+        self.nodes = [Node(type_, i, MACHINES[type_].gpus) for type_ in MACHINES for i in range(nodes.get(type_, 0))]
         self.studies = [Study(size_of(name), plan) for name in names]
         all_nodes = [in_all(type_, MACHINES[type_].gpus * count) for type_, count in nodes.items()]
         for study in self.studies:
@@ -375,9 +363,7 @@ class Cluster:
                 all_[node.type] += node.gpus
                 used[node.type] += node.gpus - node.free
             held = [
-                Placement(gpus=1, workers=workers, accelerators=(Accelerator(type=type_),))
-                for type_, workers in used.items()
-                if workers
+                Placement(gpus=1, workers=n, accelerators=(Accelerator(type=type_),)) for type_, n in used.items() if n
             ]
             # Of each kind as many as could start, and one that cannot: those behind it wait for the same.
             seen, jobs = Counter[int](), dict[str, Job]()
@@ -393,14 +379,11 @@ class Cluster:
 
     def seats(self, way: Placement) -> list[tuple[Node, int]]:
         """On one node if one has room, of several the fullest; else on as few as possible."""
-        nodes = [n for n in self.nodes if n.type == accelerator_of(way) and n.state == "up" and n.free]
-        if rooms := [node for node in nodes if node.free >= way.workers]:
-            return [(min(rooms, key=lambda node: (node.free, node.number)), way.workers)]
-        taken, need = list[tuple[Node, int]](), way.workers
-        for node in sorted(nodes, key=lambda node: (-node.free, node.number)):
-            if need:
-                taken.append((node, min(need, node.free)))
-                need -= taken[-1][1]
+        need, taken = way.workers, list[tuple[Node, int]]()
+        nodes = [node for node in self.nodes if node.state == "up" and node.type == accelerator_of(way)]
+        for node in sorted(nodes, key=lambda n: (n.free < need, n.free if n.free >= need else -n.free, n.number)):
+            if gpus := min(need - sum(n for _, n in taken), node.free):
+                taken.append((node, gpus))
         return taken
 
     def scale_up(self) -> None:
@@ -433,28 +416,27 @@ class Cluster:
         reading = self.plan.storing(job.study.size, 12 if job.at or job.done else 4)
         setup = (self.plan.gang_start if job.gang else 0.0) + reading
         job.segment = Segment(job, way, seats, self.now, setup, again=job.losses > 0)
-        job.saved, job.saved_at = (job.at, job.done), self.now + setup
         self.begin_phase(job, self.now + setup)
 
     def begin_phase(self, job: Job, time: float) -> None:
-        job.phase_began = time
-        self.at(time + (1 - job.done) * job.phase_seconds(self.plan), partial(self.on_phase_end, job), job.attempt)
+        assert job.segment is not None
+        job.began = time
+        seconds = (1 - job.done) * job.phase_seconds(job.segment.way, self.plan)
+        self.at(time + seconds, partial(self.on_phase_end, job), job.attempt)
 
     # Events
 
     def on_phase_end(self, job: Job, attempt: int) -> None:
         if attempt != job.attempt or job.segment is None:
             return
-        job.note_checkpoints(self.now, self.plan)
-        scored = job.gang and job.phases[job.at].samples > 0
-        goes_on = not scored or job.study.goes_on(job, job.at // 2)
+        goes_on, saving = True, 0.0
+        if job.trains:
+            job.late = (self.now - job.began) % (job.segment.way.checkpoint_minutes * MINUTE)
+        elif job.gang:
+            goes_on, saving = job.study.goes_on(job, job.at // 2), self.plan.storing(job.study.size)
         job.at, job.done = job.at + 1, 0.0
         if goes_on and job.at < len(job.phases):
-            wait = 0.0
-            if scored:  # a checkpoint
-                wait = self.plan.storing(job.study.size)
-                job.saved, job.saved_at = (job.at, 0.0), self.now + wait
-            self.begin_phase(job, self.now + wait)
+            self.begin_phase(job, self.now + saving)
             return
         self.release(job)
         job.study.open -= 1
@@ -501,11 +483,16 @@ class Cluster:
         self.losses += 1
         for job in list(node.jobs):
             assert job.segment is not None
-            job.note_checkpoints(self.now, self.plan)
-            began = job.segment.begin + job.segment.start
+            ran, way = max(0.0, self.now - job.began), job.segment.way
+            after = ran
+            if job.trains:
+                after %= way.checkpoint_minutes * MINUTE
+                job.done += (ran - after) / job.phase_seconds(way, self.plan)
+            elif job.gang:
+                after, job.at = ran + job.late, job.at - 1
+                job.done = 1 - job.late / job.phase_seconds(way, self.plan)
+            job.segment.rework = after
             job.segment.start = min(job.segment.start, self.now - job.segment.begin)
-            job.segment.rework = max(0.0, self.now - max(job.saved_at, began))
-            job.at, job.done = job.saved
             job.losses, job.attempt = job.losses + 1, job.attempt + 1
             self.release(job)
             self.wait(job)
