@@ -108,6 +108,14 @@ def selector(way: Placement) -> dict[str, str]:
     return {TYPE: f"!in({','.join(others)})"} if others else {}
 
 
+def first_way(placement: Placement) -> Placement:
+    """For a fine-tuning outside a search: the first way that fits the cluster. ValueError if none ever can."""
+    nodes = nodes_now()
+    if why := impossible(placement, nodes):
+        raise ValueError(why)
+    return grant({"": ways(placement)}, [], nodes).get("", ways(placement)[0])
+
+
 def as_worker(task: Any, placement: Placement, **options: int) -> Any:
     """A Ray task or actor that holds what one worker of a trial holds, on any card that a trial may run on here."""
     way, types = ways(placement)[0], [""]

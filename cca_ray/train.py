@@ -11,6 +11,8 @@ from ray.train import UserCallback
 
 from cca_ray.config import load_config
 from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
+from cca_ray.gangs import first_way
+from cca_ray.placement import in_this_process
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.search import start_ray
 from cca_ray.trial import FAILURE, build_trainer
@@ -57,9 +59,10 @@ def main(
     config = resolve(config, storage, console.progress)
     train = config.train
     folder = out or storage / "train" / f"{config.name}-lambda{train.lambda_:g}-lr{train.learning_rate:g}"
-    job = Job(config, train, folder.resolve())
-    if config.placement.workers > 1:
+    if not in_this_process(config.placement):
         start_ray(show_workers=True)
+        config = config.model_copy(update={"placement": first_way(config.placement)})
+    job = Job(config, train, folder.resolve())
     build_trainer(job, lambda report: console.say(describe(report)), [PrintReports()]).fit()
     console.say(f"weights: {folder / 'model.pt'}")
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
+from cca_ray import gangs
 from cca_ray.config import Placement
 from cca_ray.gangs import GONE_S, REFUSED_S, Line, Node, grant, impossible, slots
 from cca_ray.placement import ways as ways_of
@@ -85,7 +86,15 @@ def test_a_placement_that_can_never_fit_is_named_unless_nodes_may_come():
     assert impossible(Placement(workers=2), [Node("CPU", 1, 0), Node("A40", 1, 1)]) == ""
 
 
-def test_who_was_first_keeps_its_place_after_a_loss(monkeypatch: pytest.MonkeyPatch):
+def test_a_fine_tuning_outside_a_search_takes_the_first_way_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gangs, "nodes_now", lambda: [HEAD, A40])
+    assert gangs.first_way(ANY) == ways_of(ANY)[2]
+    assert gangs.first_way(Placement(workers=2)) == Placement(workers=2)
+    with pytest.raises(ValueError, match="the cluster has 8 A40, 0 CPU"):
+        gangs.first_way(table(("H100", 1)))
+
+
+def test_who_was_first_keeps_its_place_after_a_loss():
     nodes, one = [H100], table(("H100", 8), ("A40", 8))
     queue = Line(lambda: nodes)
     assert queue.ask("a", one) == ways_of(one)[0]

@@ -59,7 +59,7 @@ def tuned(folder: Path, space: str, *changes: str) -> tuple[dict[str, Any], Path
         "tune", space, "--name", "full", "--storage", folder / "runs", "--trials", "2", "--max-concurrent", "1",
         *changes,
         *settings(score__finalists=1, score__blocks=1, score__guidance_scales=[2.0], score__image_size=64,
-                  placement__cpus=2, placement__workers=1, placement__gpus=0),
+                  placement__cpus=2, placement__gpus=0, placement__accelerators=[]),
     )  # fmt: skip
     (size,) = json.loads((folder / "runs" / "full" / "summary.json").read_text())["sizes"]
     assert size["trials"] == 2
