@@ -275,7 +275,7 @@ def trial_of(study: StudyResults, size: SizeResults, t: TrialRow) -> dict[str, A
     scores = {f"rung_{i + 1}_{key}": rung[key] for i, rung in enumerate(t.rungs)
               for key in ("step", "samples", "fid", "inception_score")}  # fmt: skip
     row = {"study": study.name, "size": size.name, "arm": t.arm, "trial": t.number, "state": t.state}
-    return {**row, **t.params, **scores, "seconds": t.seconds, "accelerator": t.accelerator, "reason": t.reason}
+    return {**row, **t.params, **scores, "seconds": t.seconds, "accelerators": t.accelerators, "reason": t.reason}
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ class TrialRow:
     rungs: tuple[dict[str, Any], ...]  # step, fid, inception_score, samples, without
     seconds: float
     reason: str
-    accelerator: str
+    accelerators: str  # the types of cards that it ran on
     frozen: FrozenTrial
 
     @staticmethod
@@ -51,7 +51,7 @@ class TrialRow:
             tuple(marks_of(trial)),
             kept.get("seconds", 0.0),
             kept.get("reason", ""),
-            kept.get("accelerator", ""),
+            ", ".join(sorted(kept.get("device_seconds", {}))),
             trial,
         )
 

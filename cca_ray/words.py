@@ -106,17 +106,13 @@ def story(size: SizeResults) -> str:
 
 
 def hours(size: SizeResults) -> str:
-    """Device time of the trials, by accelerator where the trials say on which they ran."""
+    """Device time of the trials, by type of card where there are several."""
     if not size.summary or "device_hours" not in size.row:
         return f"{size.trial_seconds / 3600:.2g} hours of trials"
-    total, by = size.row["device_hours"], Counter[str]()
-    for trial in size.trials:
-        by[trial.accelerator] += trial.seconds  # type: ignore[assignment]
-    text = f"{total:.2g} {size.row.get('device', 'device')}-hours"
-    if set(by) - {""}:
-        shares = (f"{kind or 'unknown'} {total * s / size.trial_seconds:.2g}" for kind, s in by.most_common())
-        text += f" ({', '.join(shares)})"
-    return text
+    by = size.row.get("device_hours_by_type", {})
+    shares = ", ".join(f"{card} {by[card]:.2g}" for card in sorted(by, key=lambda card: -by[card]))
+    text = f"{size.row['device_hours']:.2g} {size.row.get('device', 'device')}-hours"
+    return f"{text} ({shares})" if set(by) - {"CPU"} else text
 
 
 def cost(size: SizeResults) -> list[str]:

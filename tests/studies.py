@@ -98,7 +98,8 @@ def write_outcome(folder: Path, size: str, winner: int, search: Arm, protocol: s
         "finalists": [standing, other],
         "seconds": 90.0,
         "device_hours": 0.05,
-        "device": "CPU",
+        "device_hours_by_type": {"H100": 0.01, "A40": 0.04},
+        "device": "GPU",
         "protocol": protocol,
     }
     path = folder / "summary.json"

@@ -37,7 +37,7 @@ from tests.test_tune import wait_until
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "CCA_RAY_JOBS"
 LONGEST_S = 240.0  # for one job, on a busy machine
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def told(storage: Path, tracking_uri: str) -> dict[str, str]:

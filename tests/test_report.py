@@ -108,7 +108,7 @@ def test_the_page_says_who_won_by_how_much_and_how_to_sample(storage: Path, page
     assert f"FID {size.row['fid_cca']:.2f} ± 0.20" in page.text
     assert "tied with 1 other finalist" in page.text
     assert f"cca_ray.sample digits_s --checkpoint {storage}/one/digits_s/winner.pt --out grid.png" in page.text
-    assert "0.05 CPU-hours" in page.text
+    assert "0.05 GPU-hours (A40 0.04, H100 0.01)" in page.text
     assert "with guidance it takes two" in page.text
 
 
