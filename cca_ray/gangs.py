@@ -18,6 +18,7 @@ from cca_ray.placement import accelerator_of, ways, worker_resources
 
 TYPE = "ray.io/accelerator-type"  # the node label by which Ray names a card
 NODE_GROUP = "ray.io/node-group"  # the one of nodes that an autoscaler manages
+ON_THE_HEAD = {"node:__internal_head__": 0.001}  # resources of what must outlive every other node
 DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next
 REFUSED_S = 60.0  # how long a way is not tried again that Ray could not start, as when other jobs hold the cards
 GONE_S = 60.0  # after which who no longer asks is out of the line

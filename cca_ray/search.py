@@ -31,7 +31,7 @@ from ray.util.state import list_jobs, list_placement_groups
 
 from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.finals import compare, finalists, summarize, verdict_on_ties
-from cca_ray.gangs import Placer, as_worker, impossible, nodes_now, slots
+from cca_ray.gangs import ON_THE_HEAD, Placer, as_worker, impossible, nodes_now, slots
 from cca_ray.ledger import (
     NEVER_RAN,
     Arm,
@@ -269,7 +269,7 @@ def tuner(
     trainable: Any,
 ) -> tune.Tuner:
     placement = config.placement
-    placer = Placer.remote() if placement.accelerators else None
+    placer = Placer.options(resources=ON_THE_HEAD).remote() if placement.accelerators else None
     return tune.Tuner(
         tune.with_resources(trainable, trial_resources(placement)),
         tune_config=tune.TuneConfig(

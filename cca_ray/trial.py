@@ -19,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -26,7 +27,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.checkpoint import patiently
 from cca_ray.config import Placement
-from cca_ray.gangs import selector, wait_in_line
+from cca_ray.gangs import ON_THE_HEAD, selector, wait_in_line
 from cca_ray.models import atomically, digest_of_weights
 from cca_ray.objective import Scorer
 from cca_ray.parallel import Group, for_sampling
@@ -146,7 +147,7 @@ def on_any_cards(job: Job, placer: Any, callbacks: Sequence[UserCallback]) -> No
         try:
             build_trainer(here, tune.report, callbacks, once).fit()
             return
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayActorError) as error:  # the second: its controller was on the lost node
             cause = innermost(error)
             if isinstance(cause, WorkerGroupStartupTimeoutError):  # other jobs hold the cards, or the node went
                 ray.get(placer.refuse.remote(job.folder.name))
@@ -181,7 +182,7 @@ def trial_resources(placement: Placement) -> dict[str, float]:
     The bundles of a group are its trainer's own; the driver that waits for them must hold no CPU, or the last
     trial that fits would wait for ever.  It sits on the head node, which preemption does not take.
     """
-    return worker_resources(placement) if in_this_process(placement) else {"node:__internal_head__": 0.001}
+    return worker_resources(placement) if in_this_process(placement) else ON_THE_HEAD
 
 
 def trial_folder(storage: Path, key: str) -> Path:

@@ -239,7 +239,7 @@ def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: Mak
 
 
 def test_a_placement_that_this_machine_cannot_hold_is_refused_at_once(study: Study, make_study: MakeStudy):
-    with pytest.raises(ValueError, match=r"placement asks for 1 GPU, this machine has 0"):
+    with pytest.raises(ValueError, match=r"placement asks for 1 × 1 GPU, the cluster has \d+ CPU"):
         run(study, make_study(placement={"gpus": 1.0}))
     assert not (study.folder / "study.db").exists()
 
