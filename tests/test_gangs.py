@@ -200,6 +200,8 @@ def test_what_the_cluster_can_never_hold_is_refused_at_once(cluster: Cluster, ba
     assert not (tmp_path / "runs" / "study" / "study.db").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_trial_that_loses_its_node_ends_on_other_cards_with_the_same_result(
     cluster: Cluster, base_files: BaseFiles, tmp_path: Path
 ):
@@ -208,7 +210,7 @@ def test_a_trial_that_loses_its_node_ends_on_other_cards_with_the_same_result(
     (tmp_path / "mixed").mkdir()
     space(tmp_path / "alone", base_files, [])
     alone = tune(tmp_path / "alone", "local", "search.max_concurrent=1")
-    _, error = alone.communicate(timeout=200)
+    _, error = alone.communicate(timeout=300)
     assert alone.returncode == 0, error
 
     space(
@@ -220,7 +222,7 @@ def test_a_trial_that_loses_its_node_ends_on_other_cards_with_the_same_result(
     h100 = next(node for node in cluster.worker_nodes if node._ray_params.num_gpus == 1)
     moving = saved_on(h100.node_id, tmp_path / "mixed" / "runs" / "study" / "trials")
     cluster.remove_node(h100, allow_graceful=False)
-    out, error = process.communicate(timeout=280)
+    out, error = process.communicate(timeout=500)
     assert process.returncode == 0, error
 
     mine, theirs = trials(tmp_path / "mixed"), trials(tmp_path / "alone")
