@@ -162,7 +162,7 @@ class Line:
         if key in self.held:
             return self.held[key]
         now = time.monotonic()
-        self.order.setdefault(key, len(self.order))
+        self.order.setdefault(key, 1 + max(self.order.values(), default=0))  # some may have left
         waiting = self.line.setdefault(key, Waiting(ways(placement), now, now))
         waiting.asked = now
         for other in [k for k, w in self.line.items() if now - w.asked > GONE_S]:
