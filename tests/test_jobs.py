@@ -63,7 +63,7 @@ class Cluster:
         self.bearer = {"Authorization": f"Bearer {self.token.read_text()}"}
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.gcs, self.port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.address, self.url = f"127.0.0.1:{self.gcs}", f"http://127.0.0.1:{self.port}"
         ours = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
         self.client = ours | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -83,22 +83,31 @@ class Cluster:
         with (self.folder / f"{name}.log").open("w") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=self.server, start_new_session=True)
 
-    def start(self) -> None:
-        """The head. Returns at once."""
+    def start_head(self, *words: str) -> None:
+        """Returns at once."""
         ports = [f"--port={self.gcs}", f"--dashboard-port={self.port}", f"--ray-client-server-port={free_port()}"]
-        self.nodes.append(self.ray_start("head", "--head", "--num-cpus=0", "--dashboard-host=127.0.0.1", *ports))
+        arguments = ["--head", "--num-cpus=0", "--dashboard-host=127.0.0.1", *ports, *words]
+        self.nodes.append(self.ray_start("head", *arguments))
+
+    def wait(self) -> None:
+        """Until the head is ready."""
+        wait_until(lambda: self.ask(**self.bearer) == 200)
 
     def join(self) -> None:
         """The worker, when the head is ready."""
-        wait_until(lambda: self.ask(**self.bearer) == 200)
+        self.wait()
         # A folder of its own, as on a machine of its own: two nodes would delete each other's uploads.
-        here = (f"--address=127.0.0.1:{self.gcs}", f"--temp-dir={self.ray}/w")
+        here = (f"--address={self.address}", f"--temp-dir={self.ray}/w")
         self.nodes.append(self.ray_start("worker", *here, "--num-cpus=2"))
+
+    def alive(self) -> list[dict[str, Any]]:
+        """Its nodes, as Ray's state API has them."""
+        answer = requests.get(f"{self.url}/api/v0/nodes?detail=1", headers=self.bearer, timeout=30).json()
+        return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def head(self) -> str:
         """Its id."""
-        answer = requests.get(f"{self.url}/api/v0/nodes", headers=self.bearer, timeout=30).json()
-        (head,) = [node["node_id"] for node in answer["data"]["result"]["result"] if node["is_head_node"]]
+        (head,) = [node["node_id"] for node in self.alive() if node["is_head_node"]]
         return str(head)
 
     def ask(self, **headers: str) -> int:
@@ -148,7 +157,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def cluster(tmp_path_factory: pytest.TempPathFactory, mlflow: Server) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), mlflow.url)
     try:
-        cluster.start()
+        cluster.start_head()
         mlflow.start()
         cluster.join()
         yield cluster
