@@ -1,17 +1,17 @@
 """Who trains where: trials stand in one line, and each takes the first way of its table that fits free capacity.
 
-A gang, the workers of one trial, is on one type of card.  Ray's placement groups know neither preference nor line;
-so the line is kept here, by an actor, and only who has been granted a way asks Ray for it.
+A gang, the workers of one trial, is on one type of card.  Ray's placement groups know neither preference nor line; so
+the line is kept here, by one actor for all studies on a cluster, and only who has been granted a way asks Ray for it.
 """
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 
 from cca_ray.config import CPU, Placement
 from cca_ray.placement import accelerator_of, ways, worker_resources
@@ -22,6 +22,8 @@ ON_THE_HEAD = {"node:__internal_head__": 0.001}  # resources of what must outliv
 DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next
 REFUSED_S = 60.0  # how long a way is not tried again that Ray could not start, as when other jobs hold the cards
 GONE_S = 60.0  # after which who no longer asks is out of the line
+DEAD_S = 120.0  # after which a study that was not heard of is dead, and holds nothing
+NAME = "line-1"  # of the actor; the number is that of its methods: studies of other versions stand in their own line
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,15 @@ def as_worker(task: Any, placement: Placement, **options: int) -> Any:
     return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), label_selector=where, **options)
 
 
-def demand(way: Placement) -> PlacementGroup:
-    """A gang that waits, as an autoscaler sees it. It goes with the job that asks, unlike `request_resources`."""
+def demand(way: Placement, name: str) -> PlacementGroup:
+    """A gang that waits, as an autoscaler sees it. It goes with the job that asks, unlike `request_resources`.
+
+    One of this name that a lost process left is replaced.
+    """
+    with suppress(ValueError):  # there is none
+        remove_placement_group(get_placement_group(name))
     bundles = [worker_resources(way)] * way.workers
-    return placement_group(bundles, bundle_label_selector=[selector(way)] * way.workers)
+    return placement_group(bundles, name=name, bundle_label_selector=[selector(way)] * way.workers)
 
 
 @dataclass
@@ -143,12 +150,24 @@ class Waiting:
     ways: tuple[Placement, ...]
     since: float  # when it began to wait
     asked: float  # when it last asked
-    group: PlacementGroup | None = None  # that tells the autoscaler
-    number: int = -1  # of the way for which the autoscaler is asked
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`granted`: the way that a trial may take; None: it asks again in a second.
+
+    `demanded`: the way for which it asks the autoscaler meanwhile, if there is one.
+    """
+
+    granted: Placement | None = None
+    demanded: Placement | None = None
 
 
 class Line:
-    """The line, those who have been granted a way, and what the autoscaler is asked for. See `Placer`."""
+    """The line, and those who have been granted a way. See `line_of_the_cluster`.
+
+    Keys are paths: that of a trial's folder, and of its parent the study's.
+    """
 
     def __init__(self, nodes: Callable[[], list[Node]] = nodes_now) -> None:
         self.nodes = nodes
@@ -156,24 +175,28 @@ class Line:
         self.line: dict[str, Waiting] = {}
         self.held: dict[str, Placement] = {}
         self.refused: dict[tuple[str, int], float] = {}  # type and number of workers -> until when
+        self.heard: dict[str, float] = {}  # study -> when it gave its last sign of life
 
-    def ask(self, key: str, placement: Placement) -> Placement | None:
-        """The way that a trial may take, or None: ask again in a second."""
+    def ask(self, key: str, placement: Placement) -> Answer:
+        """Whether a trial may start now."""
         if key in self.held:
-            return self.held[key]
+            return Answer(self.held[key])
         now = time.monotonic()
+        self.alive(study_of(key))
         self.order.setdefault(key, 1 + max(self.order.values(), default=0))  # some may have left
         waiting = self.line.setdefault(key, Waiting(ways(placement), now, now))
         waiting.asked = now
         for other in [k for k, w in self.line.items() if now - w.asked > GONE_S]:
             self.leave(other)
+        for other in [k for k in self.order if now - self.heard[study_of(k)] > DEAD_S]:
+            self.forget(other)
         nodes = self.nodes()
         self.held |= (granted := grant(self.wanted(now), list(self.held.values()), nodes))
         for other in granted:
             self.leave(other)
-        if any(node.managed for node in nodes):
-            self.tell_autoscaler(now)
-        return self.held.get(key)
+        if key in self.held or not any(node.managed for node in nodes):
+            return Answer(self.held.get(key))
+        return Answer(demanded=waiting.ways[int((now - waiting.since) / DEMAND_S) % len(waiting.ways)])
 
     def wanted(self, now: float) -> dict[str, list[Placement]]:
         """In the order of the line, what each would take now."""
@@ -183,22 +206,9 @@ class Line:
             for key in keys
         }
 
-    def tell_autoscaler(self, now: float) -> None:
-        for waiting in self.line.values():
-            number = int((now - waiting.since) / DEMAND_S) % len(waiting.ways)
-            if number != waiting.number:
-                self.ask_no_more(waiting)
-                waiting.group, waiting.number = demand(waiting.ways[number]), number
-
-    def ask_no_more(self, waiting: Waiting) -> None:
-        if waiting.group is not None:
-            remove_placement_group(waiting.group)
-            waiting.group = None
-
     def leave(self, key: str) -> None:
         """The line."""
-        if waiting := self.line.pop(key, None):
-            self.ask_no_more(waiting)
+        self.line.pop(key, None)
 
     def release(self, key: str) -> None:
         """Its cards are free. If it asks again, it has its old place in line."""
@@ -216,17 +226,36 @@ class Line:
         self.release(key)
         self.order.pop(key, None)
 
+    def alive(self, study: str) -> None:
+        """Its driver is."""
+        self.heard[study] = time.monotonic()
 
-Placer: Any = ray.remote(num_cpus=0)(Line)  # one an experiment; it goes with its driver
+
+def study_of(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def line_of_the_cluster() -> Any:
+    """The actor in whose line all trials of this cluster stand that list accelerators, of whatever study.
+
+    It outlives the study that needed it first, and every node but the head.
+    """
+    where = {"name": NAME, "namespace": "cca_ray", "lifetime": "detached", "get_if_exists": True}
+    alone = {"num_cpus": 0, "resources": ON_THE_HEAD, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(Line).options(**where, **alone).remote()
 
 
 def wait_in_line(placer: Any, key: str, placement: Placement) -> Placement:
-    """Until a way is free."""
-    said = False
-    while (way := ray.get(placer.ask.remote(key, placement))) is None:
-        if not said:
-            logging.getLogger(__name__).info("%s waits for cards", key)
-            said = True
+    """Until a way is free; where an autoscaler manages the cluster it hears of it."""
+    demanded: Placement | None = None
+    group: PlacementGroup | None = None
+    while True:
+        answer: Answer = ray.get(placer.ask.remote(key, placement))
+        if group is not None and answer.demanded != demanded:
+            remove_placement_group(group)
+            group = None
+        if answer.granted is not None:
+            return answer.granted
+        if group is None and answer.demanded is not None:
+            group, demanded = demand(answer.demanded, key), answer.demanded
         time.sleep(1.0)
-    granted: Placement = way
-    return granted

@@ -31,7 +31,7 @@ from ray.util.state import list_jobs, list_placement_groups
 
 from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.finals import compare, finalists, summarize, verdict_on_ties
-from cca_ray.gangs import ON_THE_HEAD, Placer, as_worker, impossible, nodes_now, slots
+from cca_ray.gangs import as_worker, impossible, line_of_the_cluster, nodes_now, slots
 from cca_ray.ledger import (
     NEVER_RAN,
     Arm,
@@ -84,7 +84,7 @@ class Proposer(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if self.placer and (running := self.ledger.running.get(trial_id)):
-            self.placer.forget.remote(running.key)
+            self.placer.forget.remote(str(self.job_of(running.train, running.key).folder))
         self.ledger.finish(trial_id, lost=error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -131,11 +131,11 @@ def kill_process(pid: int, started: str) -> bool:
 class Watch(tune.Callback):
     """Kills processes that have shown no sign of life for too long; their trials go on as after any loss.
 
-    By its own clock: those of other nodes may be wrong.
+    By its own clock: those of other nodes may be wrong. It also tells the cluster's line that this study is alive.
     """
 
-    def __init__(self, ledger: Ledger, storage: Path, limit_s: float):
-        self.ledger, self.storage, self.limit_s = ledger, storage, limit_s
+    def __init__(self, ledger: Ledger, storage: Path, limit_s: float, placer: Any = None):
+        self.ledger, self.storage, self.limit_s, self.placer = ledger, storage, limit_s, placer
         self.looked, self.seen = (
             0.0,
             dict[Path | str, tuple[Any, float]](),
@@ -147,6 +147,8 @@ class Watch(tune.Callback):
         if now - self.looked < LOOK_S:
             return
         self.looked = now
+        if self.placer:
+            self.placer.alive.remote(str(self.storage / "trials"))
         for trial in trials:
             if running := self.ledger.running.get(trial.trial_id):
                 with suppress(OSError):
@@ -269,7 +271,7 @@ def tuner(
     trainable: Any,
 ) -> tune.Tuner:
     placement = config.placement
-    placer = Placer.options(resources=ON_THE_HEAD).remote() if placement.accelerators else None
+    placer = line_of_the_cluster() if placement.accelerators else None
     return tune.Tuner(
         tune.with_resources(trainable, trial_resources(placement)),
         tune_config=tune.TuneConfig(
@@ -283,7 +285,7 @@ def tuner(
             name=config.name,
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=placement.max_failures),
-            callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes)],
+            callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes, placer)],
             verbose=0,
         ),
     )

@@ -142,7 +142,7 @@ def on_any_cards(job: Job, placer: Any, callbacks: Sequence[UserCallback]) -> No
     checkpoint, losses, saved = job.folder / "checkpoint.pt", 0, 0.0
     once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
     while True:
-        way = wait_in_line(placer, job.folder.name, job.config.placement)
+        way = wait_in_line(placer, str(job.folder), job.config.placement)
         here = replace(job, config=job.config.model_copy(update={"placement": way}))
         try:
             build_trainer(here, tune.report, callbacks, once).fit()
@@ -150,7 +150,7 @@ def on_any_cards(job: Job, placer: Any, callbacks: Sequence[UserCallback]) -> No
         except (TrainingFailedError, RayActorError) as error:  # the second: its controller was on the lost node
             cause = innermost(error)
             if isinstance(cause, WorkerGroupStartupTimeoutError):  # other jobs hold the cards, or the node went
-                ray.get(placer.refuse.remote(job.folder.name))
+                ray.get(placer.refuse.remote(str(job.folder)))
                 continue
             if isinstance(cause, Stuck):
                 raise
@@ -159,7 +159,7 @@ def on_any_cards(job: Job, placer: Any, callbacks: Sequence[UserCallback]) -> No
             if losses > job.config.placement.max_failures:
                 raise
         finally:
-            ray.get(placer.release.remote(job.folder.name))
+            ray.get(placer.release.remote(str(job.folder)))
 
 
 def run_trial(packed: dict[str, Any]) -> None:

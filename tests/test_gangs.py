@@ -17,8 +17,10 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from cca_ray import gangs
-from cca_ray.config import Placement
-from cca_ray.gangs import GONE_S, REFUSED_S, Line, Node, grant, impossible, slots
+from cca_ray.config import Placement, load_config
+from cca_ray.console import find_space
+from cca_ray.gangs import DEAD_S, DEMAND_S, GONE_S, REFUSED_S, Answer, Line, Node, grant, impossible, slots
+from cca_ray.placement import accelerator_of
 from cca_ray.placement import ways as ways_of
 from cca_ray.pretrain import BaseFiles
 from tests.test_cli import write_space
@@ -98,33 +100,33 @@ def test_a_fine_tuning_outside_a_search_takes_the_first_way_too(monkeypatch: pyt
 def test_who_was_first_keeps_its_place_after_a_loss():
     nodes, one = [H100], table(("H100", 8), ("A40", 8))
     queue = Line(lambda: nodes)
-    assert queue.ask("a", one) == ways_of(one)[0]
-    assert queue.ask("a", one) == ways_of(one)[0]  # asked again, as by a process that was lost
-    assert queue.ask("b", one) is None
+    assert queue.ask("a", one).granted == ways_of(one)[0]
+    assert queue.ask("a", one).granted == ways_of(one)[0]  # asked again, as by a process that was lost
+    assert queue.ask("b", one) == Answer()
     nodes[:] = [A40]
     queue.release("a")  # its node is gone
-    assert queue.ask("b", one) == ways_of(one)[1]
+    assert queue.ask("b", one).granted == ways_of(one)[1]
     queue.release("b")
-    assert queue.ask("a", one) == ways_of(one)[1]
+    assert queue.ask("a", one).granted == ways_of(one)[1]
     queue.ask("b", one)
     queue.release("a")
-    assert queue.ask("a", one) is not None  # before b, which waits longer but came later
-    assert queue.ask("b", one) is None
+    assert queue.ask("a", one).granted  # before b, which waits longer but came later
+    assert queue.ask("b", one) == Answer()
     queue.forget("a")
-    assert queue.ask("b", one) == ways_of(one)[1]
+    assert queue.ask("b", one).granted == ways_of(one)[1]
 
 
 def test_a_way_that_ray_could_not_start_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch):
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     queue, one = Line(lambda: [H100, A40]), table(("H100", 8), ("A40", 8))
-    assert queue.ask("a", one) == ways_of(one)[0]
+    assert queue.ask("a", one).granted == ways_of(one)[0]
     queue.refuse("a")
-    assert queue.ask("a", one) == ways_of(one)[1]
+    assert queue.ask("a", one).granted == ways_of(one)[1]
     queue.refuse("a")
-    assert queue.ask("a", one) is None
+    assert queue.ask("a", one) == Answer()
     clock[0] += REFUSED_S + 1
-    assert queue.ask("a", one) == ways_of(one)[0]
+    assert queue.ask("a", one).granted == ways_of(one)[0]
 
 
 def test_who_no_longer_asks_is_out_of_the_line(monkeypatch: pytest.MonkeyPatch):
@@ -132,11 +134,51 @@ def test_who_no_longer_asks_is_out_of_the_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     queue, one = Line(lambda: [A40]), table(("A40", 8))
     queue.ask("a", one)
-    assert queue.ask("b", one) is None
-    assert queue.ask("c", one) is None
+    assert queue.ask("b", one) == Answer()
+    assert queue.ask("c", one) == Answer()
     clock[0] += GONE_S + 1
     queue.release("a")
-    assert queue.ask("c", one) == ways_of(one)[0]
+    assert queue.ask("c", one).granted == ways_of(one)[0]
+
+
+def test_a_dead_study_holds_no_cards_and_a_living_one_keeps_its_own(monkeypatch: pytest.MonkeyPatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    queue, one = Line(lambda: [A40]), table(("A40", 8))
+    queue.ask("dead/a", one)
+    for _ in range(5):
+        clock[0] += DEAD_S / 4
+        queue.alive("living")
+        assert (queue.ask("living/b", one) == Answer()) == (clock[0] <= 1000 + DEAD_S)
+    for _ in range(5):
+        clock[0] += DEAD_S / 4
+        queue.alive("living")
+        assert queue.ask("late/c", one) == Answer()
+
+
+def test_who_waits_where_nodes_may_come_asks_for_one_way_after_the_other(monkeypatch: pytest.MonkeyPatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    queue, two = Line(lambda: [Node("CPU", 0, 0, managed=True)]), table(("H100", 8), ("A40", 8))
+    asked = []
+    for _ in range(31):
+        asked += [(answer := queue.ask("a", two)).demanded]
+        assert answer.granted is None
+        clock[0] += DEMAND_S / 10
+    first, second = ways_of(two)
+    assert asked == [first] * 10 + [second] * 10 + [first] * 10 + [second]
+
+
+def test_small_sizes_take_the_small_cards_and_large_sizes_the_large_ones_whoever_comes_first():
+    small, large = (load_config(find_space(name)).placement for name in ("llamagen_b", "llamagen_xxl"))
+    nodes = [HEAD, H100, A40]
+    for keys in (("small/1", "large/1"), ("large/1", "small/1")):
+        queue = Line(lambda: nodes)
+        granted = {key: queue.ask(key, small if "small" in key else large).granted for key in keys}
+        assert {key: accelerator_of(way) for key, way in granted.items() if way} == {
+            "small/1": "A40",
+            "large/1": "H100",
+        }
 
 
 @pytest.fixture(scope="module")
