@@ -89,12 +89,14 @@ def test_nodes_of_the_right_type_come_for_a_study_and_go_after_it(
     with (tmp_path / "log").open("w") as log:
         environment = {**cluster.client, "RAY_ADDRESS": cluster.address}
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-        seen, end = Counter[str](), time.monotonic() + 400
-        while process.poll() is None:
-            assert time.monotonic() < end, (tmp_path / "log").read_text()
+    seen, end = Counter[str](), time.monotonic() + 400
+    try:
+        while process.poll() is None and time.monotonic() < end:
             seen |= cluster.types()
             time.sleep(0.5)
-    assert process.returncode == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+    assert process.wait() == 0, (tmp_path / "log").read_text()
     assert seen["A40"] >= 1
     assert set(seen) == {"A40"}
     lives = [json.loads(life.read_text()) for life in (tmp_path / "runs" / "study" / "trials").glob("*/alive-*")]
