@@ -130,11 +130,13 @@ class Cluster:
         return self.job("submit", "--submission-id", name, "--working-dir", ".", "--", *command)
 
     def close(self) -> None:
+        mark = f"{MARK}={self.mark}".encode()
         for _ in range(20):  # those that begin meanwhile too
             left = []
             for process in psutil.process_iter():
-                with suppress(psutil.Error):
-                    if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                with suppress(psutil.Error, OSError):
+                    # Not psutil's `environ`, which ends where Ray has written a process's title over it.
+                    if mark in Path(f"/proc/{process.pid}/environ").read_bytes():
                         process.kill()
                         left.append(process)
             if not left:
