@@ -20,6 +20,7 @@ import numpy as np
 import ray
 import torch
 import typer
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from cca_ray.config import ConfigError
 from cca_ray.console import Console, alone, run
@@ -36,6 +37,7 @@ from cca_ray.encode import (
 )
 from cca_ray.features import Extractor, extract, load_extractor
 from cca_ray.fid import Moments, Reference
+from cca_ray.gangs import nodes_now
 from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
 from cca_ray.models import Tokenizer, atomically, digest_of_weights, load_tokenizer
 from cca_ray.placement import local_device
@@ -72,6 +74,20 @@ class Pace:
 def ensure_ray() -> None:
     if not ray.is_initialized():
         start_ray()
+
+
+def wait_for_gpus(count: int, say: Callable[[str], None]) -> None:
+    """Until the cluster has so many GPUs; an autoscaler brings them. ConfigError where there is none."""
+    have = ray.cluster_resources().get("GPU", 0)
+    if have >= count:
+        return
+    if not any(node.managed for node in nodes_now()):
+        raise ConfigError(f"--gpus {count}: this Ray cluster has {have:g}, and no autoscaler brings more")
+    say(f"waiting for {count} GPUs")
+    group = placement_group([{"CPU": 1, "GPU": 1}] * count)
+    while not group.wait(60):
+        pass
+    remove_placement_group(group)
 
 
 def over_nodes(function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
@@ -310,6 +326,7 @@ def main(
     reference_size: Annotated[int, typer.Option(min=1, help="Pixels along a side, for --reference.")] = 256,
     part_images: Annotated[int, typer.Option(min=1, help="Images a part, which a stop may lose.")] = 2048,
     max_unreadable: Annotated[int, typer.Option(min=0, help="Images that may be skipped; they are listed.")] = 100,
+    gpus: Annotated[int, typer.Option(min=0, help="Wait until so many are there, as an autoscaler brings them.")] = 0,
 ) -> None:
     """Make a token set, reference statistics, or both, from images."""
     check(images, npy or [], tokenizer, out, features, reference)
@@ -336,8 +353,9 @@ def main(
         listing = list_images(images, names, over_nodes, labelled=out is not None)
         ensure_ray()
         console.say(f"{len(listing.entries):,} images of {len(set(listing.labels.tolist())):,} classes: {images}")
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        console.say(f"working on {gpus} GPUs" if gpus else "working on the CPU: there is no GPU in this Ray cluster")
+        wait_for_gpus(gpus, console.say)
+        cards = int(ray.cluster_resources().get("GPU", 0))
+        console.say(f"working on {cards} GPUs" if cards else "working on the CPU: there is no GPU in this Ray cluster")
         if out is not None and tokenizer is not None:
             out.mkdir(parents=True, exist_ok=True)
             with alone(out):

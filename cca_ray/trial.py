@@ -7,7 +7,9 @@ listed a trial is a worker group on one type of card at a time, and goes on on a
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.queue import Empty, Queue
 
 from cca_ray.checkpoint import patiently
 from cca_ray.config import Placement
@@ -38,7 +40,7 @@ from cca_ray.worker import Job, Report, Stuck, fine_tune, reference_key
 
 FAILURE = "failure"  # the key of a report that ends a trial with a reason
 STUCK = "stuck"  # the same of one that cannot go on for no fault of its own: the study stops, the trial stays open
-
+REPORT_S = 0.5  # how often the end of a worker group is looked for
 
 STORAGE_FAULTS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}  # met outside of our own code
 
@@ -83,6 +85,39 @@ def worker_loop(packed: dict[str, Any]) -> None:
         raise
     except ValueError as error:
         ray.train.report(failure(error))
+
+
+class Forward(UserCallback):
+    """Brings the first worker's reports out of Ray Train's controller, which is another process."""
+
+    def __init__(self, queue: Queue):
+        self.queue = queue
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.queue.put(metrics[0])
+
+
+def run_group(trainer: TorchTrainer, queue: Queue, report: Report) -> None:
+    """Run a worker group; hand on all that comes by its `Forward`, before this returns or raises.
+
+    Ray's own TuneReportCallback leaves that to Tune: a trial whose last report is still on its way when training has
+    ended then hangs for ever (Ray 2.60).
+    """
+    ended: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive() or not queue.empty():
+        with suppress(Empty):
+            report(queue.get(timeout=REPORT_S))
+    if ended:
+        raise ended[0]
 
 
 def build_local(loop: Callable[[], object]) -> TorchTrainer:
@@ -134,7 +169,7 @@ def build_trainer(
     return build_group(worker_loop, job.packed(), placement, folder.name, storage, callbacks, failures)
 
 
-def on_any_cards(job: Job, placer: Any, callbacks: Sequence[UserCallback]) -> None:
+def on_any_cards(job: Job, placer: Any, queue: Queue) -> None:
     """Train on the first way that fits, and after a loss on whatever fits then: shrunk, or on another type of card.
 
     A loss counts only if nothing was saved since the one before: on cards that others may take away there can be many.
@@ -145,7 +180,7 @@ def on_any_cards(job: Job, placer: Any, callbacks: Sequence[UserCallback]) -> No
         way = wait_in_line(placer, str(job.folder), job.config.placement)
         here = replace(job, config=job.config.model_copy(update={"placement": way}))
         try:
-            build_trainer(here, tune.report, callbacks, once).fit()
+            run_group(build_trainer(here, tune.report, [Forward(queue)], once), queue, tune.report)
             return
         except (TrainingFailedError, RayActorError) as error:  # the second: its controller was on the lost node
             cause = innermost(error)
@@ -166,12 +201,14 @@ def run_trial(packed: dict[str, Any]) -> None:
     """The Tune trainable. An exception ends the trial with its reason; only a lost process is tried again."""
     try:
         job = Job.unpacked(packed["job"])
-        placement = job.config.placement
-        callbacks = [] if in_this_process(placement) else [TuneReportCallback()]
-        if placement.accelerators:
-            on_any_cards(job, packed["placer"], callbacks)
+        if in_this_process(job.config.placement):
+            build_trainer(job, tune.report).fit()
+            return
+        queue = Queue(actor_options={"num_cpus": 0})
+        if job.config.placement.accelerators:
+            on_any_cards(job, packed["placer"], queue)
         else:
-            build_trainer(job, tune.report, callbacks).fit()
+            run_group(build_trainer(job, tune.report, [Forward(queue)]), queue, tune.report)
     except Exception as error:
         tune.report(failure(error))
 

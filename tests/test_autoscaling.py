@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
 from cca_ray.gangs import TYPE
 from cca_ray.pretrain import BaseFiles
+from cca_ray.tokens import MANIFEST
 from tests.test_cli import write_space
 from tests.test_jobs import Cluster
 
@@ -76,6 +78,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Growing]:
         cluster.close()
 
 
+def watched(cluster: Growing, folder: Path, verb: str, *arguments: str) -> Counter[str]:
+    """Run a verb on the cluster, in a folder; how many nodes of each type there were at most."""
+    command, environment = [sys.executable, "-m", f"cca_ray.{verb}"], {**cluster.client, "RAY_ADDRESS": cluster.address}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([*command, *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
+    seen, end = Counter[str](), time.monotonic() + 400
+    try:
+        while process.poll() is None and time.monotonic() < end:
+            seen |= cluster.types()
+            time.sleep(0.5)
+    finally:
+        process.kill()
+    assert process.wait() == 0, (folder / "log").read_text()
+    return seen
+
+
+def gone(cluster: Growing) -> None:
+    """Wait until no node is left."""
+    end = time.monotonic() + 60 * IDLE_MINUTES + 60
+    while cluster.types():
+        assert time.monotonic() < end, f"still there: {cluster.types()}"
+        time.sleep(1)
+
+
 def test_nodes_of_the_right_type_come_for_a_study_and_go_after_it(
     cluster: Growing, base_files: BaseFiles, tmp_path: Path
 ):
@@ -85,18 +111,7 @@ def test_nodes_of_the_right_type_come_for_a_study_and_go_after_it(
     content["search"] |= {"trials": 1}
     path.write_text(yaml.safe_dump(content))
     assert cluster.types() == {}
-    command = [sys.executable, "-m", "cca_ray.tune", "tiny.yaml", "--name", "study", "--storage", "runs"]
-    with (tmp_path / "log").open("w") as log:
-        environment = {**cluster.client, "RAY_ADDRESS": cluster.address}
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    seen, end = Counter[str](), time.monotonic() + 400
-    try:
-        while process.poll() is None and time.monotonic() < end:
-            seen |= cluster.types()
-            time.sleep(0.5)
-    finally:
-        process.kill()
-    assert process.wait() == 0, (tmp_path / "log").read_text()
+    seen = watched(cluster, tmp_path, "tune", "tiny.yaml", "--name", "study", "--storage", "runs")
     assert seen["A40"] >= 1
     assert set(seen) == {"A40"}
     lives = [json.loads(life.read_text()) for life in (tmp_path / "runs" / "study" / "trials").glob("*/alive-*")]
@@ -104,7 +119,17 @@ def test_nodes_of_the_right_type_come_for_a_study_and_go_after_it(
     (size,) = json.loads((tmp_path / "runs" / "study" / "summary.json").read_text())["sizes"]
     assert set(size["device_hours_by_type"]) == {"A40"}
 
-    end = time.monotonic() + 60 * IDLE_MINUTES + 60
-    while cluster.types():
-        assert time.monotonic() < end, f"still there: {cluster.types()}"
-        time.sleep(1)
+    gone(cluster)
+
+
+def test_prepare_waits_for_the_gpus_that_it_was_told_of(cluster: Growing, base_files: BaseFiles, tmp_path: Path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (10, 12), (40 * i, 90, 200)).save(tmp_path / "photos" / name / f"{i}.png")
+    options = ["--tokenizer", str(base_files.tokenizer), "--image-size", "8", "--gpus", "3", "--out", "tokens"]
+    seen = watched(cluster, tmp_path, "prepare", "photos", *options)
+    assert sum(CARDS[name] * nodes for name, nodes in seen.items()) >= 3
+    assert "waiting for 3 GPUs" in (tmp_path / "log").read_text()
+    assert (tmp_path / "tokens" / MANIFEST).is_file()
+    gone(cluster)

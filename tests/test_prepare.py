@@ -17,7 +17,7 @@ from cca_ray.features import FeatureNet, extract
 from cca_ray.fid import Moments, Reference
 from cca_ray.images import centre_crop, crops_of, cut, decode, list_images
 from cca_ray.models import build_tokenizer, digest_of_weights, load_tokenizer, save_official, write_atomically
-from cca_ray.prepare import Pace, import_npy, make_reference, tokenize
+from cca_ray.prepare import Pace, import_npy, make_reference, tokenize, wait_for_gpus
 from cca_ray.tokens import read_token_set, to_input
 from tests.test_cli import invoke
 
@@ -124,6 +124,12 @@ def test_a_finished_token_set_is_not_read_again(photos: Path, tokenizer: Path, m
     before = manifest.stat().st_mtime_ns
     assert make(photos, tokenizer, made[0]) == made[1]
     assert manifest.stat().st_mtime_ns == before
+
+
+def test_gpus_that_never_come_are_not_waited_for(ray_here: None):
+    wait_for_gpus(0, lambda line: None)
+    with pytest.raises(ConfigError, match="--gpus 2: this Ray cluster has 0, and no autoscaler brings more"):
+        wait_for_gpus(2, lambda line: None)
 
 
 def test_a_second_run_on_the_folder_is_refused(photos: Path, tokenizer: Path, made: tuple[Path, str], capsys):

@@ -69,9 +69,15 @@ def study(tmp_path: Path, ray_here: None) -> Study:
     return Study(tmp_path / "study", tracker, [])
 
 
-def run(study: Study, config: StudyConfig) -> SizeResult:
+def run(study: Study, config: StudyConfig, slow_s: float = 0.0) -> SizeResult:
+    """`slow_s`: how long the study's driver takes for a line about a score."""
+
+    def say(line: str) -> None:
+        study.lines.append(line)
+        time.sleep(slow_s * ("fid" in line))
+
     study.folder.mkdir(exist_ok=True)
-    study.result = run_size(config, "study", study.folder, study.tracker, study.lines.append)
+    study.result = run_size(config, "study", study.folder, study.tracker, say)
     return study.result
 
 
@@ -219,7 +225,8 @@ def test_a_process_that_hangs_before_its_first_sign_of_life_is_killed(study: Stu
 
 
 def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: MakeStudy):
-    """And one whose loss diverges says so at once, without being started anew."""
+    """One whose loss diverges says so at once, without being started anew. And a driver that is busy, so that a trial's
+    last report is still on its way when its workers have ended, gets it all the same."""
     space = {"lambda": {"low": 0.5, "high": 10}, "learning_rate": {"low": 1e-4, "high": 1e30}}
     points = [{"lambda": 2.0, "learning_rate": rate} for rate in (1e30, 1e-3)]
     config = make_study(
@@ -229,7 +236,7 @@ def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: Mak
     )
     checkpoint = study.folder / "trials" / "tiny-search-0001" / "checkpoint.pt"
     killer = kill_when(checkpoint.exists, "ray::RayTrainWorker")
-    run(study, config)
+    run(study, config, slow_s=5)
     assert not killer.is_alive()
     diverged, trial = study.trials()
     assert (diverged.state, trial.state) == (TrialState.FAIL, TrialState.COMPLETE)
