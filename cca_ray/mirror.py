@@ -88,13 +88,18 @@ def here(place: str | Path) -> Path:
     path = PurePosixPath(unquote(uri.path).lstrip("/"))
     if ".." in path.parts:
         raise ConfigError(f"{place}: a URI with '..'")
-    kind = uri.scheme + (f"&{uri.query}" if uri.query else "")
+    kind = uri.scheme + (f",{uri.query}" if uri.query else "")
     return cache_folder() / COPIES / as_name(kind) / (as_name(uri.netloc) or NO_AUTHORITY) / path
 
 
 def as_name(text: str) -> str:
-    """As a folder's name, which also SQLite's and MLflow's URIs can hold; `unquote` after '%' for '+' undoes it."""
-    return quote(text, safe="&=:").replace("%", "+")
+    """As a folder's name that also the URI of a database and a command line can hold."""
+    return quote(text, safe=",=:@").replace("%", "+")
+
+
+def of_name(name: str) -> str:
+    """What `as_name` made a name of."""
+    return unquote(name.replace("+", "%"))
 
 
 def copy_of(path: str | Path) -> tuple[str, str, str, str] | None:
@@ -103,9 +108,8 @@ def copy_of(path: str | Path) -> tuple[str, str, str, str] | None:
     if not Path(path).is_relative_to(root):
         return None
     kind, authority, *parts = Path(path).relative_to(root).parts
-    scheme, _, query = unquote(kind.replace("+", "%")).partition("&")
-    authority = "" if authority == NO_AUTHORITY else unquote(authority.replace("+", "%"))
-    return scheme, authority, "/".join(parts), query
+    scheme, _, query = of_name(kind).partition(",")
+    return scheme, "" if authority == NO_AUTHORITY else of_name(authority), "/".join(parts), query
 
 
 def named(path: str | Path) -> str:
@@ -244,9 +248,9 @@ def push(path: Path, partial: Path | None = None) -> None:
             partial.replace(path)
         return
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.is_file():
-                push(file)
+        for below in sorted(path.rglob("*")):
+            if below.is_file():
+                push(below)
         return
     with record(path) as file:
         trying(lambda: upload(path, partial or path))
@@ -331,6 +335,12 @@ def remove(path: Path) -> None:
             with suppress(FileNotFoundError):
                 files.delete_file(name)
             keep(file, {})
+
+
+def drop(path: Path) -> None:
+    """Make room: a copy is at its URI, and comes back when it is wanted."""
+    if is_copy(path):
+        path.unlink(missing_ok=True)
 
 
 def listed(folder: Path, pattern: str) -> dict[Path, float]:

@@ -336,9 +336,9 @@ def main(
     for given in (classes, tokenizer, features):
         if given is not None:
             pull(given)
-    for made in (out, reference):
-        if made is not None:
-            reach(made.parent if made is reference else made, write=True)
+    for wanted in (out, reference and reference.parent):
+        if wanted is not None:
+            reach(wanted, write=True)
     names, console = read_classes(classes), Console()
     if tokenizer is not None and out is not None:  # said before anything starts
         tokens_an_image(load_tokenizer(family, tokenizer), size)

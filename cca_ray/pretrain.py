@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Annotated, Any
 
 import numpy as np
@@ -428,7 +429,7 @@ def main(
     load_config(path)
     push(path)
     console.say(f"base: {named(files.checkpoint)}")
-    console.say(f"search: python -m cca_ray.tune {named(path)}")
+    console.say(f"search: python -m cca_ray.tune {quote(named(path))}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cca_ray.checkpoint import resume, save_checkpoint
 from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
-from cca_ray.mirror import exists, here, is_copy, named, patiently, pull, upload
+from cca_ray.mirror import drop, exists, here, is_copy, named, patiently, pull, upload
 from cca_ray.models import Dropout, Model, atomically, digest_of_weights, dropout_keys, save_official
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
 from cca_ray.parallel import Group, Weights, distribute, for_sampling, gradients_wait, local, weights_of, whole_model
@@ -453,4 +453,5 @@ def attempt(job: Job, report: Report, group: Group) -> Path | None:
         report({**result, "stopped": stop and done < total})
         if stop and done < total:
             return None
+    drop(checkpoint)
     return final
