@@ -83,6 +83,7 @@ def leased(folder: Path) -> Iterator[None]:
                 if (now := holder_of(path)).get("id") not in (mine, None):
                     print(f"error: {named(folder)}: taken over by {now.get('who')}", file=sys.stderr, flush=True)
                     os._exit(2)  # as a kill: whatever this process wrote now would be the other's
+                path.write_text(json.dumps(who))
                 upload(path, path)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
@@ -91,7 +92,7 @@ def leased(folder: Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(SETTLE_S)
         with suppress(OSError):
             if holder_of(path).get("id") == mine:
                 remove(path)

@@ -45,7 +45,7 @@ from cca_ray.ledger import (
     true_ends,
     used_device_seconds,
 )
-from cca_ray.mirror import is_copy, listed, named, pull, push, push_database, remove
+from cca_ray.mirror import is_copy, listed, named, pull, push_database, remove, upload
 from cca_ray.models import digest_of_weights, parameters
 from cca_ray.parallel import Group
 from cca_ray.placement import accelerator_of, check_cuts, in_this_process, ways
@@ -247,7 +247,8 @@ def run_trials(
         end.start()
         with suppress(OSError):
             stop.touch()
-            push(stop)
+            if is_copy(stop):
+                upload(stop, stop)
 
     ledger.on_halt.append(halt)
     ledger.on_write.append(lambda: push_database(storage / "study.db"))
