@@ -4,9 +4,6 @@ Pairs and samples are functions of (seed, epoch, index), so no random state need
 for one worker, DDP and FSDP: a trial may go on with another placement.
 """
 
-import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,22 +12,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from cca_ray.mirror import patiently, pull
 from cca_ray.models import write_atomically
 from cca_ray.parallel import Group, Weights, parted, restore, state_of, whole
-
-PATIENCE_S = (1.0, 2.0, 4.0, 8.0)  # waits between tries to write
-
-
-def patiently(write: Callable[[], object]) -> None:
-    """Try again for a quarter of a minute: a full disk is emptied, a file server comes back. Then the OSError."""
-    for wait in PATIENCE_S:
-        try:
-            write()
-            return
-        except OSError as error:
-            logging.getLogger(__name__).warning("%s; trying again in %g s", error, wait)
-            time.sleep(wait)
-    write()
 
 
 @dataclass
@@ -89,7 +73,7 @@ def resume(path: Path, model: nn.Module, ema: Weights | None, optimizer: Optimiz
 
     Raises ValueError, naming the file, if it is damaged or belongs to another fine-tuning.
     """
-    if not path.exists():
+    if not pull(path):
         return Progress()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -31,7 +31,7 @@ FAMILY_SIZES = {
 class Base(Strict):
     """The pretrained model. Either `embedded` (made on first use, see `Pretrain`) or official checkpoint files.
 
-    Paths, here and below, are relative to the working directory.
+    Paths, here and below, are relative to the working directory, or URIs such as s3://bucket/file.
     """
 
     family: Literal["llamagen", "var"]
@@ -292,6 +292,11 @@ class StudyConfig(Strict):
                     raise ValueError(f"search.space.{name}: {value:g} is not allowed: {reason(error)}") from None
         return self
 
+    def paths(self) -> dict[str, str]:
+        """Those of `PATHS` that are given."""
+        found = {key: getattr(getattr(self, section), key) for section, keys in PATHS.items() for key in keys}
+        return {key: path for key, path in found.items() if path is not None}
+
     def with_paths(self, paths: Mapping[str, str]) -> Self:
         """The study with the given ones of `PATHS` replaced."""
         return self.model_copy(
@@ -406,7 +411,11 @@ def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:
     return with_absolute_paths(parse(content, path.stem, str(path)))
 
 
+def is_uri(place: str | Path) -> bool:
+    return isinstance(place, str) and "://" in place
+
+
 def with_absolute_paths(config: StudyConfig) -> StudyConfig:
-    """Trials run in directories of their own."""
-    named = {key: getattr(getattr(config, section), key) for section, keys in PATHS.items() for key in keys}
-    return config.with_paths({key: str(Path(path).absolute()) for key, path in named.items() if path is not None})
+    """Trials run in directories of their own. URIs stay."""
+    named = {key: path for key, path in config.paths().items() if not is_uri(path)}
+    return config.with_paths({key: str(Path(path).absolute()) for key, path in named.items()})

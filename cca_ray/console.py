@@ -18,6 +18,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cca_ray.config import ConfigError, reason
+from cca_ray.mirror import here, pull
 from cca_ray.tokens import LOCK
 
 PACKAGE = Path(__file__).resolve().parent
@@ -27,11 +28,20 @@ INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 
 
 def find_space(name: str) -> Path:
-    """A search space's file: a path, or the bare name of one that comes with the project."""
-    path = Path(name)
+    """A search space's file: a path or URI, or the bare name of one that comes with the project."""
+    path = here(name)
+    pull(path)
     shipped = SPACES / f"{path.stem}.yaml"
     bare = path.parent == Path() and not path.exists()
     return shipped if bare and shipped.exists() else path
+
+
+def place(where: str | Path) -> Path:
+    """An option that takes a path or a URI; the local path."""
+    try:
+        return here(where)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 class Console:

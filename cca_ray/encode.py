@@ -18,6 +18,8 @@ import torch
 
 from cca_ray.config import ConfigError
 from cca_ray.images import Crop, Listing, Square, cut, decode, read_entry
+from cca_ray.lease import LEASE
+from cca_ray.mirror import here, pull
 from cca_ray.models import atomically, load_tokenizer
 from cca_ray.placement import local_device
 from cca_ray.tokens import (
@@ -72,7 +74,8 @@ class Encode(Worker):
 
     def __init__(self, family: str, tokenizer: str, crops: Sequence[Crop], size: int):
         self.device = local_device()
-        self.tokenizer = load_tokenizer(family, tokenizer).to(self.device)
+        pull(path := here(tokenizer))
+        self.tokenizer = load_tokenizer(family, path).to(self.device)
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.crops, self.size = crops, size
 
@@ -154,7 +157,7 @@ def claim(folder: Path, plan: dict[str, Any]) -> str | None:
             raise ConfigError(f"{folder}: holds another token set ({key} differs); use another --out, or delete it")
         manifest = folder / MANIFEST
         return str(json.loads(manifest.read_text())["digest"]) if manifest.exists() else None
-    if folder.exists() and {entry.name for entry in folder.iterdir()} - {LOCK}:
+    if folder.exists() and {entry.name for entry in folder.iterdir()} - {LOCK, LEASE}:
         raise ConfigError(f"{folder}: is not empty and not a token set begun here; use another --out")
     folder.mkdir(parents=True, exist_ok=True)
     atomically(path, lambda partial: partial.write_text(json.dumps(plan, indent=1)))

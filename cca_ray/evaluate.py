@@ -19,7 +19,7 @@ import torch
 import typer
 
 from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
+from cca_ray.console import DEFAULT_SPACES, Console, find_space, place, run
 from cca_ray.features import Extractor, extract
 from cca_ray.fid import (
     SHARD,
@@ -118,12 +118,16 @@ def measure(
 
 def main(
     space: Annotated[str, typer.Argument(help="Search-space file, or the name of a shipped one.")] = DEFAULT_SPACES[0],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; without them, the base's.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
+    ] = None,
     npz: Annotated[Path | None, typer.Option(help="Score these images instead: arr_0, uint8 NHWC.")] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Images to sample; by default score.samples.")] = None,
     guidance_scale: Annotated[float, typer.Option(min=0, help="1: guidance-free.")] = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; by default score.seed.")] = None,
-    storage: Annotated[Path, typer.Option(help="Folder of the bases.")] = Path("runs"),
+    storage: Annotated[Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI of the bases.")] = Path(
+        "runs"
+    ),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
     ] = None,

@@ -19,6 +19,7 @@ from cca_ray.config import StudyConfig
 from cca_ray.fid import jackknife_error
 from cca_ray.gangs import as_worker
 from cca_ray.ledger import Arm, marks_of, readable
+from cca_ray.mirror import named
 from cca_ray.models import Model, parameters
 from cca_ray.scoring import Scored
 from cca_ray.trial import score_checkpoint, trial_folder
@@ -124,11 +125,11 @@ class Scores:
     def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
         """Of contenders on the block of this number, from 1; in order."""
         task = as_worker(score_checkpoint, self.config.placement)
-        samples, seed, folder = self.config.score.samples, self.config.score.seed, str(self.storage / "scores")
-        refs = [
-            task.remote(self.packed, folder, c.key, c.checkpoint, c.guidance_scale, samples, seed + block)
-            for c, block in wanted
-        ]
+        samples, seed, folder = self.config.score.samples, self.config.score.seed, named(self.storage / "scores")
+        refs = []
+        for c, block in wanted:
+            weights = named(c.checkpoint) if c.checkpoint else None
+            refs.append(task.remote(self.packed, folder, c.key, weights, c.guidance_scale, samples, seed + block))
         done: list[Scored] = ray.get(refs)
         return done
 

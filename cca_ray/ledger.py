@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train
 from cca_ray.fid import jackknife_error
+from cca_ray.mirror import here, pull
 from cca_ray.placement import ways
 from cca_ray.tracking import Tracker
 from cca_ray.trial import FAILURE, STUCK
@@ -240,6 +241,7 @@ class Ledger:
         self.halted = threading.Event()  # nothing more is begun
         self.stuck = ""  # why, if it is no one's wish
         self.on_halt: list[Callable[[], None]] = []
+        self.on_write: list[Callable[[], None]] = []  # after every write to the storage
         self.used_up = False
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -251,6 +253,8 @@ class Ledger:
         """A storage that cannot be written stops the study; what was not written is done again by the next run."""
         try:
             yield
+            for kept in self.on_write:
+                kept()
         except STORAGE_ERRORS as error:
             self.halt(stuck=reason_of(error))
 
@@ -325,7 +329,8 @@ class Ledger:
             rows.setdefault(step, {})["images_per_second"] = result["images_per_second"]
         if "fid" in result:
             rows.setdefault(step, {}).update(fid=result["fid"], inception_score=result["inception_score"])
-            self.tracker.image(run, "samples", result["grid"], step)
+            pull(grid := here(result["grid"]))
+            self.tracker.image(run, "samples", grid, step)
             self.tracker.tags(run, {"protocol": result["protocol"]})
         where = (result["accelerator"], result["workers"], result["micro_batch"])
         if where != running.where:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from cca_ray import charts, words
 from cca_ray.console import SPACES
 from cca_ray.drawing import THEME, number, save
+from cca_ray.mirror import named
 from cca_ray.models import atomically
 from cca_ray.results import SizeResults, StudyResults, TrialRow
 
@@ -93,7 +94,7 @@ def size_part(study: StudyResults, size: SizeResults, folder: Path, several: boo
 def shown(path: Path) -> str:
     """As a person here would type it."""
     here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else named(path)
 
 
 def space_of(size: SizeResults) -> str:

@@ -23,7 +23,7 @@ import typer
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cca_ray.config import ConfigError
-from cca_ray.console import Console, alone, run
+from cca_ray.console import Console, alone, place, run
 from cca_ray.encode import (
     Columns,
     Encode,
@@ -39,6 +39,8 @@ from cca_ray.features import Extractor, extract, load_extractor
 from cca_ray.fid import Moments, Reference
 from cca_ray.gangs import nodes_now
 from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
+from cca_ray.lease import leased
+from cca_ray.mirror import here, named, pull, reach
 from cca_ray.models import Tokenizer, atomically, digest_of_weights, load_tokenizer
 from cca_ray.placement import local_device
 from cca_ray.search import start_ray
@@ -152,7 +154,7 @@ def tokenize(
     if finished := claim(out, plan_of(listing.digest, meta, part_images)):
         return finished
     squares = list(dict.fromkeys(crop.square for crop in crops))
-    arguments = {"family": family, "tokenizer": str(tokenizer.absolute()), "crops": crops, "size": size}
+    arguments = {"family": family, "tokenizer": named(tokenizer.absolute()), "crops": crops, "size": size}
     return write_stream(
         out,
         cut_into_parts(len(listing.entries), part_images),
@@ -167,7 +169,8 @@ class ExtractFeatures(Worker):
     """Holds a feature network: the centre squares -> pooled [B, D] and, if it has them, spatial [B, S]."""
 
     def __init__(self, features: str, size: int):
-        self.extractor: Extractor = load_extractor(features).to(local_device())
+        pull(path := here(features))
+        self.extractor: Extractor = load_extractor(path).to(local_device())
         self.square = Square("adm", size)
 
     def __call__(self, rows: Columns) -> Columns:
@@ -182,7 +185,7 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
     parts = cut_into_parts(len(listing.entries), 2048)
     unreadable: list[str] = []
     listed = out.with_name(f"{out.name}.{UNREADABLE}")
-    arguments = {"features": str(features.absolute()), "size": size}
+    arguments = {"features": named(features.absolute()), "size": size}
     waiting: dict[int, dict[str, Moments]] = {}
     merged: dict[str, Moments] = {}
     done = following = 0
@@ -313,16 +316,27 @@ def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path
 def main(
     images: Annotated[str | None, typer.Argument(help="Class folders, .tar or .parquet shards; a path or URI.")] = None,
     family: Annotated[str, typer.Option(help="llamagen or var: whose tokenizer it is.")] = "llamagen",
-    tokenizer: Annotated[Path | None, typer.Option(help="Its checkpoint, such as vq_ds16_c2i.pt.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the token set; the same folder goes on.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Its checkpoint, such as vq_ds16_c2i.pt.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=place, metavar="PATH", help="Folder or URI of the token set; the same one goes on."),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Pixels along a side of what is encoded; 384, of VAR 256.")
     ] = None,
     augment: Annotated[list[str] | None, typer.Option(help=f"{', '.join(AUGMENTATIONS)}; repeatable.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="One class name a line; by default those found.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(parser=place, metavar="PATH", help="One class name a line; by default those found.")
+    ] = None,
     npy: Annotated[list[Path] | None, typer.Option(help="Import the official .npy folders; repeatable.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Feature network, for --reference.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="An .npz for the statistics of the images.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Feature network, for --reference.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(parser=place, metavar="PATH", help="An .npz for the statistics of the images.")
+    ] = None,
     reference_size: Annotated[int, typer.Option(min=1, help="Pixels along a side, for --reference.")] = 256,
     part_images: Annotated[int, typer.Option(min=1, help="Images a part, which a stop may lose.")] = 2048,
     max_unreadable: Annotated[int, typer.Option(min=0, help="Images that may be skipped; they are listed.")] = 100,
@@ -336,6 +350,12 @@ def main(
         raise ConfigError("--npy is for LlamaGen: VAR's official code keeps no tokens")
     size, augmentations = image_size or DEFAULTS[family][0], augment or DEFAULTS[family][1]
     crops_of(augmentations, size)
+    for given in (classes, tokenizer, features):
+        if given is not None:
+            pull(given)
+    for wanted in (out, reference and reference.parent):
+        if wanted is not None:
+            reach(wanted, write=True)
     names, console = read_classes(classes), Console()
     if tokenizer is not None and out is not None:  # said before anything starts
         tokens_an_image(load_tokenizer(family, tokenizer), size)
@@ -343,9 +363,10 @@ def main(
         load_extractor(features)
     if npy and tokenizer is not None and out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        with alone(out):
+        with alone(out), leased(out):
+            pull(out)
             digest = import_npy(npy, tokenizer, size, names, out, part_images, Pace(console))
-        console.say(f"token set {digest}: {out}")
+        console.say(f"token set {digest}: {named(out)}")
     if images is None:
         return
     mine = not ray.is_initialized()
@@ -358,19 +379,20 @@ def main(
         console.say(f"working on {cards} GPUs" if cards else "working on the CPU: there is no GPU in this Ray cluster")
         if out is not None and tokenizer is not None:
             out.mkdir(parents=True, exist_ok=True)
-            with alone(out):
+            with alone(out), leased(out):
+                pull(out)
                 pace = Pace(console)
                 digest = tokenize(
                     listing, family, tokenizer, size, augmentations, out, part_images, max_unreadable, pace
                 )
-            console.say(f"token set {digest}: {out}")
+            console.say(f"token set {digest}: {named(out)}")
             if (out / UNREADABLE).exists():
-                console.say(f"unreadable images, left out: {out / UNREADABLE}")
+                console.say(f"unreadable images, left out: {named(out / UNREADABLE)}")
         if reference is not None and features is not None:
             made = make_reference(listing, features, reference_size, reference, max_unreadable, Pace(console))
-            console.say(f"reference {made.digest}: {reference}")
+            console.say(f"reference {made.digest}: {named(reference)}")
             if (unreadable := reference.with_name(f"{reference.name}.{UNREADABLE}")).exists():
-                console.say(f"unreadable images, left out: {unreadable}")
+                console.say(f"unreadable images, left out: {named(unreadable)}")
     finally:
         if mine:
             ray.shutdown()

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from cca_ray.config import FAMILY_SIZES, PATHS, ConfigError, Pretrain, StudyConfig, load_config
-from cca_ray.console import Console, find_space, run
+from cca_ray.console import Console, find_space, place, run
 from cca_ray.data import steps_per_epoch
 from cca_ray.features import WHERE, FeatureNet, extract
 from cca_ray.fid import Moments, Reference, merge_all
 from cca_ray.images import centre_crop, decode, list_images, open_files, read_entry
+from cca_ray.mirror import exists, here, named, pull, push, reach
 from cca_ray.models import (
     PATCH_NUMS,
     VARVQVAE,
@@ -296,6 +298,7 @@ def build_base(
         features=root / "features.pt",
         reference=root / "reference.npz",
     )
+    pull(root)
     if not files.tokenizer.exists():
         save_official(train_tokenizer(data, family, settings, progress), files.tokenizer)
     tokenizer = load_tokenizer(family, files.tokenizer)
@@ -314,6 +317,7 @@ def build_base(
     if not (files.features.exists() and files.reference.exists()):
         network = train_features(data, settings, progress)
         reference_of(network, data.images).save(files.reference)
+        push(files.reference)
         write_atomically({"model": network.state_dict(), "config": feature_settings(data)}, files.features)
     if not files.checkpoint.exists():
         train_model(files.tokens, tokenizer, family, size, settings, files.checkpoint, progress)
@@ -343,14 +347,14 @@ def check_files(config: StudyConfig) -> None:
     for section, keys in PATHS.items():
         for key in keys:
             path = getattr(getattr(config, section), key)
-            if not Path(path).exists():
+            if not exists(here(path)):
                 raise ConfigError(f"{config.name}: {section}.{key}: no such file: {path}; want {HINTS[key]}")
 
 
 def resolve(config: StudyConfig, storage: Path, progress: Progress) -> StudyConfig:
-    """Make the embedded base on first use; a study with its own files is returned as it is."""
+    """Make the embedded base on first use; of a study with its own files, URIs become local paths."""
     if config.base.embedded is None:
-        return config
+        return config.with_paths({key: str(here(path)) for key, path in config.paths().items()})
     base = config.base
     files = build_base(digits(), "digits", base.family, base.size, config.pretrain, storage / "bases", progress)
     return with_files(config, files)
@@ -366,9 +370,9 @@ def space_for(files: BaseFiles, images: int, family: str, size: str, path: Path)
 
     If there is one at `path`, it keeps its settings, which someone may have edited, and gets the files.
     """
-    paths = {key: str(path.resolve()) for key, path in vars(files).items()}
+    paths = {key: named(path.resolve()) for key, path in vars(files).items()}
     space: dict[str, Any]
-    if path.exists():
+    if pull(path):
         space = load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})
         space["base"] |= {"checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
         return space
@@ -400,7 +404,9 @@ def main(
     size: Annotated[str, typer.Option(help="Size of the model: S or M.")] = "S",
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Where the base is made.")] = Path("runs/bases"),
+    out: Annotated[
+        Path, typer.Option(parser=place, metavar="PATH", help="Where the base is made; a folder or URI.")
+    ] = Path("runs/bases"),
 ) -> None:
     """Make a small base from images, and a search space that uses it."""
     console = Console()
@@ -408,6 +414,7 @@ def main(
         raise ConfigError(f"--family {family}: one of {', '.join(FAMILY_SIZES)}")
     if size not in ("S", "M"):
         raise ConfigError(f"--size {size}: one of S, M")
+    reach(out, write=True)
     template = load_config(template_of(family, size))
     changes: dict[str, Any] = {"seed": seed, "epochs": epochs or template.pretrain.epochs}
     if images is not None:
@@ -420,8 +427,9 @@ def main(
     path = files.checkpoint.parent / f"{name}_{'var_' if family == 'var' else ''}{size.lower()}.yaml"
     path.write_text(yaml.safe_dump(space_for(files, len(data.images), family, size, path), sort_keys=False))
     load_config(path)
-    console.say(f"base: {files.checkpoint}")
-    console.say(f"search: python -m cca_ray.tune {path}")
+    push(path)
+    console.say(f"base: {named(files.checkpoint)}")
+    console.say(f"search: python -m cca_ray.tune {quote(named(path))}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cca_ray.data import Batch, gather, moved, plan_epoch
+from cca_ray.mirror import pull
 from cca_ray.models import atomically
 from cca_ray.objective import Scorer
 from cca_ray.tokens import LOCK, TokenSet
@@ -132,6 +133,7 @@ def read_part(path: Path, key: str, pairs: int) -> list[np.ndarray]:
 
 def read_table(folder: Path, key: str, images: int, epochs: int) -> ReferenceTable:
     """Of the first `epochs`. ValueError, naming the file, if one is missing, torn, or made for something else."""
+    pull(folder)
     columns = [read_part(part.path(folder), key, part.stop - part.start) for part in parts_of(images, epochs)]
     positive, negative = (np.concatenate(column).reshape(epochs, images) for column in zip(*columns, strict=True))
     return ReferenceTable(torch.from_numpy(positive), torch.from_numpy(negative))

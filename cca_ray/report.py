@@ -16,7 +16,9 @@ import typer
 from matplotlib.figure import Figure
 
 from cca_ray.config import ConfigError
-from cca_ray.console import run
+from cca_ray.console import place, run
+from cca_ray.mirror import pull, push
+from cca_ray.models import atomically
 from cca_ray.page import shown, write_report
 from cca_ray.results import read_study
 from cca_ray.sampler import image_grid
@@ -71,12 +73,11 @@ def verdict(size: dict[str, Any]) -> str:
 def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:
     """Write the rows of these sizes; rows of other sizes that the file has already stay."""
     path = folder / "summary.json"
+    pull(path)
     before = json.loads(path.read_text())["sizes"] if path.exists() else []
     made = {size["size"]: size for size in sizes}
     sizes = [made.pop(size["size"], size) for size in before] + list(made.values())
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({"sizes": sizes}, indent=1))
-    partial.replace(path)
+    atomically(path, lambda partial: partial.write_text(json.dumps({"sizes": sizes}, indent=1)))
     return path
 
 
@@ -102,6 +103,7 @@ def report_at_end(
     """
     try:
         page = write_report([read_study(folder.parent, folder.name)], folder / "report")
+        push(page.parent)
         for size in sizes:
             for path in (page, *sorted((page.parent / size["size"]).glob("*.png"))):
                 trackers[size["family"]].file(size["mlflow_key"], path)
@@ -113,9 +115,14 @@ def report_at_end(
 
 def main(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Studies, by name.")],
-    storage: Annotated[Path, typer.Option(help="Folder that the studies lie in.")] = Path("runs"),
+    storage: Annotated[
+        Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI that the studies lie in.")
+    ] = Path("runs"),
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the report; by default `report` in that of the first study.")
+        Path | None,
+        typer.Option(
+            parser=place, metavar="PATH", help="Folder of the report; by default `report` in that of the first study."
+        ),
     ] = None,
 ) -> None:
     """Make the report of a study, finished or not, or of several side by side."""
@@ -124,7 +131,9 @@ def main(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     studies = [read_study(storage, name) for name in names]
     folder = out or storage / names[0] / "-with-".join(["report", *names[1:]])
-    print(shown(write_report(studies, folder)))
+    page = write_report(studies, folder)
+    push(folder)
+    print(shown(page))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,11 @@ Of a study that still runs, or was stopped, it is what there is so far.
 """
 
 import json
-import shutil
-import sqlite3
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
-from urllib.parse import quote
 
 import numpy as np
 import optuna
@@ -20,10 +16,10 @@ from optuna.trial import FrozenTrial
 
 from cca_ray.fid import jackknife_error
 from cca_ray.ledger import ArmName, marks_of
+from cca_ray.mirror import exists, folders, is_copy, named, pull, reach, snapshot
 
 NEEDED = ("family", "params", "guidance_scale", "winner", "trial", "checkpoint", "trials", "finalists")  # of a summary
 MODELS = ("base", "guided", "control", "cca")  # that every summary has scores of
-SIDE_FILES = ("-journal", "-wal")  # what SQLite mends a database with whose writer was killed
 
 
 @dataclass(frozen=True)
@@ -132,12 +128,14 @@ class StudyResults:
 
 def read_study(storage: Path, name: str) -> StudyResults:
     """ValueError, in a line, if there is no such study or its files cannot be read."""
-    if not storage.is_dir():
-        raise ValueError(f"{storage}: no such folder; --storage names the one that studies lie in")
+    reach(storage)
+    if not (exists(storage) if is_copy(storage) else storage.is_dir()):
+        raise ValueError(f"{named(storage)}: no such folder; --storage names the one that studies lie in")
     folder, database = storage / name, storage / name / "study.db"
-    if not database.is_file():
-        found = ", ".join(sorted(path.parent.name for path in storage.glob("*/study.db"))) or "none"
-        raise ValueError(f"{folder}: no study here; there are: {found}")
+    if not pull(database):
+        found = ", ".join(path.name for path in folders(storage) if exists(path / "study.db")) or "none"
+        raise ValueError(f"{named(folder)}: no study here; there are: {found}")
+    pull(folder / "summary.json")
     rows, arms = read_summary(folder / "summary.json"), read_database(database)
     if lost := [size for size in rows if size not in arms]:
         raise ValueError(f"{database}: has nothing of {', '.join(lost)}, which summary.json tells of")
@@ -147,6 +145,7 @@ def read_study(storage: Path, name: str) -> StudyResults:
 
 def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: dict[str, Any] | None) -> SizeResults:
     kept, picture = arms["search"][0], folder / size / "samples.png"
+    pull(picture)
     trials = tuple(TrialRow.of(arm, trial) for arm in get_args(ArmName) if arm in arms for trial in arms[arm][1])
     return SizeResults(size, kept["memory"], trials, summary, picture if picture.is_file() else None)
 
@@ -186,23 +185,3 @@ def read_database(path: Path) -> dict[str, dict[str, Kept]]:
             raise ValueError(f"{path}: not a readable study ({type(error).__name__}: {said})") from None
     # What was stopped before its first trial has no settings yet.
     return {size: arms for size, arms in kept.items() if "search" in arms and "memory" in arms["search"][0]}
-
-
-def snapshot(path: Path, folder: Path) -> Path:
-    """A consistent copy of a database that may be written to at this moment."""
-    copy = folder / path.name
-    try:
-        with (
-            closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=60)) as source,
-            closing(sqlite3.connect(copy)) as target,
-        ):
-            source.backup(target)
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorname != "SQLITE_READONLY_ROLLBACK":
-            raise
-        # Its writer was killed in the middle of a write. SQLite mends that at the next opening: of the copy, here.
-        copy.unlink(missing_ok=True)
-        for suffix in ("", *SIDE_FILES):
-            if (beside := path.with_name(path.name + suffix)).exists():
-                shutil.copyfile(beside, folder / beside.name)
-    return copy

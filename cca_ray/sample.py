@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 
 from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
+from cca_ray.console import DEFAULT_SPACES, Console, find_space, place, run
 from cca_ray.models import atomically
 from cca_ray.parallel import Group, for_sampling
 from cca_ray.pretrain import check_files, resolve
@@ -46,13 +46,17 @@ class NpzWriter:
 
 def main(
     space: Annotated[str, typer.Argument(help="Search-space file, or the name of a shipped one.")] = DEFAULT_SPACES[0],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; without them, the base's.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 100,
     guidance_scale: Annotated[float, typer.Option(min=0, help="1: guidance-free.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A .png: a grid of the first images.")] = None,
     npz: Annotated[Path | None, typer.Option(help="An .npz for the ADM evaluator: arr_0 (uint8 NHWC), labels.")] = None,
-    storage: Annotated[Path, typer.Option(help="Folder of the bases.")] = Path("runs"),
+    storage: Annotated[Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI of the bases.")] = Path(
+        "runs"
+    ),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
     ] = None,

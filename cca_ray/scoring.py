@@ -6,6 +6,7 @@ Also what that needs, loaded once a process: tokens, tokenizer, feature network,
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from cca_ray.fid import (
     jackknife_groups,
     merge_all,
 )
+from cca_ray.mirror import pull
 from cca_ray.models import Model, Tokenizer, digest_of_weights, load_official, load_tokenizer
 from cca_ray.parallel import Group
 from cca_ray.placement import precision
@@ -77,6 +79,8 @@ def load_scoring(
     family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device, graphs: bool
 ) -> Scoring:
     """Kept between the trials of one process."""
+    for path in (tokenizer, features, reference):
+        pull(Path(path))
     meta, extractor, statistics = load_tokens(tokens).meta, load_extractor(features), Reference.load(reference)
     decoder = load_tokenizer(family, tokenizer)
     if digest_of_weights(decoder) != meta.tokenizer:
@@ -106,6 +110,9 @@ def load_base(config: StudyConfig, checkpoint: str | None = None) -> Model:
     path = checkpoint or required(config.base.checkpoint, "base.checkpoint")
     meta = load_tokens(required(config.data.tokens, "data.tokens")).meta
     codes = required(config.base.tokenizer, "base.tokenizer") if config.base.family == "var" else None
+    for file in (path, codes):
+        if file is not None:
+            pull(Path(file))
     model = load_official(config.base.family, config.base.size, path, codes, length=meta.length)
     wanted = (meta.length, meta.codebook_size, len(meta.class_names))
     found = (model.config.block_size, model.config.vocab_size, model.config.num_classes)

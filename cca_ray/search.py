@@ -45,6 +45,7 @@ from cca_ray.ledger import (
     true_ends,
     used_device_seconds,
 )
+from cca_ray.mirror import is_copy, listed, named, pull, push_database, remove, upload
 from cca_ray.models import digest_of_weights, parameters
 from cca_ray.parallel import Group
 from cca_ray.placement import accelerator_of, check_cuts, in_this_process, ways
@@ -136,19 +137,19 @@ class Watch(tune.Callback):
 
     def __init__(self, ledger: Ledger, storage: Path, limit_s: float, placer: Any = None):
         self.ledger, self.storage, self.limit_s, self.placer = ledger, storage, limit_s, placer
-        self.looked, self.seen = (
-            0.0,
-            dict[Path | str, tuple[Any, float]](),
-        )  # what was last seen of a sign, and since when
+        self.look_s = max(LOOK_S, limit_s / 20) if is_copy(storage) else LOOK_S  # at a URI every look is a request
+        self.told = self.looked = 0.0
+        self.seen = dict[Path | str, tuple[Any, float]]()  # what was last seen of a sign, and since when
         self.killing = dict[ray.ObjectRef, str]()  # what to say of each
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
-        if now - self.looked < LOOK_S:
+        if self.placer and now - self.told >= LOOK_S:
+            self.told = now
+            self.placer.alive.remote(str(self.storage / "trials"))
+        if now - self.looked < self.look_s:
             return
         self.looked = now
-        if self.placer:
-            self.placer.alive.remote(str(self.storage / "trials"))
         for trial in trials:
             if running := self.ledger.running.get(trial.trial_id):
                 with suppress(OSError):
@@ -164,11 +165,11 @@ class Watch(tune.Callback):
 
         A group may wait long for its workers; that they start is Ray Train's to watch.
         """
-        signs = list(trial_folder(self.storage, running.key).glob("alive-*"))
-        for sign in signs:
-            if self.still(sign, sign.stat().st_mtime, now):
+        signs = listed(trial_folder(self.storage, running.key), "alive-*")
+        for sign, written in signs.items():
+            if self.still(sign, written, now) and pull(sign):
                 process = json.loads(sign.read_text())
-                sign.unlink()
+                remove(sign)
                 there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
                 kill = kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
                 self.killing[kill] = self.line(running, f"killed process {process['pid']}")
@@ -238,17 +239,20 @@ def run_trials(
 
     stop = storage / "trials" / STOP
     stop.parent.mkdir(parents=True, exist_ok=True)
-    stop.unlink(missing_ok=True)
+    remove(stop)
     end = threading.Timer(STOP_S, lambda: os.kill(os.getpid(), signal.SIGUSR1))  # Tune's own way to be ended
     end.daemon = True
 
     def halt() -> None:
         ledger.say(f"{config.name}  stopping: {len(ledger.running)} running trials write their checkpoints")
+        end.start()
         with suppress(OSError):
             stop.touch()
-        end.start()
+            if is_copy(stop):
+                upload(stop, stop)
 
     ledger.on_halt.append(halt)
+    ledger.on_write.append(lambda: push_database(storage / "study.db"))
     # Tune's own snapshots are never read again: they go where no full or absent storage can stop the study.
     with asked_to_stop(ledger.halt), TemporaryDirectory(prefix="cca_ray-") as scratch:
         try:
@@ -293,6 +297,7 @@ def tuner(
 
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """The study's SQLite file. ValueError, naming it, if it cannot be used; it is never replaced."""
+    pull(path)
     try:
         return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
     except Exception as error:  # SQLAlchemy's many kinds
@@ -390,6 +395,7 @@ def run_size(
     tracker.flush(FLUSH_S)
     summary = summarize(config, arms, outcome, model)
     summary |= {"seconds": spent(memory, summary, started), "protocol": protocol.id}
+    push_database(storage / "study.db")
     hours = {card: seconds / 3600 for card, seconds in used_device_seconds(arms).items()}
     summary |= {"device_hours": sum(hours.values()), "device_hours_by_type": hours}
     summary |= {"device": "CPU" if set(hours) <= {CPU} else "GPU"}
@@ -480,13 +486,14 @@ def reference_table(config: StudyConfig, base_digest: str, data: TokenSet, root:
     epochs = round(space["epochs"].high) if "epochs" in space else train.epochs
     folder = root / reference_key(base_digest, config, train, data)
     parts = parts_of(len(data.labels), epochs)
+    pull(folder)
     if not missing_parts(folder, parts):
         return folder
     with making(folder):
         missing = missing_parts(folder, parts)  # another study may have made it in the meantime
         packed = Job(config, train, root).packed()
         maker = as_worker(TableMaker, config.placement, max_restarts=2, max_task_retries=2)
-        pool = ActorPool([maker.remote(packed, str(folder)) for _ in range(min(len(missing), at_once(config)))])
+        pool = ActorPool([maker.remote(packed, named(folder)) for _ in range(min(len(missing), at_once(config)))])
         total, done, said = sum(part.stop - part.start for part in missing), 0, time.monotonic()
         for pairs in pool.map_unordered(lambda actor, part: actor.make.remote(part), missing):
             done += pairs

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cca_ray.mirror import cache_folder, pull, push, remove
 from cca_ray.models import Tokenizer, atomically
 
 MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.txt", "lock"
@@ -106,14 +106,15 @@ def write_unreadable(path: Path, names: Sequence[str]) -> None:
     """One line each; no file if there are none."""
     if names:
         path.write_text("\n".join(names) + "\n")
+        push(path)
     else:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def write_token_set(folder: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]], meta: TokenMeta) -> str:
     """Write batches of (labels [B], tokens [B, crops, length]) as one part each; returns the set's digest."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    remove(folder / MANIFEST)
     written = [
         write_part(part_path(folder, number), labels, tokens, meta) for number, (labels, tokens) in enumerate(batches)
     ]
@@ -136,6 +137,7 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
     One of more than `large` bytes is unpacked once a node into a file that all its processes map.
     """
     folder = Path(folder)
+    pull(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         meta = TokenMeta.model_validate(manifest["meta"])
@@ -173,11 +175,6 @@ def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
                 "set CCA_RAY_CACHE to a folder with more"
             ) from None
     return np.memmap(path, dtype="<u2", mode="r+", offset=start, shape=shape)
-
-
-def cache_folder() -> Path:
-    """On this node; $CCA_RAY_CACHE, or below the temporary folder."""
-    return Path(os.environ.get("CCA_RAY_CACHE") or Path(tempfile.gettempdir()) / f"cca_ray-{os.getuid()}")
 
 
 def unpacked(

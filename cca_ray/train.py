@@ -10,8 +10,9 @@ import typer
 from ray.train import UserCallback
 
 from cca_ray.config import load_config
-from cca_ray.console import DEFAULT_SPACES, Console, find_space, run
+from cca_ray.console import DEFAULT_SPACES, Console, find_space, place, run
 from cca_ray.gangs import first_way
+from cca_ray.mirror import named, reach
 from cca_ray.placement import in_this_process
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.search import start_ray
@@ -44,8 +45,13 @@ def main(
     space: Annotated[str, typer.Argument(help="Search-space file, or the name of a shipped one.")] = DEFAULT_SPACES[0],
     lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of the negative term.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
-    storage: Annotated[Path, typer.Option(help="Folder for bases and results.")] = Path("runs"),
-    out: Annotated[Path | None, typer.Option(help="Folder of this run; the same folder resumes it.")] = None,
+    storage: Annotated[
+        Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI for bases and results.")
+    ] = Path("runs"),
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=place, metavar="PATH", help="Folder or URI of this run; the same one resumes it."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as train.epochs=2; repeatable.")
     ] = None,
@@ -56,6 +62,7 @@ def main(
     settings += [f"train.learning_rate={lr}"] if lr is not None else []
     config, console = load_config(find_space(space), settings), Console()
     check_files(config)
+    reach(out or storage, write=True)
     config = resolve(config, storage, console.progress)
     train = config.train
     folder = out or storage / "train" / f"{config.name}-lambda{train.lambda_:g}-lr{train.learning_rate:g}"
@@ -64,7 +71,7 @@ def main(
         config = config.model_copy(update={"placement": first_way(config.placement)})
     job = Job(config, train, folder.resolve())
     build_trainer(job, lambda report: console.say(describe(report)), [PrintReports()]).fit()
-    console.say(f"weights: {folder / 'model.pt'}")
+    console.say(f"weights: {named(folder / 'model.pt')}")
 
 
 if __name__ == "__main__":

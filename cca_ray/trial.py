@@ -27,9 +27,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.queue import Empty, Queue
 
-from cca_ray.checkpoint import patiently
 from cca_ray.config import Placement
 from cca_ray.gangs import ON_THE_HEAD, selector, wait_in_line
+from cca_ray.mirror import here, named, patiently, pull, written_at
 from cca_ray.models import atomically, digest_of_weights
 from cca_ray.objective import Scorer
 from cca_ray.parallel import Group, for_sampling
@@ -165,7 +165,7 @@ def build_trainer(
     placement, folder = job.config.placement, job.folder
     if in_this_process(placement):
         return build_local(lambda: fine_tune(job, report, Group()))
-    storage = str(folder.parent.resolve() / "train")
+    storage = named(folder.parent.resolve() / "train")
     return build_group(worker_loop, job.packed(), placement, folder.name, storage, callbacks, failures)
 
 
@@ -189,7 +189,7 @@ def on_any_cards(job: Job, placer: Any, queue: Queue) -> None:
                 continue
             if isinstance(cause, Stuck):
                 raise
-            before, saved = saved, checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
+            before, saved = saved, written_at(checkpoint)
             losses = losses + 1 if saved == before else 1
             if losses > job.config.placement.max_failures:
                 raise
@@ -231,7 +231,7 @@ class TableMaker:
     """One of the workers that make a study's reference table; it holds the base, on what a trial's worker holds."""
 
     def __init__(self, packed: dict[str, Any], folder: str):
-        self.job, self.folder, self.device = Job.unpacked(packed), Path(folder), local_device()
+        self.job, self.folder, self.device = Job.unpacked(packed), here(folder), local_device()
         config, model = self.job.config, load_base(self.job.config)
         self.data = load_tokens(required(config.data.tokens, "data.tokens"))
         self.key = reference_key(digest_of_weights(model), config, self.job.train, self.data)
@@ -265,6 +265,7 @@ def keep_score(path: Path, scored: Scored) -> None:
 
 def kept_score(path: Path) -> Scored | None:
     """What `keep_score` wrote; None if there is nothing, or nothing readable: then it is made again."""
+    pull(path)
     try:
         with np.load(path) as content:
             without = tuple((float(fid), float(score)) for fid, score in content["without"])
@@ -287,10 +288,11 @@ def score_checkpoint(
     config, group = Job.unpacked(packed).config, Group()
     scoring = scoring_of(config, group.device)
     protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
-    path = Path(folder) / f"{key}-{protocol.id}.npz"
+    path = here(folder) / f"{key}-{protocol.id}.npz"
     if (kept := kept_score(path)) is not None:
         return kept
-    model = for_sampling(load_base(config, checkpoint), config.placement, group)
+    weights = str(here(checkpoint)) if checkpoint else None
+    model = for_sampling(load_base(config, weights), config.placement, group)
     scored = score(model, scoring, protocol, group)
     keep_score(path, scored)
     return scored

@@ -20,8 +20,10 @@ import typer
 import yaml
 
 from cca_ray.config import FAMILY_SIZES, ConfigError, StudyConfig, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, run
+from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, place, run
+from cca_ray.lease import leased
 from cca_ray.ledger import Limits
+from cca_ray.mirror import exists, named, pull, push, reach
 from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, report_at_end, table, verdict, write_summary
@@ -57,16 +59,18 @@ def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
     size = result.summary
     folder.mkdir(parents=True, exist_ok=True)
     winner = folder / "winner.pt"
+    pull(Path(size["checkpoint"]))
     shutil.copyfile(size["checkpoint"], winner)
-    size["checkpoint"] = str(winner)
+    size["checkpoint"] = named(winner)
     tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
+    push(folder)
     tracker.file(size["mlflow_key"], winner)
 
 
 def fresh_name(name: str, storage: Path) -> str:
     """The first of NAME, NAME-2, NAME-3, ... that no study has."""
     number = 1
-    while (storage / (candidate := name if number == 1 else f"{name}-{number}")).exists():
+    while exists(storage / (candidate := name if number == 1 else f"{name}-{number}")):
         number += 1
     return candidate
 
@@ -87,7 +91,10 @@ def main(
     name: Annotated[str, typer.Option(help="Name of the study; the same name continues it.")] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Under a new name, if a study of this name exists.")] = False,
     storage: Annotated[
-        Path, typer.Option(envvar="CCA_RAY_STORAGE", help="Folder for everything that a study leaves.")
+        Path,
+        typer.Option(
+            envvar="CCA_RAY_STORAGE", parser=place, metavar="PATH", help="For all that a study leaves; a folder or URI."
+        ),
     ] = Path("runs"),
     tracking_uri: Annotated[
         str,
@@ -129,16 +136,17 @@ def main(
         name += f"-seed{seed}" if seed else ""
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
-    if IN_A_JOB in os.environ and not (storage.is_absolute() or ":/" in str(storage)):
+    if IN_A_JOB in os.environ and not storage.is_absolute():
         raise ConfigError(f"--storage {storage}: Ray deletes a job's own folder; want one that all nodes see, in full")
     storage = storage.resolve()  # trials run in directories of their own
+    reach(storage, write=True)
     name = fresh_name(name, storage) if fresh else name
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)
-    console.say(f"study {name}: {', '.join(c.name for c in configs)}; everything goes to {folder}")
+    console.say(f"study {name}: {', '.join(c.name for c in configs)}; everything goes to {named(folder)}")
     uri = tracking_uri or f"sqlite:///{storage / 'mlflow.db'}"
     sizes: list[dict[str, Any]] = []
-    with alone(folder):
+    with alone(folder), leased(folder):
         console.say(f"opening MLflow at {uri}")
         trackers = {
             family: Tracker(
@@ -169,10 +177,10 @@ def main(
                 tracker.close(CLOSE_S if len(sizes) == len(configs) else 1.0)
             ray.shutdown()
     print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
-    where = {size["size"]: f"{Path(size['checkpoint']).parent}: winner.pt, samples.png" for size in sizes}
+    where = {size["size"]: f"{named(folder / size['size'])}: winner.pt, samples.png" for size in sizes}
     width = max(map(len, ["summary", *where]))
-    made = {"report": report} if report else {}
-    for what, path in {"summary": summary, **where, **made, "browse": tracker.browse}.items():
+    made = {"report": named(report)} if report else {}
+    for what, path in {"summary": named(summary), **where, **made, "browse": tracker.browse}.items():
         print(f"{what:{width}}  {path}")
 
 

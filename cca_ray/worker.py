@@ -1,7 +1,7 @@
 """The Ray Train loop: train -> sample -> score in place, at each rung.
 
 The same loop runs alone or as one of several workers; only `Group` knows which.  What it needs is a `Job`,
-whose files lie on storage that all nodes see.
+whose files lie on storage that all nodes see, or are copies of those at a URI.
 """
 
 import gc
@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cca_ray.checkpoint import patiently, resume, save_checkpoint
+from cca_ray.checkpoint import resume, save_checkpoint
 from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
-from cca_ray.models import Dropout, Model, digest_of_weights, dropout_keys, save_official
+from cca_ray.mirror import drop, exists, here, is_copy, named, patiently, pull, upload
+from cca_ray.models import Dropout, Model, atomically, digest_of_weights, dropout_keys, save_official
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
 from cca_ray.parallel import Group, Weights, distribute, for_sampling, gradients_wait, local, weights_of, whole_model
 from cca_ray.placement import accelerator_of, autocast, is_out_of_memory, micro_batch_size, smaller_micro_batch
@@ -36,6 +37,7 @@ from cca_ray.tokens import TokenSet
 METRICS = ("loss", "reward_accuracy", "reward_margin")
 BEAT_S = 1.0  # how often the workers of a trial agree on what to do besides training
 HEARTBEAT_S = 5.0  # a report at least this often, so that progress is visible
+SIGN_S, ASK_S = 10.0, 2.0  # at a URI: how often a sign of life is left there, and the wish to stop is asked for
 HALVINGS = 2  # of the micro-batch, when memory runs out
 STOP = "stop"  # a file of this name beside the trials' folders stops them all
 
@@ -60,21 +62,23 @@ class Job:
     table: Path | None = None  # folder of the reference's log-likelihoods; None: a second model in memory
 
     def packed(self) -> dict[str, Any]:
-        """As plain values, for Ray."""
+        """As plain values, for Ray; files by names that are good on every node."""
+        config = self.config.with_paths({key: named(path) for key, path in self.config.paths().items()})
         return {
-            "config": self.config.model_dump_json(by_alias=True),
+            "config": config.model_dump_json(by_alias=True),
             "train": self.train.model_dump_json(by_alias=True),
-            "folder": str(self.folder),
-            "table": str(self.table) if self.table else None,
+            "folder": named(self.folder),
+            "table": named(self.table) if self.table else None,
         }
 
     @staticmethod
     def unpacked(packed: dict[str, Any]) -> "Job":
+        config = StudyConfig.model_validate_json(packed["config"])
         return Job(
-            config=StudyConfig.model_validate_json(packed["config"]),
+            config=config.with_paths({key: str(here(path)) for key, path in config.paths().items()}),
             train=Train.model_validate_json(packed["train"]),
-            folder=Path(packed["folder"]),
-            table=Path(packed["table"]) if packed["table"] else None,
+            folder=here(packed["folder"]),
+            table=here(packed["table"]) if packed["table"] else None,
         )
 
 
@@ -255,14 +259,15 @@ def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -
     grid = loop.job.folder / f"samples-{step:06d}.png"
     if loop.group.rank == 0:
         columns = min(loop.scoring.num_classes, 10)
-        patiently(lambda: Image.fromarray(image_grid(scored.images, columns)).save(grid))
+        picture = Image.fromarray(image_grid(scored.images, columns))
+        patiently(lambda: atomically(grid, lambda partial: picture.save(partial, "png")))
     return {
         "fid": scored.fid,
         "without": [list(pair) for pair in scored.without],
         "inception_score": scored.inception_score,
         "samples": samples,
         "protocol": protocol.id,
-        "grid": str(grid),
+        "grid": named(grid),
         "scoring_seconds": time.monotonic() - started,
     }
 
@@ -313,13 +318,26 @@ class Pulse:
         self.stop, self.life = job.folder.parent / STOP, job.folder / f"alive-{group.rank}"
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
         who = {"pid": os.getpid(), "started": started_at(os.getpid()), "node": node}
-        patiently(lambda: self.life.write_text(json.dumps(who)))
+        patiently(lambda: atomically(self.life, lambda partial: partial.write_text(json.dumps(who))))
+        self.at_uri, self.sign_s = is_copy(self.life), min(SIGN_S, 60 * placement.hung_minutes / 4)
+        self.signed = self.asked = time.monotonic()
         self.every, self.steps = 1, 0  # steps between two agreements; since the last one
         self.since = self.reported = self.saved = time.monotonic()
 
     def alive(self) -> None:
         with suppress(OSError):
             os.utime(self.life)
+            if self.at_uri and time.monotonic() - self.signed > self.sign_s:
+                self.signed = time.monotonic()
+                upload(self.life, self.life)
+
+    def told_to_stop(self) -> bool:
+        """One worker asks at the URI for all."""
+        if self.at_uri and self.group.rank == 0 and time.monotonic() - self.asked > ASK_S:
+            self.asked = time.monotonic()
+            with suppress(OSError):
+                return exists(self.stop)
+        return self.stop.exists()
 
     def beat(self) -> tuple[bool, bool, bool]:
         """After a step: whether to report, to write a checkpoint, to stop."""
@@ -332,7 +350,7 @@ class Pulse:
             now - self.since,
             now - self.reported > HEARTBEAT_S,
             now - self.saved > self.checkpoint_s,
-            self.stop.exists(),
+            self.told_to_stop(),
         )
         seconds, report, save, stop = (max(some) for some in zip(*self.group.gather(wishes), strict=True))
         self.every = max(1, min(round(BEAT_S * self.steps / max(seconds, 1e-3)), 10 * self.every))
@@ -351,7 +369,7 @@ def halvings_of(job: Job) -> Path:
 def smaller(job: Job) -> Job:
     """The job with the micro-batch that it was given after memory had run out, if it had."""
     marker = halvings_of(job)
-    if not marker.exists():
+    if not pull(marker):
         return job
     placement = job.config.placement.model_copy(update={"micro_batch": json.loads(marker.read_text())["micro_batch"]})
     return replace(job, config=job.config.model_copy(update={"placement": placement}))
@@ -360,12 +378,12 @@ def smaller(job: Job) -> Job:
 def shrink(job: Job) -> bool:
     """After memory has run out: the next attempt takes half the micro-batch. False if it did so often enough."""
     marker = halvings_of(job)
-    halvings = json.loads(marker.read_text())["halvings"] if marker.exists() else 0
+    halvings = json.loads(marker.read_text())["halvings"] if pull(marker) else 0
     size = smaller_micro_batch(smaller(job).config.placement, job.train.global_batch)
     if size is None or halvings >= HALVINGS:
         return False
-    job.folder.mkdir(parents=True, exist_ok=True)
-    patiently(lambda: marker.write_text(json.dumps({"micro_batch": size, "halvings": halvings + 1})))
+    content = json.dumps({"micro_batch": size, "halvings": halvings + 1})
+    patiently(lambda: atomically(marker, lambda partial: partial.write_text(content)))
     return True
 
 
@@ -435,4 +453,5 @@ def attempt(job: Job, report: Report, group: Group) -> Path | None:
         report({**result, "stopped": stop and done < total})
         if stop and done < total:
             return None
+    drop(checkpoint)
     return final

@@ -176,7 +176,7 @@ def shared_folder(config: Mapping[str, Any]) -> list[str]:
     if provider["type"] == "aws" and not here["host"].endswith(f".efs.{provider['region']}.amazonaws.com"):
         found.append(f"the file system is not in {provider['region']}")
     storage = re.search(r"CCA_RAY_STORAGE=(\S+)", " ".join(config["head_start_ray_commands"]))
-    if storage is None or not within(storage[1], [here["folder"]]):
+    if storage is None or not ("://" in storage[1] or within(storage[1], [here["folder"]])):
         found.append(f"CCA_RAY_STORAGE is not below {here['folder']}, which every node mounts")
     mlflow = after(config["head_setup_commands"], "mlflow", "server")
     for name in ("--backend-store-uri", "--artifacts-destination"):

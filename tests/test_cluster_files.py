@@ -145,7 +145,6 @@ def rewrite(key: str, old: str, new: str) -> Break:
         (rewrite("head_start_ray_commands", "--port", "--prt"), "No such option"),
         (rewrite("head_start_ray_commands", "SIGINT", "SIGTERM"), "the head lacks RAY_JOB_STOP_SIGNAL"),
         (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=/shared", "CCA_RAY_STORAGE=/home"), "every node mounts"),
-        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=/shared", "CCA_RAY_STORAGE=s3://b"), "every node mounts"),
         (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=", "STORAGE="), "every node mounts"),
         (rewrite("head_setup_commands", "sudo mount", "true"), "head: mounts no file system"),
         (rewrite("worker_setup_commands", "sudo mount", "true"), "worker: mounts no file system"),
@@ -179,6 +178,12 @@ def test_a_broken_launcher_file_is_found_out(broken: Break, complaint: str):
     config = copy.deepcopy(prepared("cluster.yaml"))
     broken(config)
     assert any(complaint in found for found in clusters.launcher(config))
+
+
+def test_studies_may_go_to_a_bucket():
+    config = copy.deepcopy(prepared("cluster.yaml"))
+    rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=/shared", "CCA_RAY_STORAGE=s3://studies")(config)
+    assert clusters.launcher(config) == []
 
 
 def test_a_file_that_ray_up_would_refuse_is_found_out():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ORDER = [
-    "config", "placement", "models.files", "models.dropout", "models.llamagen", "models.llamagen_vq",
+    "config", "mirror", "lease", "placement", "models.files", "models.dropout", "models.llamagen", "models.llamagen_vq",
     "models.var_vqvae", "models.var", "models", "images", "tokens", "encode", "data", "objective", "parallel",
     "reference", "sampler", "features", "fid", "checkpoint", "scoring", "worker", "tracking", "gangs", "trial",
     "ledger", "finals", "search", "console", "results", "drawing", "charts", "words", "page", "report", "pretrain",

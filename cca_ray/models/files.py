@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cca_ray.mirror import push
+
 WRAPPERS = ("model", "module", "state_dict")  # official files: DDP, DeepSpeed, others; FSDP's are bare
 # Buffers of the official training code that carry no weights.
 IDLE = {"freqs_cis", "quantize.codebook_used"}
@@ -102,7 +104,7 @@ def write_atomically(content: dict[str, Any], path: str | Path) -> None:
 
 
 def atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside the path, then put it in its place: complete or not at all.
+    """Let `write` fill a file beside the path, then put it in its place, first at its URI: complete or not at all.
 
     Raises OSError, also where torch.save has an error of its own for a write that failed.
     """
@@ -111,7 +113,7 @@ def atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         write(partial)
-        partial.replace(path)
+        push(path, partial)
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error):
             raise

@@ -1,0 +1,248 @@
+"""A study whose inputs and storage are in a bucket: on several machines one after the other, as on one with a disk."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+from cca_ray import evaluate, pretrain, report, train, tune
+from cca_ray.fid import Reference
+from cca_ray.mirror import COPIES, exists, here, named, pull, push, written_at
+from cca_ray.pretrain import BaseFiles, digits
+from cca_ray.tokens import read_token_set
+from tests.conftest import some_digits
+from tests.s3 import CREDENTIALS, s3_server
+from tests.test_cli import invoke, write_space
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as uri:
+        yield uri
+
+
+@pytest.fixture
+def template(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """URIs below an empty place; {} stands for the path."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+    return server.replace("{}", f"{tmp_path.name}/{{}}")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
+    """Go on as a machine that has nothing."""
+    return lambda: monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / f"cache-{uuid.uuid4().hex}"))
+
+
+def in_bucket(files: BaseFiles, uri: str) -> BaseFiles:
+    """The base's files, brought to the bucket; their names there."""
+    root = files.features.parent
+    folder = here(uri)
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.name != "lock":
+            copy = folder / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    push(folder)
+    return BaseFiles(**{key: named(folder / path.relative_to(root)) for key, path in vars(files).items()})
+
+
+def start(folder: Path, node: str, verb: str, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m cca_ray.VERB` on a machine that has nothing but a search space."""
+    environment = {**os.environ, "CCA_RAY_CACHE": str(folder / f"cache-{node}")}
+    command = [sys.executable, "-m", f"cca_ray.{verb}", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_base_made_at_a_uri_is_fine_tuned_and_scored_on_other_machines(
+    base_files: BaseFiles, tmp_path: Path, template: str, elsewhere: Callable[[], None], capsys
+):
+    images = tmp_path / "photos"
+    for name, data in (("one", digits().images[digits().labels == 1]), ("two", digits().images[digits().labels == 2])):
+        (images / name).mkdir(parents=True)
+        for i, pixels in enumerate(data[:20]):
+            Image.fromarray(pixels).save(images / name / f"{i}.png")
+    made = ("--images", str(images), "--image-size", "8", "--epochs", "1", "--out", template.format("bases"))
+    outcome = invoke(pretrain.main, list(made), capsys)
+    assert outcome.code == 0, outcome.err
+    space = shlex.split(outcome.out)[-1]
+    assert space.startswith("s3://")
+
+    elsewhere()
+    trained = [space, "--out", template.format("one"), "--set", "train.epochs=1"]
+    outcome = invoke(train.main, trained, capsys)
+    assert outcome.code == 0, outcome.err
+    weights = template.format("one/model.pt")
+    assert outcome.out.rstrip().endswith(f"weights: {weights}")
+
+    elsewhere()
+    outcome = invoke(evaluate.main, [space, "--checkpoint", weights, "--samples", "20"], capsys)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["fid"] > 0
+
+
+def test_tokens_and_statistics_are_prepared_from_and_to_uris(base_files: BaseFiles, tmp_path: Path, template: str):
+    files = in_bucket(base_files, template.format("base"))
+    images, data = here(template.format("photos")), some_digits(40)
+    for i, (pixels, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        (images / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(images / str(label) / f"{i}.png")
+    push(images)
+    tokens, reference = template.format("tokens"), template.format("statistics/real.npz")
+    command = ("prepare", template.format("photos"), "--image-size", "8", "--augment", "centre", "--part-images", "16")
+    command += ("--tokenizer", str(files.tokenizer), "--out", tokens)
+    command += ("--features", str(files.features), "--reference", reference, "--reference-size", "8")
+    output = finish(start(tmp_path, "first", *command))
+    assert f": {tokens}\n" in output
+    set_ = read_token_set(here(tokens))
+    assert set_.tokens.shape == (40, 1, 16)
+    assert pull(here(reference))
+    assert len(Reference.load(here(reference)).mean) == len(Reference.load(base_files.reference).mean)
+    assert f"token set {set_.digest}: {tokens}" in finish(start(tmp_path, "second", *command[:-6]))
+
+
+def nothing_at(template: str, what: str) -> str:
+    return {
+        "bucket": template.replace("s3://studies/", "s3://nowhere/").format("runs"),
+        "credentials": template.replace("s3://", "s3://key:hidden@").format("runs"),
+    }[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"), [("bucket", "no such bucket; make it first"), ("credentials", "want them in the environment")]
+)
+def test_a_storage_that_cannot_be_used_is_one_line_before_anything_is_begun(
+    what: str, message: str, base_files: BaseFiles, tmp_path: Path, template: str, capsys
+):
+    for verb, option in ((tune, "--storage"), (train, "--storage"), (train, "--out"), (pretrain, "--out")):
+        space = [] if verb is pretrain else [str(write_space(tmp_path, base_files))]
+        outcome = invoke(verb.main, [*space, option, nothing_at(template, what)], capsys)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert message in outcome.err
+        assert "hidden" not in outcome.err
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["tiny.yaml"]
+
+
+def test_an_input_that_is_not_in_the_bucket_is_one_line(base_files: BaseFiles, tmp_path: Path, template: str, capsys):
+    tokens = template.format("none")
+    outcome = invoke(tune.main, [str(write_space(tmp_path, base_files)), "--set", f"data.tokens={tokens}"], capsys)
+    assert outcome.code == 2
+    assert f"tiny: data.tokens: no such file: {tokens}; want a token set" in outcome.err
+    outcome = invoke(report.main, ["none", "--storage", template.format("runs")], capsys)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"{template.format('runs')}: no such folder" in outcome.err
+
+
+@pytest.fixture
+def two_nodes(template: str, tmp_path: Path) -> Iterator[str]:
+    """The address of a cluster whose nodes share nothing: a head that trains nothing, and a node that does."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "dashboard_port": 0, "env_vars": {"CCA_RAY_CACHE": f"{tmp_path}/cache-head"}},
+    )
+    cluster.add_node(num_cpus=2, env_vars={"CCA_RAY_CACHE": f"{tmp_path}/cache-node"})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 150
+    while not ready():
+        if time.monotonic() > end:
+            process.kill()
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_nodes_that_share_nothing_but_a_uri_find_who_hangs_and_stop_when_asked(
+    base_files: BaseFiles, tmp_path: Path, template: str, two_nodes: str, monkeypatch: pytest.MonkeyPatch
+):
+    storage, files = template.format("runs"), in_bucket(base_files, template.format("base"))
+    space = write_space(tmp_path, files, epochs=2000, reference="live")
+    placement = "placement={workers: 2, hung_minutes: 0.5, checkpoint_minutes: 0.05}"
+    monkeypatch.setenv("RAY_ADDRESS", two_nodes)
+    process = start(tmp_path, "head", "tune", str(space), "--storage", storage, "--set", placement)
+    trial = here(storage) / "tiny" / "trials" / "tiny-control-0000"
+    checkpoint, life = trial / "checkpoint.pt", trial / "alive-1"
+    wait_until(lambda: exists(checkpoint), process)
+    assert pull(life)
+    worker = json.loads(life.read_text())["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), process)
+    saved = written_at(checkpoint)
+    wait_until(lambda: written_at(checkpoint) > saved, process)
+    saved = written_at(checkpoint)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert f"no sign of life for 30 s: killed process {worker}" in output
+    assert written_at(checkpoint) > saved
+    assert not list((tmp_path / "cache-head" / COPIES).rglob("checkpoint.pt"))
+    assert list((tmp_path / "cache-node" / COPIES).rglob("checkpoint.pt"))
+
+
+def outcome(path: Path) -> dict[str, Any]:
+    """What does not depend on the machine."""
+    (size,) = json.loads(path.read_text())["sizes"]
+    keys = ("trials", "winner", "trial", "finalists", "guidance_scale", "protocol")
+    return {key: value for key, value in size.items() if key in keys or key.startswith(("fid_", "std_"))}
+
+
+def test_a_study_at_a_uri_goes_on_on_another_machine_to_the_same_result(
+    base_files: BaseFiles, tmp_path: Path, template: str
+):
+    (tmp_path / "here").mkdir()
+    local = ("tune", str(write_space(tmp_path / "here", base_files, epochs=6)), "--max-concurrent", "1")
+    undisturbed = start(tmp_path / "here", "none", *local, "--storage", "runs")
+
+    files = in_bucket(base_files, template.format("base"))
+    space = write_space(tmp_path, files, epochs=6)
+    storage = template.format("runs")
+    command = ("tune", str(space), "--max-concurrent", "1", "--storage", storage)
+    finish(undisturbed)
+
+    first = start(tmp_path, "first", *command)
+    scored = here(storage) / "tiny" / "trials" / "tiny-search-0000" / "checkpoint.pt"
+    wait_until(lambda: exists(scored), first)
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, output
+
+    output = finish(start(tmp_path, "second", *command))
+    assert "1 complete" in output or "2 complete" in output, output
+    summary = here(storage) / "tiny" / "summary.json"
+    assert pull(summary)
+    assert outcome(summary) == outcome(tmp_path / "here" / "runs" / "tiny" / "summary.json")
+    assert json.loads(summary.read_text())["sizes"][0]["checkpoint"] == named(summary.parent / "tiny" / "winner.pt")
+    assert exists(summary.parent / "report" / "report.html")
+    assert not list(tmp_path.glob("runs"))
+
+    output = finish(start(tmp_path, "third", "report", "tiny", "--storage", storage, "--out", "page"))
+    assert output.strip() == "page/report.html"
+    assert "digits" not in output
+    assert (tmp_path / "page" / "report.html").is_file()
+    assert not (tmp_path / "cache-third" / COPIES / "trials").exists()
