@@ -223,18 +223,38 @@ class Running:
     where: tuple[str, int, int] | None = None  # type of card, workers, micro-batch
     costs: list[float] | None = None  # at the last rung
     pruned: bool = False
+    step: int = 0  # of its last report, as the next three
+    total: int = 0  # steps; 0 before the first report
+    images_per_second: float = 0.0
+    reported: float = field(default_factory=time.time)
+    fid: float | None = None  # at the last rung that it has passed
     error: str = ""  # why the trial failed
     lost: str = ""  # how its process was last lost
 
 
+def not_shown(ledger: "Ledger") -> bool:
+    """Where nothing shows how the study stands."""
+    return False
+
+
 class Ledger:
-    """The study of one size, as it happens: Optuna, MLflow and the terminal say the same."""
+    """The study of one size, as it happens: Optuna, MLflow and the terminal say the same.
+
+    `show` is told of every change; where it shows the trials' steps, it returns True, and no lines tell of them.
+    """
 
     def __init__(
-        self, config: StudyConfig, arms: list[Arm], tracker: Tracker, key: str, say: Say, limits: Limits | None = None
+        self,
+        config: StudyConfig,
+        arms: list[Arm],
+        tracker: Tracker,
+        key: str,
+        say: Say,
+        limits: Limits | None = None,
+        show: "Show" = not_shown,
     ):
         self.config, self.arms, self.tracker, self.key, self.say = config, arms, tracker, key, say
-        self.limits = limits or Limits()
+        self.limits, self.show = limits or Limits(), show
         self.running: dict[str, Running] = {}
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted = threading.Event()  # nothing more is begun
@@ -290,6 +310,7 @@ class Ledger:
         name = f"{arm.name} {readable(trial.params)}" if arm.name != "search" else readable(trial.params)
         self.tracker.run(self.run_of(running), name, self.key, tags)
         self.tracker.params(self.run_of(running), train.model_dump(by_alias=True))
+        self.show(self)
         return running
 
     def run_of(self, running: Running) -> str:
@@ -305,12 +326,17 @@ class Ledger:
         if STUCK in result or FAILURE in result:
             return True
         running.seconds, running.device_seconds = result["seconds"], dict(result["device_seconds"])
+        running.step, running.total, running.reported = result["step"], result["total_steps"], time.time()
+        running.images_per_second = result["images_per_second"] or running.images_per_second
+        running.fid = result.get("fid", running.fid)
         with self.writing():
             self.track(running, result)
+            shown = self.show(self)
             if result["stopped"]:
                 return False
             if "fid" not in result:
-                self.say(f"{running.label}  step {result['step']}/{result['total_steps']}")
+                if not shown:
+                    self.say(f"{running.label}  step {result['step']}/{result['total_steps']}")
                 return True
             return self.at_rung(running, result)
         return True
@@ -402,6 +428,7 @@ class Ledger:
             else:
                 self.say(f"{running.label}  interrupted")
             self.tracker.end(run, *end_of(study.get_trials(deepcopy=False)[number]))
+            self.show(self)
 
     def close(self) -> None:
         """Leave no run RUNNING, whatever ended the study."""
@@ -460,6 +487,9 @@ class Ledger:
         )
         blocks = choosing + score.blocks * (models + chosen + models)  # the finalists to choose, then all to be shown
         return a_sample * score.samples * blocks
+
+
+Show = Callable[[Ledger], bool]
 
 
 def reason_of(error: BaseException) -> str:
