@@ -7,6 +7,7 @@ Running the same study again keeps the trials that have ended and takes up the i
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,11 @@ ArmName = Literal["search", "control", "replicate"]
 Say = Callable[[str], None]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
+COSTS = {  # what Optuna minimizes, by `search.metric`
+    "fid": ["FID"],
+    "inception_score": ["-inception score"],
+    "both": ["FID", "-inception score"],
+}
 FIRST_LINE = 300  # characters of a reason
 NEVER_RAN = "The actor never ran"  # in Ray's words, of a process that it could not start
 
@@ -87,17 +93,20 @@ def open_arm(
     space: Mapping[str, BaseDistribution],
     points: Iterable[Mapping[str, float]],
     memory: Mapping[str, Any],
-    metrics: int = 1,
+    metric: str = "fid",
 ) -> optuna.Study:
     """Create a study, whose first points wait in the storage in order, or load it.
 
     ValueError if one of this name exists with another `memory`, naming the first difference.
     """
-    directions = [optuna.study.StudyDirection.MINIMIZE] * metrics
+    costs = COSTS[metric]
+    directions = [optuna.study.StudyDirection.MINIMIZE] * len(costs)
     study = optuna.create_study(storage=storage, study_name=f"{name}/{arm}", load_if_exists=True, directions=directions)
     if "memory" not in study.user_attrs:
         for point in points:
             study.enqueue_trial({key: point[key] for key in space if key in point}, skip_if_exists=True)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            study.set_metric_names(costs)  # as optuna-dashboard shows them
         study.set_user_attr("memory", dict(memory))
     elif study.user_attrs["memory"] != memory:
         raise ValueError(
@@ -128,8 +137,7 @@ def open_arms(
     ]
     name, points = f"{name}/{config.name}", [*search.first_points, *within]
     controls = open_arm(storage, name, "control", control_space, [{"learning_rate": r} for r in rates], memory)
-    metrics = 2 if search.metric == "both" else 1
-    searched = open_arm(storage, name, "search", space, points, memory, metrics)
+    searched = open_arm(storage, name, "search", space, points, memory, search.metric)
     return [
         Arm("control", controls, control_space, len(rates)),
         Arm("search", searched, space, search.trials, search.seed, search.random_trials),
@@ -381,6 +389,8 @@ class Ledger:
         kept = {key: result[key] for key in ("step", "fid", "inception_score", "without", "scoring_seconds", "samples")}
         running.trial.set_user_attr("protocol", result["protocol"])
         running.trial.set_user_attr(f"rung {rung}", kept)
+        for name in ("fid", "inception_score"):  # columns by which optuna-dashboard can sort
+            running.trial.set_user_attr(name, result[name])
         end = ""
         if step >= total:
             best = min([result["fid"], *(marks_of(t)[-1]["fid"] for t in others if t.state == TrialState.COMPLETE)])
