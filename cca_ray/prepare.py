@@ -1,9 +1,9 @@
 """Images -> what a study needs: a token set, reference statistics, or both; on all nodes, and again where it stopped.
 
-cca-ray prepare imagenet/train --tokenizer vq_ds16_c2i.pt --out tokens/384
-cca-ray prepare imagenet/train --family var --tokenizer vae.pth --out tokens/var
+cca-ray prepare imagenet/train --tokenizer vq_ds16_c2i.pt --out lg384
+cca-ray prepare imagenet/train --family var --tokenizer vae.pth --out var256
 cca-ray prepare imagenet/val --features inception.pth --reference val256.npz
-cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out tokens/npy     what the official code made
+cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384     what the official code made
 """
 
 import hashlib

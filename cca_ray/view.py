@@ -23,7 +23,7 @@ MOST_ROWS = 12  # of running trials; more than a terminal holds would push the r
 BEAT_S = 2.0  # how often `status.json` is written
 OFTEN_S = 0.3  # how often, at most, the study is looked at
 CLUSTER_S = 5.0  # how often, at most, the cluster is asked
-STATES = {"COMPLETE": "completed", "PRUNED": "stopped at a rung", "FAIL": "failed"}
+STATES = {"COMPLETE": "completed", "PRUNED": "stopped", "FAIL": "failed"}
 
 
 def duration(seconds: float) -> str:
@@ -39,11 +39,10 @@ def count(number: float) -> str:
 
 
 def headline(standing: Standing, now: float) -> Text:
-    ended = sum(standing.ended.values())
-    text = Text.assemble((standing.size, "bold"), f"  {standing.phase}, {ended}/{standing.planned} trials ended")
-    states = ", ".join(f"{standing.ended[state]} {name}" for state, name in STATES.items() if state in standing.ended)
-    text.append(f" ({states})" if states else "", "dim")
-    left = standing.left(now)
+    """Size, phase, trials that have ended of those planned, by state, and the time left."""
+    ended, left = standing.ended, standing.left(now)
+    text = Text.assemble((standing.size, "bold"), f"  {standing.phase} {sum(ended.values())}/{standing.planned}")
+    text.append("".join(f", {ended[state]} {name}" for state, name in STATES.items() if state in ended), "dim")
     return text.append("" if left is None else f"; about {duration(left)} left")
 
 
