@@ -2,11 +2,22 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 OURS = logging.getLogger("cca_ray")  # what the terminal is told, is told to the file too
 FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class LogFile(logging.FileHandler):
+    """Where it cannot be written, as on a full disk, it is silent: that is for those to tell who need the disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
@@ -15,7 +26,7 @@ def chatter_in(path: Path) -> Iterator[None]:
 
     An exception that passes is written there with its traceback, and takes along a note that names the file.
     """
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(FORM))
     root, level = logging.getLogger(), OURS.level
     taken = take_from_terminal()

@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -63,7 +64,7 @@ FLUSH_S = 5.0  # how long the end of a study waits for MLflow
 STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
 LOOK_S = 2.0  # how often workers are looked after
 
-OURS = "cca_ray"  # in the command line of every driver of ours
+OURS = re.compile("cca[_-]ray")  # in the command line of every driver of ours
 
 TableOf = Callable[[Train], Path | None]
 
@@ -318,7 +319,7 @@ def remove_leaked_groups(say: Say) -> None:
     """
     try:
         here: Any = {"address": ray.get_runtime_context().gcs_address, "limit": 10_000}
-        ended = {job.job_id for job in list_jobs(**here) if job.status != "RUNNING" and OURS in job.entrypoint}
+        ended = {job.job_id for job in list_jobs(**here) if job.status != "RUNNING" and OURS.search(job.entrypoint)}
         groups = list_placement_groups(**here, detail=True, filters=[("state", "!=", "REMOVED")])
     except Exception as error:  # the dashboard does not answer
         say(f"cannot look for leaked placement groups: {type(error).__name__}")

@@ -92,9 +92,14 @@ class DriverStatus(Frozen):
         )  # fmt: skip
 
     def write(self, folder: Path) -> None:
+        """Raises OSError, and leaves what was there before."""
         partial = folder / f"{STATUS}.partial"
-        partial.write_text(self.model_dump_json(indent=1), encoding="utf-8")
-        partial.replace(folder / STATUS)
+        try:
+            partial.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+            partial.replace(folder / STATUS)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def read_driver_status(folder: Path) -> DriverStatus | None:

@@ -8,6 +8,7 @@ cca-ray status digits --json         for a script
 import json
 import socket
 import time
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -67,7 +68,7 @@ def trial_of(size: SizeResults, arm: str, number: int) -> dict[str, Any]:
 
 def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> dict[str, Any]:
     """`told`: by the driver, if this is the size at work."""
-    counts = {trial.state: len(size.of("search", trial.state)) for trial in size.of("search")}
+    counts = {arm: Counter(t.state for t in size.of(arm)) for arm in dict.fromkeys(t.arm for t in size.trials)}
     content: dict[str, Any] = {"size": size.name, "state": state, "trials": counts}
     if told and told.standing:
         now, standing = time.time(), told.standing

@@ -32,6 +32,12 @@ def test_loggers_and_warnings_go_to_the_file_and_come_back(library: logging.Logg
     assert library.handlers == before
 
 
+def test_a_full_disk_is_for_others_to_tell(library: logging.Logger, capfd):
+    with chatter_in(Path("/dev/full")):
+        library.warning("a line")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_second_run_appends(library: logging.Logger, tmp_path: Path):
     for text in ("first", "second"):
         with chatter_in(tmp_path / "log.txt"):

@@ -69,6 +69,7 @@ def test_a_running_study_shows_what_its_driver_tells(storage: Path, capsys):
     assert "1,234 img/s" in outcome.out
     assert "digits_m: not begun" in outcome.out
     assert (content["state"], [size["state"] for size in content["sizes"]]) == ("running", ["running", "not begun"])
+    assert content["sizes"][0]["trials"]["search"] == {"COMPLETE": 10, "PRUNED": 1, "FAIL": 1, "RUNNING": 1}
     (trial,) = content["sizes"][0]["running"]
     assert (trial["step"], trial["fid"], trial["images_per_second"]) == (50, 17.25, 1234.5)
     assert 0 < content["sizes"][0]["seconds_left"] <= 60
