@@ -4,7 +4,9 @@ FID, sFID, inception score, precision and recall, as the ADM evaluator computes 
 is null: sFID wants `mu_s` and a network with spatial features, precision and recall want the reference's images
 (`arr_0`).
 
-python -m cca_ray.evaluate digits_s --checkpoint runs/digits/digits_s/winner.pt --samples 1800
+cca-ray evaluate digits_s --checkpoint runs/digits/digits_s/winner.pt
+cca-ray evaluate digits_s --samples 1800 --guidance-scale 1.5     the base, with guidance
+cca-ray evaluate llamagen_b --npz all.npz                         images that something else has made
 """
 
 import json
@@ -19,7 +21,7 @@ import torch
 import typer
 
 from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, find_space, place, run
+from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
 from cca_ray.features import Extractor, extract
 from cca_ray.fid import (
     SHARD,
@@ -117,7 +119,9 @@ def measure(
 
 
 def main(
-    space: Annotated[str, typer.Argument(help="Search-space file, or the name of a shipped one.")] = DEFAULT_SPACES[0],
+    space: Annotated[
+        str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
+    ] = DEFAULT_SPACES[0],
     checkpoint: Annotated[
         Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
     ] = None,

@@ -50,6 +50,12 @@ def nodes_now() -> list[Node]:
     ]
 
 
+def in_use_now() -> dict[str, tuple[float, float]]:
+    """Of the cluster's CPUs and GPUs: in use, by whomever, and in all."""
+    every, free = ray.cluster_resources(), ray.available_resources()
+    return {kind: (every[kind] - free.get(kind, 0.0), every[kind]) for kind in ("CPU", "GPU") if every.get(kind)}
+
+
 def slots(way: Placement, nodes: Sequence[Node]) -> int:
     """How many workers of this way all nodes together could hold."""
     type_ = accelerator_of(way)

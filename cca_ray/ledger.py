@@ -7,6 +7,7 @@ Running the same study again keeps the trials that have ended and takes up the i
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ ArmName = Literal["search", "control", "replicate"]
 Say = Callable[[str], None]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
+COSTS = {  # what Optuna minimizes, by `search.metric`
+    "fid": ["FID"],
+    "inception_score": ["-inception score"],
+    "both": ["FID", "-inception score"],
+}
 FIRST_LINE = 300  # characters of a reason
 NEVER_RAN = "The actor never ran"  # in Ray's words, of a process that it could not start
 
@@ -88,17 +94,20 @@ def open_arm(
     space: Mapping[str, BaseDistribution],
     points: Iterable[Mapping[str, float]],
     memory: Mapping[str, Any],
-    metrics: int = 1,
+    metric: str = "fid",
 ) -> optuna.Study:
     """Create a study, whose first points wait in the storage in order, or load it.
 
     ValueError if one of this name exists with another `memory`, naming the first difference.
     """
-    directions = [optuna.study.StudyDirection.MINIMIZE] * metrics
+    costs = COSTS[metric]
+    directions = [optuna.study.StudyDirection.MINIMIZE] * len(costs)
     study = optuna.create_study(storage=storage, study_name=f"{name}/{arm}", load_if_exists=True, directions=directions)
     if "memory" not in study.user_attrs:
         for point in points:
             study.enqueue_trial({key: point[key] for key in space if key in point}, skip_if_exists=True)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            study.set_metric_names(costs)  # as optuna-dashboard shows them
         study.set_user_attr("memory", dict(memory))
     elif study.user_attrs["memory"] != memory:
         raise ValueError(
@@ -129,8 +138,7 @@ def open_arms(
     ]
     name, points = f"{name}/{config.name}", [*search.first_points, *within]
     controls = open_arm(storage, name, "control", control_space, [{"learning_rate": r} for r in rates], memory)
-    metrics = 2 if search.metric == "both" else 1
-    searched = open_arm(storage, name, "search", space, points, memory, metrics)
+    searched = open_arm(storage, name, "search", space, points, memory, search.metric)
     return [
         Arm("control", controls, control_space, len(rates)),
         Arm("search", searched, space, search.trials, search.seed, search.random_trials),
@@ -224,18 +232,38 @@ class Running:
     where: tuple[str, int, int] | None = None  # type of card, workers, micro-batch
     costs: list[float] | None = None  # at the last rung
     pruned: bool = False
+    step: int = 0  # of its last report, as the next three
+    total: int = 0  # steps; 0 before the first report
+    images_per_second: float = 0.0
+    reported: float = field(default_factory=time.time)
+    fid: float | None = None  # at the last rung that it has passed
     error: str = ""  # why the trial failed
     lost: str = ""  # how its process was last lost
 
 
+def not_shown(ledger: "Ledger") -> bool:
+    """Where nothing shows how the study stands."""
+    return False
+
+
 class Ledger:
-    """The study of one size, as it happens: Optuna, MLflow and the terminal say the same."""
+    """The study of one size, as it happens: Optuna, MLflow and the terminal say the same.
+
+    `show` is told of every change; where it shows the trials' steps, it returns True, and no lines tell of them.
+    """
 
     def __init__(
-        self, config: StudyConfig, arms: list[Arm], tracker: Tracker, key: str, say: Say, limits: Limits | None = None
+        self,
+        config: StudyConfig,
+        arms: list[Arm],
+        tracker: Tracker,
+        key: str,
+        say: Say,
+        limits: Limits | None = None,
+        show: "Show" = not_shown,
     ):
         self.config, self.arms, self.tracker, self.key, self.say = config, arms, tracker, key, say
-        self.limits = limits or Limits()
+        self.limits, self.show = limits or Limits(), show
         self.running: dict[str, Running] = {}
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted = threading.Event()  # nothing more is begun
@@ -294,6 +322,7 @@ class Ledger:
         name = f"{arm.name} {readable(trial.params)}" if arm.name != "search" else readable(trial.params)
         self.tracker.run(self.run_of(running), name, self.key, tags)
         self.tracker.params(self.run_of(running), train.model_dump(by_alias=True))
+        self.show(self)
         return running
 
     def run_of(self, running: Running) -> str:
@@ -309,12 +338,17 @@ class Ledger:
         if STUCK in result or FAILURE in result:
             return True
         running.seconds, running.device_seconds = result["seconds"], dict(result["device_seconds"])
+        running.step, running.total, running.reported = result["step"], result["total_steps"], time.time()
+        running.images_per_second = result["images_per_second"] or running.images_per_second
+        running.fid = result.get("fid", running.fid)
         with self.writing():
             self.track(running, result)
+            shown = self.show(self)
             if result["stopped"]:
                 return False
             if "fid" not in result:
-                self.say(f"{running.label}  step {result['step']}/{result['total_steps']}")
+                if not shown:
+                    self.say(f"{running.label}  step {result['step']}/{result['total_steps']}")
                 return True
             return self.at_rung(running, result)
         return True
@@ -360,6 +394,8 @@ class Ledger:
         kept = {key: result[key] for key in ("step", "fid", "inception_score", "without", "scoring_seconds", "samples")}
         running.trial.set_user_attr("protocol", result["protocol"])
         running.trial.set_user_attr(f"rung {rung}", kept)
+        for name in ("fid", "inception_score"):  # columns by which optuna-dashboard can sort
+            running.trial.set_user_attr(name, result[name])
         end = ""
         if step >= total:
             best = min([result["fid"], *(marks_of(t)[-1]["fid"] for t in others if t.state == TrialState.COMPLETE)])
@@ -407,6 +443,7 @@ class Ledger:
             else:
                 self.say(f"{running.label}  interrupted")
             self.tracker.end(run, *end_of(study.get_trials(deepcopy=False)[number]))
+            self.show(self)
 
     def close(self) -> None:
         """Leave no run RUNNING, whatever ended the study."""
@@ -465,6 +502,9 @@ class Ledger:
         )
         blocks = choosing + score.blocks * (models + chosen + models)  # the finalists to choose, then all to be shown
         return a_sample * score.samples * blocks
+
+
+Show = Callable[[Ledger], bool]
 
 
 def reason_of(error: BaseException) -> str:

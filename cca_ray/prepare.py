@@ -1,8 +1,9 @@
 """Images -> what a study needs: a token set, reference statistics, or both; on all nodes, and again where it stopped.
 
-python -m cca_ray.prepare imagenet/train --tokenizer vq_ds16_c2i.pt --out tokens/imagenet384
-python -m cca_ray.prepare imagenet/val --features pt_inception.pth --reference imagenet256.npz
-python -m cca_ray.prepare --npy imagenet384_train_code_c2i_flip_ten_crop --tokenizer vq_ds16_c2i.pt --out tokens/npy
+cca-ray prepare imagenet/train --tokenizer vq_ds16_c2i.pt --out lg384
+cca-ray prepare imagenet/train --family var --tokenizer vae.pth --out var256
+cca-ray prepare imagenet/val --features inception.pth --reference val256.npz
+cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384     what the official code made
 """
 
 import hashlib
@@ -23,7 +24,7 @@ import typer
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cca_ray.config import ConfigError
-from cca_ray.console import Console, alone, place, run
+from cca_ray.console import Console, place, run
 from cca_ray.encode import (
     Columns,
     Encode,
@@ -40,6 +41,7 @@ from cca_ray.fid import Moments, Reference
 from cca_ray.gangs import nodes_now
 from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
 from cca_ray.lease import leased
+from cca_ray.lock import alone
 from cca_ray.mirror import here, named, pull, reach
 from cca_ray.models import Tokenizer, atomically, digest_of_weights, load_tokenizer
 from cca_ray.placement import local_device

@@ -2,7 +2,8 @@
 
 Everything is cached in a folder named by the digest of the images and settings; what is there is not made again.
 
-    python -m cca_ray.pretrain --images FOLDER      one subfolder per class, PNG or JPEG of any size
+cca-ray pretrain --images photos --image-size 32     one subfolder per class, images of any size and kind
+cca-ray pretrain --family var --size M               on the digits
 """
 
 import hashlib

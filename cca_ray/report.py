@@ -1,7 +1,8 @@
 """A study, finished or not -> a report: an HTML page, its figures and tables. Also the summary that a study ends with.
 
-python -m cca_ray.report digits                 runs/digits/report/report.html
-python -m cca_ray.report digits digits-seed1    both side by side
+cca-ray report digits                    runs/digits/report/report.html
+cca-ray report digits digits-seed1       both side by side
+cca-ray report digits --out ~/report     into another folder
 """
 
 import json
@@ -16,7 +17,7 @@ import typer
 from matplotlib.figure import Figure
 
 from cca_ray.config import ConfigError
-from cca_ray.console import place, run
+from cca_ray.console import complete_study, place, run
 from cca_ray.mirror import pull, push
 from cca_ray.models import atomically
 from cca_ray.page import shown, write_report
@@ -45,20 +46,35 @@ TITLES = {
 }
 
 
-def table(sizes: list[dict[str, Any]]) -> str:
-    """FID by size, as a Markdown table that also reads well on a terminal; ± is the spread of one block of noise."""
+def table(sizes: list[dict[str, Any]], width: int | None = None) -> str:
+    """FID by size, as a Markdown table that also reads well on a terminal; ± is the spread of one block of noise.
+
+    Where that is wider than `width`, a column a size, as many beside each other as fit.
+    """
     columns = dict(COLUMNS)
     if not all("fid_cca_guided" in size for size in sizes):
         del columns["CCA and guidance"]
     rows = [[form.format(**size, minutes=size["seconds"] / 60) for form in columns.values()] for size in sizes]
-    cells = [list(columns), *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = markdown([list(columns), *rows])
+    if width is None or len(lines[0]) <= width:
+        return "\n".join(lines)
+    for beside in range(len(rows), 0, -1):
+        blocks = [[list(columns), *rows[first : first + beside]] for first in range(0, len(rows), beside)]
+        turned = [markdown([list(row) for row in zip(*block, strict=True)]) for block in blocks]
+        if beside == 1 or max(len(lines[0]) for lines in turned) <= width:
+            break
+    return "\n\n".join("\n".join(lines) for lines in turned)
+
+
+def markdown(cells: list[list[str]]) -> list[str]:
+    """The lines of a table, the first row its head."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
 
     def line(row: list[str]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(cells[0]), rule, *(line(row) for row in rows)])
+    return [line(cells[0]), rule, *map(line, cells[1:])]
 
 
 def verdict(size: dict[str, Any]) -> str:
@@ -114,7 +130,9 @@ def report_at_end(
 
 
 def main(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Studies, by name.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Studies, by name.", autocompletion=complete_study)
+    ],
     storage: Annotated[
         Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI that the studies lie in.")
     ] = Path("runs"),

@@ -1,7 +1,8 @@
 """Images from a checkpoint: a PNG grid, an `.npz` that the ADM evaluator reads, or both.
 
-python -m cca_ray.sample digits_s --checkpoint runs/digits/digits_s/winner.pt --out grid.png
-python -m cca_ray.sample llamagen_b --checkpoint winner.pt --count 50000 --npz samples.npz
+cca-ray sample digits_s --checkpoint runs/digits/digits_s/winner.pt
+cca-ray sample digits_s --guidance-scale 1.5 --out guided.png                    the base, with guidance
+cca-ray sample llamagen_b --checkpoint winner.pt --count 50000 --npz all.npz     for the ADM evaluator
 """
 
 import zipfile
@@ -14,7 +15,7 @@ import typer
 from PIL import Image
 
 from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, find_space, place, run
+from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
 from cca_ray.models import atomically
 from cca_ray.parallel import Group, for_sampling
 from cca_ray.pretrain import check_files, resolve
@@ -45,7 +46,9 @@ class NpzWriter:
 
 
 def main(
-    space: Annotated[str, typer.Argument(help="Search-space file, or the name of a shipped one.")] = DEFAULT_SPACES[0],
+    space: Annotated[
+        str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
+    ] = DEFAULT_SPACES[0],
     checkpoint: Annotated[
         Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
     ] = None,

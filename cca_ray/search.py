@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -39,6 +40,8 @@ from cca_ray.ledger import (
     Limits,
     Running,
     Say,
+    Show,
+    not_shown,
     open_arm,
     open_arms,
     readable,
@@ -62,7 +65,7 @@ FLUSH_S = 5.0  # how long the end of a study waits for MLflow
 STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
 LOOK_S = 2.0  # how often workers are looked after
 
-OURS = "cca_ray"  # in the command line of every driver of ours
+OURS = re.compile("cca[_-]ray")  # in the command line of every driver of ours
 
 TableOf = Callable[[Train], Path | None]
 
@@ -190,18 +193,20 @@ class Watch(tune.Callback):
         return f"{running.label}  no sign of life for {self.limit_s:.0f} s: {what}"
 
 
-def start_ray(show_workers: bool = False) -> None:
-    """Connect to the cluster that the environment names, or start one here; its chatter stays in its log files.
+def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
+    """Connect to the cluster that the environment names, or start one here; where its log files are on this node.
 
-    From then on SIGTERM is as good as SIGINT.
+    From then on SIGTERM is as good as SIGINT. `level`: from which Ray speaks in this process; those of its other
+    processes have their log files.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables; with verbose=0 it then prints nothing
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON copies of what Optuna keeps
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # see `asked_to_stop`
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    ray.init(logging_level=logging.ERROR, log_to_driver=show_workers)
+    context = ray.init(logging_level=level, log_to_driver=show_workers)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return str(Path(context.address_info["session_dir"]) / "logs")
 
 
 @contextmanager
@@ -321,7 +326,7 @@ def remove_leaked_groups(say: Say) -> None:
     """
     try:
         here: Any = {"address": ray.get_runtime_context().gcs_address, "limit": 10_000}
-        ended = {job.job_id for job in list_jobs(**here) if job.status != "RUNNING" and OURS in job.entrypoint}
+        ended = {job.job_id for job in list_jobs(**here) if job.status != "RUNNING" and OURS.search(job.entrypoint)}
         groups = list_placement_groups(**here, detail=True, filters=[("state", "!=", "REMOVED")])
     except Exception as error:  # the dashboard does not answer
         say(f"cannot look for leaked placement groups: {type(error).__name__}")
@@ -341,6 +346,7 @@ def run_size(
     say: Say,
     limits: Limits | None = None,
     taught: Iterable[Mapping[str, float]] = (),
+    show: Show = not_shown,
 ) -> SizeResult:
     """Search, control and final comparison for one size. Ray must be running; the config's paths are resolved.
 
@@ -361,7 +367,7 @@ def run_size(
     if "id" not in memory.user_attrs:  # tells this study from another of the same name in the same MLflow
         memory.set_user_attr("id", uuid.uuid4().hex[:8])
     parent = f"{name}/{config.name}/{memory.user_attrs['id']}"
-    ledger = Ledger(config, arms, tracker, parent, say, limits)
+    ledger = Ledger(config, arms, tracker, parent, say, limits, show)
     tracker.run(parent, config.name, tags={"study": name, "family": config.base.family})
     tracker.settle(parent, true_ends(parent, arms))
     state = "FAIL"
@@ -383,7 +389,8 @@ def run_size(
         if not ledger.done():
             table = reference_table(config, digests["base"], data, root, say)
             run_trials(config, ledger, lambda train: table, storage)
-        replicates = replicate(config, arms, name, database, digests, data, tracker, parent, storage, say)
+        replicates = replicate(config, arms, name, database, digests, data, tracker, parent, storage, say, show)
+        show(ledger)
         say(f"{config.name}  scoring base, guided base, control and finalists on fresh noise")
         outcome = compare(config, arms, replicates, storage, len(data.labels))
         state = "COMPLETE"
@@ -434,6 +441,7 @@ def replicate(
     parent: str,
     storage: Path,
     say: Say,
+    show: Show,
 ) -> optuna.Study | None:
     """Train the finalists again with `search.replicates` other seeds, as trials of an arm of their own."""
     if not config.search.replicates:
@@ -448,7 +456,7 @@ def replicate(
     for point in points:  # those that are there already are not added again
         study.enqueue_trial(point, skip_if_exists=True)
     arm = Arm("replicate", study, space, len(study.get_trials(deepcopy=False)))
-    ledger = Ledger(config, [arm], tracker, parent, say)
+    ledger = Ledger(config, [arm], tracker, parent, say, show=show)
     tracker.settle(parent, true_ends(parent, [*arms, arm]))
     if not ledger.done():
         tables = {

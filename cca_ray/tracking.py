@@ -307,6 +307,11 @@ class Tracker:
         """Empty as long as the server has been away since the start."""
         return self._store.experiment_id
 
+    @property
+    def trouble(self) -> str:
+        """What is amiss at this moment, in a clause; empty if nothing."""
+        return f"{self.uri} does not answer; {len(self._journal.entries)} entries wait" if self._away else ""
+
     def run_id(self, key: str) -> str | None:
         """The id of the run of this key, once it is made or found."""
         run = self._store.runs.get(key)

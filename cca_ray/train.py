@@ -1,6 +1,7 @@
 """One fine-tuning, outside a search.
 
-python -m cca_ray.train search_spaces/digits_s.yaml --lambda 3 --lr 5e-3
+cca-ray train digits_s --lambda 3 --lr 5e-3
+cca-ray train my_s.yaml --set train.objective=finetune --out runs/plain     the same folder resumes it
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ import typer
 from ray.train import UserCallback
 
 from cca_ray.config import load_config
-from cca_ray.console import DEFAULT_SPACES, Console, find_space, place, run
+from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
 from cca_ray.gangs import first_way
 from cca_ray.mirror import named, reach
 from cca_ray.placement import in_this_process
@@ -42,7 +43,9 @@ class PrintReports(UserCallback):
 
 
 def main(
-    space: Annotated[str, typer.Argument(help="Search-space file, or the name of a shipped one.")] = DEFAULT_SPACES[0],
+    space: Annotated[
+        str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
+    ] = DEFAULT_SPACES[0],
     lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of the negative term.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
     storage: Annotated[

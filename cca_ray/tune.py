@@ -1,16 +1,24 @@
 """Search λ and learning rate for CCA, size after size.
 
-python -m cca_ray.tune                          the embedded default: two sizes of LlamaGen and a VAR on digits
-python -m cca_ray.tune my_s.yaml my_m.yaml      your own search spaces
-python -m cca_ray.tune llamagen_b --gpu-hours 100 --replicates 2
+cca-ray tune                                                  two sizes of LlamaGen and a VAR on digits
+cca-ray tune --name short --trials 6 --minutes 10             a short one
+cca-ray tune my_s.yaml my_m.yaml                              your own search spaces
+cca-ray tune llamagen_b --gpu-hours 100 --replicates 2        on a cluster, within a budget
+cca-ray tune --set train.beta=0.05 --dry-run                  every setting of a study, before it runs
+cca-ray tune --quiet --json > outcome.json                    for a script
 
 The same command continues a study that was stopped, however it was stopped.
 """
 
+import json
+import logging
 import math
 import os
 import re
+import shlex
 import shutil
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,18 +27,26 @@ import ray
 import typer
 import yaml
 
+from cca_ray.chatter import chatter_in
 from cca_ray.config import FAMILY_SIZES, ConfigError, StudyConfig, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, place, run
+from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
 from cca_ray.lease import leased
 from cca_ray.ledger import Limits
+from cca_ray.lock import alone
 from cca_ray.mirror import exists, named, pull, push, reach
 from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, report_at_end, table, verdict, write_summary
+from cca_ray.results import read_study
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
+from cca_ray.standing import DriverStatus
 from cca_ray.tracking import Tracker
+from cca_ray.view import Window
+from cca_ray.words import closing
 
 CLOSE_S = 10.0  # how long the end waits for MLflow
+LOG_FILE = "log.txt"  # in the study's folder: all that is said, by libraries too
+LOG = logging.getLogger(__name__)
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 
 
@@ -86,8 +102,45 @@ def taught_by(sizes: list[dict[str, Any]], family: str) -> list[dict[str, float]
     return [size["winner"] for size in reversed(sizes) if size["family"] == family]
 
 
+def where_to_look(folder: Path, sizes: list[dict[str, Any]], spaces: list[str], browse: str) -> dict[str, str]:
+    """What the study has left, and the commands that go on from there."""
+    winners = {size["size"]: size["checkpoint"] for size in sizes}
+    files = {Path(space).stem: space for space in spaces or DEFAULT_SPACES}
+    page = folder / "report" / "report.html"
+    at = ["--storage", named(folder.parent)] if folder.parent != Path("runs").resolve() else []
+    first, winner = next(iter(winners.items()))
+    status = ["cca-ray", "status", folder.name, *at]
+    sample = ["cca-ray", "sample", files[first], "--checkpoint", winner, *at]
+    return {
+        "summary": named(folder / "summary.json"),
+        **{size: f"{named(folder / size)}: winner.pt, samples.png" for size in winners},
+        **({"report": named(page)} if page.exists() else {}),
+        "log": str(folder / LOG_FILE),
+        "browse": browse,
+        "trials": f"optuna-dashboard sqlite:///{folder / 'study.db'}",
+        "status": shlex.join(status),
+        "sample": shlex.join(sample),
+    }
+
+
+def show_end(
+    console: Console, samples: int, sizes: list[dict[str, Any]], sentences: list[str], where: dict[str, str]
+) -> None:
+    """What won, by how much, at what cost, and where to look; of a quiet study only the table."""
+    width = shutil.get_terminal_size().columns if console.terminal else None
+    print(f"\nFID on fresh noise, {samples:,} samples\n{table(sizes, width)}\n")
+    if not console.quiet:
+        for sentence in sentences:
+            print(textwrap.fill(sentence, width) if width else sentence)
+        column = max(map(len, where))
+        print("", *(f"{what:{column}}  {path}" for what, path in where.items()), sep="\n")
+
+
 def main(
-    spaces: Annotated[list[str] | None, typer.Argument(help="Search-space files, or names of shipped ones.")] = None,
+    spaces: Annotated[
+        list[str] | None,
+        typer.Argument(help="Search-space files, or names of shipped ones.", autocompletion=complete_space),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the study; the same name continues it.")] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Under a new name, if a study of this name exists.")] = False,
     storage: Annotated[
@@ -118,6 +171,10 @@ def main(
         list[str] | None, typer.Option("--set", help="Override, such as train.beta=0.05; repeatable.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved study and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only errors and the final table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The outcome as one JSON object on stdout, all else on stderr.")
+    ] = False,
 ) -> None:
     """Search λ and learning rate for CCA, size after size."""
     settings = list(set_ or [])
@@ -130,7 +187,7 @@ def main(
     if dry_run:
         show(configs)
         return
-    console = Console()
+    console = Console(sys.stderr if as_json else sys.stdout, quiet)
     if not name:
         name = "-".join(config.name for config in configs) if spaces else "digits"
         name += f"-seed{seed}" if seed else ""
@@ -146,17 +203,20 @@ def main(
     console.say(f"study {name}: {', '.join(c.name for c in configs)}; everything goes to {named(folder)}")
     uri = tracking_uri or f"sqlite:///{storage / 'mlflow.db'}"
     sizes: list[dict[str, Any]] = []
-    with alone(folder), leased(folder):
+    trackers: dict[str, Tracker] = {}
+    driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), folder / LOG_FILE)
+    window = Window(console, folder, driver, lambda: "; ".join(filter(None, (t.trouble for t in trackers.values()))))
+    with alone(folder), leased(folder), chatter_in(folder / LOG_FILE), window:
         console.say(f"opening MLflow at {uri}")
-        trackers = {
-            family: Tracker(
+        for family in dict.fromkeys(config.base.family for config in configs):
+            trackers[family] = Tracker(
                 uri, f"cca_ray {family}", storage / "mlartifacts", folder / f"mlflow-{family}.journal", console.say
             )
-            for family in dict.fromkeys(config.base.family for config in configs)
-        }
+        browse = next(iter(trackers.values())).browse
+        window.tell(browse=browse)
         try:
             console.say("starting Ray")
-            start_ray()
+            LOG.info("Ray's own log files are in %s", start_ray(level=logging.INFO))
             if "RAY_ADDRESS" in os.environ:
                 remove_leaked_groups(console.say)
             started = time.monotonic()
@@ -166,22 +226,25 @@ def main(
                 limits = share(started, used, len(configs) - len(sizes), minutes, gpu_hours)
                 base = resolve(config, storage, console.progress)
                 taught = taught_by(sizes, config.base.family)
-                result = run_size(base, name, folder, tracker, console.say, limits, taught)
+                result = run_size(base, name, folder, tracker, console.say, limits, taught, window.show)
+                window.hide()
                 finish_size(result, folder / config.name, tracker)
                 sizes.append(result.summary)
-                summary = write_summary(folder, sizes)
+                write_summary(folder, sizes)
                 console.say(verdict(result.summary))
-            report = report_at_end(folder, sizes, trackers, console.say)
+            report_at_end(folder, sizes, trackers, console.say)
         finally:
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
                 tracker.close(CLOSE_S if len(sizes) == len(configs) else 1.0)
             ray.shutdown()
-    print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
-    where = {size["size"]: f"{named(folder / size['size'])}: winner.pt, samples.png" for size in sizes}
-    width = max(map(len, ["summary", *where]))
-    made = {"report": named(report)} if report else {}
-    for what, path in {"summary": named(summary), **where, **made, "browse": tracker.browse}.items():
-        print(f"{what:{width}}  {path}")
+        done = {size["size"] for size in sizes}
+        sentences = [closing(size) for size in read_study(storage, name).sizes if size.name in done]
+    where = where_to_look(folder, sizes, spaces or [], browse)
+    if as_json:
+        outcome = {"study": name, "folder": named(folder), "sizes": sizes, "told": sentences, "where": where}
+        print(json.dumps(outcome, indent=1))
+    else:
+        show_end(console, configs[-1].score.samples, sizes, sentences, where)
 
 
 if __name__ == "__main__":

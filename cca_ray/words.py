@@ -55,6 +55,22 @@ def verdict_of(row: dict[str, Any]) -> str:
     )
 
 
+def closing(size: SizeResults) -> str:
+    """A finished size, for who reads nothing else: what won, by how much, at what cost."""
+    row = size.row
+    names = {"guided": "the guided base", "control": "plain fine-tuning"}
+    guided, control = (
+        f"{row['fid_cca'] / row[f'fid_{other}']:.2f} × {name} ({row[f'fid_{other}']:.2f}"
+        + (", equal within their spread)" if compared(row, other) == 0 else ")")
+        for other, name in names.items()
+    )
+    return (
+        f"{size.name}: {readable(row['winner'])} won: FID {row['fid_cca']:.2f} ± {row['std_cca']:.2f} without "
+        f"guidance, {guided} at half its sampling cost, and {control}. It took {row['trials']} trials, "
+        f"{row['seconds'] / 60:.1f} minutes and {hours(size)}."
+    )
+
+
 def tile(size: SizeResults) -> tuple[str, list[str]]:
     """A size in a large number and a few lines."""
     best = size.best

@@ -62,8 +62,8 @@ def make_study(
 
     def arm(name: ArmName, space: dict[str, Range]) -> Arm:
         within = {key: distribution(key, bounds) for key, bounds in space.items()}
-        metrics = 2 if name == "search" and config.search.metric == "both" else 1
-        study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metrics)
+        metric = config.search.metric if name == "search" else "fid"
+        study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metric)
         return Arm(name, study, within, completed + 3)
 
     search = arm("search", config.search.space)

@@ -16,7 +16,8 @@ from PIL import Image
 from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
 from cca_ray import evaluate, pretrain, sample, train, tune
-from cca_ray.console import alone, run
+from cca_ray.console import run
+from cca_ray.lock import alone
 from cca_ray.models import build, load_tokenizer, save_official
 from cca_ray.pretrain import BaseFiles
 from tests.conftest import tiny_space

@@ -7,10 +7,10 @@ import pytest
 
 ORDER = [
     "config", "mirror", "lease", "placement", "models.files", "models.dropout", "models.llamagen", "models.llamagen_vq",
-    "models.var_vqvae", "models.var", "models", "images", "tokens", "encode", "data", "objective", "parallel",
+    "models.var_vqvae", "models.var", "models", "images", "tokens", "lock", "encode", "data", "objective", "parallel",
     "reference", "sampler", "features", "fid", "checkpoint", "scoring", "worker", "tracking", "gangs", "trial",
-    "ledger", "finals", "search", "console", "results", "drawing", "charts", "words", "page", "report", "pretrain",
-    "prepare", "train", "sample", "evaluate", "tune",
+    "ledger", "standing", "finals", "search", "console", "chatter", "view", "results", "drawing", "charts", "words",
+    "page", "report", "pretrain", "prepare", "train", "sample", "evaluate", "status", "tune", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 from cca_ray import prepare
 from cca_ray.config import ConfigError
-from cca_ray.console import Console, alone
+from cca_ray.console import Console
 from cca_ray.features import FeatureNet, extract
 from cca_ray.fid import Moments, Reference
 from cca_ray.images import centre_crop, crops_of, cut, decode, list_images
+from cca_ray.lock import alone
 from cca_ray.models import build_tokenizer, digest_of_weights, load_tokenizer, save_official, write_atomically
 from cca_ray.prepare import Pace, import_npy, make_reference, tokenize, wait_for_gpus
 from cca_ray.tokens import read_token_set, to_input

@@ -2,18 +2,25 @@
 
 import json
 import math
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from cca_ray.pretrain import BaseFiles
+from cca_ray.standing import STATUS
+from cca_ray.status import RUNNING, look
 from cca_ray.tracking import KEY, Tracker
 from cca_ray.tune import fresh_name, load_spaces, share, taught_by
 from tests.test_cli import write_space
@@ -29,6 +36,27 @@ def wait_until(ready: Callable[[], bool], seconds: float = 120) -> None:
     while not ready():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def on_a_terminal(folder: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+    """The command on a terminal of 80 columns, and the end of it from which to read."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "cca_ray", "tune", *arguments]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "30", "NO_COLOR": "1"}
+    process = subprocess.Popen(command, cwd=folder, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    return process, master
+
+
+def read_all(master: int) -> str:
+    """What a terminal was sent until its process ended, without what moves the cursor."""
+    content = bytearray()
+    try:
+        while some := os.read(master, 1 << 16):
+            content += some
+    except OSError:  # so ends a terminal
+        pass
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", content.decode()).replace("\r", "")
 
 
 def trials(folder: Path, arm: str = "search") -> list[optuna.trial.FrozenTrial]:
@@ -122,3 +150,42 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     report = tmp_path / "runs" / "tiny" / "report" / "report.html"
     assert f"report   {report}" in output
     assert f"FID {size['fid_cca']:.2f}" in report.read_text()
+
+
+def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_files: BaseFiles, tmp_path: Path):
+    write_space(tmp_path, base_files, epochs=100)
+    runs, arguments = tmp_path / "runs", ("tiny.yaml", "--trials", "2")
+    process, master = on_a_terminal(tmp_path, *arguments)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(read_all, master)
+        wait_until(
+            lambda: (runs / "tiny" / "study.db").exists() and any(map(begun, look(runs, "tiny").content["sizes"]))
+        )
+        seen = look(runs, "tiny")
+        shown = reading.result(timeout=240)
+    assert process.wait(60) == 0
+    assert seen.content["state"] == RUNNING
+    assert re.search(r"^ search [12]/2 λ=.* \d+/1000 [\d,]+ img/s", shown, re.MULTILINE)
+    assert re.search(r"^cluster  CPU [12]/\d+ in use", shown, re.MULTILINE)
+    assert not re.search(r"step \d+/1000$", shown, re.MULTILINE)  # what the view shows, no lines tell
+    assert "search 1/2  λ=" in shown
+    assert "| after CCA " in shown
+    assert "won: FID" in shown
+    assert f"log      {runs / 'tiny' / 'log.txt'}" in shown
+    assert not (runs / "tiny" / STATUS).exists()
+    log = (runs / "tiny" / "log.txt").read_text()
+    assert "Ray's own log files are in /" in log
+    assert "ray._private.worker: Started a local Ray instance" in log
+    assert "WARNING" not in shown
+
+    command = [sys.executable, "-m", "cca_ray", "tune", *arguments, "--json", "--quiet"]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    outcome = json.loads(again.stdout)
+    assert outcome["sizes"] == json.loads((runs / "tiny" / "summary.json").read_text())["sizes"]
+    assert outcome["where"]["report"] == str(runs / "tiny" / "report" / "report.html")
+    assert outcome["told"] == [look(runs, "tiny").content["sizes"][0]["verdict"]]
+    assert again.stderr == ""
+
+
+def begun(size: dict[str, Any]) -> bool:
+    return any(trial["step"] for trial in size.get("running", []))

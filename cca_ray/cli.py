@@ -1,0 +1,50 @@
+"""The command `cca-ray`: all verbs under one name. Each is imported only when it is run, for that takes seconds."""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from cca_ray.console import PROGRAM, command, run_command
+
+VERBS = {
+    "tune": "Search λ and learning rate for CCA, size after size.",
+    "status": "Show how a study stands that runs elsewhere, or how it ended.",
+    "report": "Make the report of a study, finished or not, or of several side by side.",
+    "train": "Fine-tune once and score at the rungs.",
+    "sample": "Sample images from a checkpoint.",
+    "evaluate": "Score a checkpoint or an .npz of images.",
+    "pretrain": "Make a small base from images, and a search space that uses it.",
+    "prepare": "Make a token set, reference statistics, or both, from images.",
+}
+
+
+class Verbs(TyperGroup):
+    """Lists the verbs by name alone; imports the one that is asked for."""
+
+    def resolve_command(self, context: Any, arguments: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, found, rest = super().resolve_command(context, arguments)
+        return name, command(import_module(f"cca_ray.{name}").main, name) if found else None, rest
+
+
+def group() -> Any:
+    """All verbs as typer's command."""
+    app = typer.Typer(cls=Verbs)
+
+    @app.callback()
+    def cca_ray() -> None:
+        """Find the hyperparameters of Condition Contrastive Alignment for autoregressive image generators.
+
+        Without anything of yours, `cca-ray tune` shows it on small images: it takes minutes on a CPU.
+        """
+
+    for name, help_ in VERBS.items():
+        app.command(name, help=help_)(lambda: None)
+    return typer.main.get_command(app)
+
+
+def main() -> None:
+    """See `console.run`."""
+    run_command(group(), sys.argv[1:] or ["--help"], PROGRAM)

@@ -1,0 +1,187 @@
+"""How a study stands that runs elsewhere, was stopped, or has ended. Its folder is only read.
+
+cca-ray status digits
+cca-ray status digits --watch 5      until it ends
+cca-ray status digits --json         for a script
+"""
+
+import json
+import socket
+import time
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import optuna
+import typer
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from cca_ray.console import complete_study, place, run
+from cca_ray.ledger import readable
+from cca_ray.lock import holder
+from cca_ray.mirror import exists, named, pull
+from cca_ray.results import SizeResults, StudyResults, read_study
+from cca_ray.standing import STATUS, DriverStatus, read_driver_status
+from cca_ray.view import view
+from cca_ray.words import closing, interim, progress
+
+FRESH_S = 30.0  # how old a sign of life of another machine's driver may be
+RUNNING, STOPPED, FINISHED, BEGINS = "running", "stopped", "finished", "not begun"
+
+
+class Seen(NamedTuple):
+    """A study at a moment: all that is known as plain values, and what they were made of."""
+
+    content: dict[str, Any]
+    study: StudyResults
+    told: DriverStatus | None
+
+
+def driver_of(folder: Path) -> tuple[str, DriverStatus | None]:
+    """Which process runs the study, as `PID on HOST`, and what it tells of itself; nothing if none does.
+
+    The lock says so, where it can be seen: not always on another machine. There a fresh sign of life does. A file that
+    a killed driver has left is none.
+    """
+    pull(folder / STATUS)
+    held, told = holder(folder), read_driver_status(folder)
+    if held:
+        return held, told if told and held.startswith(f"{told.process} on") else None
+    alive = told is not None and told.host != socket.gethostname() and time.time() - told.at < FRESH_S
+    return (f"{told.process} on {told.host}", told) if told and alive else ("", None)
+
+
+def trial_of(size: SizeResults, arm: str, number: int) -> dict[str, Any]:
+    """A trial that has not ended, as the storage has it."""
+    trial = next(t for t in size.of(arm) if t.number == number)
+    rung = trial.rungs[-1] if trial.rungs else {}
+    return {
+        "arm": arm,
+        "number": number,
+        "params": trial.params,
+        "step": rung.get("step", 0),
+        "fid": rung.get("fid"),
+    }
+
+
+def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> dict[str, Any]:
+    """`told`: by the driver, if this is the size at work."""
+    counts = {arm: Counter(t.state for t in size.of(arm)) for arm in dict.fromkeys(t.arm for t in size.trials)}
+    content: dict[str, Any] = {"size": size.name, "state": state, "trials": counts}
+    if told and told.standing:
+        now, standing = time.time(), told.standing
+        content |= {"phase": standing.phase, "planned": standing.planned, "seconds_left": standing.left(now)}
+        content["running"] = [{**trial.model_dump(), "seconds_left": trial.left(now)} for trial in standing.at_work]
+    elif state != FINISHED:
+        content["running"] = [trial_of(size, t.arm, t.number) for t in size.trials if t.state == "RUNNING"]
+    if size.best:
+        content["best"] = {"trial": size.best.number, "params": size.best.params, "fid": size.best.last("fid")}
+    if state == FINISHED:
+        content |= {"verdict": closing(size), "outcome": size.row}
+    return content
+
+
+def where_to_look(folder: Path, told: DriverStatus | None) -> dict[str, str]:
+    folder = folder.resolve()
+    found = {"summary": "summary.json", "report": "report/report.html", "log": "log.txt"}
+    where = {what: named(folder / path) for what, path in found.items() if exists(folder / path)}
+    if told and told.browse:
+        where["browse"] = told.browse
+    elif (database := folder.parent / "mlflow.db").exists():
+        where["browse"] = f"mlflow server --backend-store-uri sqlite:///{database}"
+    return {**where, "trials": f"optuna-dashboard sqlite:///{folder / 'study.db'}"}
+
+
+def look(storage: Path, name: str) -> Seen:
+    """ValueError if there is no such study."""
+    folder = storage / name
+    process, told = driver_of(folder)
+    if process and not (folder / "study.db").exists():  # it makes its base
+        study = StudyResults(name, folder, ())
+    else:
+        study = read_study(storage, name)
+    at_work = told.standing.size if told and told.standing else ""
+    sizes = []
+    for size in study.sizes:
+        state = FINISHED if size.summary and size.name != at_work else RUNNING if process else STOPPED
+        sizes.append(status_of_size(size, state, told if size.name == at_work else None))
+    known = [size.name for size in study.sizes]
+    sizes += [{"size": size, "state": BEGINS} for size in (told.sizes if told else ()) if size not in known]
+    finished = bool(sizes) and all(size["state"] == FINISHED for size in sizes)
+    content = {
+        "study": name,
+        "folder": named(folder),
+        "state": RUNNING if process else FINISHED if finished else STOPPED,
+        "process": process,
+        "mlflow": told.mlflow if told else "",
+        "sizes": sizes,
+        "where": where_to_look(folder, told),
+    }
+    return Seen(content, study, told)
+
+
+def drawn(seen: Seen) -> RenderableType:
+    """For people."""
+    content, study, told = seen
+    by = f", by process {content['process']}" if content["process"] else ""
+    parts: list[RenderableType] = [Text.assemble((content["study"], "bold"), f": {content['state']}{by}")]
+    results = {size.name: size for size in study.sizes}
+    for size in content["sizes"]:
+        parts.append(Text())
+        if told and told.standing and told.standing.size == size["size"]:
+            parts.append(view(told, time.time()))
+        elif size["state"] == FINISHED:
+            parts.append(Text(size["verdict"]))
+        elif size["state"] == BEGINS:
+            parts.append(Text(f"{size['size']}: {BEGINS}", "dim"))
+        else:
+            result = results[size["size"]]
+            parts.append(Text(f"{result.name}: {size['state']}; {progress(result)}. {interim(result)}"))
+            for trial in size["running"]:
+                fid = "" if trial["fid"] is None else f", FID {trial['fid']:.2f} at step {trial['step']}"
+                parts.append(Text(f"  {trial['arm']} {trial['number'] + 1}  {readable(trial['params'])}{fid}"))
+    if content["state"] == STOPPED:
+        parts += [Text(), Text("The same `tune` command continues it.")]
+    column = max(map(len, content["where"]))
+    lines = [f"{what:{column}}  {path}" for what, path in content["where"].items()]
+    return Group(*parts, Text("\n" + "\n".join(lines)))
+
+
+def main(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The study.", autocompletion=complete_study)],
+    storage: Annotated[
+        Path,
+        typer.Option(
+            parser=place, metavar="PATH", envvar="CCA_RAY_STORAGE", help="Folder or URI that the study lies in."
+        ),
+    ] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    watch: Annotated[
+        float | None, typer.Option(min=0.5, help="Look again every so many seconds until the study has ended.")
+    ] = None,
+) -> None:
+    """Show how a study stands that runs elsewhere, or how it ended."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    console = RichConsole(highlight=False)
+    seen = look(storage, name)
+    lively = watch and console.is_terminal and not as_json
+    with Live(console=console, auto_refresh=False) if lively else nullcontext() as live:
+        while True:
+            if live:
+                live.update(drawn(seen), refresh=True)
+            elif as_json:
+                print(json.dumps(seen.content, indent=None if watch else 1), flush=True)
+            else:
+                console.print(drawn(seen), soft_wrap=not console.is_terminal)
+            if not watch or seen.content["state"] != RUNNING:
+                return
+            time.sleep(watch)
+            seen = look(storage, name)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,165 @@
+"""How a study stands, drawn for a terminal; and the window that shows it while the study runs."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayError
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cca_ray.console import Console
+from cca_ray.gangs import in_use_now
+from cca_ray.ledger import Ledger
+from cca_ray.mirror import push, remove
+from cca_ray.standing import COMPARING, STATUS, AtWork, DriverStatus, Standing, standing_of
+
+MOST_ROWS = 12  # of running trials; more than a terminal holds would push the rest away
+BEAT_S = 2.0  # how often `status.json` is written
+PUSH_S = 10.0  # how often, at most, it goes to the study's URI
+OFTEN_S = 0.3  # how often, at most, the study is looked at
+CLUSTER_S = 5.0  # how often, at most, the cluster is asked
+STATES = {"COMPLETE": "completed", "PRUNED": "stopped", "FAIL": "failed"}
+
+
+def duration(seconds: float) -> str:
+    """`0:42`, `1:03:20`."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def count(number: float) -> str:
+    """A rate in four places at most."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+
+
+def headline(standing: Standing, now: float) -> Text:
+    """Size, phase, trials that have ended of those planned, by state, and the time left."""
+    ended, left = standing.ended, standing.left(now)
+    text = Text.assemble((standing.size, "bold"), f"  {standing.phase} {sum(ended.values())}/{standing.planned}")
+    text.append("".join(f", {ended[state]} {name}" for state, name in STATES.items() if state in ended), "dim")
+    return text.append("" if left is None else f"; about {duration(left)} left")
+
+
+def trials_table(at_work: tuple[AtWork, ...], now: float) -> Table:
+    """A row a trial: which, how far, images/s, FID at its last rung, time left."""
+    table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column(width=10)
+    for _ in range(4):
+        table.add_column(justify="right", no_wrap=True)
+    for trial in at_work[:MOST_ROWS]:
+        left = trial.left(now)
+        table.add_row(
+            Text.assemble((f" {trial.arm} {trial.number + 1}/{trial.trials}", "cyan"), f" {trial.settings}"),
+            ProgressBar(total=trial.total or 1, completed=trial.step),
+            f"{trial.step}/{trial.total}" if trial.total else "starts",
+            f"{count(trial.images_per_second)} img/s" if trial.images_per_second else "",
+            "" if trial.fid is None else f"FID {trial.fid:.2f}",
+            "" if left is None else duration(left),
+        )
+    if len(at_work) > MOST_ROWS:
+        table.add_row(Text(f" … and {len(at_work) - MOST_ROWS} more", "dim"))
+    return table
+
+
+def best_line(standing: Standing) -> Text:
+    if standing.best is None:
+        return Text("best     none has reached its last rung yet", "dim")
+    best = standing.best
+    return Text.assemble(
+        "best     ", (f"FID {best.fid:.2f}", "bold green"), f"  {best.settings}  (search {best.number + 1})"
+    )
+
+
+def cluster_line(driver: DriverStatus, at_work: tuple[AtWork, ...]) -> Text:
+    """What is in use, and by this study of each type of card."""
+    parts = [f"{kind} {used:g}/{total:g} in use" for kind, (used, total) in driver.cluster.items()]
+    cards: dict[str, int] = {}
+    for trial in at_work:
+        if trial.accelerator:
+            cards[trial.accelerator] = cards.get(trial.accelerator, 0) + trial.workers
+    held = ", ".join(f"{workers} on {card}" for card, workers in sorted(cards.items()))
+    parts += [f"workers: {held}"] * bool(held)
+    return Text(f"cluster  {'; '.join(parts) or 'not asked yet'}", "dim")
+
+
+def view(driver: DriverStatus, now: float) -> RenderableType:
+    """The study at work. `now`: Unix time."""
+    standing = driver.standing
+    if standing is None:
+        return Text("")
+    parts: list[RenderableType] = [headline(standing, now)]
+    if standing.phase == COMPARING:
+        what = "base, guided base, control and finalists on fresh noise"
+        parts += [Text(f" {what}, for {duration(now - standing.at)}"), best_line(standing)]
+    else:
+        parts += [trials_table(standing.at_work, now), best_line(standing), cluster_line(driver, standing.at_work)]
+    return Group(*parts, *([Text(f"MLflow   {driver.mlflow}", "yellow")] if driver.mlflow else []))
+
+
+class Window:
+    """Shows how a study stands: on the terminal, and in `status.json`, which goes when the driver ends.
+
+    `mlflow` says what is amiss with it. A context manager.
+    """
+
+    def __init__(self, console: Console, folder: Path, driver: DriverStatus, mlflow: Callable[[], str] = str):
+        self.console, self.folder, self.driver, self.mlflow = console, folder, driver, mlflow
+        self.looked = self.asked = -math.inf
+        self.known = set[str]()  # trials that were at work
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self.beat, name="status", daemon=True)
+
+    def __enter__(self) -> "Window":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.console.clear()
+        self.ending.set()
+        self.thread.join()
+        with suppress(OSError):
+            remove(self.folder / STATUS)
+
+    def beat(self) -> None:
+        """The thread: a sign of life."""
+        pushed = -math.inf
+        while True:
+            with suppress(OSError):  # a full disk is for those to tell who need it
+                self.driver.model_copy(update={"at": time.time()}).write(self.folder)
+                if time.monotonic() - pushed > PUSH_S:
+                    push(self.folder / STATUS)
+                    pushed = time.monotonic()
+            if self.ending.wait(BEAT_S):
+                return
+
+    def tell(self, **changes: Any) -> None:
+        """What has changed of the driver's status."""
+        self.driver = self.driver.model_copy(update=changes)
+
+    def show(self, ledger: Ledger) -> bool:
+        """Whether trials' steps are seen on the terminal."""
+        now, known = time.monotonic(), set(ledger.running)
+        if now - self.looked > OFTEN_S or known != self.known:
+            self.looked, self.known = now, known
+            changes: dict[str, Any] = {"standing": standing_of(ledger), "mlflow": self.mlflow()}
+            if now - self.asked > CLUSTER_S:
+                self.asked = now
+                with suppress(RayError):
+                    changes["cluster"] = in_use_now()
+            self.tell(**changes)
+        self.console.keep_below(lambda: view(self.driver, time.time()))
+        return self.console.terminal
+
+    def hide(self) -> None:
+        """Between two sizes."""
+        self.console.clear()
+        self.tell(standing=None)

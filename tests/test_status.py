@@ -1,0 +1,116 @@
+"""What `status` says of studies that run, have ended, or were stopped."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from cca_ray import status
+from cca_ray.lock import alone
+from cca_ray.standing import DriverStatus, Standing
+from tests.studies import make_study
+from tests.test_cli import invoke
+from tests.test_view import at_work
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with a finished study and half a one."""
+    root = tmp_path_factory.mktemp("runs")
+    make_study(root / "whole")
+    make_study(root / "half", finished=False)
+    return root
+
+
+@pytest.fixture
+def storage(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def at_this_moment(host: str = "", **changes: object) -> DriverStatus:
+    """What the driver of `half`, this process, tells."""
+    standing = Standing(
+        size="digits_s", phase="search", planned=15, ended={"COMPLETE": 11}, at_work=(at_work(12),), best=None,
+        seconds_left=60.0, at=time.time(),
+    )  # fmt: skip
+    told = DriverStatus.of_this_process("half", ("digits_s", "digits_m"), Path("log.txt"))
+    return told.model_copy(update={"standing": standing, **({"host": host} if host else {}), **changes})
+
+
+def test_a_finished_study_says_what_won_by_how_much_at_what_cost(storage: Path, capsys):
+    outcome = invoke(status.main, ["whole", "--storage", str(storage)], capsys)
+    assert outcome.code == 0
+    assert "whole: finished" in outcome.out
+    assert (
+        "0.90 × the guided base (18.00) at half its sampling cost, and 0.68 × plain fine-tuning (23.70)" in outcome.out
+    )
+    assert "It took 12 trials, 1.5 minutes and 0.05 GPU-hours (A40 0.04, H100 0.01)." in outcome.out
+    assert f"summary  {storage / 'whole' / 'summary.json'}" in outcome.out
+
+
+def test_a_stopped_study_says_how_far_it_came_and_how_to_go_on(storage: Path, capsys):
+    outcome = invoke(status.main, ["half", "--storage", str(storage)], capsys)
+    assert "half: stopped" in outcome.out
+    assert "10 completed, 1 stopped at a rung, 1 failed, 1 not finished. Best so far: λ=" in outcome.out
+    assert "FID 30.00 at step 56" in outcome.out
+    assert "The same `tune` command continues it." in outcome.out
+
+
+def test_a_running_study_shows_what_its_driver_tells(storage: Path, capsys):
+    with alone(storage / "half"):
+        at_this_moment().write(storage / "half")
+        outcome = invoke(status.main, ["half", "--storage", str(storage)], capsys)
+        content = json.loads(invoke(status.main, ["half", "--storage", str(storage), "--json"], capsys).out)
+    assert f"half: running, by process {os.getpid()} on " in outcome.out
+    assert "1,234 img/s" in outcome.out
+    assert "digits_m: not begun" in outcome.out
+    assert (content["state"], [size["state"] for size in content["sizes"]]) == ("running", ["running", "not begun"])
+    assert content["sizes"][0]["trials"]["search"] == {"COMPLETE": 10, "PRUNED": 1, "FAIL": 1, "RUNNING": 1}
+    (trial,) = content["sizes"][0]["running"]
+    assert (trial["step"], trial["fid"], trial["images_per_second"]) == (50, 17.25, 1234.5)
+    assert 0 < content["sizes"][0]["seconds_left"] <= 60
+
+
+def test_a_study_that_makes_its_base_runs_too(storage: Path, capsys):
+    (storage / "new").mkdir()
+    with alone(storage / "new"):
+        at_this_moment(standing=None).write(storage / "new")
+        content = json.loads(invoke(status.main, ["new", "--storage", str(storage), "--json"], capsys).out)
+    assert content["state"] == "running"
+    assert [size["state"] for size in content["sizes"]] == ["not begun", "not begun"]
+
+
+def test_what_a_killed_driver_left_is_no_sign_of_life(storage: Path, capsys):
+    at_this_moment().write(storage / "half")
+    assert "half: stopped" in invoke(status.main, ["half", "--storage", str(storage)], capsys).out
+    at_this_moment(host="elsewhere", at=time.time() - 100).write(storage / "half")
+    assert "half: stopped" in invoke(status.main, ["half", "--storage", str(storage)], capsys).out
+
+
+def test_a_fresh_sign_of_life_of_another_machine_is_one(storage: Path, capsys):
+    at_this_moment(host="elsewhere").write(storage / "half")
+    outcome = invoke(status.main, ["half", "--storage", str(storage)], capsys)
+    assert f"half: running, by process {os.getpid()} on elsewhere" in outcome.out
+
+
+def test_a_watch_ends_with_the_study(storage: Path, capsys):
+    outcome = invoke(status.main, ["whole", "--storage", str(storage), "--watch", "1", "--json"], capsys)
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["sizes"][0]["outcome"]["size"] == "digits_s"
+
+
+def test_looking_changes_nothing(storage: Path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in storage.rglob("*")}
+    invoke(status.main, ["whole", "--storage", str(storage)], capsys)
+    assert {path: path.stat().st_mtime_ns for path in storage.rglob("*")} == before
+
+
+def test_an_unknown_study_is_one_line(storage: Path, capsys):
+    outcome = invoke(status.main, ["other", "--storage", str(storage)], capsys)
+    assert (outcome.code, outcome.err) == (
+        2, f"error: {storage / 'other'}: no study here; there are: half, whole\n"
+    )  # fmt: skip
