@@ -100,7 +100,7 @@ def look(storage: Path, name: str) -> Seen:
     """ValueError if there is no such study."""
     folder = storage / name
     process, told = driver_of(folder)
-    if process and not (folder / "study.db").exists():  # it makes its base
+    if process and not exists(folder / "study.db"):  # it makes its base
         study = StudyResults(name, folder, ())
     else:
         study = read_study(storage, name)

@@ -217,7 +217,7 @@ def main(
         try:
             console.say("starting Ray")
             LOG.info("Ray's own log files are in %s", start_ray(level=logging.INFO))
-            if "RAY_ADDRESS" in os.environ:
+            if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
                 remove_leaked_groups(console.say)
             started = time.monotonic()
             for config in configs:
