@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cca_ray.config import PATHS, Range, StudyConfig, Train
 from cca_ray.fid import jackknife_error
 from cca_ray.placement import ways
-from cca_ray.tracking import Tracker
+from cca_ray.tracking import DataSet, Tracker
 from cca_ray.trial import FAILURE, STUCK
 from cca_ray.worker import METRICS
 
@@ -226,14 +226,31 @@ class Running:
     error: str = ""  # why the trial failed
     lost: str = ""  # how its process was last lost
 
+    @property
+    def name(self) -> str:
+        """`λ=3.1 lr=2.0e-03`, and what it is if it is no trial of the search."""
+        kind = "" if self.arm.name == "search" else f"{self.arm.name} "
+        return kind + readable(self.trial.params)
+
 
 class Ledger:
-    """The study of one size, as it happens: Optuna, MLflow and the terminal say the same."""
+    """The study of one size, as it happens: Optuna, MLflow and the terminal say the same.
+
+    `key`: of the size's MLflow run, which begins with the study's name. `data_set`: what MLflow shall say it trains on.
+    """
 
     def __init__(
-        self, config: StudyConfig, arms: list[Arm], tracker: Tracker, key: str, say: Say, limits: Limits | None = None
+        self,
+        config: StudyConfig,
+        arms: list[Arm],
+        tracker: Tracker,
+        key: str,
+        say: Say,
+        limits: Limits | None = None,
+        data_set: DataSet | None = None,
     ):
         self.config, self.arms, self.tracker, self.key, self.say = config, arms, tracker, key, say
+        self.data_set = data_set
         self.limits = limits or Limits()
         self.running: dict[str, Running] = {}
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
@@ -281,16 +298,29 @@ class Ledger:
             values["objective"] = "finetune"
         key = f"{self.config.name}-{arm.name}-{trial.number:04d}"
         train = self.config.train_with(values)
-        tags = {"arm": arm.name, "size": self.config.name, "family": self.config.base.family}
         label = f"{self.config.name}  {arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"
         frozen = arm.study.get_trials(deepcopy=False)[trial.number]
         running = Running(arm, trial, train, key, label, {mark["step"] for mark in marks_of(frozen)})
         trial.set_user_attr("key", key)
         self.running[trial_id] = running
-        name = f"{arm.name} {readable(trial.params)}" if arm.name != "search" else readable(trial.params)
-        self.tracker.run(self.run_of(running), name, self.key, tags)
+        self.tracker.run(self.run_of(running), running.name, self.key, self.tags_of(running))
         self.tracker.params(self.run_of(running), train.model_dump(by_alias=True))
+        if self.data_set:
+            self.tracker.data_set(self.run_of(running), self.data_set)
         return running
+
+    def tags_of(self, running: Running) -> dict[str, str]:
+        """What people filter trials by in MLflow. The size's own run has no `size`: a filter by it finds only these."""
+        data = {"dataset": self.data_set.name} if self.data_set else {}
+        return {
+            "study": self.key.split("/")[0],
+            "size": self.config.name,
+            "family": self.config.base.family,
+            "arm": running.arm.name,
+            "objective": running.train.objective,
+            "seed": str(running.train.seed),
+            **data,
+        }
 
     def run_of(self, running: Running) -> str:
         """The key of its MLflow run."""
@@ -316,17 +346,27 @@ class Ledger:
         return True
 
     def track(self, running: Running, result: Mapping[str, Any]) -> None:
-        """Hand a report to MLflow."""
+        """Hand a report to MLflow. The scores at the last rung are those of a model: its weights are kept."""
         run, step = self.run_of(running), result["step"]
         rows = {row[0]: dict(zip(METRICS, row[1:], strict=True)) for row in result["history"]}
         if running.train.objective == "finetune":  # has no pairs
             rows = {at: {"loss": row["loss"]} for at, row in rows.items()}
+        now = rows.setdefault(step, {})
         if result["images_per_second"]:
-            rows.setdefault(step, {})["images_per_second"] = result["images_per_second"]
+            now["images_per_second"] = result["images_per_second"]
+        now |= {f"system/{name}": value for name, value in result.get("load", ())}
+        if "gpu_memory_gib" in result:
+            now["gpu_memory_gib"] = result["gpu_memory_gib"]
         if "fid" in result:
-            rows.setdefault(step, {}).update(fid=result["fid"], inception_score=result["inception_score"])
+            scores = {"fid": result["fid"], "is": result["inception_score"]}
             self.tracker.image(run, "samples", result["grid"], step)
             self.tracker.tags(run, {"protocol": result["protocol"]})
+            if self.data_set and step >= result["total_steps"]:
+                name, params = f"{self.config.name} {running.name}", running.train.model_dump(by_alias=True)
+                tags = {**self.tags_of(running), "protocol": result["protocol"]}
+                self.tracker.model(run, name, params, tags, step, scores, self.data_set)
+            else:
+                now |= scores
         where = (result["accelerator"], result["workers"], result["micro_batch"])
         if where != running.where:
             if running.where is not None:

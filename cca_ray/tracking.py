@@ -1,8 +1,8 @@
-"""The only importer of mlflow: experiment, a parent run per model size, a child run per trial.
+"""MLflow: an experiment, a parent run per model size, a child run per trial, their data set and models.
 
-Nothing waits for MLflow: an entry is one line in a journal file, and a thread carries the lines to MLflow, in order.
-What a server that is away or a process that is killed leaves behind is carried by the next `Tracker` on that journal.
-Only the study's driver writes, so a SQLite store has a single writer.
+With `mlmodels.py` the only importer of mlflow. Nothing waits for MLflow: an entry is one line in a journal file, and a
+thread carries the lines to MLflow, in order. What a server that is away or a process that is killed leaves behind is
+carried by the next `Tracker` on that journal. Only the study's driver writes, so a SQLite store has a single writer.
 """
 
 import json
@@ -22,11 +22,18 @@ from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_LOGGED_IMAGES,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+)
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
+
+from cca_ray.mlmodels import add_output, last_step, log_scores, make_model, model_of, pack_model, register_model
 
 KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is found again
 # Optuna's states as MLflow's own Optuna storage maps them; an interrupted run is reopened when the study goes on.
@@ -37,11 +44,29 @@ FOR_EVER, A_FEW, ONCE = math.inf, 6, 1
 # How often an entry is tried that fails with these codes. MLflow says BAD_REQUEST to every error of its database
 # that is no lost connection: too busy, and it passes; no such column, and it never does.
 TRIES = {"INVALID_PARAMETER_VALUE": ONCE, "RESOURCE_DOES_NOT_EXIST": ONCE, "BAD_REQUEST": A_FEW}
+# A new database logs every migration, a busy one tracebacks, a model the check of its example.
+CHATTER = {"alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "mlflow.pyfunc": logging.WARNING}
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # by default one call is tried for minutes; here the journal waits
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds of silence
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a run
+    "MLFLOW_UV_AUTO_DETECT": "false",  # whatever project lies in the working directory is none of the model's
 }
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a run was trained on, as MLflow's inputs name it; `schema` and `profile` are JSON, the digest is short."""
+
+    name: str
+    digest: str
+    source: str
+    schema: str
+    profile: str
+
+    @property
+    def id(self) -> tuple[str, str]:
+        return self.name, self.digest
 
 
 def reach(url: str, timeout_s: float = 10.0) -> None:
@@ -144,6 +169,13 @@ class Store:
             else self.client.create_experiment(self.experiment, artifact_location=self.location)
         )
 
+    def describe(self, at: int, tags: Mapping[str, str]) -> None:
+        """What someone has written there by hand stays."""
+        there = self.client.get_experiment(self.experiment_id).tags
+        for name, value in tags.items():
+            if name not in there:
+                self.client.set_experiment_tag(self.experiment_id, name, value)
+
     def find(self, key: str) -> Run | None:
         if key not in self.runs:
             quote = '"' if "'" in key else "'"
@@ -176,9 +208,11 @@ class Store:
     def metrics(self, key: str, at: int, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """A child's steps are logged once, whoever repeats them; a row, and so a step, is never cut in two.
 
-        The same row of the same entry once more, as after an answer that was lost, MLflow itself leaves out.
+        The same row of the same entry once more, as after an answer that was lost, MLflow itself leaves out. On a
+        parent, whose few figures a study that is run again finds again, what it shows already is left out.
         """
         run, batch = self.known(key), list[Metric]()
+        shown = {} if run.child else self.client.get_run(run.id).data.metrics
         if run.last_step is None:
             run.last_step = max((metric.step for metric in self.client.get_metric_history(run.id, "loss")), default=-1)
         last = run.last_step
@@ -188,7 +222,7 @@ class Store:
             if len(batch) + len(row) > BATCH:
                 self.send(run, batch)
                 batch = []
-            batch += [Metric(name, value, at, step) for name, value in row.items()]
+            batch += [Metric(name, value, at, step) for name, value in row.items() if shown.get(name) != value]
         self.send(run, batch)
 
     def send(self, run: Run, batch: list[Metric]) -> None:
@@ -215,10 +249,51 @@ class Store:
         self.client.log_image(run.id, pixels, key=name, step=step, timestamp=at, synchronous=True)
         run.images = present | {begin}
 
-    def file(self, key: str, at: int, path: str) -> None:
+    def file(self, key: str, at: int, path: str, folder: str | None = None) -> None:
         if not os.access(path, os.R_OK):
             raise ValueError(f"{path} cannot be read")
-        self.client.log_artifact(self.known(key).id, path)
+        self.client.log_artifact(self.known(key).id, path, folder)
+
+    def data_set(self, key: str, at: int, name: str, digest: str, source: str, schema: str, profile: str) -> None:
+        """Of one name and digest MLflow keeps one, and a run takes it in once."""
+        where = json.dumps({"uri": source})
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+        given = DatasetInput(Dataset(name, digest, "local", where, schema, profile), tags)
+        self.client.log_inputs(self.known(key).id, [given])
+
+    def model(
+        self,
+        key: str,
+        at: int,
+        name: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        step: int,
+        scores: Mapping[str, float],
+        data_set: Sequence[str],
+    ) -> None:
+        run = self.known(key)
+        model = make_model(self.client, self.experiment_id, run.id, name, params, {KEY: key, **tags})
+        add_output(self.client, run.id, model.model_id, step)
+        log_scores(self.client, model, at, step, scores, data_set)
+
+    def known_model(self, key: str) -> LoggedModel:
+        model = model_of(self.client, self.experiment_id, self.known(key).id)
+        if model is None:
+            raise ValueError("this run has no model")
+        return model
+
+    def scores(self, key: str, at: int, scores: Mapping[str, float], data_set: Sequence[str]) -> None:
+        model = self.known_model(key)
+        log_scores(self.client, model, at, last_step(model), scores, data_set)
+
+    def pack(self, key: str, at: int, parent: str, files: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        model = self.known_model(key)
+        pack_model(self.client, model, files, settings)
+        add_output(self.client, self.known(parent).id, model.model_id, last_step(model))
+
+    def register(self, key: str, at: int, name: str, alias: str, description: str, tags: Mapping[str, str]) -> None:
+        register_model(self.client, self.known_model(key), name, alias, description, tags, KEY)
 
     def end(self, key: str, at: int, state: str, reason: str) -> None:
         self.close(self.known(key).id, at, state, reason)
@@ -263,8 +338,8 @@ class Tracker:
         `journal`: a file of this process alone; None: memory. `say` is called with lines for people, from the thread.
         Raises ValueError if the store cannot be used. But a server that this journal has reached before may be away.
         """
-        for name, level in {"alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}.items():
-            logging.getLogger(name).setLevel(level)  # a new database logs every migration, a busy one tracebacks
+        for name, level in CHATTER.items():
+            logging.getLogger(name).setLevel(level)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self.uri, self._say = uri, say
@@ -338,9 +413,53 @@ class Tracker:
         """Log a picture, once per name and step. The file must stay until it is sent."""
         self._enter("image", key=key, name=name, path=str(Path(path).resolve()), step=int(step))
 
-    def file(self, key: str, path: str | Path) -> None:
-        """Log a file; one of the same name is replaced. It must stay until it is sent."""
-        self._enter("file", key=key, path=str(Path(path).resolve()))
+    def file(self, key: str, path: str | Path, folder: str | None = None) -> None:
+        """Log a file, in this folder; one of the same name is replaced. It must stay until it is sent."""
+        self._enter("file", key=key, path=str(Path(path).resolve()), folder=folder)
+
+    def note(self, key: str, text: str) -> None:
+        """The run's description, in Markdown; it replaces the one before."""
+        self.tags(key, {MLFLOW_RUN_NOTE: text})
+
+    def describe(self, tags: Mapping[str, str]) -> None:
+        """Give the experiment these tags, where it does not have them."""
+        self._enter("describe", tags=dict(tags))
+
+    def data_set(self, key: str, data_set: DataSet) -> None:
+        """Say what the run takes in; the same again is no change."""
+        self._enter("data_set", key=key, **vars(data_set))
+
+    def model(
+        self,
+        key: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        step: int,
+        scores: Mapping[str, float],
+        data_set: DataSet,
+    ) -> None:
+        """Make the model of this run, once, and log its scores on it and on the run; again is no change."""
+        given = {param: f"{value}" for param, value in params.items()}
+        content = {"name": name, "params": given, "tags": dict(tags), "step": int(step), "scores": dict(scores)}
+        self._enter("model", key=key, **content, data_set=data_set.id)
+
+    def scores(self, key: str, scores: Mapping[str, float], data_set: DataSet) -> None:
+        """More scores of this run's model, at its last step."""
+        self._enter("scores", key=key, scores=dict(scores), data_set=data_set.id)
+
+    def pack(self, key: str, parent: str, files: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        """Make the model of this run one that `mlflow.pyfunc` loads: see `Champion`. Also an output of `parent`.
+
+        `files`: `model` and `tokenizer`; they must stay until they are sent.
+        """
+        found = {folder: str(Path(path).resolve()) for folder, path in files.items()}
+        self._enter("pack", key=key, parent=parent, files=found, settings=dict(settings))
+
+    def register(self, key: str, name: str, alias: str, description: str, tags: Mapping[str, str]) -> None:
+        """Register the model of this run, once, and give it the alias; `tags` has `KEY`, which names the study."""
+        given = {tag: f"{value}" for tag, value in tags.items()}
+        self._enter("register", key=key, name=name, alias=alias, description=description, tags=given)
 
     def end(self, key: str, state: str, reason: str = "") -> None:
         """Close a run: COMPLETE, PRUNED or FAIL, as in Optuna, or INTERRUPTED."""
@@ -362,9 +481,13 @@ class Tracker:
             self._changed.wait_for(lambda: self._done >= entered or self._stopping, timeout_s)
             return self._done >= entered
 
-    def close(self, timeout_s: float) -> None:
-        """Flush and stop the thread; say what is still to be sent."""
-        self.flush(timeout_s)
+    def close(self, timeout_s: float, patient: bool = False) -> None:
+        """Flush and stop the thread; say what is still to be sent.
+
+        `patient`: not before MLflow has failed to answer for so long; a large model takes its time.
+        """
+        while not self.flush(timeout_s) and patient and not self._away:
+            pass
         with self._changed:
             self._stopping = True
             self._changed.notify_all()

@@ -24,11 +24,12 @@ from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, run
 from cca_ray.ledger import Limits
 from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
-from cca_ray.report import picture, report_at_end, table, verdict, write_summary
+from cca_ray.report import picture, report_at_end, write_summary
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
 from cca_ray.tracking import Tracker
+from cca_ray.window import experiment_of, table, verdict
 
-CLOSE_S = 10.0  # how long the end waits for MLflow
+CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 
 
@@ -53,14 +54,13 @@ def show(configs: list[StudyConfig]) -> None:
 
 
 def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
-    """Keep the winner and the picture of one size, in the study's folder and in MLflow."""
+    """Keep the winner and the picture of one size in the study's folder; in MLflow the winner is a model already."""
     size = result.summary
     folder.mkdir(parents=True, exist_ok=True)
     winner = folder / "winner.pt"
     shutil.copyfile(size["checkpoint"], winner)
     size["checkpoint"] = str(winner)
     tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
-    tracker.file(size["mlflow_key"], winner)
 
 
 def fresh_name(name: str, storage: Path) -> str:
@@ -141,10 +141,14 @@ def main(
     with alone(folder):
         console.say(f"opening MLflow at {uri}")
         trackers = {
-            family: Tracker(
-                uri, f"cca_ray {family}", storage / "mlartifacts", folder / f"mlflow-{family}.journal", console.say
+            experiment: Tracker(
+                uri,
+                experiment,
+                storage / "mlartifacts",
+                folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal",
+                console.say,
             )
-            for family in dict.fromkeys(config.base.family for config in configs)
+            for experiment in dict.fromkeys(map(experiment_of, configs))
         }
         try:
             console.say("starting Ray")
@@ -153,7 +157,7 @@ def main(
                 remove_leaked_groups(console.say)
             started = time.monotonic()
             for config in configs:
-                tracker = trackers[config.base.family]
+                tracker = trackers[experiment_of(config)]
                 used = sum(size["device_hours"] for size in sizes)
                 limits = share(started, used, len(configs) - len(sizes), minutes, gpu_hours)
                 base = resolve(config, storage, console.progress)
@@ -166,7 +170,8 @@ def main(
             report = report_at_end(folder, sizes, trackers, console.say)
         finally:
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
-                tracker.close(CLOSE_S if len(sizes) == len(configs) else 1.0)
+                ended = len(sizes) == len(configs)
+                tracker.close(CLOSE_S if ended else 1.0, patient=ended)
             ray.shutdown()
     print(f"\nFID on fresh noise, {configs[-1].score.samples:,} samples\n{table(sizes)}\n")
     where = {size["size"]: f"{Path(size['checkpoint']).parent}: winner.pt, samples.png" for size in sizes}

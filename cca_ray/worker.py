@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cca_ray.checkpoint import patiently, resume, save_checkpoint
 from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
+from cca_ray.machine import load_here
 from cca_ray.models import Dropout, Model, digest_of_weights, dropout_keys, save_official
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
 from cca_ray.parallel import Group, Weights, distribute, for_sampling, gradients_wait, local, weights_of, whole_model
@@ -373,8 +374,8 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path | None:
     """Run one fine-tuning, from its checkpoint if there is one; the file with the final weights, None if stopped.
 
     `report` receives at least every few seconds `step`, `total_steps`, `seconds`, `history`, `images_per_second`, where
-    it ran (`accelerator`, `workers`, `micro_batch`), `device_seconds` by type of card, and at each rung `fid` and what
-    belongs to it. After a resume what was reported before is reported again.
+    it ran (`accelerator`, `workers`, `micro_batch`) and how busy that is (`load`), `device_seconds` by type of card,
+    and at each rung `fid` and what belongs to it. After a resume what was reported before is reported again.
     When memory runs out, the micro-batch is halved and the accumulation doubled, which changes no result.
     Raises Diverged, and Stuck if files cannot be read or written.
     """
@@ -391,9 +392,23 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path | None:
             torch.cuda.empty_cache()
 
 
+def memory_and_load(group: Group) -> dict[str, Any]:
+    """`load`: [name, value] of the first worker's machine and of every worker's GPU.
+
+    `gpu_memory_gib`: the most that any worker has held in this attempt; not there without GPUs.
+    """
+    peak = torch.cuda.max_memory_allocated(group.device) / 2**30 if group.device.type == "cuda" else None
+    loads, peaks = zip(*group.gather((load_here(group.device, group.rank), peak)), strict=True)
+    # Tune would flatten a dict.
+    found = {"load": [pair for load in loads for pair in load.items()]}
+    return found if peak is None else {**found, "gpu_memory_gib": max(peaks)}
+
+
 def attempt(job: Job, report: Report, group: Group) -> Path | None:
     """See `fine_tune`."""
     checkpoint, final = job.folder / "checkpoint.pt", job.folder / "model.pt"
+    if group.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(group.device)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         pulse, loop = Pulse(job, group), prepare(job, group)
@@ -422,6 +437,7 @@ def attempt(job: Job, report: Report, group: Group) -> Path | None:
             if done in rungs:
                 result.update(score_rung(loop, done, rungs[done], pulse.alive))
                 log.since = time.monotonic()
+            result |= memory_and_load(group)
             progress.spend((now := time.monotonic()) - since, card, devices)
             progress.step, since = done, now
             used = list(progress.device_seconds.items())  # Tune would flatten a dict
