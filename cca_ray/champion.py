@@ -58,7 +58,7 @@ class Champion:
         if not len(labels) or labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"label: want at least one, each from 0 to {classes - 1}")
         noise = uniforms(int((params or {}).get("seed", 0)), np.arange(len(labels)), sum(self.model.decode_steps))
-        here = torch.from_numpy(labels).to(self.device)
+        here = torch.tensor(labels, device=self.device)
         tokens = sample_tokens(self.model, here, noise.to(self.device), self.decoding)
         return decode_images(self.tokenizer, tokens, self.image_size).cpu().numpy()
 

@@ -20,8 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train
 from cca_ray.fid import jackknife_error
+from cca_ray.mlstore import DataSet
 from cca_ray.placement import ways
-from cca_ray.tracking import DataSet, Tracker
+from cca_ray.tracking import Tracker
 from cca_ray.trial import FAILURE, STUCK
 from cca_ray.worker import METRICS
 

@@ -1,6 +1,6 @@
 """Models in MLflow: a trial's weights as a logged model, packed so that `mlflow.pyfunc` loads it, registered.
 
-Beside `tracking.py` the only importer of mlflow. Every function writes so that the same again, in whole or from the
+Every function writes so that the same again, in whole or from the
 middle, is no change. A run has one model at most.
 """
 

@@ -22,12 +22,50 @@ from cca_ray.results import read_study
 from cca_ray.sampler import image_grid
 from cca_ray.tracking import Tracker
 
+COLUMNS = {
+    "size": "{size}",
+    "parameters": "{params:,}",
+    "without guidance": "{fid_base:.2f} ± {std_base:.2f}",
+    "with guidance": "{fid_guided:.2f} ± {std_guided:.2f} (s = {guidance_scale:g})",
+    "control": "{fid_control:.2f} ± {std_control:.2f}",
+    "after CCA": "{fid_cca:.2f} ± {std_cca:.2f}",
+    "CCA and guidance": "{fid_cca_guided:.2f} ± {std_cca_guided:.2f}",
+    "λ": "{lambda:.3g}",
+    "lr": "{learning_rate:.2g}",
+    "trials": "{trials}",
+    "minutes": "{minutes:.1f}",
+}
 TITLES = {
     "base": "base, no guidance",
     "guided": "base, guided (2× cost)",
     "control": "plain fine-tuning, no guidance",
     "cca": "after CCA, no guidance",
 }
+
+
+def table(sizes: list[dict[str, Any]]) -> str:
+    """FID by size, as a Markdown table that also reads well on a terminal; ± is the spread of one block of noise."""
+    columns = dict(COLUMNS)
+    if not all("fid_cca_guided" in size for size in sizes):
+        del columns["CCA and guidance"]
+    rows = [[form.format(**size, minutes=size["seconds"] / 60) for form in columns.values()] for size in sizes]
+    cells = [list(columns), *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+
+    def line(row: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(cells[0]), rule, *(line(row) for row in rows)])
+
+
+def verdict(size: dict[str, Any]) -> str:
+    """The outcome in one sentence."""
+    guided, control = size["fid_cca"] / size["fid_guided"], size["fid_cca"] / size["fid_control"]
+    return (
+        f"{size['size']}: FID {size['fid_cca']:.2f} after CCA, without guidance: "
+        f"{guided:.2f} × the guided base, at half its cost, and {control:.2f} × the control"
+    )
 
 
 def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:

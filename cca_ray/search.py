@@ -49,10 +49,10 @@ from cca_ray.parallel import Group
 from cca_ray.placement import accelerator_of, check_cuts, in_this_process, ways
 from cca_ray.reference import making, missing_parts, parts_of
 from cca_ray.scoring import load_base, load_tokens, protocol_of, required, scoring_of
+from cca_ray.showcase import data_set_of, experiment_of, experiment_tags, registered_name, show_outcome, show_unfinished
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
 from cca_ray.trial import TableMaker, run_trial, trial_folder, trial_resources
-from cca_ray.window import data_set_of, experiment_of, experiment_tags, show_outcome, show_unfinished
 from cca_ray.worker import STOP, Job, reference_key, shrink, started_at, total_steps
 
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
@@ -397,7 +397,9 @@ def run_size(
     hours = {card: seconds / 3600 for card, seconds in used_device_seconds(arms).items()}
     summary |= {"device_hours": sum(hours.values()), "device_hours_by_type": hours}
     summary |= {"device": "CPU" if set(hours) <= {CPU} else "GPU"}
-    summary |= {"experiment": experiment_of(config), "mlflow_key": parent, "mlflow_run_id": tracker.run_id(parent)}
+    summary |= {"mlflow_key": parent, "mlflow_run_id": tracker.run_id(parent), "experiment": experiment_of(config)}
+    summary |= {"winner_key": f"{parent}/{outcome.standings['cca'].contender.key}"}
+    summary |= {"registered_model": registered_name(config)}
     show_outcome(tracker, parent, config, data.meta, data_set, outcome, summary, steps)
     if ties := verdict_on_ties(outcome):
         say(f"{config.name}  {ties}")

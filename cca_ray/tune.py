@@ -24,10 +24,10 @@ from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, run
 from cca_ray.ledger import Limits
 from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
-from cca_ray.report import picture, report_at_end, write_summary
+from cca_ray.report import picture, report_at_end, table, verdict, write_summary
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
+from cca_ray.showcase import crown, experiment_of
 from cca_ray.tracking import Tracker
-from cca_ray.window import experiment_of, table, verdict
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
@@ -54,13 +54,14 @@ def show(configs: list[StudyConfig]) -> None:
 
 
 def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
-    """Keep the winner and the picture of one size in the study's folder; in MLflow the winner is a model already."""
+    """Keep the winner and the picture of one size, in the study's folder and in MLflow."""
     size = result.summary
     folder.mkdir(parents=True, exist_ok=True)
     winner = folder / "winner.pt"
     shutil.copyfile(size["checkpoint"], winner)
     size["checkpoint"] = str(winner)
     tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
+    crown(tracker, size, verdict(size), table([size]))
 
 
 def fresh_name(name: str, storage: Path) -> str:

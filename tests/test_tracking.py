@@ -17,7 +17,8 @@ import requests
 from mlflow.entities import LoggedModel, Run
 from PIL import Image
 
-from cca_ray.tracking import KEY, DataSet, Journal, Tracker
+from cca_ray.mlstore import KEY, DataSet
+from cca_ray.tracking import Journal, Tracker
 
 
 def free_port() -> int:

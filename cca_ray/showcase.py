@@ -1,7 +1,4 @@
-"""What a study shows of itself in MLflow besides its trials: experiment, notes, filters, data set, models.
-
-Also the outcome in a table and in a sentence, which the terminal shows too.
-"""
+"""What a study shows of itself in MLflow besides its trials: experiment, notes, filters, data set, models."""
 
 import json
 import re
@@ -13,49 +10,12 @@ from cca_ray.champion import settings_of
 from cca_ray.config import StudyConfig
 from cca_ray.finals import Outcome
 from cca_ray.ledger import readable
+from cca_ray.mlstore import KEY, DataSet
 from cca_ray.scoring import required
 from cca_ray.tokens import TokenMeta, TokenSet
-from cca_ray.tracking import KEY, DataSet, Tracker
+from cca_ray.tracking import Tracker
 
 CHAMPION = "champion"  # alias of the winner among the versions of its registered model
-COLUMNS = {
-    "size": "{size}",
-    "parameters": "{params:,}",
-    "without guidance": "{fid_base:.2f} ± {std_base:.2f}",
-    "with guidance": "{fid_guided:.2f} ± {std_guided:.2f} (s = {guidance_scale:g})",
-    "control": "{fid_control:.2f} ± {std_control:.2f}",
-    "after CCA": "{fid_cca:.2f} ± {std_cca:.2f}",
-    "CCA and guidance": "{fid_cca_guided:.2f} ± {std_cca_guided:.2f}",
-    "λ": "{lambda:.3g}",
-    "lr": "{learning_rate:.2g}",
-    "trials": "{trials}",
-    "minutes": "{minutes:.1f}",
-}
-
-
-def table(sizes: list[dict[str, Any]]) -> str:
-    """FID by size, as a Markdown table that also reads well on a terminal; ± is the spread of one block of noise."""
-    columns = dict(COLUMNS)
-    if not all("fid_cca_guided" in size for size in sizes):
-        del columns["CCA and guidance"]
-    rows = [[form.format(**size, minutes=size["seconds"] / 60) for form in columns.values()] for size in sizes]
-    cells = [list(columns), *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-
-    def line(row: list[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(cells[0]), rule, *(line(row) for row in rows)])
-
-
-def verdict(size: Mapping[str, Any]) -> str:
-    """The outcome in one sentence."""
-    guided, control = size["fid_cca"] / size["fid_guided"], size["fid_cca"] / size["fid_control"]
-    return (
-        f"{size['size']}: FID {size['fid_cca']:.2f} after CCA, without guidance: "
-        f"{guided:.2f} × the guided base, at half its cost, and {control:.2f} × the control"
-    )
 
 
 def data_set_name(config: StudyConfig) -> str:
@@ -152,10 +112,10 @@ def show_outcome(
     meta: TokenMeta,
     data_set: DataSet,
     outcome: Outcome,
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     steps: int,
 ) -> None:
-    """On the size's MLflow run, and of its finalists as models."""
+    """Figures on the size's MLflow run; its finalists as models that can be loaded."""
     figures = {key.replace("inception_score_", "is_"): value for key, value in summary.items()}
     shown = ("fid_", "std_", "is_", "guidance_scale")
     tracker.metrics(parent, {steps: {k: v for k, v in figures.items() if k.startswith(shown)}})
@@ -166,15 +126,18 @@ def show_outcome(
         tracker.scores(run, own, data_set)
         files = {"model": checkpoint, "tokenizer": required(config.base.tokenizer, "base.tokenizer")}
         tracker.pack(run, parent, files, settings_of(config, meta))
-    name, winner = registered_name(config), outcome.standings["cca"].contender
+
+
+def crown(tracker: Tracker, summary: Mapping[str, Any], verdict: str, table: str) -> None:
+    """Register the winner as champion; the verdict, and the table in Markdown, in the note of the size's run."""
+    parent, name, winner = summary["mlflow_key"], summary["registered_model"], summary["winner"]
     study, size, _ = parent.split("/")
-    tags = {KEY: parent, "study": study, "size": size, "protocol": summary["protocol"], "trial": winner.key}
-    tags |= {**summary["winner"], "fid": summary["fid_cca"], "std": summary["std_cca"]}
-    text = (
-        f"{verdict(summary)}. {readable(summary['winner'])}, trial {winner.number} of study {study}.{ties_of(summary)}"
-    )
-    tracker.register(f"{parent}/{winner.key}", name, CHAMPION, text, tags)
-    tracker.note(parent, final_note(parent, summary, name))
+    tags = {KEY: parent, "study": study, "size": size, "protocol": summary["protocol"], "trial": summary["trial"]}
+    tags |= {**winner, "fid": summary["fid_cca"], "std": summary["std_cca"]}
+    what = f"{readable(winner)}, trial {summary['trial']} of {study}.{ties_of(summary)}"
+    tracker.register(summary["winner_key"], name, CHAMPION, f"{verdict}. {what}", tags)
+    load = f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}").predict({{"label": [0, 1]}})'
+    tracker.note(parent, f"**{verdict}.**\n\n{table}\n\nWinner: {what}\n\n    {load}\n\n{note_of_trials(parent)}")
 
 
 def ties_of(summary: Mapping[str, Any]) -> str:
@@ -182,12 +145,3 @@ def ties_of(summary: Mapping[str, Any]) -> str:
     others = [f for f in summary["finalists"] if f["tied"] and f["trial"] != summary["trial"]]
     named = [readable({key: f[key] for key in summary["winner"]}) for f in others]
     return f" Tied with it: {'; '.join(named)}." if named else ""
-
-
-def final_note(parent: str, summary: dict[str, Any], registered: str) -> str:
-    return (
-        f"**{verdict(summary)}.**\n\n{table([summary])}\n\n"
-        f"Winner: {readable(summary['winner'])}, trial {summary['trial']}.{ties_of(summary)}\n\n"
-        f'    mlflow.pyfunc.load_model("models:/{registered}@{CHAMPION}").predict({{"label": [0, 1]}})\n\n'
-        f"{note_of_trials(parent)}"
-    )
