@@ -14,9 +14,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 
 from cca_ray.config import CPU, Placement
-from cca_ray.placement import accelerator_of, ways, worker_resources
+from cca_ray.placement import TYPE, accelerator_of, devices, ways, worker_resources
 
-TYPE = "ray.io/accelerator-type"  # the node label by which Ray names a card
 NODE_GROUP = "ray.io/node-group"  # the one of nodes that an autoscaler manages
 ON_THE_HEAD = {"node:__internal_head__": 0.001}  # resources of what must outlive every other node
 DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next
@@ -66,8 +65,7 @@ def slots(way: Placement, nodes: Sequence[Node]) -> int:
 def in_use(way: Placement, held: Sequence[Placement]) -> float:
     """How many workers of this way would fit where the held gangs of the same type are."""
     same = [other for other in held if accelerator_of(other) == accelerator_of(way)]
-    cards = sum(other.workers * (other.gpus or other.cpus) for other in same)
-    return cards / (way.gpus or way.cpus)
+    return sum(map(devices, same)) / (way.gpus or way.cpus)
 
 
 def grant(

@@ -22,7 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from cca_ray.config import PATHS, Range, StudyConfig, Train
 from cca_ray.fid import jackknife_error
 from cca_ray.mirror import here, pull
-from cca_ray.placement import ways
+from cca_ray.mlstore import DataSet
+from cca_ray.placement import devices, ways
 from cca_ray.tracking import Tracker
 from cca_ray.trial import FAILURE, STUCK
 from cca_ray.worker import METRICS
@@ -240,6 +241,12 @@ class Running:
     error: str = ""  # why the trial failed
     lost: str = ""  # how its process was last lost
 
+    @property
+    def name(self) -> str:
+        """`λ=3.1 lr=2.0e-03`, and what it is if it is no trial of the search."""
+        kind = "" if self.arm.name == "search" else f"{self.arm.name} "
+        return kind + readable(self.trial.params)
+
 
 def not_shown(ledger: "Ledger") -> bool:
     """Where nothing shows how the study stands."""
@@ -249,6 +256,7 @@ def not_shown(ledger: "Ledger") -> bool:
 class Ledger:
     """The study of one size, as it happens: Optuna, MLflow and the terminal say the same.
 
+    `key`: of the size's MLflow run, which begins with the study's name. `data_set`: what MLflow shall say it trains on.
     `show` is told of every change; where it shows the trials' steps, it returns True, and no lines tell of them.
     """
 
@@ -260,10 +268,11 @@ class Ledger:
         key: str,
         say: Say,
         limits: Limits | None = None,
+        data_set: DataSet | None = None,
         show: "Show" = not_shown,
     ):
         self.config, self.arms, self.tracker, self.key, self.say = config, arms, tracker, key, say
-        self.limits, self.show = limits or Limits(), show
+        self.limits, self.data_set, self.show = limits or Limits(), data_set, show
         self.running: dict[str, Running] = {}
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted = threading.Event()  # nothing more is begun
@@ -313,17 +322,30 @@ class Ledger:
             values["objective"] = "finetune"
         key = f"{self.config.name}-{arm.name}-{trial.number:04d}"
         train = self.config.train_with(values)
-        tags = {"arm": arm.name, "size": self.config.name, "family": self.config.base.family}
         label = f"{self.config.name}  {arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"
         frozen = arm.study.get_trials(deepcopy=False)[trial.number]
         running = Running(arm, trial, train, key, label, {mark["step"] for mark in marks_of(frozen)})
         trial.set_user_attr("key", key)
         self.running[trial_id] = running
-        name = f"{arm.name} {readable(trial.params)}" if arm.name != "search" else readable(trial.params)
-        self.tracker.run(self.run_of(running), name, self.key, tags)
+        self.tracker.run(self.run_of(running), running.name, self.key, self.tags_of(running))
         self.tracker.params(self.run_of(running), train.model_dump(by_alias=True))
+        if self.data_set:
+            self.tracker.data_set(self.run_of(running), self.data_set)
         self.show(self)
         return running
+
+    def tags_of(self, running: Running) -> dict[str, str]:
+        """What people filter trials by in MLflow. The size's own run has no `size`: a filter by it finds only these."""
+        data = {"dataset": self.data_set.name} if self.data_set else {}
+        return {
+            "study": self.key.split("/")[0],
+            "size": self.config.name,
+            "family": self.config.base.family,
+            "arm": running.arm.name,
+            "objective": running.train.objective,
+            "seed": str(running.train.seed),
+            **data,
+        }
 
     def run_of(self, running: Running) -> str:
         """The key of its MLflow run."""
@@ -354,18 +376,28 @@ class Ledger:
         return True
 
     def track(self, running: Running, result: Mapping[str, Any]) -> None:
-        """Hand a report to MLflow."""
+        """Hand a report to MLflow. The scores at the last rung are those of a model: its weights are kept."""
         run, step = self.run_of(running), result["step"]
         rows = {row[0]: dict(zip(METRICS, row[1:], strict=True)) for row in result["history"]}
         if running.train.objective == "finetune":  # has no pairs
             rows = {at: {"loss": row["loss"]} for at, row in rows.items()}
+        now = rows.setdefault(step, {})
         if result["images_per_second"]:
-            rows.setdefault(step, {})["images_per_second"] = result["images_per_second"]
+            now["images_per_second"] = result["images_per_second"]
+        now |= {f"system/{name}": value for name, value in result.get("load", ())}
+        if "gpu_memory_gib" in result:
+            now["gpu_memory_gib"] = result["gpu_memory_gib"]
         if "fid" in result:
-            rows.setdefault(step, {}).update(fid=result["fid"], inception_score=result["inception_score"])
+            scores = {"fid": result["fid"], "is": result["inception_score"]}
             pull(grid := here(result["grid"]))
             self.tracker.image(run, "samples", grid, step)
             self.tracker.tags(run, {"protocol": result["protocol"]})
+            if self.data_set and step >= result["total_steps"]:
+                name, params = f"{self.config.name} {running.name}", running.train.model_dump(by_alias=True)
+                tags = {**self.tags_of(running), "protocol": result["protocol"]}
+                self.tracker.model(run, name, params, tags, step, scores, self.data_set)
+            else:
+                now |= scores
         where = (result["accelerator"], result["workers"], result["micro_batch"])
         if where != running.where:
             if running.where is not None:
@@ -479,7 +511,12 @@ class Ledger:
         reserve = self.final_seconds()
         begun = sum(max(of_devices, sum(running.device_seconds.values())) for running in self.running.values())
         wall = time.monotonic() - limits.started + trial + reserve
-        used = sum(used_device_seconds(self.arms).values()) + begun + of_devices + devices_of(self.config) * reserve
+        used = (
+            sum(used_device_seconds(self.arms).values())
+            + begun
+            + of_devices
+            + devices(ways(self.config.placement)[0]) * reserve
+        )
         if wall <= limits.seconds and used <= limits.device_seconds:
             return True
         if not self.used_up:
@@ -540,12 +577,6 @@ def used_device_seconds(arms: Iterable[Arm]) -> dict[str, float]:
         for card, seconds in trial.user_attrs.get("device_seconds", {}).items():
             used[card] = used.get(card, 0.0) + seconds
     return used
-
-
-def devices_of(config: StudyConfig) -> float:
-    """What a trial holds, placed as it prefers: GPUs, or CPUs if it has none."""
-    way = ways(config.placement)[0]
-    return way.workers * (way.gpus or way.cpus)
 
 
 def placement_tags(global_batch: int, accelerator: str, workers: int, micro_batch: int) -> dict[str, str]:

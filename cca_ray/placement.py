@@ -11,6 +11,7 @@ import torch
 from cca_ray.config import CPU, Accelerator, Placement, Strategy
 
 GIB = 2**30
+TYPE = "ray.io/accelerator-type"  # the node label by which Ray names a card
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ def placed(placement: Placement, number: int) -> Placement:
 def accelerator_of(placement: Placement) -> str:
     """The type of card of a placement that is one way; empty where any will do."""
     return placement.accelerators[0].type if placement.accelerators else ""
+
+
+def devices(placement: Placement) -> float:
+    """What a trial holds, placed so: GPUs, or CPUs if it has none."""
+    return placement.workers * (placement.gpus or placement.cpus)
 
 
 def in_this_process(placement: Placement) -> bool:

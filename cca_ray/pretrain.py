@@ -295,7 +295,7 @@ def build_base(
     files = BaseFiles(
         checkpoint=folder / f"{size}-{short_digest(kept)}.pt",
         tokenizer=folder / "tokenizer.pt",
-        tokens=folder / "tokens",
+        tokens=folder / name,  # its folder's name is the data set's, also in MLflow
         features=root / "features.pt",
         reference=root / "reference.npz",
     )

@@ -111,18 +111,19 @@ def picture(path: Path, size: dict[str, Any], images: dict[str, np.ndarray], col
 
 
 def report_at_end(
-    folder: Path, sizes: Sequence[dict[str, Any]], trackers: Mapping[Any, Tracker], say: Callable[[str], None]
+    folder: Path, sizes: Sequence[dict[str, Any]], trackers: Mapping[str, Tracker], say: Callable[[str], None]
 ) -> Path | None:
-    """The report of a study that has just finished, also on the MLflow runs of its sizes.
+    """The report of a study that has just finished, also on the MLflow runs of its sizes, in `report/`.
 
-    Whatever goes wrong here is a line: the study is finished, and the verb makes its report at any time.
+    `trackers`: by experiment. Whatever goes wrong here is a line: the study is finished, and the verb makes its report
+    at any time.
     """
     try:
         page = write_report([read_study(folder.parent, folder.name)], folder / "report")
         push(page.parent)
         for size in sizes:
             for path in (page, *sorted((page.parent / size["size"]).glob("*.png"))):
-                trackers[size["family"]].file(size["mlflow_key"], path)
+                trackers[size["experiment"]].file(size["mlflow_key"], path, "report")
     except Exception as error:
         say(f"no report ({type(error).__name__}: {error}); python -m cca_ray.report {folder.name} tries again")
         return None

@@ -44,7 +44,6 @@ from cca_ray.ledger import (
     not_shown,
     open_arm,
     open_arms,
-    readable,
     true_ends,
     used_device_seconds,
 )
@@ -54,6 +53,7 @@ from cca_ray.parallel import Group
 from cca_ray.placement import accelerator_of, check_cuts, in_this_process, ways
 from cca_ray.reference import making, missing_parts, parts_of
 from cca_ray.scoring import load_base, load_tokens, protocol_of, required, scoring_of
+from cca_ray.showcase import data_set_of, experiment_of, experiment_tags, registered_name, show_outcome, show_unfinished
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
 from cca_ray.trial import TableMaker, run_trial, trial_folder, trial_resources
@@ -367,8 +367,12 @@ def run_size(
     if "id" not in memory.user_attrs:  # tells this study from another of the same name in the same MLflow
         memory.set_user_attr("id", uuid.uuid4().hex[:8])
     parent = f"{name}/{config.name}/{memory.user_attrs['id']}"
-    ledger = Ledger(config, arms, tracker, parent, say, limits, show)
-    tracker.run(parent, config.name, tags={"study": name, "family": config.base.family})
+    data_set = data_set_of(config, data)
+    ledger = Ledger(config, arms, tracker, parent, say, limits, data_set, show)
+    tracker.describe(experiment_tags(config))
+    tracker.run(parent, config.name, tags={"study": name, "family": config.base.family, "dataset": data_set.name})
+    tracker.data_set(parent, data_set)
+    show_unfinished(tracker, parent, "Running")
     tracker.settle(parent, true_ends(parent, arms))
     state = "FAIL"
     try:
@@ -399,6 +403,8 @@ def run_size(
         raise
     finally:
         tracker.end(parent, state)
+        if state != "COMPLETE":
+            show_unfinished(tracker, parent, "Failed" if state == "FAIL" else "Interrupted")
     tracker.flush(FLUSH_S)
     summary = summarize(config, arms, outcome, model)
     summary |= {"seconds": spent(memory, summary, started), "protocol": protocol.id}
@@ -406,8 +412,10 @@ def run_size(
     hours = {card: seconds / 3600 for card, seconds in used_device_seconds(arms).items()}
     summary |= {"device_hours": sum(hours.values()), "device_hours_by_type": hours}
     summary |= {"device": "CPU" if set(hours) <= {CPU} else "GPU"}
-    summary |= {"mlflow_key": parent, "mlflow_run_id": tracker.run_id(parent)}
-    show_outcome(tracker, parent, summary, steps)
+    summary |= {"mlflow_key": parent, "mlflow_run_id": tracker.run_id(parent), "experiment": experiment_of(config)}
+    summary |= {"winner_key": f"{parent}/{outcome.standings['cca'].contender.key}"}
+    summary |= {"registered_model": registered_name(config)}
+    show_outcome(tracker, parent, config, data.meta, data_set, outcome, summary, steps)
     if ties := verdict_on_ties(outcome):
         say(f"{config.name}  {ties}")
     return SizeResult(summary, {model: standing.images for model, standing in outcome.standings.items()})
@@ -421,13 +429,6 @@ def spent(memory: optuna.Study, summary: Mapping[str, Any], started: float) -> f
         memory.set_user_attr("seconds_until", trials)
     seconds: float = memory.user_attrs["seconds"]
     return seconds
-
-
-def show_outcome(tracker: Tracker, parent: str, summary: Mapping[str, Any], steps: int) -> None:
-    """On the size's MLflow run."""
-    figures = ("fid_", "std_", "inception_score_", "guidance_scale")
-    tracker.metrics(parent, {steps: {k: v for k, v in summary.items() if k.startswith(figures)}})
-    tracker.tags(parent, {"protocol": summary["protocol"], "winner": readable(summary["winner"])})
 
 
 def replicate(
@@ -456,7 +457,7 @@ def replicate(
     for point in points:  # those that are there already are not added again
         study.enqueue_trial(point, skip_if_exists=True)
     arm = Arm("replicate", study, space, len(study.get_trials(deepcopy=False)))
-    ledger = Ledger(config, [arm], tracker, parent, say, show=show)
+    ledger = Ledger(config, [arm], tracker, parent, say, data_set=data_set_of(config, data), show=show)
     tracker.settle(parent, true_ends(parent, [*arms, arm]))
     if not ledger.done():
         tables = {

@@ -100,10 +100,8 @@ def look(storage: Path, name: str) -> Seen:
     """ValueError if there is no such study."""
     folder = storage / name
     process, told = driver_of(folder)
-    if process and not exists(folder / "study.db"):  # it makes its base
-        study = StudyResults(name, folder, ())
-    else:
-        study = read_study(storage, name)
+    makes_base = process and not exists(folder / "study.db")
+    study = StudyResults(name, folder, ()) if makes_base else read_study(storage, name)
     at_work = told.standing.size if told and told.standing else ""
     sizes = []
     for size in study.sizes:

@@ -1,4 +1,4 @@
-"""The only importer of mlflow: experiment, a parent run per model size, a child run per trial.
+"""MLflow: an experiment, a parent run per model size, a child run per trial, their data set and models.
 
 Nothing waits for MLflow: an entry is one line in a journal file, and a thread carries the lines to MLflow, in order.
 What a server that is away or a process that is killed leaves behind is carried by the next `Tracker` on that journal.
@@ -11,46 +11,31 @@ import math
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID
-from PIL import Image
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
-KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is found again
-# Optuna's states as MLflow's own Optuna storage maps them; an interrupted run is reopened when the study goes on.
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
-BATCH, MOST_RUNS = 1000, 50_000  # metrics logged at once, runs found at once: MLflow's limits
+from cca_ray.mlstore import STATUS, DataSet, Store
+
 LONGEST_PAUSE_S = 15.0  # between two tries
 FOR_EVER, A_FEW, ONCE = math.inf, 6, 1
 # How often an entry is tried that fails with these codes. MLflow says BAD_REQUEST to every error of its database
 # that is no lost connection: too busy, and it passes; no such column, and it never does.
 TRIES = {"INVALID_PARAMETER_VALUE": ONCE, "RESOURCE_DOES_NOT_EXIST": ONCE, "BAD_REQUEST": A_FEW}
+# A new database logs every migration, a busy one tracebacks, a model the check of its example.
+CHATTER = {"alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "mlflow.pyfunc": logging.WARNING}
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # by default one call is tried for minutes; here the journal waits
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds of silence
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a run
+    "MLFLOW_UV_AUTO_DETECT": "false",  # whatever project lies in the working directory is none of the model's
 }
-
-
-def reach(url: str, timeout_s: float = 10.0) -> None:
-    """Ask a server once. Raises OSError if none is there."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout_s):  # noqa: S310 (http or https)
-            pass
-    except urllib.error.HTTPError:
-        pass  # it answered
 
 
 def cause(error: Exception) -> str:
@@ -107,143 +92,6 @@ class Journal:
             self.size = 0
 
 
-@dataclass
-class Run:
-    """What is known of a run in MLflow; None: not asked yet."""
-
-    id: str
-    child: bool
-    last_step: int | None = None  # the last optimizer step that was logged
-    images: set[str] | None = None  # how the files of complete images begin
-
-
-class Store:
-    """An experiment in MLflow. Every method writes so that the same again, in whole or from the middle, is no change.
-
-    `at`: when the entry was made, in ms since 1970.
-    """
-
-    def __init__(self, uri: str, experiment: str, artifacts: Path | None, say: Callable[[str], None]):
-        self.uri, self.experiment, self.say = uri, experiment, say
-        self.server = uri.startswith(("http://", "https://"))
-        self.location = artifacts.resolve().as_uri() if artifacts and not self.server else None
-        self.client = MlflowClient(tracking_uri=uri)
-        self.experiment_id = ""
-        self.runs: dict[str, Run] = {}
-
-    def open(self) -> None:
-        """Find or make the experiment. Raises ValueError if it was deleted, and whatever MLflow raises."""
-        if self.server:
-            reach(self.uri)
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found and found.lifecycle_stage != "active":
-            raise ValueError(f"the experiment {self.experiment} was deleted there; restore it, or delete it for good")
-        self.experiment_id = (
-            found.experiment_id
-            if found
-            else self.client.create_experiment(self.experiment, artifact_location=self.location)
-        )
-
-    def find(self, key: str) -> Run | None:
-        if key not in self.runs:
-            quote = '"' if "'" in key else "'"
-            query = f"tags.`{KEY}` = {quote}{key}{quote}"
-            for run in self.client.search_runs([self.experiment_id], query, max_results=1):
-                self.runs[key] = Run(run.info.run_id, MLFLOW_PARENT_RUN_ID in run.data.tags)
-        return self.runs.get(key)
-
-    def known(self, key: str) -> Run:
-        run = self.find(key)
-        if run is None:
-            raise ValueError("no run has this key")
-        return run
-
-    def run(self, key: str, at: int, name: str, parent: str | None, tags: Mapping[str, str]) -> None:
-        run = self.find(key)
-        if run:
-            self.client.update_run(run.id, status="RUNNING")
-            return
-        tags = {KEY: key, **tags, **({MLFLOW_PARENT_RUN_ID: self.known(parent).id} if parent else {})}
-        created = self.client.create_run(self.experiment_id, start_time=at, run_name=name, tags=tags)
-        self.runs[key] = Run(created.info.run_id, parent is not None, -1, set())
-
-    def params(self, key: str, at: int, params: Mapping[str, str]) -> None:
-        self.client.log_batch(self.known(key).id, params=[Param(*pair) for pair in params.items()])
-
-    def tags(self, key: str, at: int, tags: Mapping[str, str]) -> None:
-        self.client.log_batch(self.known(key).id, tags=[RunTag(*pair) for pair in tags.items()])
-
-    def metrics(self, key: str, at: int, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """A child's steps are logged once, whoever repeats them; a row, and so a step, is never cut in two.
-
-        The same row of the same entry once more, as after an answer that was lost, MLflow itself leaves out.
-        """
-        run, batch = self.known(key), list[Metric]()
-        if run.last_step is None:
-            run.last_step = max((metric.step for metric in self.client.get_metric_history(run.id, "loss")), default=-1)
-        last = run.last_step
-        for step, row in rows:
-            if run.child and step <= last:
-                continue
-            if len(batch) + len(row) > BATCH:
-                self.send(run, batch)
-                batch = []
-            batch += [Metric(name, value, at, step) for name, value in row.items()]
-        self.send(run, batch)
-
-    def send(self, run: Run, batch: list[Metric]) -> None:
-        if batch:
-            self.client.log_batch(run.id, metrics=batch)
-            run.last_step = batch[-1].step
-
-    def image(self, key: str, at: int, name: str, path: str, step: int) -> None:
-        """MLflow writes a PNG, then a small WebP, then a tag, under names that are new each time."""
-        run = self.known(key)
-        if run.images is None:
-            paths = [file.path for file in self.client.list_artifacts(run.id, "images")]
-            run.images = {path.split("timestamp+")[0] for path in paths if path.endswith("compressed.webp")}
-        present, begin = run.images, f"images/{name.replace('/', '~')}+step+{step}+"
-        if begin in present:
-            self.client.set_tag(run.id, MLFLOW_LOGGED_IMAGES, True)
-            return
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image)
-        except Exception as error:  # a file that is torn or gone; PIL raises many kinds, OSErrors among them
-            raise ValueError(f"{path} cannot be read ({type(error).__name__})") from None
-        run.images = None  # if the next line stops half-way, look again
-        self.client.log_image(run.id, pixels, key=name, step=step, timestamp=at, synchronous=True)
-        run.images = present | {begin}
-
-    def file(self, key: str, at: int, path: str) -> None:
-        if not os.access(path, os.R_OK):
-            raise ValueError(f"{path} cannot be read")
-        self.client.log_artifact(self.known(key).id, path)
-
-    def end(self, key: str, at: int, state: str, reason: str) -> None:
-        self.close(self.known(key).id, at, state, reason)
-
-    def close(self, run_id: str, at: int, state: str, reason: str) -> None:
-        tags = {"state": state, **({"reason": reason[:5000]} if reason else {})}
-        self.client.log_batch(run_id, tags=[RunTag(*pair) for pair in tags.items()])
-        self.client.set_terminated(run_id, status=STATUS[state], end_time=at)
-
-    def settle(self, at: int, prefix: str, states: Mapping[str, tuple[str, str]]) -> None:
-        closed, quote = 0, '"' if "'" in prefix else "'"
-        query = f"tags.`{KEY}` LIKE {quote}{prefix}/%{quote}"
-        for run in self.client.search_runs([self.experiment_id], query, max_results=MOST_RUNS):
-            key, status = run.data.tags[KEY], run.info.status
-            if not key.startswith(f"{prefix}/"):  # `_` and `%` match more than themselves
-                continue
-            state, reason = states.get(key, ("INTERRUPTED", ""))
-            true = status == STATUS[state] and run.data.tags.get("state") == state
-            if not true if key in states else status == "RUNNING":
-                self.close(run.info.run_id, at, state, reason)
-                closed += 1
-        if closed:
-            self.say(f"MLflow: closed {closed} run{'s' * (closed > 1)} that a killed study had left open")
-
-
 class Tracker:
     """One experiment in one MLflow store, written by a thread. Runs go by their keys.
 
@@ -263,8 +111,8 @@ class Tracker:
         `journal`: a file of this process alone; None: memory. `say` is called with lines for people, from the thread.
         Raises ValueError if the store cannot be used. But a server that this journal has reached before may be away.
         """
-        for name, level in {"alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}.items():
-            logging.getLogger(name).setLevel(level)  # a new database logs every migration, a busy one tracebacks
+        for name, level in CHATTER.items():
+            logging.getLogger(name).setLevel(level)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self.uri, self._say = uri, say
@@ -343,9 +191,53 @@ class Tracker:
         """Log a picture, once per name and step. The file must stay until it is sent."""
         self._enter("image", key=key, name=name, path=str(Path(path).resolve()), step=int(step))
 
-    def file(self, key: str, path: str | Path) -> None:
-        """Log a file; one of the same name is replaced. It must stay until it is sent."""
-        self._enter("file", key=key, path=str(Path(path).resolve()))
+    def file(self, key: str, path: str | Path, folder: str | None = None) -> None:
+        """Log a file, in this folder; one of the same name is replaced. It must stay until it is sent."""
+        self._enter("file", key=key, path=str(Path(path).resolve()), folder=folder)
+
+    def note(self, key: str, text: str) -> None:
+        """The run's description, in Markdown; it replaces the one before."""
+        self.tags(key, {MLFLOW_RUN_NOTE: text})
+
+    def describe(self, tags: Mapping[str, str]) -> None:
+        """Give the experiment these tags, where it does not have them."""
+        self._enter("describe", tags=dict(tags))
+
+    def data_set(self, key: str, data_set: DataSet) -> None:
+        """Say what the run takes in; the same again is no change."""
+        self._enter("data_set", key=key, **vars(data_set))
+
+    def model(
+        self,
+        key: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        step: int,
+        scores: Mapping[str, float],
+        data_set: DataSet,
+    ) -> None:
+        """Make the model of this run, once, and log its scores on it and on the run; again is no change."""
+        given = {param: f"{value}" for param, value in params.items()}
+        content = {"name": name, "params": given, "tags": dict(tags), "step": int(step), "scores": dict(scores)}
+        self._enter("model", key=key, **content, data_set=data_set.id)
+
+    def scores(self, key: str, scores: Mapping[str, float], data_set: DataSet) -> None:
+        """More scores of this run's model, at its last step."""
+        self._enter("scores", key=key, scores=dict(scores), data_set=data_set.id)
+
+    def pack(self, key: str, parent: str, files: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        """Make the model of this run one that `mlflow.pyfunc` loads: see `Champion`. Also an output of `parent`.
+
+        `files`: `model` and `tokenizer`; they must stay until they are sent.
+        """
+        found = {folder: str(Path(path).resolve()) for folder, path in files.items()}
+        self._enter("pack", key=key, parent=parent, files=found, settings=dict(settings))
+
+    def register(self, key: str, name: str, alias: str, description: str, tags: Mapping[str, str]) -> None:
+        """Register the model of this run, once, and give it the alias; `tags` has `KEY`, which names the study."""
+        given = {tag: f"{value}" for tag, value in tags.items()}
+        self._enter("register", key=key, name=name, alias=alias, description=description, tags=given)
 
     def end(self, key: str, state: str, reason: str = "") -> None:
         """Close a run: COMPLETE, PRUNED or FAIL, as in Optuna, or INTERRUPTED."""
@@ -367,9 +259,13 @@ class Tracker:
             self._changed.wait_for(lambda: self._done >= entered or self._stopping, timeout_s)
             return self._done >= entered
 
-    def close(self, timeout_s: float) -> None:
-        """Flush and stop the thread; say what is still to be sent."""
-        self.flush(timeout_s)
+    def close(self, timeout_s: float, patient: bool = False) -> None:
+        """Flush and stop the thread; say what is still to be sent.
+
+        `patient`: not before MLflow has failed to answer for so long; a large model takes its time.
+        """
+        while not self.flush(timeout_s) and patient and not self._away:
+            pass
         with self._changed:
             self._stopping = True
             self._changed.notify_all()

@@ -39,12 +39,13 @@ from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, report_at_end, table, verdict, write_summary
 from cca_ray.results import read_study
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
+from cca_ray.showcase import crown, experiment_of
 from cca_ray.standing import DriverStatus
 from cca_ray.tracking import Tracker
 from cca_ray.view import Window
 from cca_ray.words import closing
 
-CLOSE_S = 10.0  # how long the end waits for MLflow
+CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOG_FILE = "log.txt"  # in the study's folder: all that is said, by libraries too
 LOG = logging.getLogger(__name__)
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
@@ -79,8 +80,8 @@ def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
     shutil.copyfile(size["checkpoint"], winner)
     size["checkpoint"] = named(winner)
     tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
+    crown(tracker, size, verdict(size), table([size]))
     push(folder)
-    tracker.file(size["mlflow_key"], winner)
 
 
 def fresh_name(name: str, storage: Path) -> str:
@@ -208,10 +209,9 @@ def main(
     window = Window(console, folder, driver, lambda: "; ".join(filter(None, (t.trouble for t in trackers.values()))))
     with alone(folder), leased(folder), chatter_in(folder / LOG_FILE), window:
         console.say(f"opening MLflow at {uri}")
-        for family in dict.fromkeys(config.base.family for config in configs):
-            trackers[family] = Tracker(
-                uri, f"cca_ray {family}", storage / "mlartifacts", folder / f"mlflow-{family}.journal", console.say
-            )
+        for experiment in dict.fromkeys(map(experiment_of, configs)):
+            journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
+            trackers[experiment] = Tracker(uri, experiment, storage / "mlartifacts", journal, console.say)
         browse = next(iter(trackers.values())).browse
         window.tell(browse=browse)
         try:
@@ -221,7 +221,7 @@ def main(
                 remove_leaked_groups(console.say)
             started = time.monotonic()
             for config in configs:
-                tracker = trackers[config.base.family]
+                tracker = trackers[experiment_of(config)]
                 used = sum(size["device_hours"] for size in sizes)
                 limits = share(started, used, len(configs) - len(sizes), minutes, gpu_hours)
                 base = resolve(config, storage, console.progress)
@@ -235,7 +235,8 @@ def main(
             report_at_end(folder, sizes, trackers, console.say)
         finally:
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
-                tracker.close(CLOSE_S if len(sizes) == len(configs) else 1.0)
+                ended = len(sizes) == len(configs)
+                tracker.close(CLOSE_S if ended else 1.0, patient=ended)
             ray.shutdown()
         done = {size["size"] for size in sizes}
         sentences = [closing(size) for size in read_study(storage, name).sizes if size.name in done]

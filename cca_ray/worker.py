@@ -23,11 +23,20 @@ from torch import Tensor, nn
 from cca_ray.checkpoint import resume, save_checkpoint
 from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
+from cca_ray.machine import load_here
 from cca_ray.mirror import drop, exists, here, is_copy, named, patiently, pull, upload
 from cca_ray.models import Dropout, Model, atomically, digest_of_weights, dropout_keys, save_official
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
 from cca_ray.parallel import Group, Weights, distribute, for_sampling, gradients_wait, local, weights_of, whole_model
-from cca_ray.placement import accelerator_of, autocast, is_out_of_memory, micro_batch_size, smaller_micro_batch
+from cca_ray.placement import (
+    TYPE,
+    accelerator_of,
+    autocast,
+    devices,
+    is_out_of_memory,
+    micro_batch_size,
+    smaller_micro_batch,
+)
 from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
 from cca_ray.sampler import image_grid
 from cca_ray.scoring import Scoring, load_base, load_tokens, protocol_of, required, score, scoring_of
@@ -297,7 +306,7 @@ def save_final(loop: Loop, path: Path) -> None:
 def card_here() -> str:
     """The type of card of this node, as Ray names it; CPU if it has none."""
     labels = ray.get_runtime_context().get_node_labels() if ray.is_initialized() else {}
-    return labels.get("ray.io/accelerator-type", CPU)
+    return labels.get(TYPE, CPU)
 
 
 def started_at(pid: int) -> str:
@@ -391,8 +400,8 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path | None:
     """Run one fine-tuning, from its checkpoint if there is one; the file with the final weights, None if stopped.
 
     `report` receives at least every few seconds `step`, `total_steps`, `seconds`, `history`, `images_per_second`, where
-    it ran (`accelerator`, `workers`, `micro_batch`), `device_seconds` by type of card, and at each rung `fid` and what
-    belongs to it. After a resume what was reported before is reported again.
+    it ran (`accelerator`, `workers`, `micro_batch`) and how busy that is (`load`), `device_seconds` by type of card,
+    and at each rung `fid` and what belongs to it. After a resume what was reported before is reported again.
     When memory runs out, the micro-batch is halved and the accumulation doubled, which changes no result.
     Raises Diverged, and Stuck if files cannot be read or written.
     """
@@ -409,9 +418,23 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path | None:
             torch.cuda.empty_cache()
 
 
+def memory_and_load(group: Group) -> dict[str, Any]:
+    """`load`: [name, value] of the first worker's machine and of every worker's GPU.
+
+    `gpu_memory_gib`: the most that any worker has held in this attempt; not there without GPUs.
+    """
+    peak = torch.cuda.max_memory_allocated(group.device) / 2**30 if group.device.type == "cuda" else None
+    loads, peaks = zip(*group.gather((load_here(group.device, group.rank), peak)), strict=True)
+    # Tune would flatten a dict.
+    found = {"load": [pair for load in loads for pair in load.items()]}
+    return found if peak is None else {**found, "gpu_memory_gib": max(peaks)}
+
+
 def attempt(job: Job, report: Report, group: Group) -> Path | None:
     """See `fine_tune`."""
     checkpoint, final = job.folder / "checkpoint.pt", job.folder / "model.pt"
+    if group.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(group.device)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         pulse, loop = Pulse(job, group), prepare(job, group)
@@ -425,7 +448,7 @@ def attempt(job: Job, report: Report, group: Group) -> Path | None:
     rungs, placement = rung_steps(job.config, total), job.config.placement
     for passed in progress.reports:
         report({**passed, "stopped": False})
-    card, devices = accelerator_of(placement) or card_here(), group.world * (placement.gpus or placement.cpus)
+    card = accelerator_of(placement) or card_here()
     since, log = time.monotonic(), Log(group)
     for step in range(progress.step, total):
         log.add(step + 1, train_step(loop, step))
@@ -440,7 +463,8 @@ def attempt(job: Job, report: Report, group: Group) -> Path | None:
             if done in rungs:
                 result.update(score_rung(loop, done, rungs[done], pulse.alive))
                 log.since = time.monotonic()
-            progress.spend((now := time.monotonic()) - since, card, devices)
+            result |= memory_and_load(group)
+            progress.spend((now := time.monotonic()) - since, card, devices(placement))
             progress.step, since = done, now
             used = list(progress.device_seconds.items())  # Tune would flatten a dict
             progress.add(result := {**result, "seconds": progress.seconds, "device_seconds": used})

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
-from cca_ray.gangs import TYPE
+from cca_ray.placement import TYPE
 from cca_ray.pretrain import BaseFiles
 from cca_ray.tokens import MANIFEST
 from tests.test_cli import write_space

@@ -27,8 +27,9 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from cca_ray import tune
+from cca_ray.mlstore import KEY
 from cca_ray.pretrain import BaseFiles
-from cca_ray.tracking import KEY
+from cca_ray.showcase import experiment_name
 from cca_ray.worker import STOP
 from tests.test_cli import invoke, write_space
 from tests.test_tracking import Server, empty_mlflow, free_port
@@ -179,7 +180,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 def runs(mlflow: Server, study: str) -> dict[str, Run]:
     """A study's runs, by the last part of their key; the size's own is called `size`."""
     client = MlflowClient(mlflow.url)
-    experiment = client.get_experiment_by_name("cca_ray llamagen")
+    experiment = client.get_experiment_by_name(experiment_name("llamagen", "digits"))
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], f"tags.`{KEY}` LIKE '{study}/%'")
     parts = {run.info.run_id: run.data.tags[KEY].split("/") for run in found}

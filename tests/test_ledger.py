@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from cca_ray.config import Range, StudyConfig
 from cca_ray.ledger import Ledger, Limits, Mark, distribution, goes_on, marks_of, open_arms, readable, true_ends
+from cca_ray.mlstore import DataSet
 from cca_ray.tracking import Tracker
 from tests.conftest import MakeStudy
 
@@ -149,6 +150,35 @@ def test_states_and_values_are_the_true_ones(
     if metric != "both":
         assert list(good.intermediate_values) == [5, 10]
     assert true_ends("study", ledger.arms)["study/tiny-search-0001"] == ("PRUNED", "not among the best at a rung")
+
+
+def test_mlflow_gets_the_load_the_memory_and_at_the_last_rung_a_model(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_study: MakeStudy
+):
+    ledger, _ = new_ledger(make_study(), storage, tracker)
+    ledger.data_set = DataSet("digits", "0123", "bases/digits", "{}", "{}")
+    running = ledger.propose("a")
+    assert running is not None
+    of_gpu = {"load": [("gpu_0_utilization_percentage", 97.0)], "gpu_memory_gib": 1.5}
+    for step, fid in ((5, 4.0), (10, 3.0), (10, 3.0)):  # the last as after a resume
+        ledger.record("a", {**at_rung(step, 10, fid), **of_gpu, "history": [[step, 0.5, 0.0, 0.0]]})
+    ledger.finish("a")
+    assert tracker.flush(60)
+    client, run_id = tracker.client, tracker.run_id(ledger.run_of(running))
+    assert run_id is not None
+    found = {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)]
+             for name in ("fid", "is", "system/gpu_0_utilization_percentage", "gpu_memory_gib")}  # fmt: skip
+    assert found == {
+        "fid": [(5, 4.0), (10, 3.0)],
+        "is": [(5, 2.0), (10, 2.0)],
+        "system/gpu_0_utilization_percentage": [(5, 97.0), (10, 97.0)],
+        "gpu_memory_gib": [(5, 1.5), (10, 1.5)],
+    }
+    (model,) = client.search_logged_models([tracker.experiment_id])
+    assert model.name == "tiny control lr=1·0e-03"
+    assert {(m.key, m.value, m.step, m.dataset_digest) for m in model.metrics} == {
+        ("fid", 3.0, 10, "0123"), ("is", 2.0, 10, "0123"),
+    }  # fmt: skip
 
 
 def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(

@@ -11,11 +11,13 @@ from PIL import Image
 from cca_ray import report
 from cca_ray.report import TITLES, picture, report_at_end, table, verdict, write_summary
 from cca_ray.results import read_study
+from cca_ray.showcase import experiment_name
 from cca_ray.tracking import Tracker
 from cca_ray.words import warnings
 from tests.studies import EVIL, make_study
 from tests.test_cli import invoke
 
+EXPERIMENT = experiment_name("llamagen", "digits")
 SIZE = {
     "size": "digits_s", "params": 16640, "fid_base": 24.4, "fid_guided": 18.0, "guidance_scale": 1.5,
     "fid_control": 23.7, "fid_cca": 17.1, "lambda": 4.54, "learning_rate": 0.0098, "trials": 14, "seconds": 72.0,
@@ -202,15 +204,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_the_end_of_a_study_makes_the_report_and_logs_it(storage: Path, tmp_path: Path):
-    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "cca_ray llamagen", tmp_path / "artifacts")
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", EXPERIMENT, tmp_path / "artifacts")
     tracker.run("two/digits_s/id", "digits_s")
-    size = {"size": "digits_s", "family": "llamagen", "mlflow_key": "two/digits_s/id"}
-    path = report_at_end(storage / "two", [size], {"llamagen": tracker}, print)
+    size = {"size": "digits_s", "experiment": EXPERIMENT, "mlflow_key": "two/digits_s/id"}
+    path = report_at_end(storage / "two", [size], {EXPERIMENT: tracker}, print)
     assert path == storage / "two" / "report" / "report.html"
     assert tracker.flush(60)
-    logged = {file.path for file in tracker.client.list_artifacts(tracker.run_id("two/digits_s/id"))}
+    logged = {file.path for file in tracker.client.list_artifacts(tracker.run_id("two/digits_s/id"), "report")}
     tracker.close(10)
-    assert {"report.html", "landscape.png", "history.png", "importances.png"} <= logged
+    assert {f"report/{name}" for name in ("report.html", "landscape.png", "history.png", "importances.png")} <= logged
 
 
 def test_a_report_that_fails_does_not_fail_the_study(tmp_path: Path):

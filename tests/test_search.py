@@ -22,8 +22,9 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 
 from cca_ray.config import StudyConfig
 from cca_ray.ledger import Ledger, end_of, open_arms
+from cca_ray.mlstore import KEY
 from cca_ray.search import SizeResult, open_storage, remove_leaked_groups, run_size, run_trials
-from cca_ray.tracking import KEY, Tracker
+from cca_ray.tracking import Tracker
 from cca_ray.trial import run_trial
 from tests.conftest import MakeStudy
 

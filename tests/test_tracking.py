@@ -14,9 +14,10 @@ import numpy as np
 import psutil
 import pytest
 import requests
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
 from PIL import Image
 
+from cca_ray.mlstore import KEY, DataSet
 from cca_ray.tracking import Journal, Tracker
 
 
@@ -268,8 +269,12 @@ def test_a_journal_keeps_whole_lines(tmp_path: Path):
     assert path.stat().st_size == 0
 
 
+DIGITS = DataSet("digits", "0123456789abcdef", "bases/digits", "{}", '{"images": 240}')
+
+
 def fill(tracker: Tracker, picture: Path) -> None:
     """One of each."""
+    tracker.describe({"mlflow.note.content": "what it is"})
     tracker.run("parent", "parent")
     tracker.run("parent/child", "child", "parent")
     tracker.params("parent/child", {"lambda": 0.1})
@@ -277,13 +282,48 @@ def fill(tracker: Tracker, picture: Path) -> None:
     tracker.metrics("parent", {10: {"fid": 1 / 3}})
     tracker.image("parent/child", "samples", picture, 2)
     tracker.file("parent", picture)
+    tracker.file("parent", picture, "report")
+    tracker.data_set("parent/child", DIGITS)
     tracker.tags("parent", {"winner": "λ"})
+    win(tracker, "parent/child", picture)
     tracker.end("parent/child", "FAIL", "diverged")
     tracker.end("parent", "COMPLETE")
 
 
-def contents(tracker: Tracker) -> dict[str, object]:
-    """All that MLflow has of an experiment."""
+def win(tracker: Tracker, key: str, weights: Path, name: str = "digits") -> None:
+    """The run's model, which becomes the champion."""
+    tracker.model(key, "λ=0.1", {"lambda": 0.1}, {"size": "s"}, 800, {"fid": 1 / 7, "is": 2.5}, DIGITS)
+    tracker.scores(key, {"fid_final": 1 / 9}, DIGITS)
+    tracker.pack(key, key.split("/")[0], {"model": weights, "tokenizer": weights}, {"size": "S"})
+    tracker.register(key, name, "champion", f"{key} won", {KEY: key.split("/")[0], "fid": 1 / 9})
+
+
+def contents(tracker: Tracker, of_run: bool = True) -> dict[str, object]:
+    """All that MLflow has of an experiment: runs by their keys, models, versions. `of_run`: also status and times."""
+    client, here = tracker.client, [tracker.experiment_id]
+    models = {model.model_id: model for model in client.search_logged_models(here)}
+    versions = [
+        {name: value for name, value in vars(version).items() if name != "_last_updated_timestamp"}
+        for version in client.search_model_versions("")
+        if version.run_id in {model.source_run_id for model in models.values()}
+    ]
+
+    def model_of(model: LoggedModel) -> dict[str, object]:
+        parts = {name: value for name, value in model.to_dictionary().items() if name != "last_updated_timestamp"}
+        paths = [file.path for file in client.list_logged_model_artifacts(model.model_id)]
+        return {**parts, "metrics": sorted(str(metric) for metric in parts["metrics"]), "paths": paths}
+
+    return {
+        **runs_of(tracker, of_run),
+        "experiment": dict(client.get_experiment(tracker.experiment_id).tags),
+        "models": {model_id: model_of(model) for model_id, model in models.items()},
+        "versions": versions,
+        "aliases": {name: client.get_registered_model(name).aliases for name in {v["_name"] for v in versions}},
+    }
+
+
+def runs_of(tracker: Tracker, of_run: bool) -> dict[str, object]:
+    """See `contents`."""
 
     def files(run_id: str, folder: str | None = None) -> list[str]:
         return [
@@ -294,12 +334,14 @@ def contents(tracker: Tracker) -> dict[str, object]:
 
     return {
         run.data.tags["cca_ray.key"]: (
-            dict(run.info),
+            dict(run.info) if of_run else run.info.run_name,
             run.data.params,
             run.data.tags,
             {m: [tuple(dict(v).items()) for v in tracker.client.get_metric_history(run.info.run_id, m)]
              for m in run.data.metrics},
             files(run.info.run_id),
+            run.inputs.to_dictionary(),
+            [(output.model_id, output.step) for output in run.outputs.model_outputs] if run.outputs else [],
         )
         for run in tracker.client.search_runs([tracker.experiment_id])
     }  # fmt: skip
@@ -325,11 +367,11 @@ def test_a_journal_that_is_applied_again_changes_nothing(
     assert journal.stat().st_size == 0
     tracker.close(10)
     before = contents(tracker)
-    assert len(before) == 2
+    assert len(before) == 2 + 4
 
     lines = (tmp_path / "copy").read_bytes().splitlines(keepends=True)
-    assert len(lines) == 10
-    for kept in (lines, lines[3:], lines[-1:]):
+    assert len(lines) == 17
+    for kept in (lines, lines[3:], lines[11:], lines[14:], lines[-1:]):
         journal.write_bytes(b"".join(kept))
         again = make(uri, journal)
         assert again.flush(60)
@@ -350,6 +392,59 @@ def test_an_image_that_was_logged_half_is_logged_whole(make: Make, tmp_path: Pat
     assert again.flush(60)
     assert len(list(tmp_path.glob("artifacts/**/*.webp"))) == 1
     assert "mlflow.loggedImages" in run_of(again, "parent/child").data.tags
+
+
+def test_a_model_that_was_packed_or_registered_half_is_made_whole(tracker: Tracker, picture: Path):
+    tracker.run("parent", "parent")
+    tracker.run("parent/child", "child", "parent")
+    win(tracker, "parent/child", picture, "half")
+    assert tracker.flush(60)
+    before, client = contents(tracker), tracker.client
+    ((model_id, packed),) = before["models"].items()
+    assert "mlflow.model.isExternal" not in packed["tags"]
+    client.set_logged_model_tags(model_id, {"mlflow.model.isExternal": "true"})
+    client.delete_registered_model_alias("half", "champion")
+    client.delete_model_version_tag("half", "1", "cca_ray.crowned")
+    win(tracker, "parent/child", picture, "half")
+    assert tracker.flush(60)
+    assert contents(tracker) == before
+
+
+def test_a_new_winner_takes_the_alias_and_a_study_that_is_run_again_only_from_its_own(tracker: Tracker, picture: Path):
+    def champion(key: str) -> str:
+        win(tracker, key, picture, "contested")
+        assert tracker.flush(60)
+        return str(tracker.client.get_registered_model("contested").aliases["champion"])
+
+    for study in ("one", "two"):
+        tracker.run(study, study)
+        for trial in ("a", "b"):
+            tracker.run(f"{study}/{trial}", trial, study)
+    assert [champion(key) for key in ("one/a", "one/b", "one/a", "two/a", "one/a", "one/b", "two/a")] == [
+        "1", "2", "1", "3", "3", "3", "3",
+    ]  # fmt: skip
+    tracker.client.set_registered_model_alias("contested", "champion", "2")  # by hand
+    assert champion("two/a") == "2"
+    assert len(tracker.client.search_model_versions("name = 'contested'")) == 3
+
+
+def test_what_someone_wrote_about_the_experiment_stays(tracker: Tracker):
+    tracker.describe({"mlflow.note.content": "ours"})
+    assert tracker.flush(60)
+    tracker.client.set_experiment_tag(tracker.experiment_id, "mlflow.note.content", "theirs")
+    tracker.describe({"mlflow.note.content": "ours", "more": "said"})
+    assert tracker.flush(60)
+    tags = tracker.client.get_experiment(tracker.experiment_id).tags
+    assert (tags["mlflow.note.content"], tags["more"]) == ("theirs", "said")
+
+
+def test_figures_of_a_parent_that_are_found_again_are_not_logged_again(tracker: Tracker):
+    tracker.run("parent", "parent")
+    for fid in (1 / 3, 1 / 3, 0.25):
+        tracker.metrics("parent", {10: {"fid_cca": fid, "fid_base": 0.5}})
+        assert tracker.flush(60)
+    assert steps_of(tracker, "parent", "fid_cca") == [10, 10]
+    assert steps_of(tracker, "parent", "fid_base") == [10]
 
 
 def test_settle_closes_what_a_killed_driver_left(make: Make, lines: list[str]):

@@ -18,12 +18,16 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from cca_ray.mlstore import KEY
 from cca_ray.pretrain import BaseFiles
+from cca_ray.showcase import experiment_name
 from cca_ray.standing import STATUS
 from cca_ray.status import RUNNING, look
-from cca_ray.tracking import KEY, Tracker
+from cca_ray.tracking import Tracker
 from cca_ray.tune import fresh_name, load_spaces, share, taught_by
 from tests.test_cli import write_space
+
+EXPERIMENT = experiment_name("llamagen", "digits")
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -65,7 +69,7 @@ def trials(folder: Path, arm: str = "search") -> list[optuna.trial.FrozenTrial]:
 
 
 def statuses(folder: Path) -> list[str]:
-    tracker = Tracker(f"sqlite:///{folder / 'runs' / 'mlflow.db'}", "cca_ray llamagen")
+    tracker = Tracker(f"sqlite:///{folder / 'runs' / 'mlflow.db'}", EXPERIMENT)
     return [run.info.status for run in tracker.client.search_runs([tracker.experiment_id])]
 
 
@@ -133,7 +137,7 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     assert ended[0] == kept[0]
     assert [t.state for t in trials(tmp_path, "control")] == [TrialState.COMPLETE]
     assert sorted(statuses(tmp_path)) == ["FINISHED"] * 5
-    tracker = Tracker(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}", "cca_ray llamagen")
+    tracker = Tracker(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}", EXPERIMENT)
     for trial in ended:  # nothing is missing and nothing is logged twice
         ending = f"tags.`{KEY}` LIKE '%/{trial.user_attrs['key']}'"
         (run,) = tracker.client.search_runs([tracker.experiment_id], ending)

@@ -29,8 +29,9 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import TrialState
 
+from cca_ray.mlstore import KEY, STATUS
 from cca_ray.pretrain import BaseFiles, build_base
-from cca_ray.tracking import KEY, STATUS
+from cca_ray.showcase import experiment_name
 from tests.conftest import TINY, some_digits
 from tests.test_cli import write_space
 
@@ -275,7 +276,7 @@ class Study:
         parent_key = self.summary()["mlflow_key"]
         with snapshot(database or self.storage / "mlflow.db") as path:
             client = MlflowClient(f"sqlite:///{path}")
-            experiment = client.get_experiment_by_name("cca_ray llamagen")
+            experiment = client.get_experiment_by_name(experiment_name("llamagen", "digits"))
             assert experiment is not None
             runs = client.search_runs([experiment.experiment_id], f"tags.`{KEY}` LIKE '{parent_key}%'")
             children = [
