@@ -510,13 +510,9 @@ class Ledger:
         of_devices = float(np.mean([sum(attrs.get("device_seconds", {}).values()) for attrs in completed]))
         reserve = self.final_seconds()
         begun = sum(max(of_devices, sum(running.device_seconds.values())) for running in self.running.values())
+        of_finals = devices(ways(self.config.placement)[0]) * reserve  # placed as they prefer
         wall = time.monotonic() - limits.started + trial + reserve
-        used = (
-            sum(used_device_seconds(self.arms).values())
-            + begun
-            + of_devices
-            + devices(ways(self.config.placement)[0]) * reserve
-        )
+        used = sum(used_device_seconds(self.arms).values()) + begun + of_devices + of_finals
         if wall <= limits.seconds and used <= limits.device_seconds:
             return True
         if not self.used_up:
