@@ -1,7 +1,6 @@
 """Models in MLflow: a trial's weights as a logged model, packed so that `mlflow.pyfunc` loads it, registered.
 
-Every function writes so that the same again, in whole or from the
-middle, is no change. A run has one model at most.
+Every function writes so that the same again, in whole or from the middle, is no change. A run has one model at most.
 """
 
 import json

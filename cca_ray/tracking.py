@@ -56,6 +56,10 @@ def tries(error: Exception) -> float:
     return FOR_EVER if isinstance(error, (OSError, SQLAlchemyError)) else ONCE
 
 
+def finite(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if math.isfinite(value)}
+
+
 class Journal:
     """Entries on their way to MLflow: in memory and, with a path, as lines of JSON in a file."""
 
@@ -178,11 +182,8 @@ class Tracker:
 
         A child takes a step once: all of a step's metrics go into one call, in the order of the steps.
         """
-        finite = {
-            int(step): {name: float(value) for name, value in row.items() if math.isfinite(value)}
-            for step, row in rows.items()
-        }
-        self._enter("metrics", key=key, rows=sorted((step, row) for step, row in finite.items() if row))
+        whole = {int(step): finite(row) for step, row in rows.items()}
+        self._enter("metrics", key=key, rows=sorted((step, row) for step, row in whole.items() if row))
 
     def tags(self, key: str, tags: Mapping[str, str]) -> None:
         self._enter("tags", key=key, tags={name: f"{value}" for name, value in tags.items()})
@@ -219,12 +220,12 @@ class Tracker:
     ) -> None:
         """Make the model of this run, once, and log its scores on it and on the run; again is no change."""
         given = {param: f"{value}" for param, value in params.items()}
-        content = {"name": name, "params": given, "tags": dict(tags), "step": int(step), "scores": dict(scores)}
+        content = {"name": name, "params": given, "tags": dict(tags), "step": int(step), "scores": finite(scores)}
         self._enter("model", key=key, **content, data_set=data_set.id)
 
     def scores(self, key: str, scores: Mapping[str, float], data_set: DataSet) -> None:
         """More scores of this run's model, at its last step."""
-        self._enter("scores", key=key, scores=dict(scores), data_set=data_set.id)
+        self._enter("scores", key=key, scores=finite(scores), data_set=data_set.id)
 
     def pack(self, key: str, parent: str, files: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         """Make the model of this run one that `mlflow.pyfunc` loads: see `Champion`. Also an output of `parent`.
