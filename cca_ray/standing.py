@@ -1,16 +1,16 @@
 """How a study stands at a moment, as plain values: for the live view, and in `status.json` for `status`."""
 
-import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cca_ray.ledger import ENDED, Arm, Ledger, Running, marks_of, readable
+from cca_ray.ledger import ENDED, Ledger, Running, marks_of, readable
 
 STATUS = "status.json"  # in a study's folder, while it runs
 COMPARING = "final comparison"
@@ -110,19 +110,23 @@ def read_driver_status(folder: Path) -> DriverStatus | None:
         return None
 
 
-def standing_of(ledger: Ledger) -> Standing:
-    """Of a study at this moment."""
-    ended = {state.name: sum(len(arm.ended(state)) for arm in ledger.arms) for state in ENDED}
+def standing_of(ledger: Ledger, before: Standing | None = None) -> Standing:
+    """Of a study at this moment. `before`: how it stood since which no trial began or ended; spares the storage."""
     at_work = tuple(at_work_of(running) for running in ledger.running.values())
-    comparing = not at_work and ledger.done()
+    if before is not None:
+        return before.model_copy(update={"at_work": at_work})
+    trials = [arm.ended(*ENDED, TrialState.RUNNING) for arm in ledger.arms]
+    states = Counter(trial.state for of_arm in trials for trial in of_arm)
+    planned, ended = sum(arm.trials for arm in ledger.arms), sum(states[state] for state in ENDED)
+    comparing = not at_work and (ended >= planned or (ledger.used_up and not states[TrialState.RUNNING]))
     return Standing(
         size=ledger.config.name,
         phase=COMPARING if comparing else PHASES[ledger.arms[-1].name],
-        planned=sum(arm.trials for arm in ledger.arms),
-        ended={state: count for state, count in ended.items() if count},
+        planned=planned,
+        ended={state.name: states[state] for state in ENDED if states[state]},
         at_work=at_work,
-        best=best_of(ledger.arms[-1], ledger.config.search.metric),
-        seconds_left=None if comparing else seconds_left(ledger, at_work),
+        best=best_of(trials[-1], ledger.config.search.metric),
+        seconds_left=None if comparing else seconds_left(ledger, [t for of_arm in trials for t in of_arm], at_work),
         at=time.time(),
     )
 
@@ -146,13 +150,13 @@ def at_work_of(running: Running) -> AtWork:
     )
 
 
-def best_of(arm: Arm, metric: str) -> Best | None:
-    """Of the completed trials of an arm."""
+def best_of(trials: Sequence[FrozenTrial], metric: str) -> Best | None:
+    """Of those that are complete."""
 
     def cost(mark: Mapping[str, float]) -> float:
         return -mark["inception_score"] if metric == "inception_score" else mark["fid"]
 
-    scored = [(marks_of(trial)[-1], trial) for trial in arm.ended(TrialState.COMPLETE) if marks_of(trial)]
+    scored = [(marks_of(trial)[-1], trial) for trial in trials if trial.state == TrialState.COMPLETE]
     if not scored:
         return None
     mark, trial = min(scored, key=lambda pair: (cost(pair[0]), pair[1].number))
@@ -160,16 +164,14 @@ def best_of(arm: Arm, metric: str) -> Best | None:
     return Best(number=trial.number, settings=settings, fid=mark["fid"], inception_score=mark["inception_score"])
 
 
-def seconds_left(ledger: Ledger, at_work: tuple[AtWork, ...]) -> float | None:
+def seconds_left(ledger: Ledger, trials: Sequence[FrozenTrial], at_work: Sequence[AtWork]) -> float | None:
     """Until the size is done, if trials take as long as those that have ended; None as long as there are none."""
-    took = [trial.user_attrs.get("seconds", 0.0) for arm in ledger.arms for trial in arm.ended()]
+    took = [trial.user_attrs.get("seconds", 0.0) for trial in trials if trial.state in ENDED]
     if not any(took):
         return None
     mean = sum(took) / len(took)
-    begun = sum(len(arm.ended(*ENDED, TrialState.RUNNING)) for arm in ledger.arms)
-    waiting = 0 if ledger.used_up else sum(arm.trials for arm in ledger.arms) - begun
+    waiting = 0 if ledger.used_up else sum(arm.trials for arm in ledger.arms) - len(trials)
     busy = sum(mean if trial.seconds_left is None else trial.seconds_left for trial in at_work)
-    trials = (busy + mean * max(0, waiting)) / max(1, len(at_work))
+    left = (busy + mean * max(0, waiting)) / max(1, len(at_work)) + ledger.final_seconds()
     limit = ledger.limits.seconds - (time.monotonic() - ledger.limits.started)
-    left = trials + ledger.final_seconds()
-    return max(0.0, left if math.isinf(limit) else min(left, limit))
+    return max(0.0, min(left, limit))

@@ -114,7 +114,7 @@ class Window:
     def __init__(self, console: Console, folder: Path, driver: DriverStatus, mlflow: Callable[[], str] = str):
         self.console, self.folder, self.driver, self.mlflow = console, folder, driver, mlflow
         self.looked = self.asked = -math.inf
-        self.known = set[str]()  # trials that were at work
+        self.at_work: set[str] | None = None  # Tune's ids of the trials
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self.beat, name="status", daemon=True)
 
@@ -147,19 +147,20 @@ class Window:
 
     def show(self, ledger: Ledger) -> bool:
         """Whether trials' steps are seen on the terminal."""
-        now, known = time.monotonic(), set(ledger.running)
-        if now - self.looked > OFTEN_S or known != self.known:
-            self.looked, self.known = now, known
-            changes: dict[str, Any] = {"standing": standing_of(ledger), "mlflow": self.mlflow()}
-            if now - self.asked > CLUSTER_S:
-                self.asked = now
-                with suppress(RayError):
-                    changes["cluster"] = in_use_now()
-            self.tell(**changes)
+        now, at_work = time.monotonic(), set(ledger.running)
+        if at_work != self.at_work or now - self.looked > OFTEN_S:
+            before = self.driver.standing if at_work and at_work == self.at_work else None
+            self.looked, self.at_work = now, at_work
+            self.tell(standing=standing_of(ledger, before), mlflow=self.mlflow())
+        if now - self.asked > CLUSTER_S:
+            self.asked = now
+            with suppress(RayError):
+                self.tell(cluster=in_use_now())
         self.console.keep_below(lambda: view(self.driver, time.time()))
         return self.console.terminal
 
     def hide(self) -> None:
         """Between two sizes."""
         self.console.clear()
+        self.at_work = None
         self.tell(standing=None)

@@ -63,6 +63,15 @@ def test_what_is_left_is_trials_as_long_as_those_before_and_the_final_comparison
     assert standing_of(ledger).phase == "final comparison"
 
 
+def test_between_two_trials_only_those_at_work_are_looked_at_again(ledger: Ledger):
+    ledger.propose("a")
+    before = standing_of(ledger)
+    ledger.record("a", {**at_rung(5, 10, 7.5), "grid": GRID})
+    now = standing_of(ledger, before)
+    assert now.at_work[0].step == 5
+    assert now == standing_of(ledger).model_copy(update={"at": before.at})
+
+
 def test_every_change_is_shown(ledger: Ledger):
     seen: list[Standing] = []
 
