@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -273,6 +274,7 @@ class Ledger:
     ):
         self.config, self.arms, self.tracker, self.key, self.say = config, arms, tracker, key, say
         self.limits, self.data_set, self.show = limits or Limits(), data_set, show
+        self.base_grid: Path | None = None  # the base's samples: step 0 of every trial
         self.running: dict[str, Running] = {}
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted = threading.Event()  # nothing more is begun
@@ -331,6 +333,8 @@ class Ledger:
         self.tracker.params(self.run_of(running), train.model_dump(by_alias=True))
         if self.data_set:
             self.tracker.data_set(self.run_of(running), self.data_set)
+        if self.base_grid:
+            self.tracker.image(self.run_of(running), "samples", self.base_grid, 0)
         self.show(self)
         return running
 

@@ -56,7 +56,7 @@ from cca_ray.scoring import load_base, load_tokens, protocol_of, required, scori
 from cca_ray.showcase import data_set_of, experiment_of, experiment_tags, registered_name, show_outcome, show_unfinished
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
-from cca_ray.trial import TableMaker, run_trial, trial_folder, trial_resources
+from cca_ray.trial import TableMaker, draw_base, run_trial, trial_folder, trial_resources
 from cca_ray.worker import STOP, Job, reference_key, shrink, started_at, total_steps
 
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
@@ -392,6 +392,7 @@ def run_size(
         root = storage.parent / "reference"
         if not ledger.done():
             table = reference_table(config, digests["base"], data, root, say)
+            ledger.base_grid = base_grid(config, storage)
             run_trials(config, ledger, lambda train: table, storage)
         replicates = replicate(config, arms, name, database, digests, data, tracker, parent, storage, say, show)
         show(ledger)
@@ -460,12 +461,23 @@ def replicate(
     ledger = Ledger(config, [arm], tracker, parent, say, data_set=data_set_of(config, data), show=show)
     tracker.settle(parent, true_ends(parent, [*arms, arm]))
     if not ledger.done():
+        ledger.base_grid = base_grid(config, storage)
         tables = {
             seed: reference_table(with_seed(config, seed), digests["base"], data, storage.parent / "reference", say)
             for seed in seeds
         }
         run_trials(config, ledger, lambda train: tables.get(train.seed), storage)
     return study
+
+
+def base_grid(config: StudyConfig, storage: Path) -> Path:
+    """The picture of the base's samples, made once."""
+    path = storage / config.name / "base.png"
+    if not pull(path):
+        packed = Job(config, config.train, storage).packed()
+        ray.get(as_worker(draw_base, config.placement).remote(packed, named(path)))
+        pull(path)
+    return path
 
 
 def with_seed(config: StudyConfig, seed: int) -> StudyConfig:

@@ -35,8 +35,18 @@ from cca_ray.objective import Scorer
 from cca_ray.parallel import Group, for_sampling
 from cca_ray.placement import autocast, in_this_process, local_device, micro_batch_size, ways, worker_resources
 from cca_ray.reference import Part, score_part, write_part
-from cca_ray.scoring import Scored, load_base, load_tokens, protocol_of, required, score, scoring_of
-from cca_ray.worker import Job, Report, Stuck, fine_tune, reference_key
+from cca_ray.scoring import (
+    GRID_IMAGES,
+    Scored,
+    load_base,
+    load_tokens,
+    protocol_of,
+    required,
+    sample_shards,
+    score,
+    scoring_of,
+)
+from cca_ray.worker import Job, Report, Stuck, fine_tune, reference_key, save_grid
 
 FAILURE = "failure"  # the key of a report that ends a trial with a reason
 STUCK = "stuck"  # the same of one that cannot go on for no fault of its own: the study stops, the trial stays open
@@ -296,3 +306,15 @@ def score_checkpoint(
     scored = score(model, scoring, protocol, group)
     keep_score(path, scored)
     return scored
+
+
+@ray.remote
+def draw_base(packed: dict[str, Any], path: str) -> None:
+    """What the base makes of the noise that all trials share: a grid like those of their rungs."""
+    config, group = Job.unpacked(packed).config, Group()
+    scoring = scoring_of(config, group.device)
+    protocol = protocol_of(config, scoring, min(GRID_IMAGES, config.rungs[0].samples))
+    with torch.inference_mode():
+        model = for_sampling(load_base(config), config.placement, group)
+        _, images, _ = next(sample_shards(model, scoring, protocol, group))
+    save_grid(images.cpu().numpy(), scoring, here(path))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from PIL import Image
@@ -254,6 +255,12 @@ def rung_steps(config: StudyConfig, total: int) -> dict[int, int]:
     return {max(1, round(rung.at * total)): rung.samples for rung in config.rungs}
 
 
+def save_grid(images: np.ndarray, scoring: Scoring, path: Path) -> None:
+    """images [N, H, W, 3] uint8, a column a class where there are no more than ten."""
+    picture = Image.fromarray(image_grid(images, min(scoring.num_classes, 10)))
+    patiently(lambda: atomically(path, lambda partial: picture.save(partial, "png")))
+
+
 def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -> dict[str, Any]:
     """Score the EMA; the first worker writes the grid of samples."""
     model = loop.scored_model()
@@ -267,9 +274,7 @@ def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -
         raise Diverged(f"the FID is {scored.fid} at step {step}")
     grid = loop.job.folder / f"samples-{step:06d}.png"
     if loop.group.rank == 0:
-        columns = min(loop.scoring.num_classes, 10)
-        picture = Image.fromarray(image_grid(scored.images, columns))
-        patiently(lambda: atomically(grid, lambda partial: picture.save(partial, "png")))
+        save_grid(scored.images, loop.scoring, grid)
     return {
         "fid": scored.fid,
         "without": [list(pair) for pair in scored.without],

@@ -43,6 +43,11 @@ class Shown:
     def parent(self) -> Run:
         return self.tracker.client.get_run(self.summary["mlflow_run_id"])
 
+    @property
+    def page(self) -> str:
+        """Of the experiment's runs, in MLflow's browser."""
+        return f"/experiments/{self.tracker.experiment_id}/runs"
+
     def files(self, folder: str | None = None) -> set[str]:
         return {f.path for f in self.tracker.client.list_artifacts(self.summary["mlflow_run_id"], folder)}
 
