@@ -104,7 +104,7 @@ def shown(
 
 
 def test_the_experiments_page_lists_ours_with_its_description(shown: tuple[Shown, Browser]):
-    study, browser = shown
+    _, browser = shown
     browser.open("/experiments")
     browser.wait_for("cca_ray llamagen digits", "Condition Contrastive")
     browser.shoot("experiments")

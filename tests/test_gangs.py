@@ -183,9 +183,9 @@ def test_small_sizes_take_the_small_cards_and_large_sizes_the_large_ones_whoever
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head that trains nothing, one H100 and two A40: labels and counts, no cards."""
+    """A head that trains nothing, one H100, one A100 and two A40: labels and counts, no cards."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": 0})
-    for name, cards in (("H100", 1), ("A40", 2)):
+    for name, cards in (("H100", 1), ("A100", 1), ("A40", 2)):
         cluster.add_node(num_cpus=cards, num_gpus=cards, labels={"ray.io/accelerator-type": name})
     yield cluster
     cluster.shutdown()
@@ -234,11 +234,11 @@ def losses(folder: Path, key: str) -> dict[int, float]:
 
 
 def test_what_the_cluster_can_never_hold_is_refused_at_once(cluster: Cluster, base_files: BaseFiles, tmp_path: Path):
-    space(tmp_path, base_files, [{"type": "H100", "workers": 2}, {"type": "A100", "workers": 1}])
+    space(tmp_path, base_files, [{"type": "H100", "workers": 2}, {"type": "A100", "workers": 2}])
     process = tune(tmp_path, cluster.address)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "tiny: placement asks for 2 × 1 H100 or 1 × 1 A100, the cluster has 2 A40, 0 CPU, 1 H100" in error
+    assert "tiny: placement asks for 2 × 1 H100 or 2 × 1 A100, the cluster has 1 A100, 2 A40, 0 CPU, 1 H100" in error
     assert not (tmp_path / "runs" / "study" / "study.db").exists()
 
 
@@ -247,7 +247,10 @@ def test_what_the_cluster_can_never_hold_is_refused_at_once(cluster: Cluster, ba
 def test_a_trial_that_loses_its_node_ends_on_other_cards_with_the_same_result(
     cluster: Cluster, base_files: BaseFiles, tmp_path: Path
 ):
-    """Two trials at a time, on two types of cards; the H100's node goes, and its trial ends on two A40."""
+    """Two trials at a time, on two types of cards; the H100's node goes, and its trial ends on two A40.
+
+    Of the third type, which their table does not list, they take nothing.
+    """
     (tmp_path / "alone").mkdir()
     (tmp_path / "mixed").mkdir()
     space(tmp_path / "alone", base_files, [])
@@ -261,7 +264,7 @@ def test_a_trial_that_loses_its_node_ends_on_other_cards_with_the_same_result(
         [{"type": "H100", "workers": 1, "micro_batch": 12}, {"type": "A40", "workers": 2}],
     )
     process = tune(tmp_path / "mixed", cluster.address)
-    h100 = next(node for node in cluster.worker_nodes if node._ray_params.num_gpus == 1)
+    h100 = next(node for node in cluster.worker_nodes if "H100" in node._ray_params.labels.values())
     moving = saved_on(h100.node_id, tmp_path / "mixed" / "runs" / "study" / "trials")
     cluster.remove_node(h100, allow_graceful=False)
     out, error = process.communicate(timeout=500)
