@@ -129,9 +129,9 @@ def main(
     samples: Annotated[int | None, typer.Option(min=2, help="Images to sample; by default score.samples.")] = None,
     guidance_scale: Annotated[float, typer.Option(min=0, help="1: guidance-free.")] = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; by default score.seed.")] = None,
-    storage: Annotated[Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI of the bases.")] = Path(
-        "runs"
-    ),
+    storage: Annotated[
+        Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI of the bases, as of `tune`.")
+    ] = Path("runs"),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
     ] = None,

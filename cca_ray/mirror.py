@@ -38,7 +38,7 @@ SIDE_FILES = ("-journal", "-wal")  # what SQLite mends a database with whose wri
 
 REASONS = {  # what S3's errors mean, by what is in them
     "NO_SUCH_BUCKET": "no such bucket; make it first, or mend the name",
-    "not found": "no such bucket; make it first, or mend the name",
+    "' not found": "no such bucket; make it first, or mend the name",
     "ACCESS_DENIED": "access denied; the node needs a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for it",
     "INVALID_ACCESS_KEY": "no such access key; see AWS_ACCESS_KEY_ID",
     "SIGNATURE_DOES_NOT_MATCH": "the access key's secret is wrong; see AWS_SECRET_ACCESS_KEY",
@@ -105,7 +105,7 @@ def of_name(name: str) -> str:
 def copy_of(path: str | Path) -> tuple[str, str, str, str] | None:
     """Scheme, authority, path and query of the URI of which this path is the local copy; None if it is of none."""
     root = cache_folder() / COPIES
-    if not Path(path).is_relative_to(root):
+    if not Path(path).is_relative_to(root) or len(Path(path).relative_to(root).parts) < 2:
         return None
     kind, authority, *parts = Path(path).relative_to(root).parts
     scheme, _, query = of_name(kind).partition(",")
@@ -154,8 +154,8 @@ def telling(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # this node's own disk
-            raise
+        if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or error.filename):
+            raise  # this node's own disk; or told already
         raise OSError(errno.EIO, reason(error), named(path)) from None
 
 

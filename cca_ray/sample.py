@@ -57,9 +57,9 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A .png: a grid of the first images.")] = None,
     npz: Annotated[Path | None, typer.Option(help="An .npz for the ADM evaluator: arr_0 (uint8 NHWC), labels.")] = None,
-    storage: Annotated[Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI of the bases.")] = Path(
-        "runs"
-    ),
+    storage: Annotated[
+        Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI of the bases, as of `tune`.")
+    ] = Path("runs"),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
     ] = None,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cca_ray.checkpoint import patiently
 from cca_ray.config import StudyConfig
 from cca_ray.features import extract
 from cca_ray.fid import Moments, frechet_distance
+from cca_ray.mirror import patiently
 from cca_ray.models import digest_of_weights, load_official
 from cca_ray.parallel import Group
 from cca_ray.scoring import load_base, load_tokens, protocol_of, required, sample_shards, score, scoring_of
