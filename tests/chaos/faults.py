@@ -221,7 +221,7 @@ def truncated_checkpoint(case: Case) -> None:
 
 
 def corrupted_tokens(case: Case) -> None:
-    folder = case.study.folder / "tokens"
+    folder = case.study.folder / case.study.base.tokens.name  # MLflow goes by it
     shutil.copytree(case.study.base.tokens, folder)
     space = case.study.folder / "tiny.yaml"
     space.write_text(space.read_text().replace(str(case.study.base.tokens), str(folder)))
