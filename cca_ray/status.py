@@ -98,10 +98,12 @@ def look(storage: Path, name: str) -> Seen:
     """ValueError if there is no such study."""
     folder = storage / name
     process, told = driver_of(folder)
-    if process and not (folder / "study.db").exists():  # it makes its base
-        study = StudyResults(name, folder, ())
-    else:
+    try:
         study = read_study(storage, name)
+    except ValueError:
+        if not process:
+            raise
+        study = StudyResults(name, folder, ())  # it is only beginning
     at_work = told.standing.size if told and told.standing else ""
     sizes = []
     for size in study.sizes:
