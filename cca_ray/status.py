@@ -20,6 +20,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from cca_ray.chatter import LOG_FILE
 from cca_ray.console import complete_study, run
 from cca_ray.ledger import readable
 from cca_ray.lock import holder
@@ -79,13 +80,13 @@ def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> 
     if size.best:
         content["best"] = {"trial": size.best.number, "params": size.best.params, "fid": size.best.last("fid")}
     if state == FINISHED:
-        content |= {"verdict": closing(size), "outcome": size.row}
+        content |= {"verdict": closing(size.row), "outcome": size.row}
     return content
 
 
 def where_to_look(folder: Path, told: DriverStatus | None) -> dict[str, str]:
     folder = folder.resolve()
-    found = {"summary": "summary.json", "report": "report/report.html", "log": "log.txt"}
+    found = {"summary": "summary.json", "report": "report/report.html", "log": LOG_FILE}
     where = {what: str(folder / path) for what, path in found.items() if (folder / path).exists()}
     if told and told.browse:
         where["browse"] = told.browse

@@ -37,8 +37,8 @@ def test_on_a_narrow_terminal_the_table_has_a_column_a_size():
     sizes = [{**SIZE, "size": f"digits_{name}"} for name in "sml"]
     wide, narrow, narrower = (table(sizes, width).splitlines() for width in (200, 95, 60))
     assert wide == table(sizes).splitlines()
-    assert narrow[0] == "| size             | digits_s              | digits_m              | digits_l              |"
-    assert "| after CCA        | 17.10 ± 0.21          | 17.10 ± 0.21          |" in narrow[6]
+    assert narrow[0].split() == ["|", "size", "|", "digits_s", "|", "digits_m", "|", "digits_l", "|"]
+    assert narrow[6].split(" | ")[1].strip() == "17.10 ± 0.21"
     assert [line.count("digits") for line in narrower if "digits" in line] == [1, 1, 1]
     assert max(map(len, narrower)) <= 60
 
@@ -46,8 +46,7 @@ def test_on_a_narrow_terminal_the_table_has_a_column_a_size():
 def test_the_closing_sentence_says_what_cannot_be_told_apart(tmp_path: Path):
     (size,) = read_study(tmp_path, make_study(tmp_path / "hand").name).sizes
     assert size.summary is not None
-    size.summary.update(SIZE, fid_cca=17.8)
-    said = closing(size)
+    said = closing({**size.summary, **SIZE, "fid_cca": 17.8})
     assert "won: FID 17.80 ± 0.21 without guidance, 0.99 × the guided base (18.00, equal within their spread)" in said
     assert "and 0.75 × plain fine-tuning (23.70). It took 14 trials, 1.2 minutes and 0.05 GPU-hours" in said
 
