@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+LOG_FILE = "log.txt"  # in a study's folder
 OURS = logging.getLogger("cca_ray")  # what the terminal is told, is told to the file too
 FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

@@ -20,6 +20,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from cca_ray.chatter import LOG_FILE
 from cca_ray.console import complete_study, place, run
 from cca_ray.ledger import readable
 from cca_ray.lock import holder
@@ -81,13 +82,13 @@ def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> 
     if size.best:
         content["best"] = {"trial": size.best.number, "params": size.best.params, "fid": size.best.last("fid")}
     if state == FINISHED:
-        content |= {"verdict": closing(size), "outcome": size.row}
+        content |= {"verdict": closing(size.row), "outcome": size.row}
     return content
 
 
 def where_to_look(folder: Path, told: DriverStatus | None) -> dict[str, str]:
     folder = folder.resolve()
-    found = {"summary": "summary.json", "report": "report/report.html", "log": "log.txt"}
+    found = {"summary": "summary.json", "report": "report/report.html", "log": LOG_FILE}
     where = {what: named(folder / path) for what, path in found.items() if exists(folder / path)}
     if told and told.browse:
         where["browse"] = told.browse
@@ -100,8 +101,12 @@ def look(storage: Path, name: str) -> Seen:
     """ValueError if there is no such study."""
     folder = storage / name
     process, told = driver_of(folder)
-    makes_base = process and not exists(folder / "study.db")
-    study = StudyResults(name, folder, ()) if makes_base else read_study(storage, name)
+    try:
+        study = read_study(storage, name)
+    except ValueError:
+        if not process:
+            raise
+        study = StudyResults(name, folder, ())  # it is only beginning
     at_work = told.standing.size if told and told.standing else ""
     sizes = []
     for size in study.sizes:

@@ -27,7 +27,7 @@ import ray
 import typer
 import yaml
 
-from cca_ray.chatter import chatter_in
+from cca_ray.chatter import LOG_FILE, chatter_in
 from cca_ray.config import FAMILY_SIZES, ConfigError, StudyConfig, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
 from cca_ray.lease import leased
@@ -37,7 +37,6 @@ from cca_ray.mirror import exists, named, pull, push, reach
 from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, report_at_end, table, verdict, write_summary
-from cca_ray.results import read_study
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
 from cca_ray.showcase import crown, experiment_of
 from cca_ray.standing import DriverStatus
@@ -46,7 +45,6 @@ from cca_ray.view import Window
 from cca_ray.words import closing
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
-LOG_FILE = "log.txt"  # in the study's folder: all that is said, by libraries too
 LOG = logging.getLogger(__name__)
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 
@@ -103,11 +101,12 @@ def taught_by(sizes: list[dict[str, Any]], family: str) -> list[dict[str, float]
     return [size["winner"] for size in reversed(sizes) if size["family"] == family]
 
 
-def where_to_look(folder: Path, sizes: list[dict[str, Any]], spaces: list[str], browse: str) -> dict[str, str]:
+def where_to_look(
+    folder: Path, sizes: list[dict[str, Any]], spaces: list[str], report: Path | None, browse: str
+) -> dict[str, str]:
     """What the study has left, and the commands that go on from there."""
     winners = {size["size"]: size["checkpoint"] for size in sizes}
     files = {Path(space).stem: space for space in spaces or DEFAULT_SPACES}
-    page = folder / "report" / "report.html"
     at = ["--storage", named(folder.parent)] if folder.parent != Path("runs").resolve() else []
     first, winner = next(iter(winners.items()))
     status = ["cca-ray", "status", folder.name, *at]
@@ -115,7 +114,7 @@ def where_to_look(folder: Path, sizes: list[dict[str, Any]], spaces: list[str], 
     return {
         "summary": named(folder / "summary.json"),
         **{size: f"{named(folder / size)}: winner.pt, samples.png" for size in winners},
-        **({"report": named(page)} if page.exists() else {}),
+        **({"report": named(report)} if report else {}),
         "log": str(folder / LOG_FILE),
         "browse": browse,
         "trials": f"optuna-dashboard sqlite:///{folder / 'study.db'}",
@@ -232,15 +231,14 @@ def main(
                 sizes.append(result.summary)
                 write_summary(folder, sizes)
                 console.say(verdict(result.summary))
-            report_at_end(folder, sizes, trackers, console.say)
+            report = report_at_end(folder, sizes, trackers, console.say)
         finally:
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
                 ended = len(sizes) == len(configs)
                 tracker.close(CLOSE_S if ended else 1.0, patient=ended)
             ray.shutdown()
-        done = {size["size"] for size in sizes}
-        sentences = [closing(size) for size in read_study(storage, name).sizes if size.name in done]
-    where = where_to_look(folder, sizes, spaces or [], browse)
+    sentences = [closing(size) for size in sizes]
+    where = where_to_look(folder, sizes, spaces or [], report, browse)
     if as_json:
         outcome = {"study": name, "folder": named(folder), "sizes": sizes, "told": sentences, "where": where}
         print(json.dumps(outcome, indent=1))

@@ -55,9 +55,8 @@ def verdict_of(row: dict[str, Any]) -> str:
     )
 
 
-def closing(size: SizeResults) -> str:
+def closing(row: dict[str, Any]) -> str:
     """A finished size, for who reads nothing else: what won, by how much, at what cost."""
-    row = size.row
     names = {"guided": "the guided base", "control": "plain fine-tuning"}
     guided, control = (
         f"{row['fid_cca'] / row[f'fid_{other}']:.2f} × {name} ({row[f'fid_{other}']:.2f}"
@@ -65,9 +64,9 @@ def closing(size: SizeResults) -> str:
         for other, name in names.items()
     )
     return (
-        f"{size.name}: {readable(row['winner'])} won: FID {row['fid_cca']:.2f} ± {row['std_cca']:.2f} without "
+        f"{row['size']}: {readable(row['winner'])} won: FID {row['fid_cca']:.2f} ± {row['std_cca']:.2f} without "
         f"guidance, {guided} at half its sampling cost, and {control}. It took {row['trials']} trials, "
-        f"{row['seconds'] / 60:.1f} minutes and {hours(size)}."
+        f"{row['seconds'] / 60:.1f} minutes and {device_hours(row)}."
     )
 
 
@@ -125,9 +124,14 @@ def hours(size: SizeResults) -> str:
     """Device time of the trials, by type of card where there are several."""
     if not size.summary or "device_hours" not in size.row:
         return f"{size.trial_seconds / 3600:.2g} hours of trials"
-    by = size.row.get("device_hours_by_type", {})
+    return device_hours(size.row)
+
+
+def device_hours(row: dict[str, Any]) -> str:
+    """The same of a finished size."""
+    by = row.get("device_hours_by_type", {})
     shares = ", ".join(f"{card} {by[card]:.2g}" for card in sorted(by, key=lambda card: -by[card]))
-    text = f"{size.row['device_hours']:.2g} {size.row.get('device', 'device')}-hours"
+    text = f"{row['device_hours']:.2g} {row.get('device', 'device')}-hours"
     return f"{text} ({shares})" if set(by) - {"CPU"} else text
 
 

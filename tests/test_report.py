@@ -13,7 +13,7 @@ from cca_ray.report import TITLES, picture, report_at_end, table, verdict, write
 from cca_ray.results import read_study
 from cca_ray.showcase import experiment_name
 from cca_ray.tracking import Tracker
-from cca_ray.words import warnings
+from cca_ray.words import closing, warnings
 from tests.studies import EVIL, make_study
 from tests.test_cli import invoke
 
@@ -33,6 +33,24 @@ def test_the_table_has_a_row_a_size():
     guided = table([{**SIZE, "fid_cca_guided": 15.5, "std_cca_guided": 0.25}])
     assert "| CCA and guidance |" in guided
     assert "| 15.50 ± 0.25 " in guided
+
+
+def test_on_a_narrow_terminal_the_table_has_a_column_a_size():
+    sizes = [{**SIZE, "size": f"digits_{name}"} for name in "sml"]
+    wide, narrow, narrower = (table(sizes, width).splitlines() for width in (200, 95, 60))
+    assert wide == table(sizes).splitlines()
+    assert narrow[0].split() == ["|", "size", "|", "digits_s", "|", "digits_m", "|", "digits_l", "|"]
+    assert narrow[6].split(" | ")[1].strip() == "17.10 ± 0.21"
+    assert [line.count("digits") for line in narrower if "digits" in line] == [1, 1, 1]
+    assert max(map(len, narrower)) <= 60
+
+
+def test_the_closing_sentence_says_what_cannot_be_told_apart(tmp_path: Path):
+    (size,) = read_study(tmp_path, make_study(tmp_path / "hand").name).sizes
+    assert size.summary is not None
+    said = closing({**size.summary, **SIZE, "fid_cca": 17.8})
+    assert "won: FID 17.80 ± 0.21 without guidance, 0.99 × the guided base (18.00, equal within their spread)" in said
+    assert "and 0.75 × plain fine-tuning (23.70). It took 14 trials, 1.2 minutes and 0.05 GPU-hours" in said
 
 
 def test_the_verdict_compares_with_guidance_and_control():

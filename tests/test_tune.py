@@ -157,21 +157,20 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
 
 
 def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_files: BaseFiles, tmp_path: Path):
-    write_space(tmp_path, base_files, epochs=100)
+    write_space(tmp_path, base_files, epochs=60)
     runs, arguments = tmp_path / "runs", ("tiny.yaml", "--trials", "2")
     process, master = on_a_terminal(tmp_path, *arguments)
     with ThreadPoolExecutor() as pool:
         reading = pool.submit(read_all, master)
-        wait_until(
-            lambda: (runs / "tiny" / "study.db").exists() and any(map(begun, look(runs, "tiny").content["sizes"]))
-        )
-        seen = look(runs, "tiny")
-        shown = reading.result(timeout=240)
+        wait_until((runs / "tiny" / STATUS).exists, 240)
+        looks = iter(lambda: look(runs, "tiny"), None)
+        seen = next(seen for seen in looks if any(map(begun, seen.content["sizes"])))
+        shown = reading.result()
     assert process.wait(60) == 0
     assert seen.content["state"] == RUNNING
-    assert re.search(r"^ search [12]/2 λ=.* \d+/1000 [\d,]+ img/s", shown, re.MULTILINE)
+    assert re.search(r"^ search [12]/2 λ=.* \d+/600 [\d,]+ img/s", shown, re.MULTILINE)
     assert re.search(r"^cluster  CPU [12]/\d+ in use", shown, re.MULTILINE)
-    assert not re.search(r"step \d+/1000$", shown, re.MULTILINE)  # what the view shows, no lines tell
+    assert not re.search(r"step \d+/600$", shown, re.MULTILINE)  # what the view shows, no lines tell
     assert "search 1/2  λ=" in shown
     assert "| after CCA " in shown
     assert "won: FID" in shown
