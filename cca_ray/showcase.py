@@ -64,7 +64,6 @@ and `replicate` (a finalist with another seed). Steps are optimizer steps. Final
 """
     return {
         "mlflow.note.content": text,
-        "mlflow.experimentKind": "custom_model_development",  # else the browser guesses, and may show pages of chats
         "mlflow.experiment.primaryMetric.name": "fid",
         "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
     }
