@@ -104,6 +104,7 @@ def test_a_base_made_at_a_uri_is_fine_tuned_and_scored_on_other_machines(
     assert json.loads(outcome.out)["fid"] > 0
 
 
+@pytest.mark.slow
 def test_tokens_and_statistics_are_prepared_from_and_to_uris(base_files: BaseFiles, tmp_path: Path, template: str):
     files = in_bucket(base_files, template.format("base"))
     images, data = here(template.format("photos")), some_digits(40)
