@@ -18,8 +18,9 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cca_ray.config import ConfigError, reason
-from cca_ray.mirror import here, pull
+from cca_ray.mirror import pull
 from cca_ray.tokens import LOCK
+from cca_ray.uris import here
 
 PACKAGE = Path(__file__).resolve().parent
 SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)

@@ -27,13 +27,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.config import Placement
 from cca_ray.gangs import ON_THE_HEAD, selector, wait_in_line
-from cca_ray.mirror import here, named, patiently, pull, written_at
+from cca_ray.mirror import patiently, pull, written_at
 from cca_ray.models import atomically, digest_of_weights
 from cca_ray.objective import Scorer
 from cca_ray.parallel import Group, for_sampling
 from cca_ray.placement import autocast, in_this_process, local_device, micro_batch_size, ways, worker_resources
 from cca_ray.reference import Part, score_part, write_part
 from cca_ray.scoring import Scored, load_base, load_tokens, protocol_of, required, score, scoring_of
+from cca_ray.uris import here, named
 from cca_ray.worker import Job, Report, Stuck, fine_tune, reference_key
 
 FAILURE = "failure"  # the key of a report that ends a trial with a reason

@@ -23,12 +23,13 @@ from cca_ray.config import FAMILY_SIZES, ConfigError, StudyConfig, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, alone, find_space, place, run
 from cca_ray.lease import leased
 from cca_ray.ledger import Limits
-from cca_ray.mirror import exists, named, pull, push, reach
+from cca_ray.mirror import exists, pull, push, reach
 from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, report_at_end, table, verdict, write_summary
 from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
 from cca_ray.tracking import Tracker
+from cca_ray.uris import named
 
 CLOSE_S = 10.0  # how long the end waits for MLflow
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 ORDER = [
-    "config", "mirror", "lease", "placement", "models.files", "models.dropout", "models.llamagen", "models.llamagen_vq",
-    "models.var_vqvae", "models.var", "models", "images", "tokens", "encode", "data", "objective", "parallel",
-    "reference", "sampler", "features", "fid", "checkpoint", "scoring", "worker", "tracking", "gangs", "trial",
-    "ledger", "finals", "search", "console", "results", "drawing", "charts", "words", "page", "report", "pretrain",
-    "prepare", "train", "sample", "evaluate", "tune",
+    "config", "uris", "mirror", "lease", "placement", "models.files", "models.dropout", "models.llamagen",
+    "models.llamagen_vq", "models.var_vqvae", "models.var", "models", "images", "tokens", "encode", "data",
+    "objective", "parallel", "reference", "sampler", "features", "fid", "checkpoint", "scoring", "worker",
+    "tracking", "gangs", "trial", "ledger", "finals", "search", "console", "results", "drawing", "charts",
+    "words", "page", "report", "pretrain", "prepare", "train", "sample", "evaluate", "tune",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

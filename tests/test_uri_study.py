@@ -18,9 +18,10 @@ from ray.cluster_utils import Cluster
 
 from cca_ray import evaluate, pretrain, report, train, tune
 from cca_ray.fid import Reference
-from cca_ray.mirror import COPIES, exists, here, named, pull, push, written_at
+from cca_ray.mirror import exists, pull, push, written_at
 from cca_ray.pretrain import BaseFiles, digits
 from cca_ray.tokens import read_token_set
+from cca_ray.uris import COPIES, here, named
 from tests.conftest import some_digits
 from tests.s3 import CREDENTIALS, s3_server
 from tests.test_cli import invoke, write_space
