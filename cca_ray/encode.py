@@ -19,7 +19,7 @@ import torch
 from cca_ray.config import ConfigError
 from cca_ray.images import Crop, Listing, Square, cut, decode, read_entry
 from cca_ray.lease import LEASE
-from cca_ray.mirror import here, pull
+from cca_ray.mirror import pull
 from cca_ray.models import atomically, load_tokenizer
 from cca_ray.placement import local_device
 from cca_ray.tokens import (
@@ -33,6 +33,7 @@ from cca_ray.tokens import (
     write_part,
     write_unreadable,
 )
+from cca_ray.uris import here
 
 PLAN = "plan.json"
 IMAGES_A_TASK = {"cpu": 4, "cuda": 64}  # of seconds each, so that all encoders end together

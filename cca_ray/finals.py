@@ -19,10 +19,10 @@ from cca_ray.config import StudyConfig
 from cca_ray.fid import jackknife_error
 from cca_ray.gangs import as_worker
 from cca_ray.ledger import Arm, marks_of, readable
-from cca_ray.mirror import named
 from cca_ray.models import Model, parameters
 from cca_ray.scoring import Scored
 from cca_ray.trial import score_checkpoint, trial_folder
+from cca_ray.uris import named
 from cca_ray.worker import Job
 
 

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
-from cca_ray.config import ConfigError
+from cca_ray.config import ConfigError, is_uri
+from cca_ray.uris import here
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
@@ -79,7 +80,8 @@ class Listing:
 def open_files(where: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it."""
     try:
-        if "://" in where:
+        if is_uri(where):
+            here(where)  # refuses one with credentials, which are said and kept with what is made
             filesystem, path = fs.FileSystem.from_uri(where)
             return filesystem, path
         return fs.LocalFileSystem(), str(Path(where).absolute())

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cca_ray.config import ConfigError
-from cca_ray.mirror import cache_folder, is_copy, named, pull, push, remove, upload, written_at
+from cca_ray.mirror import pull, push, remove, upload, written_at
+from cca_ray.uris import cache_folder, is_copy, named
 
 LEASE = "driver.json"
 RENEW_S, STALE_S = 10.0, 60.0

@@ -22,11 +22,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train
 from cca_ray.fid import jackknife_error
-from cca_ray.mirror import here, pull
+from cca_ray.mirror import pull
 from cca_ray.mlstore import DataSet
 from cca_ray.placement import devices, ways
 from cca_ray.tracking import Tracker
 from cca_ray.trial import FAILURE, STUCK
+from cca_ray.uris import here
 from cca_ray.worker import METRICS
 
 ArmName = Literal["search", "control", "replicate"]

@@ -1,8 +1,7 @@
-"""Storage at a URI, such as s3://bucket/runs: every process works on local copies in its node's cache.
+"""Storage at a URI: every process works on local copies in its node's cache (`uris` says where).
 
-`here` gives the local path of a URI, `named` the URI of a local path: so all code works with local paths, and what
-travels between nodes travels by name. Who writes a file pushes it, who reads one pulls it. A path that is nobody's
-copy is what it is: then all this does nothing.
+Who writes a file pushes it, who reads one pulls it; what travels between nodes travels by its URI. A path that is
+nobody's copy is what it is: then all this does nothing.
 """
 
 import errno
@@ -12,7 +11,6 @@ import logging
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,18 +20,18 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
-from cca_ray.config import ConfigError, is_uri
+from cca_ray.config import ConfigError
+from cca_ray.uris import COPIES, cache_folder, copy_of, is_copy, named
 
-COPIES, RECORDS = "copies", "records"  # below the cache: files as at their URIs; of each, which version it is
+RECORDS = "records"  # below the cache: of each copy, which version it is
 PATIENCE_S = (1.0, 2.0, 4.0, 8.0)  # waits between tries
 CHUNK = 2**24  # bytes of a request
 AT_ONCE = 8  # requests
-NO_AUTHORITY = "-"  # the folder of what lies below file:///
 SIDE_FILES = ("-journal", "-wal")  # what SQLite mends a database with whose writer was killed
 
 REASONS = {  # what S3's errors mean, by what is in them
@@ -64,65 +62,6 @@ def patiently(do: Callable[[], object]) -> None:
             logging.getLogger(__name__).warning("%s; trying again in %g s", error, wait)
             time.sleep(wait)
     do()
-
-
-def cache_folder() -> Path:
-    """On this node; $CCA_RAY_CACHE, or below the temporary folder."""
-    folder = os.environ.get("CCA_RAY_CACHE") or Path(tempfile.gettempdir()) / f"cca_ray-{os.getuid()}"
-    return Path(folder).resolve()
-
-
-def here(place: str | Path) -> Path:
-    """The local path of a URI; a path stays as it is. ConfigError, which does not repeat them, if it has credentials.
-
-    The cache's folders are those of the URI, so that nothing else need remember it: scheme and query, bucket, path.
-    """
-    if not is_uri(place):
-        return Path(place)
-    uri = urlsplit(str(place))
-    if uri.password is not None:
-        raise ConfigError(
-            f"{uri.scheme}://...@{uri.netloc.rpartition('@')[2]}{uri.path}: the URI has credentials, which would be "
-            "kept with the study; want them in the environment, such as AWS_ACCESS_KEY_ID, or a role of the node"
-        )
-    path = PurePosixPath(unquote(uri.path).lstrip("/"))
-    if ".." in path.parts:
-        raise ConfigError(f"{place}: a URI with '..'")
-    kind = uri.scheme + (f",{uri.query}" if uri.query else "")
-    return cache_folder() / COPIES / as_name(kind) / (as_name(uri.netloc) or NO_AUTHORITY) / path
-
-
-def as_name(text: str) -> str:
-    """As a folder's name that also the URI of a database and a command line can hold."""
-    return quote(text, safe=",=:@").replace("%", "+")
-
-
-def of_name(name: str) -> str:
-    """What `as_name` made a name of."""
-    return unquote(name.replace("+", "%"))
-
-
-def copy_of(path: str | Path) -> tuple[str, str, str, str] | None:
-    """Scheme, authority, path and query of the URI of which this path is the local copy; None if it is of none."""
-    root = cache_folder() / COPIES
-    if not Path(path).is_relative_to(root) or len(Path(path).relative_to(root).parts) < 2:
-        return None
-    kind, authority, *parts = Path(path).relative_to(root).parts
-    scheme, _, query = of_name(kind).partition(",")
-    return scheme, "" if authority == NO_AUTHORITY else of_name(authority), "/".join(parts), query
-
-
-def named(path: str | Path) -> str:
-    """The URI of a local copy; any other path as it is."""
-    found = copy_of(path)
-    if found is None:
-        return str(path)
-    scheme, authority, below, query = found
-    return f"{scheme}://{authority}/{quote(below)}{f'?{query}' if query else ''}"
-
-
-def is_copy(path: str | Path) -> bool:
-    return copy_of(path) is not None
 
 
 @lru_cache(maxsize=16)

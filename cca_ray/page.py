@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from cca_ray import charts, words
 from cca_ray.console import SPACES
 from cca_ray.drawing import THEME, number, save
-from cca_ray.mirror import named
 from cca_ray.models import atomically
 from cca_ray.results import SizeResults, StudyResults, TrialRow
+from cca_ray.uris import named
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"

@@ -42,11 +42,12 @@ from cca_ray.gangs import nodes_now
 from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
 from cca_ray.lease import leased
 from cca_ray.lock import alone
-from cca_ray.mirror import here, named, pull, reach
+from cca_ray.mirror import pull, reach
 from cca_ray.models import Tokenizer, atomically, digest_of_weights, load_tokenizer
 from cca_ray.placement import local_device
 from cca_ray.search import start_ray
 from cca_ray.tokens import UNREADABLE, TokenMeta, write_unreadable
+from cca_ray.uris import here, named
 
 DEFAULTS = {"llamagen": (384, list(TEN_CROPS)), "var": (256, ["var-random"])}  # pixels, augmentations
 SAY_EVERY_S = 10.0

@@ -30,7 +30,7 @@ from cca_ray.data import steps_per_epoch
 from cca_ray.features import WHERE, FeatureNet, extract
 from cca_ray.fid import Moments, Reference, merge_all
 from cca_ray.images import centre_crop, decode, list_images, open_files, read_entry
-from cca_ray.mirror import exists, here, named, pull, push, reach
+from cca_ray.mirror import exists, pull, push, reach
 from cca_ray.models import (
     PATCH_NUMS,
     VARVQVAE,
@@ -46,6 +46,7 @@ from cca_ray.models import (
     write_atomically,
 )
 from cca_ray.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, to_input, write_token_set
+from cca_ray.uris import here, named
 
 Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
 

@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial
 
 from cca_ray.fid import jackknife_error
 from cca_ray.ledger import ArmName, marks_of
-from cca_ray.mirror import exists, folders, is_copy, named, pull, reach, snapshot
+from cca_ray.mirror import exists, folders, pull, reach, snapshot
+from cca_ray.uris import is_copy, named
 
 NEEDED = ("family", "params", "guidance_scale", "winner", "trial", "checkpoint", "trials", "finalists")  # of a summary
 MODELS = ("base", "guided", "control", "cca")  # that every summary has scores of

@@ -47,7 +47,7 @@ from cca_ray.ledger import (
     true_ends,
     used_device_seconds,
 )
-from cca_ray.mirror import is_copy, listed, named, pull, push_database, remove, upload
+from cca_ray.mirror import listed, pull, push_database, remove, upload
 from cca_ray.models import digest_of_weights, parameters
 from cca_ray.parallel import Group
 from cca_ray.placement import accelerator_of, check_cuts, in_this_process, ways
@@ -57,6 +57,7 @@ from cca_ray.showcase import data_set_of, experiment_of, experiment_tags, regist
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
 from cca_ray.trial import TableMaker, draw_base, run_trial, trial_folder, trial_resources
+from cca_ray.uris import is_copy, named
 from cca_ray.worker import STOP, Job, reference_key, shrink, started_at, total_steps
 
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on

@@ -10,11 +10,12 @@ from cca_ray.champion import settings_of
 from cca_ray.config import StudyConfig
 from cca_ray.finals import Outcome
 from cca_ray.ledger import readable
-from cca_ray.mirror import named, pull
+from cca_ray.mirror import pull
 from cca_ray.mlstore import KEY, DataSet
 from cca_ray.scoring import required
 from cca_ray.tokens import TokenMeta, TokenSet
 from cca_ray.tracking import Tracker
+from cca_ray.uris import named
 
 CHAMPION = "champion"  # alias of the winner among the versions of its registered model
 

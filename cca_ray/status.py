@@ -24,9 +24,10 @@ from cca_ray.chatter import LOG_FILE
 from cca_ray.console import complete_study, place, run
 from cca_ray.ledger import readable
 from cca_ray.lock import holder
-from cca_ray.mirror import exists, named, pull
+from cca_ray.mirror import exists, pull
 from cca_ray.results import SizeResults, StudyResults, read_study
 from cca_ray.standing import STATUS, DriverStatus, read_driver_status
+from cca_ray.uris import named
 from cca_ray.view import view
 from cca_ray.words import closing, interim, progress
 

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cca_ray.mirror import cache_folder, pull, push, remove
+from cca_ray.mirror import pull, push, remove
 from cca_ray.models import Tokenizer, atomically
+from cca_ray.uris import cache_folder
 
 MANIFEST, UNREADABLE, LOCK = "manifest.json", "unreadable.txt", "lock"
 LARGE = 2**30  # bytes of tokens above which they are mapped from a file instead of held by every process

@@ -13,11 +13,12 @@ from ray.train import UserCallback
 from cca_ray.config import load_config
 from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
 from cca_ray.gangs import first_way
-from cca_ray.mirror import named, reach
+from cca_ray.mirror import reach
 from cca_ray.placement import in_this_process
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.search import start_ray
 from cca_ray.trial import FAILURE, build_trainer
+from cca_ray.uris import named
 from cca_ray.worker import Job
 
 

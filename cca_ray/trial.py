@@ -29,7 +29,7 @@ from ray.util.queue import Empty, Queue
 
 from cca_ray.config import Placement
 from cca_ray.gangs import ON_THE_HEAD, selector, wait_in_line
-from cca_ray.mirror import here, named, patiently, pull, written_at
+from cca_ray.mirror import patiently, pull, written_at
 from cca_ray.models import atomically, digest_of_weights
 from cca_ray.objective import Scorer
 from cca_ray.parallel import Group, for_sampling
@@ -46,6 +46,7 @@ from cca_ray.scoring import (
     score,
     scoring_of,
 )
+from cca_ray.uris import here, named
 from cca_ray.worker import Job, Report, Stuck, fine_tune, reference_key, save_grid
 
 FAILURE = "failure"  # the key of a report that ends a trial with a reason

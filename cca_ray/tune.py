@@ -33,7 +33,7 @@ from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space,
 from cca_ray.lease import leased
 from cca_ray.ledger import Limits
 from cca_ray.lock import alone
-from cca_ray.mirror import exists, named, pull, push, reach
+from cca_ray.mirror import exists, pull, push, reach
 from cca_ray.placement import check_cuts
 from cca_ray.pretrain import check_files, resolve
 from cca_ray.report import picture, report_at_end, table, verdict, write_summary
@@ -41,6 +41,7 @@ from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
 from cca_ray.showcase import crown, experiment_of
 from cca_ray.standing import DriverStatus
 from cca_ray.tracking import Tracker
+from cca_ray.uris import named
 from cca_ray.view import Window
 from cca_ray.words import closing
 

@@ -25,7 +25,7 @@ from cca_ray.checkpoint import resume, save_checkpoint
 from cca_ray.config import CPU, StudyConfig, Train
 from cca_ray.data import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
 from cca_ray.machine import load_here
-from cca_ray.mirror import drop, exists, here, is_copy, named, patiently, pull, upload
+from cca_ray.mirror import drop, exists, patiently, pull, upload
 from cca_ray.models import Dropout, Model, atomically, digest_of_weights, dropout_keys, save_official
 from cca_ray.objective import counts_as_positive, finetune_loss, pair_loss
 from cca_ray.parallel import Group, Weights, distribute, for_sampling, gradients_wait, local, weights_of, whole_model
@@ -42,6 +42,7 @@ from cca_ray.reference import ReferenceTable, pair_logps, read_table, table_key
 from cca_ray.sampler import image_grid
 from cca_ray.scoring import Scoring, load_base, load_tokens, protocol_of, required, score, scoring_of
 from cca_ray.tokens import TokenSet
+from cca_ray.uris import here, is_copy, named
 
 # Accuracy counts every pair, as the official code does: null-masked and equal-label pairs can never win.
 METRICS = ("loss", "reward_accuracy", "reward_margin")

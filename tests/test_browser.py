@@ -5,6 +5,7 @@ Screenshots are kept in $CCA_RAY_SCREENSHOTS, if it is set.
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -45,8 +46,6 @@ class Browser:
         options.add_argument(f"--user-data-dir={folder / 'profile'}")
         self.driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
         self.url, self.folder = url, Path(os.environ.get("CCA_RAY_SCREENSHOTS", folder))
-        self.driver.get(url)
-        self.driver.execute_script("localStorage['mlflow.assistant.panelOpen_v1'] = 'false'")  # a chat at the side
 
     def open(self, page: str, height: int = 1000) -> None:
         """What is below the window's end MLflow may not draw."""
@@ -81,6 +80,11 @@ class Browser:
         return image.screenshot_as_png
 
     def shoot(self, name: str) -> None:
+        for chat in self.driver.find_elements(
+            By.CSS_SELECTOR, "[data-component-id='mlflow.assistant.chat_panel.close']"
+        ):
+            chat.click()  # which covers a third of the page
+        time.sleep(1)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.driver.save_screenshot(str(self.folder / f"{name}.png"))
 

@@ -1,0 +1,72 @@
+"""The local place of a URI, such as s3://bucket/runs, in this node's cache; and the URI of such a place.
+
+The cache's folders are those of the URI, so that nothing else need remember it: scheme and query, bucket, path.
+"""
+
+import os
+import re
+import tempfile
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote, urlsplit
+
+from cca_ray.config import ConfigError, is_uri
+
+COPIES = "copies"  # below the cache: files as at their URIs
+SECRET = re.compile(r"(secret|password|token|key)[^=&]*=", re.IGNORECASE)  # in a query
+NO_AUTHORITY = "-"  # the folder of what lies below file:///
+
+
+def cache_folder() -> Path:
+    """On this node; $CCA_RAY_CACHE, or below the temporary folder."""
+    folder = os.environ.get("CCA_RAY_CACHE") or Path(tempfile.gettempdir()) / f"cca_ray-{os.getuid()}"
+    return Path(folder).resolve()
+
+
+def here(place: str | Path) -> Path:
+    """The local path of a URI; a path stays as it is. ConfigError, without them, if it has credentials."""
+    if not is_uri(place):
+        return Path(place)
+    uri = urlsplit(str(place))
+    if uri.password is not None or SECRET.search(uri.query):
+        raise ConfigError(
+            f"{uri.scheme}://...@{uri.netloc.rpartition('@')[2]}{uri.path}: the URI has credentials, which would be "
+            "kept with the study; want them in the environment, such as AWS_ACCESS_KEY_ID, or a role of the node"
+        )
+    path = PurePosixPath(unquote(uri.path).lstrip("/"))
+    if ".." in path.parts:
+        raise ConfigError(f"{place}: a URI with '..'")
+    kind = uri.scheme + (f",{uri.query}" if uri.query else "")
+    return cache_folder() / COPIES / as_name(kind) / (as_name(uri.netloc) or NO_AUTHORITY) / path
+
+
+def as_name(text: str) -> str:
+    """As a folder's name that also the URI of a database and a command line can hold."""
+    return quote(text, safe=",=:@").replace("%", "+")
+
+
+def of_name(name: str) -> str:
+    """What `as_name` made a name of."""
+    return unquote(name.replace("+", "%"))
+
+
+def copy_of(path: str | Path) -> tuple[str, str, str, str] | None:
+    """Scheme, authority, path and query of the URI of which this path is the local copy; None if it is of none."""
+    root = cache_folder() / COPIES
+    if not Path(path).is_relative_to(root) or len(Path(path).relative_to(root).parts) < 2:
+        return None
+    kind, authority, *parts = Path(path).relative_to(root).parts
+    scheme, _, query = of_name(kind).partition(",")
+    return scheme, "" if authority == NO_AUTHORITY else of_name(authority), "/".join(parts), query
+
+
+def named(path: str | Path) -> str:
+    """The URI of a local copy; any other path as it is."""
+    found = copy_of(path)
+    if found is None:
+        return str(path)
+    scheme, authority, below, query = found
+    return f"{scheme}://{authority}/{quote(below)}{f'?{query}' if query else ''}"
+
+
+def is_copy(path: str | Path) -> bool:
+    return copy_of(path) is not None
