@@ -75,6 +75,7 @@ def shown(request: pytest.FixtureRequest, tmp_path: Path, make_study: MakeStudy,
     tracker.close(5)
 
 
+@pytest.mark.timeout(900)  # a study twice on a busy machine
 def test_a_finished_study_is_shown_whole_and_once(shown: Shown, monkeypatch: pytest.MonkeyPatch):
     has_experiment(shown)
     has_parent(shown)

@@ -132,6 +132,9 @@ def test_a_run_reports_steps_scores_and_pictures(whole):
     assert [report["samples"] for report in reports] == [60, 80]
     assert losses(reports)[:, 0].tolist() == list(range(1, 31))
     assert all(np.isfinite(report["fid"]) and report["inception_score"] >= 1 for report in reports)
+    names = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"}
+    assert all(names <= set(dict(report["load"])) for report in reports)
+    assert all(("gpu_memory_gib" in report) == torch.cuda.is_available() for report in reports)
     assert all(Path(report["grid"]).is_file() for report in reports)
     assert (folder / "model.pt").is_file()
     assert config.train.reference == "live"
