@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,17 @@ def make_study(request: pytest.FixtureRequest) -> MakeStudy:
         return with_files(parse(content, name, f"{name}.yaml"), files)
 
     return make
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """A cluster that begins here writes itself down in a folder of its own: `ray.init()` joins that of the usual one.
+
+    Short, for the names of sockets are.
+    """
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

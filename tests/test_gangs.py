@@ -23,6 +23,7 @@ from cca_ray.gangs import DEAD_S, DEMAND_S, GONE_S, REFUSED_S, Answer, Line, Nod
 from cca_ray.placement import accelerator_of
 from cca_ray.placement import ways as ways_of
 from cca_ray.pretrain import BaseFiles
+from tests.conftest import apart
 from tests.test_cli import write_space
 
 H100, A100, A40 = (Node(name, cpus=16, gpus=8) for name in ("H100", "A100", "A40"))
@@ -184,11 +185,12 @@ def test_small_sizes_take_the_small_cards_and_large_sizes_the_large_ones_whoever
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head that trains nothing, one H100, one A100 and two A40: labels and counts, no cards."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": 0})
-    for name, cards in (("H100", 1), ("A100", 1), ("A40", 2)):
-        cluster.add_node(num_cpus=cards, num_gpus=cards, labels={"ray.io/accelerator-type": name})
-    yield cluster
-    cluster.shutdown()
+    with apart():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": 0})
+        for name, cards in (("H100", 1), ("A100", 1), ("A40", 2)):
+            cluster.add_node(num_cpus=cards, num_gpus=cards, labels={"ray.io/accelerator-type": name})
+        yield cluster
+        cluster.shutdown()
 
 
 def tune(folder: Path, address: str, *settings: str) -> subprocess.Popen[str]:

@@ -24,7 +24,7 @@ from cca_ray.mirror import exists, pull, push, remove, written_at
 from cca_ray.pretrain import BaseFiles, digits
 from cca_ray.tokens import read_token_set
 from cca_ray.uris import COPIES, here, named
-from tests.conftest import some_digits
+from tests.conftest import apart, some_digits
 from tests.s3 import CREDENTIALS, s3_server
 from tests.test_cli import invoke, write_space
 
@@ -108,6 +108,7 @@ def test_a_base_made_at_a_uri_is_fine_tuned_and_scored_on_other_machines(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_tokens_and_statistics_are_prepared_from_and_to_uris(base_files: BaseFiles, tmp_path: Path, template: str):
     files = in_bucket(base_files, template.format("base"))
     images, data = here(template.format("photos")), some_digits(40)
@@ -163,13 +164,12 @@ def test_an_input_that_is_not_in_the_bucket_is_one_line(base_files: BaseFiles, t
 @pytest.fixture
 def two_nodes(template: str, tmp_path: Path) -> Iterator[str]:
     """The address of a cluster whose nodes share nothing: a head that trains nothing, and a node that does."""
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "dashboard_port": 0, "env_vars": {"CCA_RAY_CACHE": f"{tmp_path}/cache-head"}},
-    )
-    cluster.add_node(num_cpus=2, env_vars={"CCA_RAY_CACHE": f"{tmp_path}/cache-node"})
-    yield cluster.address
-    cluster.shutdown()
+    head = {"num_cpus": 0, "dashboard_port": 0, "env_vars": {"CCA_RAY_CACHE": f"{tmp_path}/cache-head"}}
+    with apart():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.add_node(num_cpus=2, env_vars={"CCA_RAY_CACHE": f"{tmp_path}/cache-node"})
+        yield cluster.address
+        cluster.shutdown()
 
 
 def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
@@ -182,6 +182,7 @@ def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_nodes_that_share_nothing_but_a_uri_find_who_hangs_and_stop_when_asked(
     base_files: BaseFiles, tmp_path: Path, template: str, two_nodes: str, monkeypatch: pytest.MonkeyPatch
 ):
