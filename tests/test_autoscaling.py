@@ -19,7 +19,7 @@ from cca_ray.tokens import MANIFEST
 from tests.test_cli import write_space
 from tests.test_jobs import Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 IDLE_MINUTES = 0.2
 CARDS = {"H100": 1, "A40": 2}  # a node's
@@ -102,6 +102,7 @@ def gone(cluster: Growing) -> None:
         time.sleep(1)
 
 
+@pytest.mark.slow
 def test_nodes_of_the_right_type_come_for_a_study_and_go_after_it(
     cluster: Growing, base_files: BaseFiles, tmp_path: Path
 ):
@@ -122,6 +123,7 @@ def test_nodes_of_the_right_type_come_for_a_study_and_go_after_it(
     gone(cluster)
 
 
+@pytest.mark.nightly
 def test_prepare_waits_for_the_gpus_that_it_was_told_of(cluster: Growing, base_files: BaseFiles, tmp_path: Path):
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)

@@ -100,7 +100,7 @@ def test_an_official_gpt_b_is_tuned_and_comes_out_as_an_official_file(tmp_path: 
     assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (4, 64, 64, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 def test_an_official_var_d16_is_tuned_and_comes_out_as_an_official_file(tmp_path: Path):
     content = golden("var_d16.npz")

@@ -231,18 +231,18 @@ def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: Mak
     space = {"lambda": {"low": 0.5, "high": 10}, "learning_rate": {"low": 1e-4, "high": 1e30}}
     points = [{"lambda": 2.0, "learning_rate": rate} for rate in (1e30, 1e-3)]
     config = make_study(
-        train={"epochs": 30},
+        train={"epochs": 12},
         search={"trials": 2, "max_concurrent": 1, "space": space, "first_points": points},
         placement={"workers": 2},
     )
     checkpoint = study.folder / "trials" / "tiny-search-0001" / "checkpoint.pt"
     killer = kill_when(checkpoint.exists, "ray::RayTrainWorker")
-    run(study, config, slow_s=5)
+    run(study, config, slow_s=3)
     assert not killer.is_alive()
     diverged, trial = study.trials()
     assert (diverged.state, trial.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert diverged.user_attrs["reason"].startswith("Diverged: the loss is nan at step")
-    assert sorted(trial.intermediate_values) == [150, 300]
+    assert sorted(trial.intermediate_values) == [60, 120]
     study.assert_true_states()
 
 

@@ -106,6 +106,7 @@ def test_what_one_size_leaves_of_the_budget_goes_to_the_next():
     assert share(now, 0.0, 3, None, None).seconds == math.inf
 
 
+@pytest.mark.nightly
 def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: BaseFiles, tmp_path: Path):
     write_space(tmp_path, base_files, epochs=30)
     command = ("tiny.yaml", "--max-concurrent", "1")
@@ -156,6 +157,8 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     assert f"FID {size['fid_cca']:.2f}" in report.read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_files: BaseFiles, tmp_path: Path):
     write_space(tmp_path, base_files, epochs=60)
     runs, arguments = tmp_path / "runs", ("tiny.yaml", "--trials", "2")

@@ -107,7 +107,7 @@ def test_a_base_made_at_a_uri_is_fine_tuned_and_scored_on_other_machines(
     assert json.loads(outcome.out)["fid"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_tokens_and_statistics_are_prepared_from_and_to_uris(base_files: BaseFiles, tmp_path: Path, template: str):
     files = in_bucket(base_files, template.format("base"))
@@ -181,7 +181,7 @@ def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None
         time.sleep(0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_nodes_that_share_nothing_but_a_uri_find_who_hangs_and_stop_when_asked(
     base_files: BaseFiles, tmp_path: Path, template: str, two_nodes: str, monkeypatch: pytest.MonkeyPatch
@@ -217,6 +217,8 @@ def outcome(path: Path) -> dict[str, Any]:
     return {key: value for key, value in size.items() if key in keys or key.startswith(("fid_", "std_"))}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_study_whose_machine_was_lost_goes_on_on_another_to_the_same_result(
     base_files: BaseFiles, tmp_path: Path, template: str
 ):
