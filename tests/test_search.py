@@ -193,7 +193,7 @@ def test_a_trial_that_lost_its_process_resumes(study: Study, make_study: MakeStu
     study.assert_true_states()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trial_that_loses_its_process_too_often_fails(study: Study, make_study: MakeStudy):
     config = make_study(train={"epochs": 30}, search={"trials": 2, "max_concurrent": 1}, placement={"max_failures": 0})
     checkpoint = study.folder / "trials" / "tiny-search-0000" / "checkpoint.pt"

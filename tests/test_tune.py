@@ -157,7 +157,7 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     assert f"FID {size['fid_cca']:.2f}" in report.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_files: BaseFiles, tmp_path: Path):
     write_space(tmp_path, base_files, epochs=60)
