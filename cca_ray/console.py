@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from pydantic import ValidationError
@@ -60,6 +60,15 @@ def complete_study(incomplete: str) -> list[str]:
     """Names of studies in the default storage, for the shell."""
     storage = Path(os.environ.get("CCA_RAY_STORAGE", "runs"))
     return sorted(path.parent.name for path in storage.glob(f"{incomplete}*/study.db"))
+
+
+# What several verbs take.
+SpaceArgument = Annotated[
+    str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
+]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
+]
 
 
 class Console:

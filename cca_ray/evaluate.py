@@ -21,7 +21,7 @@ import torch
 import typer
 
 from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
+from cca_ray.console import DEFAULT_SPACES, CheckpointOption, Console, SpaceArgument, find_space, place, run
 from cca_ray.features import Extractor, extract
 from cca_ray.fid import (
     SHARD,
@@ -119,12 +119,8 @@ def measure(
 
 
 def main(
-    space: Annotated[
-        str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
-    ] = DEFAULT_SPACES[0],
-    checkpoint: Annotated[
-        Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
-    ] = None,
+    space: SpaceArgument = DEFAULT_SPACES[0],
+    checkpoint: CheckpointOption = None,
     npz: Annotated[Path | None, typer.Option(help="Score these images instead: arr_0, uint8 NHWC.")] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Images to sample; by default score.samples.")] = None,
     guidance_scale: Annotated[float, typer.Option(min=0, help="1: guidance-free.")] = 1.0,

@@ -15,7 +15,7 @@ import typer
 from PIL import Image
 
 from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
+from cca_ray.console import DEFAULT_SPACES, CheckpointOption, Console, SpaceArgument, find_space, place, run
 from cca_ray.models import atomically
 from cca_ray.parallel import Group, for_sampling
 from cca_ray.pretrain import check_files, resolve
@@ -46,12 +46,8 @@ class NpzWriter:
 
 
 def main(
-    space: Annotated[
-        str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
-    ] = DEFAULT_SPACES[0],
-    checkpoint: Annotated[
-        Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
-    ] = None,
+    space: SpaceArgument = DEFAULT_SPACES[0],
+    checkpoint: CheckpointOption = None,
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 100,
     guidance_scale: Annotated[float, typer.Option(min=0, help="1: guidance-free.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,

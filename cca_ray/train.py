@@ -11,7 +11,7 @@ import typer
 from ray.train import UserCallback
 
 from cca_ray.config import load_config
-from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
+from cca_ray.console import DEFAULT_SPACES, Console, SpaceArgument, find_space, place, run
 from cca_ray.gangs import first_way
 from cca_ray.mirror import reach
 from cca_ray.placement import in_this_process
@@ -44,9 +44,7 @@ class PrintReports(UserCallback):
 
 
 def main(
-    space: Annotated[
-        str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
-    ] = DEFAULT_SPACES[0],
+    space: SpaceArgument = DEFAULT_SPACES[0],
     lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of the negative term.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
     storage: Annotated[
