@@ -178,6 +178,7 @@ class Search(Strict):
 
 CPU = "CPU"  # the type of "accelerator" that every node without one has
 Strategy = Literal["ddp", "fsdp"]  # of several workers: a whole model each, or a part each
+Precision = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 autocast on GPUs that have it
 
 
 class Accelerator(Strict):
@@ -191,6 +192,7 @@ class Accelerator(Strict):
     micro_batch: int | None = Field(None, ge=1)
     cpus: int | None = Field(None, ge=1)
     gpus: float | None = Field(None, ge=0)
+    precision: Precision | None = None  # the same in all ways
     strategy: Strategy | None = None
     activation_checkpointing: bool | None = None
     compile: bool | None = None
@@ -208,14 +210,14 @@ class Placement(Strict):
     """How many workers train a trial, and how much each holds at a time; accumulation is derived.
 
     On a cluster of several types of cards `accelerators` lists the ways to place a trial, the preferred first: each
-    trial takes the first that fits. Precision is none of them, for it would change results.
+    trial takes the first that fits. They compute in one precision, for another would change results.
     """
 
     workers: int = Field(1, ge=1)
     micro_batch: int | None = Field(None, ge=1)  # pairs a forward pass and worker; None: all of a worker's share
     cpus: int = Field(1, ge=1)  # a worker
     gpus: float = Field(0, ge=0)  # a worker
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast on GPUs that have it
+    precision: Precision = "auto"  # of all accelerators, if they say one
     strategy: Strategy = "ddp"
     backend: Literal["auto", "nccl", "gloo"] = "auto"  # between several workers; auto: NCCL on GPUs, gloo on CPUs
     activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
@@ -227,9 +229,17 @@ class Placement(Strict):
 
     @model_validator(mode="after")
     def one_precision(self) -> Self:
+        said = {way.precision or self.precision for way in self.accelerators} or {self.precision}
+        if len(said) > 1:
+            raise ValueError(
+                f"accelerators have more than one precision, {' and '.join(sorted(said))}: a result must not depend on "
+                "the card; want one for all"
+            )
+        (precision,) = said
         types = {way.type for way in self.accelerators}
-        if CPU in types and len(types) > 1 and self.precision == "auto":
+        if CPU in types and len(types) > 1 and precision == "auto":
             raise ValueError("with accelerators of type CPU beside others, precision must be said: float32 or bfloat16")
+        object.__setattr__(self, "precision", precision)  # frozen from here on
         return self
 
 

@@ -63,6 +63,12 @@ def test_a_way_takes_from_the_placement_what_it_does_not_say():
     assert not in_this_process(ways(Placement.model_validate({"accelerators": ({"type": "A40"},)}))[0])
 
 
+def test_the_precision_that_all_ways_say_is_the_studys():
+    table = [{"type": type_, "precision": "bfloat16"} for type_ in ("CPU", "A40")]
+    placement = Placement.model_validate_json(json.dumps({"accelerators": table}))
+    assert {placement.precision, *(way.precision for way in ways(placement))} == {"bfloat16"}
+
+
 def test_every_way_must_cut_the_global_batch_evenly():
     check_cuts(MIXED, 24)
     with pytest.raises(ValueError, match=r"global_batch 16 over 2 worker\(s\) is 8 each"):
@@ -76,7 +82,11 @@ def test_every_way_must_cut_the_global_batch_evenly():
         ({"accelerators": [{"type": "CPU", "gpus": 1.0}]}, "type CPU has no gpus"),
         ({"accelerators": [{"type": "A40", "gpus": 0.0}]}, "type A40 needs gpus above 0"),
         ({"accelerators": [{"type": "an A40"}]}, "type"),
-        ({"accelerators": [{"type": "A40", "precision": "float32"}]}, "precision"),
+        ({"accelerators": [{"type": "A40", "precision": "float32"}, {"type": "H100"}]}, "auto and float32"),
+        (
+            {"precision": "float32", "accelerators": [{"type": "A40"}, {"type": "H100", "precision": "bfloat16"}]},
+            "bfloat16 and float32: a result must not depend on the card",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(placement: dict[str, Any], told: str):
