@@ -20,6 +20,7 @@ from cca_ray.finals import Scores, finalists
 from cca_ray.ledger import Arm
 from cca_ray.pretrain import resolve
 from cca_ray.search import start_ray
+from cca_ray.stopping import Stop
 
 SPACE, BLOCKS, INDEPENDENT = "digits_m", range(4, 7), range(9001, 9011)
 
@@ -39,7 +40,7 @@ def main() -> None:
         url = f"sqlite:///{storage / name / 'study.db'}"
         study = optuna.load_study(study_name=f"{name}/{SPACE}/search", storage=url)
         best = finalists(Arm("search", study, {}, 0), config.score.finalists, storage / name, lambda trial: 0)
-        scores = Scores(config, storage / name)
+        scores = Scores(config, storage / name, Stop())
         models = [[contender] for contender in best]
         for reported, again in zip(scores.standing(models, BLOCKS), scores.standing(models, INDEPENDENT), strict=True):
             inside = [abs(fid - reported.mean) <= reported.std for fid in again.fids[0]]

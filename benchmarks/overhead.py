@@ -30,6 +30,7 @@ from cca_ray.models import digest_of_weights
 from cca_ray.pretrain import resolve
 from cca_ray.scoring import load_base, load_tokens, required
 from cca_ray.search import open_storage, reference_table, run_trials
+from cca_ray.stopping import Stop
 from cca_ray.tracking import Tracker
 from cca_ray.trial import build_group, build_local, trial_resources
 
@@ -88,7 +89,8 @@ def study(base: StudyConfig, concurrency: int, folder: Path) -> float:
                     "overhead", lambda line: None)  # fmt: skip
     tracker.run("overhead", "overhead")
     data = load_tokens(required(config.data.tokens, "data.tokens"))
-    table = reference_table(config, digest_of_weights(load_base(config)), data, folder.parent, lambda line: None)
+    digest = digest_of_weights(load_base(config))
+    table = reference_table(config, digest, data, folder.parent, lambda line: None, Stop())
     started = time.perf_counter()
     run_trials(config, ledger, lambda train: table, folder)
     seconds = time.perf_counter() - started

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import optuna
-import ray
 from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.config import StudyConfig
 from cca_ray.fid import jackknife_error
 from cca_ray.gangs import as_worker
 from cca_ray.ledger import Arm, marks_of, readable
-from cca_ray.models import Model, parameters
 from cca_ray.scoring import Scored
+from cca_ray.stopping import Stop
 from cca_ray.trial import score_checkpoint, trial_folder
 from cca_ray.uris import named
 from cca_ray.worker import Job
@@ -118,20 +117,19 @@ def as_contender(trial: FrozenTrial, storage: Path, images: int) -> Contender:
 class Scores:
     """Scores of contenders on blocks of fresh noise, made by all workers that the cluster holds, kept in files."""
 
-    def __init__(self, config: StudyConfig, storage: Path):
-        self.config, self.storage = config, storage
+    def __init__(self, config: StudyConfig, storage: Path, stop: Stop):
+        self.config, self.storage, self.stop = config, storage, stop
         self.packed = Job(config, config.train, storage).packed()
 
     def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
-        """Of contenders on the block of this number, from 1; in order."""
+        """Of contenders on the block of this number, from 1; in order. KeyboardInterrupt if it was asked to stop."""
         task = as_worker(score_checkpoint, self.config.placement)
         samples, seed, folder = self.config.score.samples, self.config.score.seed, named(self.storage / "scores")
         refs = []
         for c, block in wanted:
             weights = named(c.checkpoint) if c.checkpoint else None
             refs.append(task.remote(self.packed, folder, c.key, weights, c.guidance_scale, samples, seed + block))
-        done: list[Scored] = ray.get(refs)
-        return done
+        return self.stop.get(refs)
 
     def standing(self, models: Sequence[Sequence[Contender]], blocks: Sequence[int]) -> list[Standing]:
         """For every setting, given as all models that were trained with it, how it did on these blocks."""
@@ -162,7 +160,7 @@ class Outcome:
 
 
 def compare(
-    config: StudyConfig, arms: Sequence[Arm], replicates: optuna.Study | None, storage: Path, images: int
+    config: StudyConfig, arms: Sequence[Arm], replicates: optuna.Study | None, storage: Path, images: int, stop: Stop
 ) -> Outcome:
     """Base, guided base, control and finalists, chosen on fresh blocks of noise and scored on others.
 
@@ -173,7 +171,7 @@ def compare(
     def trained_on(trial: FrozenTrial) -> int:
         return images * round(trial.params.get("epochs", config.train.epochs))
 
-    scores = Scores(config, storage)
+    scores = Scores(config, storage, stop)
     choosing, shown = range(1, score.blocks + 1), range(score.blocks + 1, 2 * score.blocks + 1)
     base = Contender(f"{config.name}-base")
     controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on)
@@ -221,7 +219,7 @@ def trade_off(arm: Arm) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row.get("lambda", 0), row["trial"]))
 
 
-def summarize(config: StudyConfig, arms: Sequence[Arm], outcome: Outcome, model: Model) -> dict[str, Any]:
+def summarize(config: StudyConfig, arms: Sequence[Arm], outcome: Outcome, parameters: int) -> dict[str, Any]:
     """What `summary.json` says of one size: means over the shown blocks, `std_*` of one."""
     standings, winner = outcome.standings, outcome.standings["cca"].contender
     search = next(arm for arm in arms if arm.name == "search")
@@ -229,7 +227,7 @@ def summarize(config: StudyConfig, arms: Sequence[Arm], outcome: Outcome, model:
     return {
         "size": config.name,
         "family": config.base.family,
-        "params": parameters(model),
+        "params": parameters,
         **{f"fid_{name}": standing.mean for name, standing in standings.items()},
         **{f"std_{name}": standing.std for name, standing in standings.items()},
         **{f"inception_score_{name}": float(s.inception_scores.mean()) for name, s in standings.items()},

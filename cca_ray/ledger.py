@@ -32,6 +32,7 @@ from cca_ray.worker import METRICS
 
 ArmName = Literal["search", "control", "replicate"]
 Say = Callable[[str], None]
+Taught = Callable[[], Iterable[Mapping[str, float]]]  # what smaller sizes have found best so far
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 COSTS = {  # what Optuna minimizes, by `search.metric`
@@ -41,6 +42,10 @@ COSTS = {  # what Optuna minimizes, by `search.metric`
 }
 FIRST_LINE = 300  # characters of a reason
 NEVER_RAN = "The actor never ran"  # in Ray's words, of a process that it could not start
+
+
+def nothing_taught() -> Iterable[Mapping[str, float]]:
+    return ()
 
 
 def distribution(name: str, bounds: Range) -> BaseDistribution:
@@ -60,7 +65,10 @@ def readable(params: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Arm:
-    """Trials of one kind: the search, the control's few learning rates, or finalists trained again."""
+    """Trials of one kind: the search, the control's few learning rates, or finalists trained again.
+
+    `taught`: settings to be tried next, once each.
+    """
 
     name: ArmName
     study: optuna.Study
@@ -68,6 +76,7 @@ class Arm:
     trials: int
     seed: int = 0
     random_trials: int = 0
+    taught: Taught = nothing_taught
 
     def propose(self, interrupted: list[int]) -> optuna.Trial | None:
         """An interrupted trial if there is one, else a new one within the number, else None."""
@@ -80,6 +89,8 @@ class Arm:
         begun = sum(t.state != TrialState.WAITING for t in trials)
         if begun >= self.trials:
             return None
+        for point in self.taught():
+            self.study.enqueue_trial(dict(point), skip_if_exists=True)
         # Seeded by the trial's number, so that a study that is taken up again does not repeat its first draws.
         self.study.sampler = optuna.samplers.TPESampler(
             seed=(1000 * self.seed + begun) % 2**32, n_startup_trials=self.random_trials, constant_liar=True
@@ -125,9 +136,9 @@ def open_arms(
     name: str,
     storage: optuna.storages.BaseStorage,
     digests: Mapping[str, str],
-    taught: Iterable[Mapping[str, float]] = (),
+    taught: Taught = nothing_taught,
 ) -> list[Arm]:
-    """Create or load control and search. `taught`: points that smaller sizes found best, tried after the first points.
+    """Create or load control and search. What is `taught` is tried after the first points, or as soon as it is known.
 
     `digests` name what lies in the files: base, tokens and protocol.
     """
@@ -135,16 +146,19 @@ def open_arms(
     space = {key: distribution(key, bounds) for key, bounds in search.space.items()}
     control = Range.model_construct(low=min(rates), high=max(rates), log=True)
     control_space = {"learning_rate": distribution("learning_rate", control)}
-    within = [
-        {k: min(max(v, search.space[k].low), search.space[k].high) for k, v in point.items() if k in search.space}
-        for point in taught
-    ]
-    name, points = f"{name}/{config.name}", [*search.first_points, *within]
+
+    def within() -> list[dict[str, float]]:
+        return [
+            {k: min(max(v, search.space[k].low), search.space[k].high) for k, v in point.items() if k in search.space}
+            for point in taught()
+        ]
+
+    name = f"{name}/{config.name}"
     controls = open_arm(storage, name, "control", control_space, [{"learning_rate": r} for r in rates], memory)
-    searched = open_arm(storage, name, "search", space, points, memory, search.metric)
+    searched = open_arm(storage, name, "search", space, search.first_points, memory, search.metric)
     return [
         Arm("control", controls, control_space, len(rates)),
-        Arm("search", searched, space, search.trials, search.seed, search.random_trials),
+        Arm("search", searched, space, search.trials, search.seed, search.random_trials, within),
     ]
 
 
@@ -279,6 +293,7 @@ class Ledger:
         self.running: dict[str, Running] = {}
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted = threading.Event()  # nothing more is begun
+        self.halted_at = math.inf  # by the monotonic clock
         self.stuck = ""  # why, if it is no one's wish
         self.on_halt: list[Callable[[], None]] = []
         self.on_write: list[Callable[[], None]] = []  # after every write to the storage
@@ -303,6 +318,7 @@ class Ledger:
         self.stuck = self.stuck or stuck
         if not self.halted.is_set():
             self.halted.set()
+            self.halted_at = time.monotonic()
             for ask in self.on_halt:
                 ask()
 

@@ -87,12 +87,12 @@ def verdict(size: dict[str, Any]) -> str:
 
 
 def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:
-    """Write the rows of these sizes; rows of other sizes that the file has already stay."""
+    """Write the rows of these sizes, in this order; other rows that the file has already stay in their places."""
     path = folder / "summary.json"
     pull(path)
     before = json.loads(path.read_text())["sizes"] if path.exists() else []
-    made = {size["size"]: size for size in sizes}
-    sizes = [made.pop(size["size"], size) for size in before] + list(made.values())
+    made, rows = {size["size"] for size in sizes}, iter(sizes)
+    sizes = [*(next(rows) if size["size"] in made else size for size in before), *rows]
     atomically(path, lambda partial: partial.write_text(json.dumps({"sizes": sizes}, indent=1)))
     return path
 

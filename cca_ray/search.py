@@ -1,6 +1,6 @@
 """The study of one model size: Ray Tune runs the trials that the ledger proposes; then the final comparison.
 
-`Proposer`, `Rungs` and `Watch` are Tune's view of the ledger.
+`Proposer`, `Rungs`, `Watch` and `Ending` are Tune's view of the ledger. Sizes may run in threads of one process.
 """
 
 import json
@@ -11,8 +11,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +41,9 @@ from cca_ray.ledger import (
     Running,
     Say,
     Show,
+    Taught,
     not_shown,
+    nothing_taught,
     open_arm,
     open_arms,
     true_ends,
@@ -54,11 +56,12 @@ from cca_ray.placement import accelerator_of, check_cuts, in_this_process, ways
 from cca_ray.reference import making, missing_parts, parts_of
 from cca_ray.scoring import load_base, load_tokens, protocol_of, required, scoring_of
 from cca_ray.showcase import data_set_of, experiment_of, experiment_tags, registered_name, show_outcome, show_unfinished
+from cca_ray.stopping import Stop
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
 from cca_ray.trial import TableMaker, draw_base, run_trial, trial_folder, trial_resources
 from cca_ray.uris import is_copy, named
-from cca_ray.worker import STOP, Job, reference_key, shrink, started_at, total_steps
+from cca_ray.worker import Job, reference_key, shrink, started_at, stop_sign, total_steps
 
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
 SAY_EVERY_S = 10.0
@@ -67,6 +70,7 @@ STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the tr
 LOOK_S = 2.0  # how often workers are looked after
 
 OURS = re.compile("cca[_-]ray")  # in the command line of every driver of ours
+OPENING = threading.Lock()  # one size at a time: memory holds one base, and a database's tables are made once
 
 TableOf = Callable[[Train], Path | None]
 
@@ -194,6 +198,19 @@ class Watch(tune.Callback):
         return f"{running.label}  no sign of life for {self.limit_s:.0f} s: {what}"
 
 
+class Ending(tune.Stopper):
+    """Ends Tune some seconds after the ledger was halted, whether or not the trials have written their checkpoints."""
+
+    def __init__(self, ledger: Ledger):
+        self.ledger = ledger
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return time.monotonic() - self.ledger.halted_at > STOP_S
+
+
 def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
     """Connect to the cluster that the environment names, or start one here; where its log files are on this node.
 
@@ -202,7 +219,7 @@ def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables; with verbose=0 it then prints nothing
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON copies of what Optuna keeps
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # see `asked_to_stop`
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `stopping` has its own
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     context = ray.init(logging_level=level, log_to_driver=show_workers)
     if threading.current_thread() is threading.main_thread():
@@ -210,30 +227,13 @@ def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
     return str(Path(context.address_info["session_dir"]) / "logs")
 
 
-@contextmanager
-def asked_to_stop(ask: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM calls `ask`, the second ends this process at once."""
-    asked: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if asked:
-            os._exit(128 + number)
-        asked.append(number)
-        ask()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run_trials(
-    config: StudyConfig, ledger: Ledger, table_of: TableOf, storage: Path, trainable: Any = run_trial
+    config: StudyConfig,
+    ledger: Ledger,
+    table_of: TableOf,
+    storage: Path,
+    trainable: Any = run_trial,
+    stop: Stop | None = None,
 ) -> None:
     """Hand the ledger's proposals to Ray Tune until there are none. `trainable` runs one.
 
@@ -243,28 +243,24 @@ def run_trials(
     def job_of(train: Train, key: str) -> Job:
         return Job(config, train, trial_folder(storage, key), table_of(train))
 
-    stop = storage / "trials" / STOP
-    stop.parent.mkdir(parents=True, exist_ok=True)
-    remove(stop)
-    end = threading.Timer(STOP_S, lambda: os.kill(os.getpid(), signal.SIGUSR1))  # Tune's own way to be ended
-    end.daemon = True
+    sign = storage / "trials" / stop_sign(config)
+    sign.parent.mkdir(parents=True, exist_ok=True)
+    remove(sign)
 
     def halt() -> None:
         ledger.say(f"{config.name}  stopping: {len(ledger.running)} running trials write their checkpoints")
-        end.start()
         with suppress(OSError):
-            stop.touch()
-            if is_copy(stop):
-                upload(stop, stop)
+            sign.touch()
+            if is_copy(sign):
+                upload(sign, sign)
 
     ledger.on_halt.append(halt)
     ledger.on_write.append(lambda: push_database(storage / "study.db"))
     # Tune's own snapshots are never read again: they go where no full or absent storage can stop the study.
-    with asked_to_stop(ledger.halt), TemporaryDirectory(prefix="cca_ray-") as scratch:
+    with (stop or Stop()).calling(ledger.halt), TemporaryDirectory(prefix="cca_ray-") as scratch:
         try:
             tuner(config, ledger, job_of, storage, scratch, trainable).fit()
         finally:
-            end.cancel()
             ledger.close()
     if ledger.stuck:
         raise ValueError(f"{config.name}: {ledger.stuck}; mend that and run the same command again to continue")
@@ -283,7 +279,7 @@ def tuner(
     placement = config.placement
     placer = line_of_the_cluster() if placement.accelerators else None
     return tune.Tuner(
-        tune.with_resources(trainable, trial_resources(placement)),
+        tune.with_resources(trainable, resources_of),
         tune_config=tune.TuneConfig(
             search_alg=Proposer(ledger, job_of, placer),
             scheduler=Rungs(ledger, job_of),
@@ -296,9 +292,15 @@ def tuner(
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=placement.max_failures),
             callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes, placer)],
+            stop=Ending(ledger),
             verbose=0,
         ),
     )
+
+
+def resources_of(settings: dict[str, Any]) -> dict[str, float]:
+    """By what `Proposer` suggests. Tune writes this on the trainable, which all sizes share."""
+    return trial_resources(Job.unpacked(settings["job"]).config.placement)
 
 
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
@@ -346,24 +348,28 @@ def run_size(
     tracker: Tracker,
     say: Say,
     limits: Limits | None = None,
-    taught: Iterable[Mapping[str, float]] = (),
+    taught: Taught = nothing_taught,
     show: Show = not_shown,
+    stop: Stop | None = None,
 ) -> SizeResult:
     """Search, control and final comparison for one size. Ray must be running; the config's paths are resolved.
 
     `taught`: what smaller sizes found best. Raises KeyboardInterrupt if it was stopped, ValueError if it cannot go on.
     """
-    started = time.monotonic()
+    started, stop = time.monotonic(), stop or Stop()
     # Whatever can be wrong with the files or the placement is said before anything is written.
     check_cuts(config.placement, config.train.global_batch)
     check_resources(config)
-    model, data = load_base(config), load_tokens(required(config.data.tokens, "data.tokens"))
-    protocol = protocol_of(config, scoring_of(config, Group().device), config.score.samples)
-    digests = {"base": digest_of_weights(model), "tokens": data.digest, "protocol": protocol.id}
+    with OPENING:
+        stop.check()
+        model, data = load_base(config), load_tokens(required(config.data.tokens, "data.tokens"))
+        protocol = protocol_of(config, scoring_of(config, Group().device), config.score.samples)
+        digests = {"base": digest_of_weights(model), "tokens": data.digest, "protocol": protocol.id}
+        numbers = parameters(model)
+        del model
+        database = open_storage(storage / "study.db")
+        arms = open_arms(config, name, database, digests, taught)
     steps = total_steps(len(data.labels), config.train)
-
-    database = open_storage(storage / "study.db")
-    arms = open_arms(config, name, database, digests, taught)
     memory = arms[0].study
     if "id" not in memory.user_attrs:  # tells this study from another of the same name in the same MLflow
         memory.set_user_attr("id", uuid.uuid4().hex[:8])
@@ -381,24 +387,24 @@ def run_size(
             parent,
             {
                 "size": config.base.size,
-                "parameters": parameters(model),
+                "parameters": numbers,
                 "tokens": data.digest,
                 "steps": steps,
                 "space": {k: [v.low, v.high] for k, v in config.search.space.items()},
             },
         )
-        say(f"{config.name}  {parameters(model):,} parameters, {len(data.labels):,} images, {steps} steps a trial")
+        say(f"{config.name}  {numbers:,} parameters, {len(data.labels):,} images, {steps} steps a trial")
         if found := ledger.found():
             say(f"{config.name}  {found}")
         root = storage.parent / "reference"
         if not ledger.done():
-            table = reference_table(config, digests["base"], data, root, say)
-            ledger.base_grid = base_grid(config, storage)
-            run_trials(config, ledger, lambda train: table, storage)
-        replicates = replicate(config, arms, name, database, digests, data, tracker, parent, storage, say, show)
+            table = reference_table(config, digests["base"], data, root, say, stop)
+            ledger.base_grid = base_grid(config, storage, stop)
+            run_trials(config, ledger, lambda train: table, storage, stop=stop)
+        replicates = replicate(config, arms, name, database, digests, data, tracker, parent, storage, say, show, stop)
         show(ledger)
         say(f"{config.name}  scoring base, guided base, control and finalists on fresh noise")
-        outcome = compare(config, arms, replicates, storage, len(data.labels))
+        outcome = compare(config, arms, replicates, storage, len(data.labels), stop)
         state = "COMPLETE"
     except KeyboardInterrupt:
         state = "INTERRUPTED"
@@ -408,7 +414,7 @@ def run_size(
         if state != "COMPLETE":
             show_unfinished(tracker, parent, "Failed" if state == "FAIL" else "Interrupted")
     tracker.flush(FLUSH_S)
-    summary = summarize(config, arms, outcome, model)
+    summary = summarize(config, arms, outcome, numbers)
     summary |= {"seconds": spent(memory, summary, started), "protocol": protocol.id}
     push_database(storage / "study.db")
     hours = {card: seconds / 3600 for card, seconds in used_device_seconds(arms).items()}
@@ -445,6 +451,7 @@ def replicate(
     storage: Path,
     say: Say,
     show: Show,
+    stop: Stop,
 ) -> optuna.Study | None:
     """Train the finalists again with `search.replicates` other seeds, as trials of an arm of their own."""
     if not config.search.replicates:
@@ -462,21 +469,21 @@ def replicate(
     ledger = Ledger(config, [arm], tracker, parent, say, data_set=data_set_of(config, data), show=show)
     tracker.settle(parent, true_ends(parent, [*arms, arm]))
     if not ledger.done():
-        ledger.base_grid = base_grid(config, storage)
+        ledger.base_grid = base_grid(config, storage, stop)
+        root = storage.parent / "reference"
         tables = {
-            seed: reference_table(with_seed(config, seed), digests["base"], data, storage.parent / "reference", say)
-            for seed in seeds
+            seed: reference_table(with_seed(config, seed), digests["base"], data, root, say, stop) for seed in seeds
         }
-        run_trials(config, ledger, lambda train: tables.get(train.seed), storage)
+        run_trials(config, ledger, lambda train: tables.get(train.seed), storage, stop=stop)
     return study
 
 
-def base_grid(config: StudyConfig, storage: Path) -> Path:
+def base_grid(config: StudyConfig, storage: Path, stop: Stop) -> Path:
     """The picture of the base's samples, made once."""
     path = storage / config.name / "base.png"
     if not pull(path):
         packed = Job(config, config.train, storage).packed()
-        ray.get(as_worker(draw_base, config.placement).remote(packed, named(path)))
+        stop.get([as_worker(draw_base, config.placement).remote(packed, named(path))])
         pull(path)
     return path
 
@@ -497,7 +504,9 @@ def at_once(config: StudyConfig) -> int:
     return max(1, sum(slots(way, nodes) for way in kinds.values()))
 
 
-def reference_table(config: StudyConfig, base_digest: str, data: TokenSet, root: Path, say: Say) -> Path | None:
+def reference_table(
+    config: StudyConfig, base_digest: str, data: TokenSet, root: Path, say: Say, stop: Stop
+) -> Path | None:
     """The folder with the reference's log-likelihoods, below `root`; what is missing is made now, on all workers.
 
     None where the table would have to be another for every trial: they score the reference themselves.
@@ -517,7 +526,7 @@ def reference_table(config: StudyConfig, base_digest: str, data: TokenSet, root:
         maker = as_worker(TableMaker, config.placement, max_restarts=2, max_task_retries=2)
         pool = ActorPool([maker.remote(packed, named(folder)) for _ in range(min(len(missing), at_once(config)))])
         total, done, said = sum(part.stop - part.start for part in missing), 0, time.monotonic()
-        for pairs in pool.map_unordered(lambda actor, part: actor.make.remote(part), missing):
+        for pairs in stop.map_unordered(pool, lambda actor, part: actor.make.remote(part), missing):
             done += pairs
             if time.monotonic() - said > SAY_EVERY_S:
                 say(f"{config.name}  reference: {done:,}/{total:,} pairs scored")

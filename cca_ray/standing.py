@@ -81,7 +81,7 @@ class DriverStatus(Frozen):
     browse: str = ""  # how to look into MLflow
     mlflow: str = ""  # what is amiss with it
     cluster: dict[str, tuple[float, float]] = {}  # CPU, GPU: in use, in all
-    standing: Standing | None = None  # of the size at work; None before its first trial
+    standings: tuple[Standing, ...] = ()  # of the sizes at work, from their first trial on
 
     @staticmethod
     def of_this_process(study: str, sizes: tuple[str, ...], log: Path) -> "DriverStatus":
@@ -90,6 +90,10 @@ class DriverStatus(Frozen):
             study=study, sizes=sizes, process=os.getpid(), host=socket.gethostname(), started=now, at=now,
             log=str(log),
         )  # fmt: skip
+
+    def of(self, size: str) -> Standing | None:
+        """How this size stands; None if it is not at work."""
+        return next((standing for standing in self.standings if standing.size == size), None)
 
     def write(self, folder: Path) -> None:
         """Raises OSError, and leaves what was there before."""

@@ -28,7 +28,7 @@ from cca_ray.mirror import exists, pull
 from cca_ray.results import SizeResults, StudyResults, read_study
 from cca_ray.standing import STATUS, DriverStatus, read_driver_status
 from cca_ray.uris import named
-from cca_ray.view import view
+from cca_ray.view import last_lines, size_view
 from cca_ray.words import closing, interim, progress
 
 FRESH_S = 30.0  # how old a sign of life of another machine's driver may be
@@ -71,11 +71,10 @@ def trial_of(size: SizeResults, arm: str, number: int) -> dict[str, Any]:
 
 
 def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> dict[str, Any]:
-    """`told`: by the driver, if this is the size at work."""
     counts = {arm: Counter(t.state for t in size.of(arm)) for arm in dict.fromkeys(t.arm for t in size.trials)}
     content: dict[str, Any] = {"size": size.name, "state": state, "trials": counts}
-    if told and told.standing:
-        now, standing = time.time(), told.standing
+    if told and (standing := told.of(size.name)):
+        now = time.time()
         content |= {"phase": standing.phase, "planned": standing.planned, "seconds_left": standing.left(now)}
         content["running"] = [{**trial.model_dump(), "seconds_left": trial.left(now)} for trial in standing.at_work]
     elif state != FINISHED:
@@ -108,11 +107,11 @@ def look(storage: Path, name: str) -> Seen:
         if not process:
             raise
         study = StudyResults(name, folder, ())  # it is only beginning
-    at_work = told.standing.size if told and told.standing else ""
+    at_work = {standing.size for standing in told.standings} if told else set()
     sizes = []
     for size in study.sizes:
-        state = FINISHED if size.summary and size.name != at_work else RUNNING if process else STOPPED
-        sizes.append(status_of_size(size, state, told if size.name == at_work else None))
+        state = FINISHED if size.summary and size.name not in at_work else RUNNING if process else STOPPED
+        sizes.append(status_of_size(size, state, told))
     known = [size.name for size in study.sizes]
     sizes += [{"size": size, "state": BEGINS} for size in (told.sizes if told else ()) if size not in known]
     finished = bool(sizes) and all(size["state"] == FINISHED for size in sizes)
@@ -136,8 +135,8 @@ def drawn(seen: Seen) -> RenderableType:
     results = {size.name: size for size in study.sizes}
     for size in content["sizes"]:
         parts.append(Text())
-        if told and told.standing and told.standing.size == size["size"]:
-            parts.append(view(told, time.time()))
+        if told and (standing := told.of(size["size"])):
+            parts += size_view(told, standing, time.time())
         elif size["state"] == FINISHED:
             parts.append(Text(size["verdict"]))
         elif size["state"] == BEGINS:
@@ -148,6 +147,8 @@ def drawn(seen: Seen) -> RenderableType:
             for trial in size["running"]:
                 fid = "" if trial["fid"] is None else f", FID {trial['fid']:.2f} at step {trial['step']}"
                 parts.append(Text(f"  {trial['arm']} {trial['number'] + 1}  {readable(trial['params'])}{fid}"))
+    if told and (shared := last_lines(told)):
+        parts += [Text(), *shared]
     if content["state"] == STOPPED:
         parts += [Text(), Text("The same `tune` command continues it.")]
     column = max(map(len, content["where"]))

@@ -4,6 +4,7 @@ cca-ray tune                                                  two sizes of Llama
 cca-ray tune --name short --trials 6 --minutes 10             a short one
 cca-ray tune my_s.yaml my_m.yaml                              your own search spaces
 cca-ray tune llamagen_b --gpu-hours 100 --replicates 2        on a cluster, within a budget
+cca-ray tune llamagen_b llamagen_xl var_d16 --side-by-side    on a large cluster
 cca-ray tune --set train.beta=0.05 --dry-run                  every setting of a study, before it runs
 cca-ray tune --quiet --json > outcome.json                    for a script
 
@@ -12,14 +13,12 @@ The same command continues a study that was stopped, however it was stopped.
 
 import json
 import logging
-import math
 import os
 import re
 import shlex
 import shutil
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,15 +30,16 @@ from cca_ray.chatter import LOG_FILE, chatter_in
 from cca_ray.config import FAMILY_SIZES, ConfigError, StudyConfig, load_config
 from cca_ray.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
 from cca_ray.lease import leased
-from cca_ray.ledger import Limits
 from cca_ray.lock import alone
-from cca_ray.mirror import exists, pull, push, reach
+from cca_ray.mirror import exists, reach
 from cca_ray.placement import check_cuts
-from cca_ray.pretrain import check_files, resolve
-from cca_ray.report import picture, report_at_end, table, verdict, write_summary
-from cca_ray.search import SizeResult, remove_leaked_groups, run_size, start_ray
-from cca_ray.showcase import crown, experiment_of
+from cca_ray.pretrain import check_files
+from cca_ray.report import report_at_end, table
+from cca_ray.search import remove_leaked_groups, start_ray
+from cca_ray.showcase import experiment_of
+from cca_ray.sizes import Budget, Sizes, Study
 from cca_ray.standing import DriverStatus
+from cca_ray.stopping import Stop, heeding_signals
 from cca_ray.tracking import Tracker
 from cca_ray.uris import named
 from cca_ray.view import Window
@@ -70,36 +70,12 @@ def show(configs: list[StudyConfig]) -> None:
     print(yaml.safe_dump_all([c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False))
 
 
-def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
-    """Keep the winner and the picture of one size, in the study's folder and in MLflow."""
-    size = result.summary
-    folder.mkdir(parents=True, exist_ok=True)
-    winner = folder / "winner.pt"
-    pull(Path(size["checkpoint"]))
-    shutil.copyfile(size["checkpoint"], winner)
-    size["checkpoint"] = named(winner)
-    tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
-    crown(tracker, size, verdict(size), table([size]))
-    push(folder)
-
-
 def fresh_name(name: str, storage: Path) -> str:
     """The first of NAME, NAME-2, NAME-3, ... that no study has."""
     number = 1
     while exists(storage / (candidate := name if number == 1 else f"{name}-{number}")):
         number += 1
     return candidate
-
-
-def share(started: float, used_hours: float, sizes_left: int, minutes: float | None, hours: float | None) -> Limits:
-    """What the next size may use: an equal part of what is left, so that what one leaves goes to the next."""
-    seconds = (60 * minutes - (time.monotonic() - started)) / sizes_left if minutes else math.inf
-    return Limits(seconds, (hours - used_hours) * 3600 / sizes_left if hours else math.inf)
-
-
-def taught_by(sizes: list[dict[str, Any]], family: str) -> list[dict[str, float]]:
-    """The best settings of the smaller sizes of a family, the last one's first."""
-    return [size["winner"] for size in reversed(sizes) if size["family"] == family]
 
 
 def where_to_look(
@@ -137,6 +113,39 @@ def show_end(
         print("", *(f"{what:{column}}  {path}" for what, path in where.items()), sep="\n")
 
 
+def search(
+    folder: Path, uri: str, configs: list[StudyConfig], budget: Budget, side_by_side: bool, console: Console
+) -> tuple[list[dict[str, Any]], Path | None, str]:
+    """The study in this folder: what it found for each size, its report, and how to look into MLflow, at `uri`."""
+    name, storage, sizes = folder.name, folder.parent, list[dict[str, Any]]()
+    trackers: dict[str, Tracker] = {}
+    driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), folder / LOG_FILE)
+    window = Window(console, folder, driver, lambda: "; ".join(filter(None, (t.trouble for t in trackers.values()))))
+    with chatter_in(folder / LOG_FILE), window:
+        console.say(f"opening MLflow at {uri}")
+        for experiment in dict.fromkeys(map(experiment_of, configs)):
+            journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
+            trackers[experiment] = Tracker(uri, experiment, storage / "mlartifacts", journal, console.say)
+        browse = next(iter(trackers.values())).browse
+        window.tell(browse=browse)
+        try:
+            console.say("starting Ray")
+            LOG.info("Ray's own log files are in %s", start_ray(level=logging.INFO))
+            if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
+                remove_leaked_groups(console.say)
+            stop = Stop()
+            with heeding_signals(stop):
+                study = Study(name, folder, trackers, console, window)
+                sizes = Sizes(study, configs, budget, side_by_side, stop).run()
+            report = report_at_end(folder, sizes, trackers, console.say)
+        finally:
+            for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
+                ended = len(sizes) == len(configs)
+                tracker.close(CLOSE_S if ended else 1.0, patient=ended)
+            ray.shutdown()
+    return sizes, report, browse
+
+
 def main(
     spaces: Annotated[
         list[str] | None,
@@ -167,6 +176,9 @@ def main(
         int | None, typer.Option(min=0, help="Train every finalist again with so many other seeds.")
     ] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="All sizes at a time, where the cluster has room for them.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the search, the data order and the noise.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as train.beta=0.05; repeatable.")
@@ -203,41 +215,8 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     console.say(f"study {name}: {', '.join(c.name for c in configs)}; everything goes to {named(folder)}")
     uri = tracking_uri or f"sqlite:///{storage / 'mlflow.db'}"
-    sizes: list[dict[str, Any]] = []
-    trackers: dict[str, Tracker] = {}
-    driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), folder / LOG_FILE)
-    window = Window(console, folder, driver, lambda: "; ".join(filter(None, (t.trouble for t in trackers.values()))))
-    with alone(folder), leased(folder), chatter_in(folder / LOG_FILE), window:
-        console.say(f"opening MLflow at {uri}")
-        for experiment in dict.fromkeys(map(experiment_of, configs)):
-            journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
-            trackers[experiment] = Tracker(uri, experiment, storage / "mlartifacts", journal, console.say)
-        browse = next(iter(trackers.values())).browse
-        window.tell(browse=browse)
-        try:
-            console.say("starting Ray")
-            LOG.info("Ray's own log files are in %s", start_ray(level=logging.INFO))
-            if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
-                remove_leaked_groups(console.say)
-            started = time.monotonic()
-            for config in configs:
-                tracker = trackers[experiment_of(config)]
-                used = sum(size["device_hours"] for size in sizes)
-                limits = share(started, used, len(configs) - len(sizes), minutes, gpu_hours)
-                base = resolve(config, storage, console.progress)
-                taught = taught_by(sizes, config.base.family)
-                result = run_size(base, name, folder, tracker, console.say, limits, taught, window.show)
-                window.hide()
-                finish_size(result, folder / config.name, tracker)
-                sizes.append(result.summary)
-                write_summary(folder, sizes)
-                console.say(verdict(result.summary))
-            report = report_at_end(folder, sizes, trackers, console.say)
-        finally:
-            for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
-                ended = len(sizes) == len(configs)
-                tracker.close(CLOSE_S if ended else 1.0, patient=ended)
-            ray.shutdown()
+    with alone(folder), leased(folder):
+        sizes, report, browse = search(folder, uri, configs, Budget(minutes, gpu_hours), side_by_side, console)
     sentences = [closing(size) for size in sizes]
     where = where_to_look(folder, sizes, spaces or [], report, browse)
     if as_json:

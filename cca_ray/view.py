@@ -20,7 +20,7 @@ from cca_ray.ledger import Ledger
 from cca_ray.mirror import push, remove
 from cca_ray.standing import COMPARING, STATUS, AtWork, DriverStatus, Standing, standing_of
 
-MOST_ROWS = 12  # of running trials; more than a terminal holds would push the rest away
+MOST_ROWS = 12  # of running trials, of all sizes; more than a terminal holds would push the rest away
 BEAT_S = 2.0  # how often `status.json` is written
 PUSH_S = 10.0  # how often, at most, it goes to the study's URI
 OFTEN_S = 0.3  # how often, at most, the study is looked at
@@ -48,14 +48,14 @@ def headline(standing: Standing, now: float) -> Text:
     return text.append("" if left is None else f"; about {duration(left)} left")
 
 
-def trials_table(at_work: tuple[AtWork, ...], now: float) -> Table:
-    """A row a trial: which, how far, images/s, FID at its last rung, time left."""
+def trials_table(at_work: tuple[AtWork, ...], now: float, most: int) -> Table:
+    """A row a trial, of the first ones: which, how far, images/s, FID at its last rung, time left."""
     table = Table.grid(padding=(0, 1, 0, 0), expand=True)
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column(width=10)
     for _ in range(4):
         table.add_column(justify="right", no_wrap=True)
-    for trial in at_work[:MOST_ROWS]:
+    for trial in at_work[:most]:
         left = trial.left(now)
         table.add_row(
             Text.assemble((f" {trial.arm} {trial.number + 1}/{trial.trials}", "cyan"), f" {trial.settings}"),
@@ -65,8 +65,8 @@ def trials_table(at_work: tuple[AtWork, ...], now: float) -> Table:
             "" if trial.fid is None else f"FID {trial.fid:.2f}",
             "" if left is None else duration(left),
         )
-    if len(at_work) > MOST_ROWS:
-        table.add_row(Text(f" … and {len(at_work) - MOST_ROWS} more", "dim"))
+    if len(at_work) > most:
+        table.add_row(Text(f" … and {len(at_work) - most} more", "dim"))
     return table
 
 
@@ -79,11 +79,11 @@ def best_line(standing: Standing) -> Text:
     )
 
 
-def cluster_line(driver: DriverStatus, at_work: tuple[AtWork, ...]) -> Text:
+def cluster_line(driver: DriverStatus) -> Text:
     """What is in use, and by this study of each type of card."""
     parts = [f"{kind} {used:g}/{total:g} in use" for kind, (used, total) in driver.cluster.items()]
     cards: dict[str, int] = {}
-    for trial in at_work:
+    for trial in (trial for standing in driver.standings for trial in standing.at_work):
         if trial.accelerator:
             cards[trial.accelerator] = cards.get(trial.accelerator, 0) + trial.workers
     held = ", ".join(f"{workers} on {card}" for card, workers in sorted(cards.items()))
@@ -91,18 +91,27 @@ def cluster_line(driver: DriverStatus, at_work: tuple[AtWork, ...]) -> Text:
     return Text(f"cluster  {'; '.join(parts) or 'not asked yet'}", "dim")
 
 
-def view(driver: DriverStatus, now: float) -> RenderableType:
-    """The study at work. `now`: Unix time."""
-    standing = driver.standing
-    if standing is None:
-        return Text("")
-    parts: list[RenderableType] = [headline(standing, now)]
+def size_view(driver: DriverStatus, standing: Standing, now: float) -> list[RenderableType]:
+    """One size at work."""
     if standing.phase == COMPARING:
         what = "base, guided base, control and finalists on fresh noise"
-        parts += [Text(f" {what}, for {duration(now - standing.at)}"), best_line(standing)]
+        below: RenderableType = Text(f" {what}, for {duration(now - standing.at)}")
     else:
-        parts += [trials_table(standing.at_work, now), best_line(standing), cluster_line(driver, standing.at_work)]
-    return Group(*parts, *([Text(f"MLflow   {driver.mlflow}", "yellow")] if driver.mlflow else []))
+        below = trials_table(standing.at_work, now, max(1, MOST_ROWS // len(driver.standings)))
+    return [headline(standing, now), below, best_line(standing)]
+
+
+def last_lines(driver: DriverStatus) -> list[RenderableType]:
+    """What all sizes share: the cluster, and what is amiss with MLflow."""
+    searching = any(standing.phase != COMPARING for standing in driver.standings)
+    lines: list[RenderableType] = [cluster_line(driver)] if searching else []
+    return lines + ([Text(f"MLflow   {driver.mlflow}", "yellow")] if driver.mlflow else [])
+
+
+def view(driver: DriverStatus, now: float) -> RenderableType:
+    """The study at work. `now`: Unix time."""
+    parts = [part for standing in driver.standings for part in size_view(driver, standing, now)]
+    return Group(*parts, *last_lines(driver)) if parts else Text("")
 
 
 class Window:
@@ -113,8 +122,9 @@ class Window:
 
     def __init__(self, console: Console, folder: Path, driver: DriverStatus, mlflow: Callable[[], str] = str):
         self.console, self.folder, self.driver, self.mlflow = console, folder, driver, mlflow
-        self.looked = self.asked = -math.inf
-        self.at_work: set[str] | None = None  # Tune's ids of the trials
+        self.lock = threading.Lock()  # sizes may run side by side
+        self.asked = -math.inf
+        self.seen: dict[str, tuple[float, set[str]]] = {}  # of each size: when, and Tune's ids of its trials
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self.beat, name="status", daemon=True)
 
@@ -143,15 +153,18 @@ class Window:
 
     def tell(self, **changes: Any) -> None:
         """What has changed of the driver's status."""
-        self.driver = self.driver.model_copy(update=changes)
+        with self.lock:
+            self.driver = self.driver.model_copy(update=changes)
 
     def show(self, ledger: Ledger) -> bool:
         """Whether trials' steps are seen on the terminal."""
-        now, at_work = time.monotonic(), set(ledger.running)
-        if at_work != self.at_work or now - self.looked > OFTEN_S:
-            before = self.driver.standing if at_work and at_work == self.at_work else None
-            self.looked, self.at_work = now, at_work
-            self.tell(standing=standing_of(ledger, before), mlflow=self.mlflow())
+        size, now, at_work = ledger.config.name, time.monotonic(), set(ledger.running)
+        looked, before = self.seen.get(size, (-math.inf, None))
+        if at_work != before or now - looked > OFTEN_S:
+            self.seen[size] = now, at_work
+            kept = self.driver.of(size) if at_work and at_work == before else None
+            self.replace(size, standing_of(ledger, kept))
+            self.tell(mlflow=self.mlflow())
         if now - self.asked > CLUSTER_S:
             self.asked = now
             with suppress(RayError):
@@ -159,8 +172,17 @@ class Window:
         self.console.keep_below(lambda: view(self.driver, time.time()))
         return self.console.terminal
 
-    def hide(self) -> None:
-        """Between two sizes."""
-        self.console.clear()
-        self.at_work = None
-        self.tell(standing=None)
+    def replace(self, size: str, standing: Standing | None) -> None:
+        """How this size stands; None: it is not at work."""
+        with self.lock:
+            by_size = {s.size: s for s in self.driver.standings if s.size != size}
+            by_size |= {size: standing} if standing else {}
+            ordered = tuple(by_size[name] for name in self.driver.sizes if name in by_size)
+            self.driver = self.driver.model_copy(update={"standings": ordered})
+
+    def hide(self, size: str) -> None:
+        """It has ended."""
+        self.seen.pop(size, None)
+        self.replace(size, None)
+        if not self.driver.standings:
+            self.console.clear()

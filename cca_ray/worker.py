@@ -50,7 +50,6 @@ BEAT_S = 1.0  # how often the workers of a trial agree on what to do besides tra
 HEARTBEAT_S = 5.0  # a report at least this often, so that progress is visible
 SIGN_S, ASK_S = 10.0, 2.0  # at a URI: how often a sign of life is left there, and the wish to stop is asked for
 HALVINGS = 2  # of the micro-batch, when memory runs out
-STOP = "stop"  # a file of this name beside the trials' folders stops them all
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -320,6 +319,11 @@ def started_at(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
 
 
+def stop_sign(config: StudyConfig) -> str:
+    """The name of the file beside the trials' folders that stops all trials of this size."""
+    return f"stop-{config.name}"
+
+
 class Pulse:
     """When the workers of a trial pause together to report, to write a checkpoint, or to stop.
 
@@ -330,7 +334,7 @@ class Pulse:
     def __init__(self, job: Job, group: Group):
         placement = job.config.placement
         self.group, self.checkpoint_s = group, 60 * placement.checkpoint_minutes
-        self.stop, self.life = job.folder.parent / STOP, job.folder / f"alive-{group.rank}"
+        self.stop, self.life = job.folder.parent / stop_sign(job.config), job.folder / f"alive-{group.rank}"
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
         who = {"pid": os.getpid(), "started": started_at(os.getpid()), "node": node}
         patiently(lambda: atomically(self.life, lambda partial: partial.write_text(json.dumps(who))))

@@ -9,9 +9,9 @@ ORDER = [
     "config", "uris", "mirror", "lease", "placement", "models.files", "models.dropout", "models.llamagen",
     "models.llamagen_vq", "models.var_vqvae", "models.var", "models", "images", "tokens", "lock", "encode", "data",
     "objective", "parallel", "reference", "sampler", "champion", "features", "fid", "checkpoint", "scoring", "machine",
-    "worker", "mlmodels", "mlstore", "tracking", "gangs", "trial", "ledger", "standing", "finals", "showcase", "search",
-    "console", "chatter", "view", "results", "drawing", "charts", "words", "page", "report", "pretrain", "prepare",
-    "train", "sample", "evaluate", "status", "tune", "cli", "__main__",
+    "worker", "mlmodels", "mlstore", "tracking", "stopping", "gangs", "trial", "ledger", "standing", "finals",
+    "showcase", "search", "console", "chatter", "view", "results", "drawing", "charts", "words", "page", "report",
+    "pretrain", "prepare", "train", "sample", "evaluate", "status", "sizes", "tune", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

@@ -30,7 +30,6 @@ from cca_ray import tune
 from cca_ray.mlstore import KEY
 from cca_ray.pretrain import BaseFiles
 from cca_ray.showcase import experiment_name
-from cca_ray.worker import STOP
 from tests.test_cli import invoke, write_space
 from tests.test_tracking import Server, empty_mlflow, free_port
 from tests.test_tune import wait_until
@@ -229,7 +228,7 @@ def test_a_job_that_is_stopped_is_continued_by_the_same_command(
     process = psutil.Process(json.loads((trial / "alive-0").read_text())["pid"])
     process.suspend()  # in the middle of it, until the wish to stop has come: the command line takes seconds to start
     stopping = cluster.job("stop", "second-1")
-    wait_until((trial.parent / STOP).exists)
+    wait_until((trial.parent / "stop-tiny").exists)
     process.resume()
     code, output = end(stopping)
     assert code == 0

@@ -90,10 +90,10 @@ def test_what_smaller_sizes_found_is_tried_after_the_first_points(
 ):
     config = make_study(search={"first_points": [{"lambda": 2.0, "learning_rate": 2e-3}]})
     taught = [{"lambda": 300.0, "learning_rate": 1e-3, "beta": 0.5}]
-    _, search = open_arms(config, "study", storage, DIGESTS, taught)
+    _, search = open_arms(config, "study", storage, DIGESTS, lambda: taught)
     points = [trial.params for trial in (search.propose([]), search.propose([])) if trial]
     assert points == [{"lambda": 2.0, "learning_rate": 2e-3}, {"lambda": 10.0, "learning_rate": 1e-3}]
-    again = open_arms(config, "study", storage, DIGESTS, taught)[1]
+    again = open_arms(config, "study", storage, DIGESTS, lambda: taught)[1]
     assert len(again.study.trials) == 2
 
 

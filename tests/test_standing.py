@@ -100,7 +100,7 @@ def test_the_file_reads_as_it_was_written_and_a_torn_one_as_none(ledger: Ledger,
     assert read_driver_status(tmp_path) is None
     ledger.propose("a")
     written = DriverStatus.of_this_process("study", ("digits_s",), tmp_path / "log.txt").model_copy(
-        update={"standing": standing_of(ledger), "cluster": {"CPU": (1.0, 2.0)}}
+        update={"standings": (standing_of(ledger),), "cluster": {"CPU": (1.0, 2.0)}}
     )
     written.write(tmp_path)
     assert read_driver_status(tmp_path) == written

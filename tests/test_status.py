@@ -38,7 +38,7 @@ def at_this_moment(host: str = "", **changes: object) -> DriverStatus:
         seconds_left=60.0, at=time.time(),
     )  # fmt: skip
     told = DriverStatus.of_this_process("half", ("digits_s", "digits_m"), Path("log.txt"))
-    return told.model_copy(update={"standing": standing, **({"host": host} if host else {}), **changes})
+    return told.model_copy(update={"standings": (standing,), **({"host": host} if host else {}), **changes})
 
 
 def test_a_finished_study_says_what_won_by_how_much_at_what_cost(storage: Path, capsys):
@@ -78,7 +78,7 @@ def test_a_running_study_shows_what_its_driver_tells(storage: Path, capsys):
 def test_a_study_that_makes_its_base_runs_too(storage: Path, capsys):
     (storage / "new").mkdir()
     with alone(storage / "new"):
-        at_this_moment(standing=None).write(storage / "new")
+        at_this_moment(standings=()).write(storage / "new")
         content = json.loads(invoke(status.main, ["new", "--storage", str(storage), "--json"], capsys).out)
     assert content["state"] == "running"
     assert [size["state"] for size in content["sizes"]] == ["not begun", "not begun"]

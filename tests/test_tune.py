@@ -1,7 +1,6 @@
 """The main command, as a process of its own, through interruptions."""
 
 import json
-import math
 import os
 import pty
 import re
@@ -24,7 +23,7 @@ from cca_ray.showcase import experiment_name
 from cca_ray.standing import STATUS
 from cca_ray.status import RUNNING, look
 from cca_ray.tracking import Tracker
-from cca_ray.tune import fresh_name, load_spaces, share, taught_by
+from cca_ray.tune import fresh_name, load_spaces
 from tests.test_cli import write_space
 
 EXPERIMENT = experiment_name("llamagen", "digits")
@@ -81,29 +80,11 @@ def test_small_sizes_come_first_within_their_family(base_files: BaseFiles, tmp_p
     assert [config.name for config in load_spaces(spaces, [])] == ["small", "large", "digits_var"]
 
 
-def test_what_a_size_found_is_taught_to_the_next_of_its_family_the_last_first():
-    sizes = [
-        {"family": "llamagen", "winner": {"lambda": 1.0}},
-        {"family": "var", "winner": {"lambda": 2.0}},
-        {"family": "llamagen", "winner": {"lambda": 3.0}},
-    ]
-    assert taught_by(sizes, "llamagen") == [{"lambda": 3.0}, {"lambda": 1.0}]
-
-
 def test_a_fresh_name_is_one_that_no_study_has(tmp_path: Path):
     assert fresh_name("digits", tmp_path) == "digits"
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits-2").mkdir()
     assert fresh_name("digits", tmp_path) == "digits-3"
-
-
-def test_what_one_size_leaves_of_the_budget_goes_to_the_next():
-    now = time.monotonic()
-    first, last = share(now, 0.0, 3, 30, 6), share(now - 300, 1.0, 1, 30, 6)
-    assert first.seconds == pytest.approx(600, abs=1)
-    assert last.seconds == pytest.approx(1500, abs=1)
-    assert (first.device_seconds, last.device_seconds) == (7200, 18000)
-    assert share(now, 0.0, 3, None, None).seconds == math.inf
 
 
 @pytest.mark.nightly

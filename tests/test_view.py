@@ -27,7 +27,7 @@ def driver(*trials: AtWork, phase: str = "search", mlflow: str = "", best: Best 
     )  # fmt: skip
     return DriverStatus(
         study="digits", sizes=("digits_s",), process=7, host="here", started=0, at=NOW, log="log.txt", mlflow=mlflow,
-        cluster={"CPU": (2, 8), "GPU": (4, 6)}, standing=standing,
+        cluster={"CPU": (2, 8), "GPU": (4, 6)}, standings=(standing,),
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_durations_read_as_on_a_clock():
 def test_a_window_tells_of_its_driver_as_long_as_it_is_open(tmp_path: Path):
     with Window(Console(io.StringIO()), tmp_path, driver()) as window:
         wait_until(lambda: read_driver_status(tmp_path) is not None)
-        window.hide()
+        window.hide("digits_s")
         told = read_driver_status(tmp_path)
         assert told is not None
         assert told.at > NOW

@@ -19,6 +19,7 @@ from cca_ray.models import digest_of_weights, load_official
 from cca_ray.parallel import Group
 from cca_ray.scoring import load_base, load_tokens, protocol_of, required, sample_shards, score, scoring_of
 from cca_ray.search import reference_table
+from cca_ray.stopping import Stop
 from cca_ray.trial import build_trainer
 from cca_ray.worker import Diverged, Job, Stuck, fine_tune, shrink, smaller
 from tests.conftest import MakeStudy
@@ -156,7 +157,7 @@ def test_every_objective_runs(make_study: MakeStudy, tmp_path: Path, objective: 
 
 def table_of(config: StudyConfig, root: Path) -> Path:
     data = load_tokens(required(config.data.tokens, "data.tokens"))
-    folder = reference_table(config, digest_of_weights(load_base(config)), data, root, print)
+    folder = reference_table(config, digest_of_weights(load_base(config)), data, root, print, Stop())
     assert folder is not None
     return folder
 
@@ -192,7 +193,7 @@ def test_a_table_of_other_pairs_is_refused(make_study: MakeStudy, tmp_path: Path
 def test_trials_of_other_pairs_score_the_reference_themselves(make_study: MakeStudy, tmp_path: Path):
     config = make_study(search={"space": {"null_ratio": {"low": 0.05, "high": 0.2}}})
     data = load_tokens(required(config.data.tokens, "data.tokens"))
-    assert reference_table(config, "digest", data, tmp_path, print) is None
+    assert reference_table(config, "digest", data, tmp_path, print, Stop()) is None
     assert list(tmp_path.iterdir()) == []
 
 

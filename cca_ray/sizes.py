@@ -1,0 +1,165 @@
+"""The sizes of a study: one after another, or side by side; what small ones find, larger ones of the family try."""
+
+import math
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from cca_ray.config import StudyConfig
+from cca_ray.console import Console
+from cca_ray.ledger import Limits
+from cca_ray.mirror import pull, push
+from cca_ray.pretrain import resolve
+from cca_ray.report import picture, table, verdict, write_summary
+from cca_ray.search import SizeResult, run_size
+from cca_ray.showcase import crown, experiment_of
+from cca_ray.stopping import LOOK_S, Stop
+from cca_ray.tracking import Tracker
+from cca_ray.uris import named
+from cca_ray.view import Window
+
+PATIENCE_S = 12.0  # from the wish to stop until who still does not end is left behind
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all sizes together may use; None: no bound."""
+
+    minutes: float | None = None  # of wall time, from `started` on
+    device_hours: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def share(self, used_hours: float, sizes_left: int, side_by_side: bool) -> Limits:
+        """What the next size may use: an equal part of what is left, so that what one leaves goes to the next.
+
+        Side by side all have the same time.
+        """
+        seconds = 60 * self.minutes - (time.monotonic() - self.started) if self.minutes else math.inf
+        hours = self.device_hours - used_hours if self.device_hours else math.inf
+        return Limits(seconds / (1 if side_by_side else sizes_left), 3600 * hours / sizes_left)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study: its name, where it lies, and who is told of it. `trackers`: by experiment."""
+
+    name: str
+    folder: Path
+    trackers: Mapping[str, Tracker]
+    console: Console
+    window: Window
+
+
+def taught_by(sizes: Sequence[dict[str, Any]], family: str) -> list[dict[str, float]]:
+    """The best settings of the smaller sizes of a family, the last one's first."""
+    return [size["winner"] for size in reversed(sizes) if size["family"] == family]
+
+
+def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
+    """Keep the winner and the picture of one size, in the study's folder and in MLflow."""
+    size = result.summary
+    folder.mkdir(parents=True, exist_ok=True)
+    winner = folder / "winner.pt"
+    pull(Path(size["checkpoint"]))
+    shutil.copyfile(size["checkpoint"], winner)
+    size["checkpoint"] = named(winner)
+    tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
+    crown(tracker, size, verdict(size), table([size]))
+    push(folder)
+
+
+class Sizes:
+    """The sizes at work. Each runs in a thread, so that the main thread is free for signals."""
+
+    def __init__(self, study: Study, configs: Sequence[StudyConfig], budget: Budget, side_by_side: bool, stop: Stop):
+        self.study, self.configs, self.budget, self.side_by_side, self.stop = study, configs, budget, side_by_side, stop
+        self.done: dict[str, dict[str, Any]] = {}  # the summaries
+        self.ended: Queue[tuple[StudyConfig, SizeResult | BaseException]] = Queue()
+        self.over = 0  # how many have ended, however
+
+    def sizes(self, upto: int | None = None) -> list[dict[str, Any]]:
+        """The summaries of those of the first sizes that are done, in order."""
+        return [self.done[config.name] for config in self.configs[:upto] if config.name in self.done]
+
+    def run(self) -> list[dict[str, Any]]:
+        """The summaries of all sizes.
+
+        Raises KeyboardInterrupt if it was stopped. ValueError if a size cannot go on: others at work end first.
+        """
+        at_once = len(self.configs) if self.side_by_side else 1
+        begun, errors = 0, list[BaseException]()
+        while True:
+            while begun < len(self.configs) and begun - self.over < at_once and not errors:
+                self.begin(begun)
+                begun += 1
+            if self.over == begun:
+                break
+            if error := self.await_one():
+                errors.append(error)
+        if errors:
+            self.stop.check()
+            raise errors[0]
+        return self.sizes()
+
+    def begin(self, number: int) -> None:
+        """Start the thread of this size. Its base is made before, if it is an embedded one."""
+        config, study = self.configs[number], self.study
+        left = len(self.configs) if self.side_by_side else len(self.configs) - number
+        limits = self.budget.share(sum(size["device_hours"] for size in self.sizes()), left, self.side_by_side)
+
+        def progress(what: str, done: int, total: int) -> None:
+            self.stop.check()
+            study.console.progress(what, done, total)
+
+        try:
+            resolved = resolve(config, study.folder.parent, progress)
+        except (ValueError, OSError, KeyboardInterrupt) as error:
+            self.ended.put((config, error))
+            return
+
+        def work() -> None:
+            try:
+                outcome: SizeResult | BaseException = run_size(
+                    resolved,
+                    study.name,
+                    study.folder,
+                    study.trackers[experiment_of(config)],
+                    study.console.say,
+                    limits,
+                    lambda: taught_by(self.sizes(number), config.base.family),
+                    study.window.show,
+                    self.stop,
+                )
+            except BaseException as error:
+                outcome = error
+            self.ended.put((config, outcome))
+
+        threading.Thread(target=work, name=config.name, daemon=True).start()
+
+    def await_one(self) -> BaseException | None:
+        """Wait for the next size to end, and keep what it found; what ended it, if it found nothing."""
+        patience = math.inf
+        while True:
+            with suppress(Empty):
+                config, outcome = self.ended.get(timeout=LOOK_S)
+                break
+            if self.stop.wished.is_set():
+                patience = min(patience, time.monotonic() + PATIENCE_S)
+                if time.monotonic() > patience:
+                    raise KeyboardInterrupt
+        self.over += 1
+        study = self.study
+        study.window.hide(config.name)
+        if isinstance(outcome, BaseException):
+            return outcome
+        finish_size(outcome, study.folder / config.name, study.trackers[experiment_of(config)])
+        self.done[config.name] = outcome.summary
+        write_summary(study.folder, self.sizes())
+        study.console.say(verdict(outcome.summary))
+        return None

@@ -1,0 +1,78 @@
+"""The wish that a study stop, by Ctrl-C or SIGTERM; and waiting that hears of it."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util import ActorPool
+
+LOOK_S = 0.5  # how often who waits looks whether to stop
+
+
+class Stop:
+    """A wish that, once it is there, stays. Any thread may wait by it; `KeyboardInterrupt` is how one hears of it."""
+
+    def __init__(self) -> None:
+        self.wished = threading.Event()
+        self._then: list[Callable[[], None]] = []
+
+    def ask(self) -> None:
+        self.wished.set()
+        for do in list(self._then):
+            do()
+
+    @contextmanager
+    def calling(self, do: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile `do`, which may be called more than once, is called when the wish comes, or if it is there."""
+        self._then.append(do)
+        try:
+            if self.wished.is_set():
+                do()
+            yield
+        finally:
+            self._then.remove(do)
+
+    def check(self) -> None:
+        if self.wished.is_set():
+            raise KeyboardInterrupt
+
+    def get(self, refs: Sequence[ray.ObjectRef]) -> list[Any]:
+        """`ray.get`."""
+        waiting = list(refs)
+        while waiting:
+            self.check()
+            ready, waiting = ray.wait(waiting, timeout=LOOK_S)
+            ray.get(ready)  # a failure is told at once
+        return list(ray.get(list(refs)))
+
+    def map_unordered(self, pool: ActorPool, do: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """The pool's own."""
+        for item in items:
+            pool.submit(do, item)
+        while pool.has_next():
+            self.check()
+            try:
+                yield pool.get_next_unordered(timeout=LOOK_S)
+            except TimeoutError:
+                continue
+
+
+@contextmanager
+def heeding_signals(stop: Stop) -> Iterator[None]:
+    """SIGINT or SIGTERM asks to stop; the second ends this process at once. For the main thread."""
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.wished.is_set():
+            os._exit(128 + number)
+        stop.ask()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
