@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What cluster.yaml needs in an AWS account, once: a file system (EFS) that only the cluster's nodes reach, with an end
-# in each of its zones; two roles, of which the workers' can do nothing; a security group that lets one address in, by
-# SSH.
+# What cluster.yaml needs in an AWS account, once: a bucket for studies and what they read; a file system (EFS) for
+# MLflow's database, which only the cluster's nodes reach, with an end in each of its zones; two roles, of which the
+# workers' can only read and write the bucket; a security group that lets one address in, by SSH.
 #
 #   deploy/aws.sh 203.0.113.7/32                   the address that you come from
-#   deploy/aws.sh 203.0.113.7/32 YOUR-PICTURES     and a bucket that the nodes may read, with ImageNet perhaps
+#   deploy/aws.sh 203.0.113.7/32 YOUR-PICTURES     and a bucket of yours that the nodes may read, with ImageNet perhaps
 #
-# Run it again to add an address, a bucket or a zone. The default VPC is used: with several VPCs, name the same one's
+# Run it again to add an address, such a bucket or a zone. The default VPC is used: with several VPCs, name the same one's
 # SubnetIds in cluster.yaml.
 set -euo pipefail
-address=${1:?your address, such as 203.0.113.7/32} bucket=${2:-} group=cca-ray
+address=${1:?your address, such as 203.0.113.7/32} pictures=${2:-} group=cca-ray
 if [[ $address == *:* || $address != */* || $address == */0 ]]; then
     echo "error: $address: want an IPv4 address with the length of its network, such as 203.0.113.7/32" >&2
     exit 2
@@ -17,7 +17,27 @@ fi
 of_provider() { sed -n "s/^  $1: \([^ ]*\).*/\1/p" "$(dirname "$0")/../cluster.yaml"; }
 AWS_DEFAULT_REGION=$(of_provider region) zones=$(of_provider availability_zone)
 export AWS_DEFAULT_REGION AWS_PAGER=""
+account=$(aws sts get-caller-identity --query Account --output text)
 
+# An incomplete upload is what a node leaves that was killed in the middle of one.
+bucket=$group-$account-$AWS_DEFAULT_REGION
+if ! aws s3api head-bucket --bucket "$bucket" >/dev/null 2>&1; then
+    there=(--create-bucket-configuration "LocationConstraint=$AWS_DEFAULT_REGION")
+    [[ $AWS_DEFAULT_REGION != us-east-1 ]] || there=()
+    aws s3api create-bucket --bucket "$bucket" "${there[@]}" >/dev/null
+    aws s3api put-public-access-block --bucket "$bucket" --public-access-block-configuration \
+        BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true
+    aws s3api put-bucket-lifecycle-configuration --bucket "$bucket" --lifecycle-configuration '{"Rules": [
+        {"ID": "uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
+         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}]}' >/dev/null
+fi
+
+may() {  # role, bucket, what may be done with its objects
+    aws iam put-role-policy --role-name "$1" --policy-name "$2" --policy-document '{
+        "Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::'"$2"'"},
+            {"Effect": "Allow", "Action": ['"$3"'], "Resource": "arn:aws:s3:::'"$2"'/*"}]}'
+}
 by_ec2='{"Version": "2012-10-17", "Statement": [
     {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]}'
 for role in $group-head $group-worker; do
@@ -26,12 +46,9 @@ for role in $group-head $group-worker; do
         aws iam create-instance-profile --instance-profile-name "$role" >/dev/null
         aws iam add-role-to-instance-profile --instance-profile-name "$role" --role-name "$role"
     fi
-    [[ -z $bucket ]] || aws iam put-role-policy --role-name "$role" --policy-name "read-$bucket" --policy-document '{
-        "Version": "2012-10-17", "Statement": [
-            {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::'"$bucket"'"},
-            {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::'"$bucket"'/*"}]}'
+    may "$role" "$bucket" '"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"'
+    [[ -z $pictures ]] || may "$role" "$pictures" '"s3:GetObject"'
 done
-account=$(aws sts get-caller-identity --query Account --output text)
 aws iam put-role-policy --role-name $group-head --policy-name nodes --policy-document '{
     "Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Resource": "*", "Action": [
@@ -68,4 +85,5 @@ for subnet in $subnets; do
     [[ $there == *"$subnet"* ]] || aws efs create-mount-target --file-system-id "$files" --subnet-id "$subnet" \
         --security-groups "$id" >/dev/null
 done
-echo "roles $group-head and $group-worker, security group $id, file system $files: write $files into cluster.yaml"
+echo "roles $group-head and $group-worker, security group $id, bucket $bucket, file system $files. Tell cluster.yaml:"
+echo "sed -i.bak 's/YOUR-BUCKET/$bucket/; s/YOUR-FILES/$files/' cluster.yaml"

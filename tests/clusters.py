@@ -22,7 +22,8 @@ with warnings.catch_warnings():  # Ray Serve, which comes with it, is behind Pyd
 LABEL = "ray.io/accelerator-type"
 LOOPBACK = ("127.0.0.1", "localhost")
 TOKEN = "~/.ray/auth_token"
-MOUNT = re.compile(r"mount -t nfs4 -o (?P<options>\S+) (?P<host>[\w.-]+):\S+ (?P<folder>/\S+)")
+NFS = re.compile(r"mount -t nfs4 -o (?P<options>\S+) (?P<host>[\w.-]+):\S+ (?P<folder>/\S+)")
+DISK = re.compile(r"mount /dev/disk/by-id/google-(?P<disk>[\w-]+) (?P<folder>/\S+)")
 # What the driver calls the cards that Ray has no constant for.
 CARDS = ("NVIDIA A40",)
 NAMES = {value for name, value in vars(accelerators).items() if name.isupper()} | {
@@ -159,30 +160,44 @@ def within(path: str, folders: Iterable[str]) -> bool:
     return any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
 
 
-def shared_folder(config: Mapping[str, Any]) -> list[str]:
-    """Of a file for `ray up`: one file system is mounted on every node, and what must outlive the nodes lies there."""
-    found, mounts = [], []
-    for who in ("head", "worker"):  # Ray has put the common commands before those of either
-        mount = MOUNT.search(" ".join(config[f"{who}_setup_commands"]))
-        if mount is None:
-            return [f"{who}: mounts no file system that all nodes see"]
-        mounts.append(mount)
+def kept_folders(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The folders that the head of a file for `ray up` mounts and that outlive it; and complaints."""
+    setup, provider = " ".join(config["head_setup_commands"]), config["provider"]
+    folders, found = [], []
+    if mount := NFS.search(setup):
+        folders.append(mount["folder"])
         if not {"nfsvers=4.1", "hard"} <= set(mount["options"].split(",")):
-            found.append(f"{who}: SQLite wants the locks of NFS 4.1, and a write that is lost must not pass for done")
-    here, there = mounts
-    if (here["host"], here["folder"]) != (there["host"], there["folder"]):
-        found.append("head and workers do not mount the same file system in the same place")
-    provider = config["provider"]
-    if provider["type"] == "aws" and not here["host"].endswith(f".efs.{provider['region']}.amazonaws.com"):
-        found.append(f"the file system is not in {provider['region']}")
-    storage = re.search(r"CCA_RAY_STORAGE=(\S+)", " ".join(config["head_start_ray_commands"]))
-    if storage is None or not ("://" in storage[1] or within(storage[1], [here["folder"]])):
-        found.append(f"CCA_RAY_STORAGE is not below {here['folder']}, which every node mounts")
+            found.append("SQLite wants the locks of NFS 4.1, and a write that is lost must not pass for done")
+        if provider["type"] == "aws" and not mount["host"].endswith(f".efs.{provider['region']}.amazonaws.com"):
+            found.append(f"the file system is not in {provider['region']}")
+    if mount := DISK.search(setup):
+        folders.append(mount["folder"])
+        disks = config["available_node_types"][config["head_node_type"]]["node_config"]["disks"]
+        if [disk["autoDelete"] for disk in disks if disk.get("deviceName") == mount["disk"]] != [False]:
+            found.append(f"the disk {mount['disk']} goes with the head, or is none of its own")
+        elif f"/zones/{provider['availability_zone']}/" not in next(d["source"] for d in disks if "source" in d):
+            found.append(f"the disk {mount['disk']} is not in {provider['availability_zone']}")
+    return folders, found
+
+
+def what_stays(config: Mapping[str, Any]) -> list[str]:
+    """Of a file for `ray up`: studies are at a URI, which every node reaches; nothing of MLflow goes with the head."""
+    folders, found = kept_folders(config)
+    storage = re.search(r"CCA_RAY_STORAGE=((\w+)://([^/\s]+)\S*)", " ".join(config["head_start_ray_commands"]))
+    own = {"aws": "s3", "gcp": "gs"}[config["provider"]["type"]]
+    if storage is None or storage[2] != own:
+        found.append(f"CCA_RAY_STORAGE is no {own}://, which every node reaches")
+    for who in ("head", "worker"):
+        if "CCA_RAY_CACHE=" not in " ".join(config[f"{who}_start_ray_commands"]):
+            found.append(f"{who}: nothing says where copies are kept: below /tmp, which a start of the machine empties")
     mlflow = after(config["head_setup_commands"], "mlflow", "server")
     for name in ("--backend-store-uri", "--artifacts-destination"):
         kept = option(mlflow, name).removeprefix("sqlite:///")
-        if "://" not in kept and not within(kept, [here["folder"]]):
+        if "://" not in kept and not within(kept, folders):
             found.append(f"MLflow: {name} goes with the head")
+    files = option(mlflow, "--artifacts-destination")
+    if storage and "://" in files and not files.startswith(f"{storage[2]}://{storage[3]}/"):
+        found.append("MLflow's files go to another bucket than studies, for which the nodes have no rights")
     return found
 
 
@@ -201,7 +216,7 @@ def launcher(config: Mapping[str, Any]) -> list[str]:
         found.append("others on the node can read the token")
     found += head_command(after(head, "ray", "start"), " ".join(head))
     found += mlflow_command(after(config["head_setup_commands"], "mlflow", "server"))
-    found += shared_folder(config)
+    found += what_stays(config)
     provider = config["provider"]
     if provider.get("security_group", {}).get("IpPermissions"):
         found.append("the security group opens more than SSH")

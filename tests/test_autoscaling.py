@@ -69,7 +69,7 @@ class Growing(Cluster):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Growing]:
-    cluster = Growing(tmp_path_factory.mktemp("cluster"), "")
+    cluster = Growing(tmp_path_factory.mktemp("cluster"), "runs", "")
     try:
         cluster.start()
         cluster.wait()

@@ -144,20 +144,21 @@ def rewrite(key: str, old: str, new: str) -> Break:
         (rewrite("head_start_ray_commands", "127.0.0.1", "0.0.0.0"), "the dashboard listens"),
         (rewrite("head_start_ray_commands", "--port", "--prt"), "No such option"),
         (rewrite("head_start_ray_commands", "SIGINT", "SIGTERM"), "the head lacks RAY_JOB_STOP_SIGNAL"),
-        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=/shared", "CCA_RAY_STORAGE=/home"), "every node mounts"),
-        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=", "STORAGE="), "every node mounts"),
-        (rewrite("head_setup_commands", "sudo mount", "true"), "head: mounts no file system"),
-        (rewrite("worker_setup_commands", "sudo mount", "true"), "worker: mounts no file system"),
-        (rewrite("worker_setup_commands", "YOUR-FILES", "OTHER-FILES"), "do not mount the same file system"),
-        (rewrite("worker_setup_commands", ":/ /shared", ":/ /elsewhere"), "do not mount the same file system"),
-        (rewrite("head_setup_commands", "nfsvers=4.1", "nfsvers=3"), "head: SQLite wants the locks"),
-        (rewrite("worker_setup_commands", "hard,", "soft,"), "worker: SQLite wants the locks"),
+        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=s3:/", "CCA_RAY_STORAGE=/home"), "is no s3://"),
+        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=s3", "CCA_RAY_STORAGE=gs"), "is no s3://"),
+        (rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=", "STORAGE="), "is no s3://"),
+        (rewrite("head_start_ray_commands", "CCA_RAY_CACHE=", "CACHE="), "head: nothing says where copies"),
+        (rewrite("worker_start_ray_commands", "CCA_RAY_CACHE=", "CACHE="), "worker: nothing says where copies"),
+        (rewrite("head_setup_commands", "sudo mount", "true"), "--backend-store-uri goes with the head"),
+        (rewrite("head_setup_commands", "nfsvers=4.1", "nfsvers=3"), "SQLite wants the locks"),
+        (rewrite("head_setup_commands", "hard,", "soft,"), "SQLite wants the locks"),
         (lambda c: c["provider"].update(region="eu-west-1"), "the file system is not in eu-west-1"),
-        (rewrite("head_setup_commands", "sqlite:////shared", "sqlite:////home"), "--backend-store-uri goes with"),
+        (rewrite("head_setup_commands", "sqlite:////mlflow", "sqlite:////home"), "--backend-store-uri goes with"),
         (
-            rewrite("head_setup_commands", "destination /shared", "destination /tmp"),
+            rewrite("head_setup_commands", "destination s3://YOUR-BUCKET", "destination /tmp"),
             "--artifacts-destination goes with",
         ),
+        (rewrite("head_setup_commands", "destination s3://YOUR", "destination s3://OTHER"), "another bucket"),
         (rewrite("head_setup_commands", "--host 127.0.0.1", "--host 0.0.0.0"), "MLflow listens"),
         (rewrite("head_setup_commands", "127.0.0.1:5000,localhost:5000", "*"), "MLflow answers to any name"),
         (rewrite("head_setup_commands", "--backend-store-uri", "--backend"), "MLflow lacks --backend-store-uri"),
@@ -180,9 +181,25 @@ def test_a_broken_launcher_file_is_found_out(broken: Break, complaint: str):
     assert any(complaint in found for found in clusters.launcher(config))
 
 
-def test_studies_may_go_to_a_bucket():
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        (lambda c: c["available_node_types"]["head"]["node_config"]["disks"].pop(), "none of its own"),
+        (lambda c: c["available_node_types"]["head"]["node_config"]["disks"][1].update(autoDelete=True), "goes with"),
+        (lambda c: c["provider"].update(availability_zone="us-east1-b"), "the disk mlflow is not in us-east1-b"),
+        (rewrite("head_setup_commands", "sudo mount", "true"), "--backend-store-uri goes with the head"),
+    ],
+)
+def test_what_googles_cloud_would_lose_is_found_out(broken: Break, complaint: str):
+    config = copy.deepcopy(prepared("deploy/gcp.yaml"))
+    broken(config)
+    assert any(complaint in found for found in clusters.launcher(config))
+
+
+def test_a_database_that_is_a_server_needs_no_mount():
     config = copy.deepcopy(prepared("cluster.yaml"))
-    rewrite("head_start_ray_commands", "CCA_RAY_STORAGE=/shared", "CCA_RAY_STORAGE=s3://studies")(config)
+    rewrite("head_setup_commands", "sqlite:////mlflow/mlflow.db", "postgresql://mlflow@database/mlflow")(config)
+    rewrite("head_setup_commands", "sudo mount", "true")(config)
     assert clusters.launcher(config) == []
 
 
@@ -341,10 +358,11 @@ def test_the_account_is_never_opened_to_everyone():
 
 # Stands for the AWS CLI: writes down what it is asked, and answers with a name or, where DONE is empty, with nothing.
 ACCOUNT = """#!/usr/bin/env bash
-echo "$*" >> "$CALLS"
+echo "${*//$'\n'/ }" >> "$CALLS"
 case "$1 $2 $*" in
     *LifeCycleState*) echo available ;;
-    *"iam get-role"*) [[ -n $DONE ]] ;;
+    *"iam get-role"* | *head-bucket*) [[ -n $DONE ]] ;;
+    *get-caller-identity*) echo 123456789012 ;;
     *describe-security-groups*) echo "${DONE:+sg-nodes}" | sed 's/^$/None/' ;;
     *FileSystemId*) if [[ -n $DONE || $2 == create* ]]; then echo fs-files; else echo None; fi ;;
     *create-security-group*) echo sg-nodes ;;
@@ -368,7 +386,7 @@ def calls_of_the_script(folder: Path, done: str, *arguments: str) -> tuple[list[
 
 def test_only_the_nodes_reach_the_file_system_that_the_script_makes(tmp_path: Path):
     calls, said = calls_of_the_script(tmp_path, "", "203.0.113.7/32")
-    assert "write fs-files into cluster.yaml" in said
+    assert "s/YOUR-FILES/fs-files/" in said
     (made,) = [call for call in calls if "create-file-system" in call]
     assert "--encrypted" in made
     ends = [call for call in calls if "create-mount-target" in call]
@@ -379,16 +397,48 @@ def test_only_the_nodes_reach_the_file_system_that_the_script_makes(tmp_path: Pa
     (zones,) = [re.search(r"availability-zone,Values=(\S+)", call) for call in calls if "describe-subnets" in call]
     assert zones
     assert zones[1] == read("cluster.yaml")["provider"]["availability_zone"]
-    assert not any("s3:" in call for call in calls)
+
+
+def allowed(calls: list[str]) -> dict[tuple[str, str], set[str]]:
+    """By role and bucket, what may be done with it."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for call in calls:
+        if match := re.search(r"put-role-policy --role-name (\S+) --policy-name (\S+)", call):
+            found.setdefault((match[1], match[2]), set()).update(re.findall(r'"(s3:\w+)"', call))
+    return {of: actions for of, actions in found.items() if actions}
+
+
+def test_the_nodes_may_write_to_the_bucket_that_the_script_makes_and_to_nothing_else(tmp_path: Path):
+    calls, said = calls_of_the_script(tmp_path, "", "203.0.113.7/32", "YOUR-PICTURES")
+    bucket = "cca-ray-123456789012-us-west-2"
+    assert f"s/YOUR-BUCKET/{bucket}/" in said
+    (made,) = [call for call in calls if "create-bucket" in call]
+    assert made.endswith(f"--bucket {bucket} --create-bucket-configuration LocationConstraint=us-west-2")
+    assert any("put-public-access-block" in call and call.count("=true") == 4 for call in calls)
+    assert any("AbortIncompleteMultipartUpload" in call for call in calls)
+    write = {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
+    read = {"s3:ListBucket", "s3:GetObject"}
+    roles = ("cca-ray-head", "cca-ray-worker")
+    expected = {(role, bucket): write for role in roles} | {(role, "YOUR-PICTURES"): read for role in roles}
+    assert allowed(calls) == expected
+
+
+def test_what_the_script_says_fills_the_cluster_file(tmp_path: Path):
+    _, said = calls_of_the_script(tmp_path, "yes", "203.0.113.7/32")
+    (tmp_path / "cluster.yaml").write_text((ROOT / "cluster.yaml").read_text())
+    subprocess.run(said.splitlines()[-1], shell=True, cwd=tmp_path, check=True)
+    filled = yaml.safe_load((tmp_path / "cluster.yaml").read_text())
+    commands = " ".join([*filled["head_setup_commands"], *filled["head_start_ray_commands"]])
+    assert "YOUR-" not in commands
+    assert "CCA_RAY_STORAGE=s3://cca-ray-123456789012-us-west-2/runs " in commands
+    assert clusters.launcher(dict(prepare_config(filled))) == []
 
 
 def test_the_script_makes_nothing_twice(tmp_path: Path):
     calls, said = calls_of_the_script(tmp_path, "yes", "203.0.113.7/32", "YOUR-PICTURES")
     made = {call.split()[1] for call in calls if call.split()[1].startswith("create")}
     assert made == {"create-service-linked-role"}  # which AWS refuses the second time
-    assert "write fs-files into cluster.yaml" in said
-    allowed = {action for call in calls for action in re.findall(r'"(s3:\w+)"', call)}
-    assert allowed <= {"s3:ListBucket", "s3:GetObject"}
+    assert "s/YOUR-FILES/fs-files/" in said
 
 
 # No table has it: of the official models only B and L fit in its 24 GB, and only parted over several.

@@ -1,7 +1,8 @@
 """Studies as jobs: a real Ray cluster that asks for a token, a real MLflow server, `ray job submit` and `stop`.
 
-Its head is told what cluster.yaml tells one. Other Rays of this machine are never touched: the cluster has ports and a
-folder of its own, and its processes are known by a mark in their environment.
+Its head is told what cluster.yaml tells one. Its nodes share a bucket, of a real S3 server, and nothing else. Other
+Rays of this machine are never touched: the cluster has ports and a folder of its own, and its processes are known by a
+mark in their environment.
 """
 
 import json
@@ -27,9 +28,12 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from cca_ray import tune
+from cca_ray.mirror import exists, folders, listed, pull
 from cca_ray.mlstore import KEY
 from cca_ray.pretrain import BaseFiles
 from cca_ray.showcase import experiment_name
+from cca_ray.uris import here, named
+from tests.s3 import CREDENTIALS, s3_server
 from tests.test_cli import invoke, write_space
 from tests.test_tracking import Server, empty_mlflow, free_port
 from tests.test_tune import wait_until
@@ -40,13 +44,14 @@ LONGEST_S = 240.0  # for one job, on a busy machine
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def told(storage: Path, tracking_uri: str) -> dict[str, str]:
+def told(storage: str, cache: Path | str, tracking_uri: str) -> dict[str, str]:
     """What the head of a cluster is told in its environment."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
         "RAY_JOB_STOP_WAIT_TIME_S": "30",
-        "CCA_RAY_STORAGE": str(storage),
+        "CCA_RAY_STORAGE": storage,
+        "CCA_RAY_CACHE": str(cache),
         "MLFLOW_TRACKING_URI": tracking_uri,
     }
 
@@ -54,8 +59,8 @@ def told(storage: Path, tracking_uri: str) -> dict[str, str]:
 class Cluster:
     """On this machine: a Ray head without CPUs to give away, and a worker."""
 
-    def __init__(self, folder: Path, tracking_uri: str):
-        self.folder, self.mark, self.storage = folder, uuid.uuid4().hex, folder / "runs"
+    def __init__(self, folder: Path, storage: str, tracking_uri: str):
+        self.folder, self.mark, self.storage = folder, uuid.uuid4().hex, storage
         self.ray = Path(tempfile.mkdtemp(prefix="jobs-", dir="/tmp"))  # short: the names of sockets are
         self.token = folder / "token"
         self.token.write_text(secrets.token_hex(32))
@@ -74,14 +79,15 @@ class Cluster:
         }
         # Workers as nice as the rest: a busy machine would starve them.
         mine = {MARK: self.mark, "RAY_worker_niceness": "0"}
-        self.server = self.client | mine | told(self.storage, tracking_uri)
+        self.server = self.client | mine | CREDENTIALS | told(storage, folder / "cache-head", tracking_uri)
 
     def ray_start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """A node. Returns at once."""
+        """A node, with a cache of its own. Returns at once."""
         command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--num-gpus=0", "--disable-usage-stats"]
         command += [f"--dashboard-agent-listen-port={free_port()}", *words]
+        environment = {**self.server, "CCA_RAY_CACHE": str(self.folder / f"cache-{name}")}
         with (self.folder / f"{name}.log").open("w") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=self.server, start_new_session=True)
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     def start_head(self, *words: str) -> None:
         """Returns at once."""
@@ -157,14 +163,23 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, mlflow: Server) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"), mlflow.url)
-    try:
-        cluster.start_head()
-        mlflow.start()
-        cluster.join()
-        yield cluster
-    finally:
-        cluster.close()
+    with s3_server() as uri:
+        cluster = Cluster(tmp_path_factory.mktemp("cluster"), uri.format("runs"), mlflow.url)
+        try:
+            cluster.start_head()
+            mlflow.start()
+            cluster.join()
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@pytest.fixture
+def runs_of(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The studies of the cluster, as a machine sees them that has only the bucket."""
+    for name, value in {**CREDENTIALS, "CCA_RAY_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    return here(cluster.storage)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -186,9 +201,16 @@ def runs(mlflow: Server, study: str) -> dict[str, Run]:
     return {(parts[run.info.run_id][3:] or ["size"])[0]: run for run in found}
 
 
-def trials(cluster: Cluster, study: str, arm: str) -> list[optuna.trial.FrozenTrial]:
-    storage = f"sqlite:///{cluster.storage / study / 'study.db'}"
-    return optuna.load_study(study_name=f"{study}/tiny/{arm}", storage=storage).trials
+def trials(storage: Path, study: str, arm: str) -> list[optuna.trial.FrozenTrial]:
+    database = storage / study / "study.db"
+    assert pull(database)
+    return optuna.load_study(study_name=f"{study}/tiny/{arm}", storage=f"sqlite:///{database}").trials
+
+
+def signs(trial: Path) -> list[dict[str, Any]]:
+    """Who works at a trial, or worked last."""
+    found = [path for path in listed(trial, "alive-*") if pull(path)]
+    return [json.loads(path.read_text()) for path in found]
 
 
 def test_a_client_without_the_token_is_refused(cluster: Cluster):
@@ -197,18 +219,19 @@ def test_a_client_without_the_token_is_refused(cluster: Cluster):
 
 
 def test_a_study_is_a_job_from_a_checkout_and_is_found_in_mlflow(
-    cluster: Cluster, mlflow: Server, base_files: BaseFiles, tmp_path: Path
+    cluster: Cluster, mlflow: Server, base_files: BaseFiles, tmp_path: Path, runs_of: Path
 ):
     space = str(write_space(tmp_path, base_files))
     lost = cluster.submit("lost", space, "--storage", "runs")
     code, output = end(cluster.submit("first", space, "--name", "first"))
     assert code == 0, output
     assert "Job 'first' succeeded" in output
-    assert f"everything goes to {cluster.storage}/first" in output
+    assert f"everything goes to {named(runs_of / 'first')}" in output
     assert "| tiny | " in output
-    lives = list((cluster.storage / "first" / "trials").glob("*/alive-0"))
-    assert len(lives) == 4
-    assert cluster.head() not in {json.loads(life.read_text())["node"] for life in lives}  # which never trains
+    workers = [sign for trial in folders(runs_of / "first" / "trials") for sign in signs(trial)]
+    assert len(workers) == 4
+    assert cluster.head() not in {worker["node"] for worker in workers}  # which never trains
+    assert exists(runs_of / "first" / "tiny" / "winner.pt")
     found = runs(mlflow, "first")
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert sorted(found) == ["size", "tiny-control-0000", *(f"tiny-search-000{n}" for n in range(3))]
@@ -219,16 +242,17 @@ def test_a_study_is_a_job_from_a_checkout_and_is_found_in_mlflow(
 
 
 def test_a_job_that_is_stopped_is_continued_by_the_same_command(
-    cluster: Cluster, mlflow: Server, base_files: BaseFiles, tmp_path: Path
+    cluster: Cluster, mlflow: Server, base_files: BaseFiles, tmp_path: Path, runs_of: Path
 ):
     command = (str(write_space(tmp_path, base_files, epochs=20)), "--name", "second", "--trials", "1")
     submitted = cluster.submit("second-1", *command, "--max-concurrent", "1")
-    trial = cluster.storage / "second" / "trials" / "tiny-control-0000"
-    wait_until((trial / "alive-0").exists)
-    process = psutil.Process(json.loads((trial / "alive-0").read_text())["pid"])
+    trial = runs_of / "second" / "trials" / "tiny-control-0000"
+    wait_until(lambda: bool(signs(trial)))
+    (worker,) = signs(trial)
+    process = psutil.Process(worker["pid"])
     process.suspend()  # in the middle of it, until the wish to stop has come: the command line takes seconds to start
     stopping = cluster.job("stop", "second-1")
-    wait_until((trial.parent / "stop-tiny").exists)
+    wait_until(lambda: exists(trial.parent / "stop-tiny"))
     process.resume()
     code, output = end(stopping)
     assert code == 0
@@ -236,8 +260,8 @@ def test_a_job_that_is_stopped_is_continued_by_the_same_command(
     code, output = end(submitted)
     assert code == 0  # Ray's way: it did not fail
     assert "interrupted; run the same command again to continue" in output
-    assert (trial / "checkpoint.pt").exists()
-    assert [t.state for t in trials(cluster, "second", "control")] == [TrialState.RUNNING]
+    assert exists(trial / "checkpoint.pt")
+    assert [t.state for t in trials(runs_of, "second", "control")] == [TrialState.RUNNING]
     stopped = runs(mlflow, "second")
     assert {run.info.status for run in stopped.values()} == {"KILLED"}
     assert stopped["tiny-control-0000"].data.tags["state"] == "INTERRUPTED"
@@ -258,8 +282,8 @@ def test_a_job_that_is_stopped_is_continued_by_the_same_command(
 def test_the_head_of_these_tests_is_told_what_the_head_of_the_cluster_is_told():
     lines = yaml.safe_load((ROOT / "cluster.yaml").read_text())["head_start_ray_commands"]
     words = [word.partition("=") for word in lines[-1].split() if "=" in word and not word.startswith("-")]
-    there, here = {name: value for name, _, value in words}, told(Path("runs"), "http://127.0.0.1:5000")
-    assert {**there, "CCA_RAY_STORAGE": "runs"} == here
+    there = {name: value for name, _, value in words}
+    assert there == told("s3://YOUR-BUCKET/runs", "$HOME/cca_ray", "http://127.0.0.1:5000")
 
 
 def test_a_folder_that_ray_deletes_is_refused(

@@ -21,7 +21,7 @@ from cca_ray.scoring import load_base, load_tokens, protocol_of, required, sampl
 from cca_ray.search import reference_table
 from cca_ray.stopping import Stop
 from cca_ray.trial import build_trainer
-from cca_ray.worker import Diverged, Job, Stuck, fine_tune, shrink, smaller
+from cca_ray.worker import Diverged, Job, Stuck, fine_tune, shrink, smaller, stop_sign
 from tests.conftest import MakeStudy
 
 LIVE = {"reference": "live"}
@@ -216,13 +216,14 @@ def test_a_killed_run_resumes_at_its_last_rung(make_study: MakeStudy, tmp_path: 
 def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_goes_on_later(make_study: MakeStudy, tmp_path: Path):
     config = make_study(train={**LIVE, "epochs": 3000})
     job, reports = Job(config, config.train, tmp_path / "trial"), list[dict[str, Any]]()
+    sign = tmp_path / stop_sign(config)
 
     def look(report: dict[str, Any]) -> None:
         reports.append(report)
         if report["stopped"]:
-            (tmp_path / "stop").unlink()
+            sign.unlink()
 
-    stopper = threading.Timer(1.5, (tmp_path / "stop").touch)
+    stopper = threading.Timer(1.5, sign.touch)
     stopper.start()
     assert fine_tune(job, look, Group()) is None
     stopped = reports[-1]
@@ -231,7 +232,7 @@ def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_goes_on_later(mak
 
     def enough(report: dict[str, Any]) -> None:
         reports.append(report)
-        (tmp_path / "stop").touch()
+        sign.touch()
 
     before = [row for report in reports for row in report["history"]]
     reports.clear()
