@@ -19,8 +19,8 @@ from cca_ray.report import report_at_end, table, verdict
 from cca_ray.scoring import load_base, protocol_of, sample_shards, scoring_of
 from cca_ray.search import run_size
 from cca_ray.showcase import experiment_of, registered_name, trials_filter
+from cca_ray.sizes import finish_size
 from cca_ray.tracking import Tracker
-from cca_ray.tune import finish_size
 from tests.conftest import MakeStudy
 from tests.test_tracking import contents, server, the_server
 
