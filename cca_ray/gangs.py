@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from cca_ray.config import CPU, Placement
 from cca_ray.placement import TYPE, accelerator_of, devices, ways, worker_resources
 
+REMOVED = "REMOVED"  # the state of a placement group
 NODE_GROUP = "ray.io/node-group"  # the one of nodes that an autoscaler manages
 ON_THE_HEAD = {"node:__internal_head__": 0.001}  # resources of what must outlive every other node
 DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next
@@ -134,6 +141,15 @@ def as_worker(task: Any, placement: Placement, **options: int) -> Any:
     where = {TYPE: f"in({','.join(types)})"} if way.gpus and types[0] else selector(way)
     resources = worker_resources(way)
     return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), label_selector=where, **options)
+
+
+def free(gang: str) -> bool:
+    """Remove the placement group of this id, in hexadecimal digits, if it is still there; whether it was."""
+    group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(gang)))
+    there = placement_group_table(group).get("state", REMOVED) != REMOVED
+    if there:
+        remove_placement_group(group)
+    return there
 
 
 def demand(way: Placement, name: str) -> PlacementGroup:

@@ -150,9 +150,9 @@ def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool)
     entries, folders = [], set()
     for info in infos:
         parts = below(info.path, root).parts
-        if info.type == fs.FileType.Directory and len(parts) == 1:
+        if info.type == fs.FileType.Directory or len(parts) > 1:  # a bucket may tell of no folders
             folders.add(parts[0])
-        elif info.is_file and is_image(info.path) and (len(parts) > 1 or not labelled):
+        if info.is_file and is_image(info.path) and (len(parts) > 1 or not labelled):
             entries.append(Entry(info.path, 0, info.size, parts[0] if labelled else "any"))
     if not labelled:
         return sorted(entries, key=lambda e: e.path)

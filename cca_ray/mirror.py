@@ -299,8 +299,10 @@ def folders(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_dir())
     with telling(folder):
         files, name = remote(folder)
-        found = files.get_file_info(fs.FileSelector(name, allow_not_found=True))
-    return sorted(folder / info.base_name for info in found if info.type == fs.FileType.Directory)
+        # In Google's buckets pyarrow sees only folders that were made as such, not those that are parts of names.
+        found = files.get_file_info(fs.FileSelector(name, allow_not_found=True, recursive=files.type_name == "gcs"))
+    inside = [(PurePosixPath(info.path).relative_to(name).parts, info.type) for info in found]
+    return sorted({folder / parts[0] for parts, type_ in inside if len(parts) > 1 or type_ == fs.FileType.Directory})
 
 
 def reach(folder: Path, write: bool = False) -> None:

@@ -5,6 +5,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -59,7 +60,7 @@ from cca_ray.showcase import data_set_of, experiment_of, experiment_tags, regist
 from cca_ray.stopping import Stop
 from cca_ray.tokens import TokenSet
 from cca_ray.tracking import Tracker
-from cca_ray.trial import TableMaker, draw_base, run_trial, trial_folder, trial_resources
+from cca_ray.trial import TableMaker, draw_base, free_gangs, run_trial, trial_folder, trial_resources
 from cca_ray.uris import is_copy, named
 from cca_ray.worker import Job, reference_key, shrink, started_at, stop_sign, total_steps
 
@@ -68,10 +69,12 @@ SAY_EVERY_S = 10.0
 FLUSH_S = 5.0  # how long the end of a study waits for MLflow
 STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
 LOOK_S = 2.0  # how often workers are looked after
+FREED_S = 10.0  # after a trial's end Ray itself gives back what it held
 
 OURS = re.compile("cca[_-]ray")  # in the command line of every driver of ours
 OPENING = threading.Lock()  # one size at a time: memory holds one base, and a database's tables are made once
 
+LOG = logging.getLogger(__name__)
 TableOf = Callable[[Train], Path | None]
 
 
@@ -140,7 +143,8 @@ def kill_process(pid: int, started: str) -> bool:
 class Watch(tune.Callback):
     """Kills processes that have shown no sign of life for too long; their trials go on as after any loss.
 
-    By its own clock: those of other nodes may be wrong. It also tells the cluster's line that this study is alive.
+    By its own clock: those of other nodes may be wrong. It also tells the cluster's line that this study is alive, and
+    gives back what the workers of trials that have ended still hold.
     """
 
     def __init__(self, ledger: Ledger, storage: Path, limit_s: float, placer: Any = None):
@@ -149,6 +153,7 @@ class Watch(tune.Callback):
         self.told = self.looked = 0.0
         self.seen = dict[Path | str, tuple[Any, float]]()  # what was last seen of a sign, and since when
         self.killing = dict[ray.ObjectRef, str]()  # what to say of each
+        self.ended = dict[str, float]()  # trials, by key, and since when they are seen to have ended
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
@@ -160,13 +165,28 @@ class Watch(tune.Callback):
         self.looked = now
         for trial in trials:
             if running := self.ledger.running.get(trial.trial_id):
+                self.ended[running.key] = math.inf
                 with suppress(OSError):
                     self.look_after(trial, running, now)
+        self.tidy({running.key for running in self.ledger.running.values()}, now)
         for done in ray.wait(list(self.killing), timeout=0)[0] if self.killing else []:
             line = self.killing.pop(done)
             with suppress(RayError):  # a node that is gone has no process left
                 if ray.get(done):
                     self.ledger.say(line)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        self.tidy(set(), math.inf)
+
+    def tidy(self, running: set[str], now: float) -> None:
+        """Free what is still held some seconds after a trial's end: Ray has had its time for that."""
+        for key in set(self.ended) - running:
+            self.ended[key] = min(self.ended[key], now)
+            if now - self.ended[key] > FREED_S or now == math.inf:
+                del self.ended[key]
+                with suppress(OSError, RayError):
+                    if free_gangs(trial_folder(self.storage, key)):
+                        LOG.info("%s: Ray had left its workers' placement group; removed", key)
 
     def look_after(self, trial: Any, running: Running, now: float) -> None:
         """Every worker leaves a sign of its own. Who hangs before the first is the trial's own process.

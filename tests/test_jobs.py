@@ -33,7 +33,7 @@ from cca_ray.mlstore import KEY
 from cca_ray.pretrain import BaseFiles
 from cca_ray.showcase import experiment_name
 from cca_ray.uris import here, named
-from tests.s3 import CREDENTIALS, s3_server
+from tests.buckets import CREDENTIALS, s3_server
 from tests.test_cli import invoke, write_space
 from tests.test_tracking import Server, empty_mlflow, free_port
 from tests.test_tune import wait_until

@@ -1,4 +1,4 @@
-"""Local copies of what is at a URI: on a folder, and on a real S3-compatible server."""
+"""Local copies of what is at a URI: on a folder, and on real servers that speak S3 and Google's protocol."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from cca_ray.lease import LEASE, leased
 from cca_ray.mirror import Unreachable, exists, folders, listed, pull, push, push_database, reach, remove, written_at
 from cca_ray.models import atomically
 from cca_ray.uris import here, is_copy, named
-from tests.s3 import CREDENTIALS, s3_server
+from tests.buckets import CREDENTIALS, gs_server, s3_server
 
 UriOf = Callable[[str], str]
 
@@ -24,6 +24,12 @@ UriOf = Callable[[str], str]
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with s3_server() as template:
+        yield template
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[str]:
+    with gs_server() as template:
         yield template
 
 
@@ -35,12 +41,12 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "server", "google"])
 def uri_of(request: pytest.FixtureRequest, tmp_path: Path) -> UriOf:
     """URIs below an empty place."""
     if request.param == "folder":
         return lambda path: f"{(tmp_path / 'there').as_uri()}/{path}"
-    template: str = request.getfixturevalue("server")
+    template: str = request.getfixturevalue(request.param)
     return lambda path: template.format(f"{tmp_path.name}/{path}")
 
 

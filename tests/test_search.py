@@ -1,5 +1,6 @@
 """Real studies: real Ray, real Optuna storage, real MLflow store."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow.entities
@@ -23,10 +25,11 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from cca_ray.config import StudyConfig
 from cca_ray.ledger import Ledger, end_of, open_arms
 from cca_ray.mlstore import KEY
-from cca_ray.search import SizeResult, open_storage, remove_leaked_groups, run_size, run_trials
+from cca_ray.search import SizeResult, Watch, open_storage, remove_leaked_groups, run_size, run_trials
 from cca_ray.tracking import Tracker
-from cca_ray.trial import run_trial
+from cca_ray.trial import free_gangs, run_trial, trial_folder
 from tests.conftest import MakeStudy
+from tests.test_tune import wait_until
 
 ENDED = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 
@@ -245,6 +248,39 @@ def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: Mak
     assert diverged.user_attrs["reason"].startswith("Diverged: the loss is nan at step")
     assert sorted(trial.intermediate_values) == [60, 120]
     study.assert_true_states()
+
+
+def test_what_the_workers_of_an_ended_trial_still_hold_is_given_back(
+    study: Study, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray Train leaves it where several Rays are on one machine: its helper cannot tell them apart."""
+    monkeypatch.setattr("cca_ray.search.FREED_S", 0.5)
+    study.folder.mkdir()
+    config = make_study(placement={"workers": 2})
+    arms = open_arms(config, "study", open_storage(study.folder / "study.db"), {})
+    ledger = Ledger(config, arms, study.tracker, "study", study.lines.append)
+    trial = SimpleNamespace(
+        trial_id="a", temporary_state=SimpleNamespace(ray_actor=None)
+    )  # all that is asked of Tune's
+    watch = Watch(ledger, study.folder, 60)
+    running = ledger.propose(trial.trial_id)
+    assert running
+    gang = placement_group([{"CPU": 1}])
+    assert gang.wait(30)
+    sign = trial_folder(study.folder, running.key) / "alive-0"
+    sign.parent.mkdir(parents=True)
+    sign.write_text(json.dumps({"pid": 0, "started": "", "node": "", "gang": gang.id.hex()}))
+
+    def seen() -> str:
+        watch.looked = 0.0
+        watch.on_step_begin(0, [trial])
+        return str(placement_group_table(gang)["state"])
+
+    assert seen() == "CREATED"
+    ledger.finish(trial.trial_id)
+    assert seen() == "CREATED"  # Ray has its time for that
+    wait_until(lambda: seen() == "REMOVED")
+    assert not free_gangs(sign.parent)
 
 
 def test_a_placement_that_this_machine_cannot_hold_is_refused_at_once(study: Study, make_study: MakeStudy):

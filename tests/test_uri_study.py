@@ -24,8 +24,8 @@ from cca_ray.mirror import exists, pull, push, remove, written_at
 from cca_ray.pretrain import BaseFiles, digits
 from cca_ray.tokens import read_token_set
 from cca_ray.uris import COPIES, here, named
+from tests.buckets import CREDENTIALS, s3_server
 from tests.conftest import apart, some_digits
-from tests.s3 import CREDENTIALS, s3_server
 from tests.test_cli import invoke, write_space
 
 pytestmark = pytest.mark.timeout(600)
