@@ -21,7 +21,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
-from cca_ray import evaluate, prepare, pretrain, sample, train, tune
+from cca_ray import evaluate, prepare, pretrain, report, sample, train, tune
 from cca_ray.config import Accelerator, load_config
 from cca_ray.placement import Load, check_cuts, memory_gib
 from tests import clusters
@@ -34,7 +34,7 @@ WRITTEN = [
     ROOT / "docs" / "cluster.md",
     *(p for p in (ROOT / "deploy").rglob("*") if p.is_file()),
 ]
-VERBS = {module.__name__: module.main for module in (evaluate, prepare, pretrain, sample, train, tune)}
+VERBS = {module.__name__: module.main for module in (evaluate, prepare, pretrain, report, sample, train, tune)}
 
 
 def read(path: str) -> Any:
