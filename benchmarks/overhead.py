@@ -29,10 +29,11 @@ from cca_ray.ledger import Ledger, open_arms, used_device_seconds
 from cca_ray.models import digest_of_weights
 from cca_ray.pretrain import resolve
 from cca_ray.scoring import load_base, load_tokens, required
-from cca_ray.search import open_storage, reference_table, run_trials
+from cca_ray.search import open_storage, reference_table
 from cca_ray.stopping import Stop
 from cca_ray.tracking import Tracker
 from cca_ray.trial import build_group, build_local, trial_resources
+from cca_ray.tuning import run_trials
 
 
 def nothing(config: dict[str, Any]) -> None:

@@ -24,8 +24,9 @@ from ray import tune
 from cca_ray.config import StudyConfig, load_config
 from cca_ray.console import find_space
 from cca_ray.ledger import Ledger, open_arms
-from cca_ray.search import open_storage, run_trials, start_ray
+from cca_ray.search import open_storage, start_ray
 from cca_ray.tracking import Tracker
+from cca_ray.tuning import run_trials
 from cca_ray.worker import Job, rung_steps
 
 STEPS = 100

@@ -56,6 +56,11 @@ def nodes_now() -> list[Node]:
     ]
 
 
+def may_grow(nodes: Sequence[Node]) -> bool:
+    """Whether an autoscaler may bring more."""
+    return any(node.managed for node in nodes)
+
+
 def in_use_now() -> dict[str, tuple[float, float]]:
     """Of the cluster's CPUs and GPUs: in use, by whomever, and in all."""
     every, free = ray.cluster_resources(), ray.available_resources()
@@ -98,7 +103,7 @@ def grant(
 
 def impossible(placement: Placement, nodes: Sequence[Node]) -> str:
     """Why no way of this placement can ever fit these nodes, in a clause; empty if one can, or if nodes may come."""
-    if any(slots(way, nodes) >= way.workers for way in ways(placement)) or any(node.managed for node in nodes):
+    if any(slots(way, nodes) >= way.workers for way in ways(placement)) or may_grow(nodes):
         return ""
     have = {node.type: 0.0 for node in nodes}
     for node in nodes:
@@ -214,7 +219,7 @@ class Line:
         self.held |= (granted := grant(self.wanted(now), list(self.held.values()), nodes))
         for other in granted:
             self.leave(other)
-        if key in self.held or not any(node.managed for node in nodes):
+        if key in self.held or not may_grow(nodes):
             return Answer(self.held.get(key))
         return Answer(demanded=waiting.ways[int((now - waiting.since) / DEMAND_S) % len(waiting.ways)])
 

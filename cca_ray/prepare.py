@@ -38,7 +38,7 @@ from cca_ray.encode import (
 )
 from cca_ray.features import Extractor, extract, load_extractor
 from cca_ray.fid import Moments, Reference
-from cca_ray.gangs import nodes_now
+from cca_ray.gangs import may_grow, nodes_now
 from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
 from cca_ray.lease import leased
 from cca_ray.lock import alone
@@ -86,7 +86,7 @@ def wait_for_gpus(count: int, say: Callable[[str], None]) -> None:
     have = ray.cluster_resources().get("GPU", 0)
     if have >= count:
         return
-    if not any(node.managed for node in nodes_now()):
+    if not may_grow(nodes_now()):
         raise ConfigError(f"--gpus {count}: this Ray cluster has {have:g}, and no autoscaler brings more")
     say(f"waiting for {count} GPUs")
     group = placement_group([{"CPU": 1, "GPU": 1}] * count)

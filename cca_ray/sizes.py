@@ -24,7 +24,7 @@ from cca_ray.tracking import Tracker
 from cca_ray.uris import named
 from cca_ray.view import Window
 
-PATIENCE_S = 12.0  # from the wish to stop until who still does not end is left behind
+PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,11 @@ class Sizes:
         study.window.hide(config.name)
         if isinstance(outcome, BaseException):
             return outcome
-        finish_size(outcome, study.folder / config.name, study.trackers[experiment_of(config)])
-        self.done[config.name] = outcome.summary
-        write_summary(study.folder, self.sizes())
+        try:
+            finish_size(outcome, study.folder / config.name, study.trackers[experiment_of(config)])
+            self.done[config.name] = outcome.summary
+            write_summary(study.folder, self.sizes())
+        except OSError as error:  # others may be at work
+            return error
         study.console.say(verdict(outcome.summary))
         return None

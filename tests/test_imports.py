@@ -10,8 +10,8 @@ ORDER = [
     "models.llamagen_vq", "models.var_vqvae", "models.var", "models", "images", "tokens", "lock", "encode", "data",
     "objective", "parallel", "reference", "sampler", "champion", "features", "fid", "checkpoint", "scoring", "machine",
     "worker", "mlmodels", "mlstore", "tracking", "stopping", "gangs", "trial", "ledger", "standing", "finals",
-    "showcase", "search", "console", "chatter", "view", "results", "drawing", "charts", "words", "page", "report",
-    "pretrain", "prepare", "train", "sample", "evaluate", "status", "sizes", "tune", "cli", "__main__",
+    "showcase", "tuning", "search", "console", "chatter", "view", "results", "drawing", "charts", "words", "page",
+    "report", "pretrain", "prepare", "train", "sample", "evaluate", "status", "sizes", "tune", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

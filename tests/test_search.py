@@ -25,9 +25,10 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from cca_ray.config import StudyConfig
 from cca_ray.ledger import Ledger, end_of, open_arms
 from cca_ray.mlstore import KEY
-from cca_ray.search import SizeResult, Watch, open_storage, remove_leaked_groups, run_size, run_trials
+from cca_ray.search import SizeResult, open_storage, remove_leaked_groups, run_size
 from cca_ray.tracking import Tracker
 from cca_ray.trial import free_gangs, run_trial, trial_folder
+from cca_ray.tuning import Watch, run_trials
 from tests.conftest import MakeStudy
 from tests.test_tune import wait_until
 
@@ -254,7 +255,7 @@ def test_what_the_workers_of_an_ended_trial_still_hold_is_given_back(
     study: Study, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ):
     """Ray Train leaves it where several Rays are on one machine: its helper cannot tell them apart."""
-    monkeypatch.setattr("cca_ray.search.FREED_S", 0.5)
+    monkeypatch.setattr("cca_ray.tuning.FREED_S", 0.5)
     study.folder.mkdir()
     config = make_study(placement={"workers": 2})
     arms = open_arms(config, "study", open_storage(study.folder / "study.db"), {})

@@ -99,3 +99,17 @@ def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_fil
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert outcomes(tmp_path, "beside") == outcomes(tmp_path, "alone")
+
+
+@pytest.mark.slow
+def test_a_size_that_cannot_go_on_does_not_stop_the_others(base_files: BaseFiles, tmp_path: Path):
+    for name in ("sound", "impossible"):
+        path = write_space(tmp_path, base_files, name)
+        if name == "impossible":
+            path.write_text(path.read_text() + "placement: {gpus: 1}\n")
+    process = start(tmp_path, "impossible.yaml", "sound.yaml", "--side-by-side", "--trials", "1", "--name", "study")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert output.splitlines()[-1].startswith("error: impossible: placement asks for 1 × 1 GPU, the cluster has")
+    assert list(outcomes(tmp_path, "study")) == ["sound"]
+    assert (tmp_path / "runs" / "study" / "sound" / "winner.pt").is_file()
