@@ -65,6 +65,17 @@ def test_of_very_many_trials_the_first_are_shown():
     assert lines[-1].startswith("cluster")
 
 
+def test_sizes_side_by_side_share_the_rows_and_the_last_line():
+    one = driver(*(at_work(number) for number in range(10)))
+    (standing,) = one.standings
+    lines = drawn(one.model_copy(update={"standings": (standing, standing.model_copy(update={"size": "digits_m"}))}))
+    heads = [number for number, line in enumerate(lines) if "search 4/17" in line]
+    assert [lines[number].split()[0] for number in heads] == ["digits_s", "digits_m"]
+    assert sum(line.startswith(" search") for line in lines) == MOST_ROWS
+    assert sum(line.startswith("cluster") for line in lines) == 1
+    assert lines[-1].endswith("workers: 40 on A40")
+
+
 def test_the_final_comparison_and_trouble_with_mlflow_are_told():
     lines = drawn(driver(phase="final comparison", mlflow="http://there does not answer; 3 entries wait"))
     assert lines[0].startswith("digits_s  final comparison 4/17, 3 completed, 1 stopped")
