@@ -11,10 +11,13 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+import psutil
+
 from cca_ray.config import StudyConfig
 from cca_ray.console import Console
 from cca_ray.ledger import Limits
 from cca_ray.mirror import pull, push
+from cca_ray.placement import GIB, in_this_process
 from cca_ray.pretrain import resolve
 from cca_ray.report import picture, table, verdict, write_summary
 from cca_ray.search import SizeResult, run_size
@@ -24,6 +27,7 @@ from cca_ray.tracking import Tracker
 from cca_ray.uris import named
 from cca_ray.view import Window
 
+GANG_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
 PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind
 
 
@@ -61,6 +65,18 @@ def taught_by(sizes: Sequence[dict[str, Any]], family: str) -> list[dict[str, fl
     return [size["winner"] for size in reversed(sizes) if size["family"] == family]
 
 
+def too_many_at_once(configs: Sequence[StudyConfig], side_by_side: bool, have_gib: float) -> str:
+    """What to tell of a machine of so much memory that cannot drive all trials that may run at a time; else nothing."""
+    gangs = [0 if in_this_process(config.placement) else config.search.max_concurrent for config in configs]
+    most = sum(gangs) if side_by_side else max(gangs)
+    if GANG_GIB * most < 0.9 * have_gib:  # the rest is the driver's, Ray's and MLflow's
+        return ""
+    return (
+        f"{most} trials at a time hold about {GANG_GIB * most:.0f} GiB on this machine, which has {have_gib:.0f}: "
+        "want a larger one, or a smaller --max-concurrent"
+    )
+
+
 def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
     """Keep the winner and the picture of one size, in the study's folder and in MLflow."""
     size = result.summary
@@ -92,6 +108,9 @@ class Sizes:
 
         Raises KeyboardInterrupt if it was stopped. ValueError if a size cannot go on: others at work end first.
         """
+        have_gib = psutil.virtual_memory().total / GIB
+        if warning := too_many_at_once(self.configs, self.side_by_side, have_gib):
+            self.study.console.say(warning)
         at_once = len(self.configs) if self.side_by_side else 1
         begun, errors = 0, list[BaseException]()
         while True:

@@ -11,8 +11,10 @@ from typing import Any
 import optuna
 import pytest
 
+from cca_ray.config import load_config
+from cca_ray.console import SPACES
 from cca_ray.pretrain import BaseFiles
-from cca_ray.sizes import Budget, taught_by
+from cca_ray.sizes import Budget, taught_by, too_many_at_once
 from cca_ray.status import look
 from cca_ray.tracking import Tracker
 from tests.test_cli import write_space
@@ -42,6 +44,18 @@ def test_sizes_side_by_side_have_the_same_time_and_part_the_hours():
     limits = Budget(30, 6).share(0.0, 3, True)
     assert limits.seconds == pytest.approx(1800, abs=1)
     assert limits.device_seconds == 7200
+
+
+def test_more_trials_than_the_head_can_drive_are_told_of():
+    """`cluster.yaml`'s head has 64 GB: all nine sizes side by side, as their files are, are for it."""
+    configs = [load_config(path) for path in SPACES.glob("*.yaml") if not path.stem.startswith("digits")]
+    assert len(configs) == 9
+    assert too_many_at_once(configs, True, 62) == ""
+    assert too_many_at_once(configs, False, 8) == ""
+    told = too_many_at_once(configs, True, 31)
+    assert told.startswith("36 trials at a time hold about 40 GiB on this machine, which has 31")
+    digits = [load_config(path) for path in SPACES.glob("digits_*.yaml")]  # their trials are no groups
+    assert too_many_at_once(digits, True, 1) == ""
 
 
 def states(folder: Path, study: str) -> dict[str, Counter[str]]:
