@@ -263,10 +263,12 @@ class Tracker:
     def close(self, timeout_s: float, patient: bool = False) -> None:
         """Flush and stop the thread; say what is still to be sent.
 
-        `patient`: not before MLflow has failed to answer for so long; a large model takes its time.
+        `patient`: not before MLflow has failed to answer for so long; a large model takes its time, and so does all
+        that has waited for a server that is back.
         """
-        while not self.flush(timeout_s) and patient and not self._away:
-            pass
+        sent = self._sent
+        while not self.flush(timeout_s) and patient and (not self._away or self._sent != sent):
+            sent = self._sent
         with self._changed:
             self._stopping = True
             self._changed.notify_all()

@@ -501,6 +501,15 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     assert tracker.flush(60)
     assert steps_of(tracker, "child") == list(range(150))
     assert run_of(tracker, "child").info.status == "FINISHED"
+
+    server.kill()  # and the end waits for what is on its way, though it takes longer than a server may be silent
+    for step in range(150, 400):
+        tracker.metrics("child", {step: {"loss": step / 7}})
+    assert not tracker.flush(0.1)
+    server.start()
+    tracker.close(0.5, patient=True)
+    assert (tmp_path / "journal").read_text() == ""
+    assert steps_of(tracker, "child") == list(range(400))
     assert len(tracker.client.list_artifacts(tracker.run_id("child"), "images")) == 2
     assert lines[1].startswith("MLflow is back; sent ")
     assert (tmp_path / "journal").stat().st_size == 0
