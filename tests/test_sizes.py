@@ -115,7 +115,7 @@ def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_fil
     assert outcomes(tmp_path, "beside") == outcomes(tmp_path, "alone")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_size_that_cannot_go_on_does_not_stop_the_others(base_files: BaseFiles, tmp_path: Path):
     for name in ("sound", "impossible"):
         path = write_space(tmp_path, base_files, name)
