@@ -5,7 +5,6 @@ Running the same study again keeps the trials that have ended and takes up the i
 """
 
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -292,8 +291,7 @@ class Ledger:
         self.base_grid: Path | None = None  # the base's samples: step 0 of every trial
         self.running: dict[str, Running] = {}
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
-        self.halted = threading.Event()  # nothing more is begun
-        self.halted_at = math.inf  # by the monotonic clock
+        self.halted_at = math.inf  # since when nothing more is begun, by the monotonic clock
         self.stuck = ""  # why, if it is no one's wish
         self.on_halt: list[Callable[[], None]] = []
         self.on_write: list[Callable[[], None]] = []  # after every write to the storage
@@ -313,11 +311,14 @@ class Ledger:
         except STORAGE_ERRORS as error:
             self.halt(stuck=reason_of(error))
 
+    @property
+    def halted(self) -> bool:
+        return self.halted_at < math.inf
+
     def halt(self, stuck: str = "") -> None:
         """Begin nothing more, and let the running trials write their checkpoints."""
         self.stuck = self.stuck or stuck
-        if not self.halted.is_set():
-            self.halted.set()
+        if not self.halted:
             self.halted_at = time.monotonic()
             for ask in self.on_halt:
                 ask()
@@ -326,7 +327,7 @@ class Ledger:
         """The next fine-tuning; None when all arms are done, the budget is used up or the study is stopping."""
         with self.writing():
             for arm in self.arms:
-                if self.halted.is_set():
+                if self.halted:
                     return None
                 if not self.interrupted[arm.name] and arm.name == "search" and not self.affordable(arm):
                     continue

@@ -97,7 +97,6 @@ class Sizes:
         self.study, self.configs, self.budget, self.side_by_side, self.stop = study, configs, budget, side_by_side, stop
         self.done: dict[str, dict[str, Any]] = {}  # the summaries
         self.ended: Queue[tuple[StudyConfig, SizeResult | BaseException]] = Queue()
-        self.over = 0  # how many have ended, however
 
     def sizes(self, upto: int | None = None) -> list[dict[str, Any]]:
         """The summaries of those of the first sizes that are done, in order."""
@@ -112,15 +111,16 @@ class Sizes:
         if warning := too_many_at_once(self.configs, self.side_by_side, have_gib):
             self.study.console.say(warning)
         at_once = len(self.configs) if self.side_by_side else 1
-        begun, errors = 0, list[BaseException]()
+        begun, over, errors = 0, 0, list[BaseException]()
         while True:
-            while begun < len(self.configs) and begun - self.over < at_once and not errors:
+            while begun < len(self.configs) and begun - over < at_once and not errors:
                 self.begin(begun)
                 begun += 1
-            if self.over == begun:
+            if over == begun:
                 break
             if error := self.await_one():
                 errors.append(error)
+            over += 1
         if errors:
             self.stop.check()
             raise errors[0]
@@ -172,7 +172,6 @@ class Sizes:
                 patience = min(patience, time.monotonic() + PATIENCE_S)
                 if time.monotonic() > patience:
                     raise KeyboardInterrupt
-        self.over += 1
         study = self.study
         study.window.hide(config.name)
         if isinstance(outcome, BaseException):

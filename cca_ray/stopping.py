@@ -42,12 +42,12 @@ class Stop:
 
     def get(self, refs: Sequence[ray.ObjectRef]) -> list[Any]:
         """`ray.get`."""
-        waiting = list(refs)
+        waiting, found = list(refs), dict[ray.ObjectRef, Any]()
         while waiting:
             self.check()
             ready, waiting = ray.wait(waiting, timeout=LOOK_S)
-            ray.get(ready)  # a failure is told at once
-        return list(ray.get(list(refs)))
+            found |= zip(ready, ray.get(ready), strict=True)  # a failure is told at once
+        return [found[ref] for ref in refs]
 
     def map_unordered(self, pool: ActorPool, do: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """The pool's own."""

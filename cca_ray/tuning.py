@@ -109,10 +109,11 @@ class Watch(tune.Callback):
     def __init__(self, ledger: Ledger, storage: Path, limit_s: float, placer: Any = None):
         self.ledger, self.storage, self.limit_s, self.placer = ledger, storage, limit_s, placer
         self.look_s = max(LOOK_S, limit_s / 20) if is_copy(storage) else LOOK_S  # at a URI every look is a request
+        self.alone = in_this_process(ledger.config.placement)  # trials are no groups
         self.told = self.looked = 0.0
         self.seen = dict[Path | str, tuple[Any, float]]()  # what was last seen of a sign, and since when
         self.killing = dict[ray.ObjectRef, str]()  # what to say of each
-        self.ended = dict[str, float]()  # trials, by key, and since when they are seen to have ended
+        self.ended = dict[str, float]()  # worker groups, by key, and since when they are seen to have ended
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
@@ -124,7 +125,8 @@ class Watch(tune.Callback):
         self.looked = now
         for trial in trials:
             if running := self.ledger.running.get(trial.trial_id):
-                self.ended[running.key] = math.inf
+                if not self.alone:
+                    self.ended[running.key] = math.inf
                 with suppress(OSError):
                     self.look_after(trial, running, now)
         self.tidy({running.key for running in self.ledger.running.values()}, now)
@@ -135,17 +137,22 @@ class Watch(tune.Callback):
                     self.ledger.say(line)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        self.tidy(set(), math.inf)
+        for key in list(self.ended):
+            self.free(key)
 
     def tidy(self, running: set[str], now: float) -> None:
         """Free what is still held some seconds after a trial's end: Ray has had its time for that."""
         for key in set(self.ended) - running:
             self.ended[key] = min(self.ended[key], now)
-            if now - self.ended[key] > FREED_S or now == math.inf:
-                del self.ended[key]
-                with suppress(OSError, RayError):
-                    if free_gangs(trial_folder(self.storage, key)):
-                        LOG.info("%s: Ray had left its workers' placement group; removed", key)
+            if now - self.ended[key] > FREED_S:
+                self.free(key)
+
+    def free(self, key: str) -> None:
+        """What the workers of this trial, which has ended, still hold."""
+        del self.ended[key]
+        with suppress(OSError, RayError):
+            if free_gangs(trial_folder(self.storage, key)):
+                LOG.info("%s: Ray had left its workers' placement group; removed", key)
 
     def look_after(self, trial: Any, running: Running, now: float) -> None:
         """Every worker leaves a sign of its own. Who hangs before the first is the trial's own process.
@@ -160,8 +167,8 @@ class Watch(tune.Callback):
                 there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
                 kill = kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
                 self.killing[kill] = self.line(running, f"killed process {process['pid']}")
-        actor, alone = trial.temporary_state.ray_actor, in_this_process(self.ledger.config.placement)
-        if self.still(trial.trial_id, (bool(signs), str(actor)), now) and alone and actor and not signs:
+        actor = trial.temporary_state.ray_actor
+        if self.still(trial.trial_id, (bool(signs), str(actor)), now) and self.alone and actor and not signs:
             del self.seen[trial.trial_id]
             self.ledger.say(self.line(running, "killing its process"))
             ray.kill(actor)

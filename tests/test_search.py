@@ -260,9 +260,8 @@ def test_what_the_workers_of_an_ended_trial_still_hold_is_given_back(
     config = make_study(placement={"workers": 2})
     arms = open_arms(config, "study", open_storage(study.folder / "study.db"), {})
     ledger = Ledger(config, arms, study.tracker, "study", study.lines.append)
-    trial = SimpleNamespace(
-        trial_id="a", temporary_state=SimpleNamespace(ray_actor=None)
-    )  # all that is asked of Tune's
+    # All that is asked of one of Tune's.
+    trial = SimpleNamespace(trial_id="a", temporary_state=SimpleNamespace(ray_actor=None))
     watch = Watch(ledger, study.folder, 60)
     running = ledger.propose(trial.trial_id)
     assert running
