@@ -1,0 +1,119 @@
+"""Studies that version 0.1.0 left: one finished, one interrupted while its last entries waited for MLflow.
+
+`fixtures/studies-0.1.0.tar.xz` was made by the commit before the packages: a tiny base, two search spaces on it, and
+their storage. Pictures and reports were left out.
+"""
+
+import json
+import sqlite3
+import tarfile
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import optuna
+import pytest
+
+from cca_ray import report, sample, status, tune
+from tests.test_cli import invoke
+
+ARCHIVE = Path(__file__).parent / "fixtures" / "studies-0.1.0.tar.xz"
+MADE_AT = "/tmp/cca_ray-fixture"  # where the studies say that they lie
+
+
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Unpacked, as if they had been made where they now lie."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / Path(MADE_AT).name
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    for path in (p for p in folder.rglob("*") if p.suffix in (".yaml", ".json", ".journal", "") and p.is_file()):
+        path.write_text(path.read_text().replace(MADE_AT, str(folder)))
+    for database in folder.rglob("*.db"):
+        relocate(database, MADE_AT, str(folder))
+    for path in folder.rglob("MLmodel"):
+        path.write_text(path.read_text().replace(MADE_AT, str(folder)))
+    return folder
+
+
+def relocate(database: Path, old: str, new: str) -> None:
+    """Replace a path in every text column."""
+    with closing(sqlite3.connect(database)) as connection:
+        for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
+            for _, column, kind, *_ in connection.execute(f'pragma table_info("{table}")').fetchall():
+                if "CHAR" in kind.upper() or "TEXT" in kind.upper():
+                    change = f'update "{table}" set "{column}" = replace("{column}", ?, ?) where "{column}" like ?'
+                    connection.execute(change, (old, new, f"%{old}%"))
+        connection.commit()
+
+
+def trials_of(folder: Path, study: str) -> dict[str, list[optuna.trial.FrozenTrial]]:
+    database = f"sqlite:///{folder / 'runs' / study / 'study.db'}"
+    return {
+        name.rsplit("/", 1)[1]: optuna.load_study(study_name=name, storage=database).trials
+        for name in optuna.get_all_study_names(database)
+    }
+
+
+def test_a_finished_study_is_reported_and_its_status_told(left: Path, capsys):
+    at = ["--storage", str(left / "runs")]
+    made = invoke(report.main, ["finished", *at], capsys)
+    assert made.code == 0, made.err
+    page = (left / "runs" / "finished" / "report" / "report.html").read_text()
+    assert "3.02 ± 0.22" in page
+    assert "λ=8.92 lr=4.0e-04" in page
+    told = invoke(status.main, ["finished", "--json", *at], capsys)
+    assert told.code == 0, told.err
+    content = json.loads(told.out)
+    assert content["state"] == "finished"
+    assert "λ=8.92 lr=4.0e-04 won: FID 3.02 ± 0.22" in content["sizes"][0]["verdict"]
+
+
+def test_a_finished_study_is_finished_again_without_a_trial_or_a_score_anew(left: Path, capsys):
+    before, scores = trials_of(left, "finished"), left / "runs" / "finished" / "scores"
+    kept = {path.name: path.stat().st_mtime_ns for path in scores.iterdir()}
+    space, storage = str(left / "finished.yaml"), str(left / "runs")
+    again = invoke(tune.main, [space, "--name", "finished", "--storage", storage], capsys)
+    assert again.code == 0, again.err
+    assert "3.02 ± 0.22" in again.out
+    assert {arm: [t.number for t in trials] for arm, trials in trials_of(left, "finished").items()} == {
+        arm: [t.number for t in trials] for arm, trials in before.items()
+    }
+    assert {path.name: path.stat().st_mtime_ns for path in scores.iterdir()} == kept
+
+
+def test_a_champion_still_loads_and_makes_the_same_images(left: Path, capsys):
+    champion = mlflow.pyfunc.load_model("models:/cca_ray-llamagen-digits-finished@champion")
+    made = champion.predict({"label": np.arange(6) % 10})
+    npz, space = left / "made.npz", str(left / "finished.yaml")
+    winner = left / "runs" / "finished" / "finished" / "winner.pt"
+    arguments = [space, "--checkpoint", str(winner), "--count", "6", "--npz", str(npz)]
+    assert invoke(sample.main, arguments, capsys).code == 0
+    np.testing.assert_array_equal(np.load(npz)["arr_0"], made)
+
+
+def test_an_interrupted_study_goes_on_where_it_was_and_sends_what_waited(left: Path, capsys):
+    before = trials_of(left, "interrupted")["search"]
+    assert [trial.state.name for trial in before] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    space, storage = str(left / "interrupted.yaml"), str(left / "runs")
+    checkpoint = left / "runs" / "interrupted" / "trials" / "interrupted-search-0002" / "checkpoint.pt"
+    assert checkpoint.is_file()
+    on = invoke(tune.main, [space, "--name", "interrupted", "--storage", storage], capsys)
+    assert on.code == 0, on.err
+    assert "found 3 of 4 trials ended (3 complete), 1 interrupted and taken up again" in on.out
+    assert "MLflow: sending 20 entries that an earlier process left" in on.out
+    after = trials_of(left, "interrupted")["search"]
+    assert [trial.state.name for trial in after] == ["COMPLETE"] * 3
+    assert after[2].params == before[2].params
+    assert [trial.value for trial in after[:2]] == [trial.value for trial in before[:2]]
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("cca_ray llamagen digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.study = 'interrupted' and tags.arm = 'search'")
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3
+    for run in runs:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
+        assert steps == list(range(1, 601))  # each step once, whoever logged it
