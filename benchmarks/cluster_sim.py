@@ -5,8 +5,8 @@
     python benchmarks/cluster_sim.py --cluster H100=2,L40S=4 --max-concurrent 8 --side-by-side
 
 Nothing is trained. Lengths come from arithmetic, with the constants below; ways to place a trial, trials, rungs,
-samples and blocks from the search-space files; who may start from `cca_ray.gangs.grant`; the driver's times from
-benchmarks/README.md. An autoscaler starts nodes as it is asked to by `cca_ray.gangs.Line`, and gives back idle ones.
+samples and blocks from the search-space files; who may start from `cluster.queue.grant`; the driver's times from
+benchmarks/README.md. An autoscaler starts nodes as it is asked to by `cluster.queue.Line`, and gives back idle ones.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cca_ray.cluster.placement import CARDS, IMAGES, Load, accelerator_of, memory_gib, ways
+from cca_ray.cluster.queue import DEMAND_S, grant, slots
+from cca_ray.cluster.queue import Node as Living
 from cca_ray.config import Accelerator, Placement, StudyConfig, load_config
-from cca_ray.fid import SHARD
-from cca_ray.gangs import DEMAND_S, grant, slots
-from cca_ray.gangs import Node as Living
-from cca_ray.ledger import Mark, goes_on
-from cca_ray.models import FAMILIES, configure, parameters
-from cca_ray.placement import CARDS, IMAGES, Load, accelerator_of, memory_gib, ways
-from cca_ray.reference import PART_PAIRS
-from cca_ray.sampler import CACHE_BYTES
+from cca_ray.evaluation.metrics import SHARD
+from cca_ray.evaluation.sampler import CACHE_BYTES
+from cca_ray.models.family import FAMILIES, configure, parameters
+from cca_ray.search.ledger import Mark, goes_on
+from cca_ray.training.reference_logps import PART_PAIRS
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 NAMES = (
@@ -237,7 +237,7 @@ class Study:
     def __init__(self, size: Size, plan: Plan):
         self.size, self.config, self.plan = size, size.config, plan
         self.ways = ways(self.config.placement)
-        self.single = [way.model_copy(update={"workers": 1}) for way in self.ways]  # as cca_ray.gangs.as_worker
+        self.single = [way.model_copy(update={"workers": 1}) for way in self.ways]  # as cca_ray.cluster.queue.as_worker
         self.scored: defaultdict[int, list[Mark]] = defaultdict(list)  # by rung
         self.stages = deque(self.all_stages())  # one after the other
         self.open = 0  # jobs that have begun and not ended
@@ -252,7 +252,7 @@ class Study:
         numbers = range(-controls, self.plan.trials or config.search.trials)
         trials = deque(Job(self, self.ways, self.trial(3 if number < 0 else 6), True, number) for number in numbers)
         yield trials, self.plan.max_concurrent or config.search.max_concurrent
-        # The blocks of cca_ray.finals, in the stages in which it waits for them.
+        # The blocks of cca_ray.search.final_comparison, in the stages in which it waits for them.
         plain, guided = (Phase(samples=score.samples, guided=g) for g in (False, True))
         choosing = [[plain] * score.finalists * score.blocks, [guided] * len(score.guidance_scales), [plain] * controls]
         shown = [b for b in (plain, guided, *[plain] * (1 + score.finalists)) for _ in range(score.blocks)]

@@ -14,13 +14,13 @@ from pathlib import Path
 import optuna
 import ray
 
+from cca_ray.cluster.stopping import Stop
 from cca_ray.config import load_config
-from cca_ray.console import find_space
-from cca_ray.finals import Scores, finalists
-from cca_ray.ledger import Arm
 from cca_ray.pretrain import resolve
-from cca_ray.search import start_ray
-from cca_ray.stopping import Stop
+from cca_ray.search.final_comparison import Scores, finalists
+from cca_ray.search.ledger import Arm
+from cca_ray.search.size_study import start_ray
+from cca_ray.terminal.console import find_space
 
 SPACE, BLOCKS, INDEPENDENT = "digits_m", range(4, 7), range(9001, 9011)
 

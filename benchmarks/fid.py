@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from scipy.linalg import sqrtm
 
-from cca_ray.fid import Moments, Reference, frechet_distance, frechet_distance_few
+from cca_ray.evaluation.metrics import Moments, Reference, frechet_distance, frechet_distance_few
 
 WIDTH = 2048
 

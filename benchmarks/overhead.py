@@ -23,17 +23,17 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from cca_ray.cluster.stopping import Stop
 from cca_ray.config import Placement, StudyConfig, load_config
-from cca_ray.console import find_space
-from cca_ray.ledger import Ledger, open_arms, used_device_seconds
-from cca_ray.models import digest_of_weights
+from cca_ray.evaluation.scoring import load_base, load_tokens, required
+from cca_ray.models.files import digest_of_weights
 from cca_ray.pretrain import resolve
-from cca_ray.scoring import load_base, load_tokens, required
-from cca_ray.search import open_storage, reference_table
-from cca_ray.stopping import Stop
-from cca_ray.tracking import Tracker
-from cca_ray.trial import build_group, build_local, trial_resources
-from cca_ray.tuning import run_trials
+from cca_ray.search.ledger import Ledger, open_arms, used_device_seconds
+from cca_ray.search.ray_tune import run_trials
+from cca_ray.search.size_study import open_storage, reference_table
+from cca_ray.terminal.console import find_space
+from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.trial import build_group, build_local, trial_resources
 
 
 def nothing(config: dict[str, Any]) -> None:

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cca_ray.models import VAR, LlamaGen, LlamaGenConfig, Model, VARConfig, VARVQConfig
-from cca_ray.models.var_vqvae import MultiScaleQuantizer
-from cca_ray.sampler import Decoding, sample_tokens, uniforms
+from cca_ray.evaluation.sampler import Decoding, sample_tokens, uniforms
+from cca_ray.models.family import Model
+from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
+from cca_ray.models.var import VAR, VARConfig
+from cca_ray.models.var_vqvae import MultiScaleQuantizer, VARVQConfig
 
 Sampler = Callable[[Tensor], Any]  # labels [B] -> whatever it makes
 DEPTH, DIM, TOKENS = 6, 384, 256

@@ -22,12 +22,12 @@ from PIL import Image
 from ray import tune
 
 from cca_ray.config import StudyConfig, load_config
-from cca_ray.console import find_space
-from cca_ray.ledger import Ledger, open_arms
-from cca_ray.search import open_storage, start_ray
-from cca_ray.tracking import Tracker
-from cca_ray.tuning import run_trials
-from cca_ray.worker import Job, rung_steps
+from cca_ray.search.ledger import Ledger, open_arms
+from cca_ray.search.ray_tune import run_trials
+from cca_ray.search.size_study import open_storage, start_ray
+from cca_ray.terminal.console import find_space
+from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.loop import Job, rung_steps
 
 STEPS = 100
 

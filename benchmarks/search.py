@@ -26,12 +26,12 @@ import optuna
 from optuna.trial import TrialState
 
 from cca_ray.config import StudyConfig, load_config
-from cca_ray.console import find_space
-from cca_ray.ledger import Mark, goes_on, marks_of
-from cca_ray.parallel import Group
+from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
+from cca_ray.models.parallel import Group
 from cca_ray.pretrain import resolve
-from cca_ray.scoring import load_base, protocol_of, score, scoring_of
-from cca_ray.trial import trial_folder
+from cca_ray.search.ledger import Mark, goes_on, marks_of
+from cca_ray.terminal.console import find_space
+from cca_ray.training.trial import trial_folder
 
 SPACE, FRESH = "digits_m", range(9001, 9006)  # the search space; seeds of noise that no trial was scored on
 WAYS = {

@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cca_ray.models import LlamaGen, LlamaGenConfig
-from cca_ray.objective import Scorer, cca_loss, counts_as_positive
+from cca_ray.models.likelihood import Scorer
+from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
+from cca_ray.training.objectives import cca_loss, counts_as_positive
 
 BETA, LAMBDA, RATE = 0.02, 300.0, 1e-5
 SHAPES = {

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cca_ray.console import PROGRAM, command, run_command
+from cca_ray.terminal.console import PROGRAM, command, run_command
 
 VERBS = {
     "tune": "Search λ and learning rate for CCA, size after size.",

@@ -21,9 +21,8 @@ import torch
 import typer
 
 from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, CheckpointOption, Console, SpaceArgument, find_space, place, run
-from cca_ray.features import Extractor, extract
-from cca_ray.fid import (
+from cca_ray.evaluation.features import Extractor, extract
+from cca_ray.evaluation.metrics import (
     SHARD,
     Moments,
     divergences,
@@ -33,9 +32,10 @@ from cca_ray.fid import (
     merge_all,
     precision_recall,
 )
-from cca_ray.parallel import Group, for_sampling
+from cca_ray.evaluation.scoring import Scoring, load_base, protocol_of, required, sample_shards, scoring_of
+from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.pretrain import check_files, resolve
-from cca_ray.scoring import Scoring, load_base, protocol_of, required, sample_shards, scoring_of
+from cca_ray.terminal.console import DEFAULT_SPACES, CheckpointOption, Console, SpaceArgument, find_space, place, run
 
 
 def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.ndarray]]:

@@ -23,9 +23,10 @@ import torch
 import typer
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from cca_ray.cluster.placement import local_device
+from cca_ray.cluster.queue import may_grow, nodes_now
 from cca_ray.config import ConfigError
-from cca_ray.console import Console, place, run
-from cca_ray.encode import (
+from cca_ray.data.encode import (
     Columns,
     Encode,
     ReadImages,
@@ -36,18 +37,19 @@ from cca_ray.encode import (
     without_pixels,
     write_stream,
 )
-from cca_ray.features import Extractor, extract, load_extractor
-from cca_ray.fid import Moments, Reference
-from cca_ray.gangs import may_grow, nodes_now
-from cca_ray.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
-from cca_ray.lease import leased
-from cca_ray.lock import alone
-from cca_ray.mirror import pull, reach
-from cca_ray.models import Tokenizer, atomically, digest_of_weights, load_tokenizer
-from cca_ray.placement import local_device
-from cca_ray.search import start_ray
-from cca_ray.tokens import UNREADABLE, TokenMeta, write_unreadable
-from cca_ray.uris import here, named
+from cca_ray.data.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
+from cca_ray.data.tokens import UNREADABLE, TokenMeta, write_unreadable
+from cca_ray.evaluation.features import Extractor, extract, load_extractor
+from cca_ray.evaluation.metrics import Moments, Reference
+from cca_ray.models.family import Tokenizer, load_tokenizer
+from cca_ray.models.files import digest_of_weights
+from cca_ray.search.size_study import start_ray
+from cca_ray.storage.files import atomically
+from cca_ray.storage.lease import leased
+from cca_ray.storage.lock import alone
+from cca_ray.storage.mirror import pull, reach
+from cca_ray.storage.uris import here, named
+from cca_ray.terminal.console import Console, place, run
 
 DEFAULTS = {"llamagen": (384, list(TEN_CROPS)), "var": (256, ["var-random"])}  # pixels, augmentations
 SAY_EVERY_S = 10.0

@@ -25,28 +25,19 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from cca_ray.config import FAMILY_SIZES, PATHS, ConfigError, Pretrain, StudyConfig, load_config
-from cca_ray.console import Console, find_space, place, run
-from cca_ray.data import steps_per_epoch
-from cca_ray.features import WHERE, FeatureNet, extract
-from cca_ray.fid import Moments, Reference, merge_all
-from cca_ray.images import centre_crop, decode, list_images, open_files, read_entry
-from cca_ray.mirror import exists, pull, push, reach
-from cca_ray.models import (
-    PATCH_NUMS,
-    VARVQVAE,
-    Dropout,
-    LlamaGenVQ,
-    Tokenizer,
-    build,
-    build_tokenizer,
-    digest_of_weights,
-    dropout_keys,
-    load_tokenizer,
-    save_official,
-    write_atomically,
-)
-from cca_ray.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, to_input, write_token_set
-from cca_ray.uris import here, named
+from cca_ray.data.images import centre_crop, decode, list_images, open_files, read_entry
+from cca_ray.data.pairs import steps_per_epoch
+from cca_ray.data.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, to_input, write_token_set
+from cca_ray.evaluation.features import WHERE, FeatureNet, extract
+from cca_ray.evaluation.metrics import Moments, Reference, merge_all
+from cca_ray.models.dropout import Dropout, dropout_keys
+from cca_ray.models.family import Tokenizer, build, build_tokenizer, load_tokenizer, save_official
+from cca_ray.models.files import digest_of_weights, write_atomically
+from cca_ray.models.llamagen_vq import LlamaGenVQ
+from cca_ray.models.var_vqvae import PATCH_NUMS, VARVQVAE
+from cca_ray.storage.mirror import exists, pull, push, reach
+from cca_ray.storage.uris import here, named
+from cca_ray.terminal.console import Console, find_space, place, run
 
 Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
 

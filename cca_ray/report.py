@@ -17,13 +17,13 @@ import typer
 from matplotlib.figure import Figure
 
 from cca_ray.config import ConfigError
-from cca_ray.console import complete_study, place, run
-from cca_ray.mirror import pull, push
-from cca_ray.models import atomically
-from cca_ray.page import shown, write_report
-from cca_ray.results import read_study
-from cca_ray.sampler import image_grid
-from cca_ray.tracking import Tracker
+from cca_ray.evaluation.sampler import image_grid
+from cca_ray.reporting.page import shown, write_report
+from cca_ray.reporting.results import read_study
+from cca_ray.storage.files import atomically
+from cca_ray.storage.mirror import pull, push
+from cca_ray.terminal.console import complete_study, place, run
+from cca_ray.tracking.tracker import Tracker
 
 COLUMNS = {
     "size": "{size}",

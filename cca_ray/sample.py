@@ -15,12 +15,12 @@ import typer
 from PIL import Image
 
 from cca_ray.config import ConfigError, load_config
-from cca_ray.console import DEFAULT_SPACES, CheckpointOption, Console, SpaceArgument, find_space, place, run
-from cca_ray.models import atomically
-from cca_ray.parallel import Group, for_sampling
+from cca_ray.evaluation.sampler import image_grid
+from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.pretrain import check_files, resolve
-from cca_ray.sampler import image_grid
-from cca_ray.scoring import load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.storage.files import atomically
+from cca_ray.terminal.console import DEFAULT_SPACES, CheckpointOption, Console, SpaceArgument, find_space, place, run
 
 SHOWN = 400  # images of a grid, at most
 

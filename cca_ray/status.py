@@ -20,16 +20,16 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from cca_ray.chatter import LOG_FILE
-from cca_ray.console import complete_study, place, run
-from cca_ray.ledger import readable
-from cca_ray.lock import holder
-from cca_ray.mirror import exists, pull
-from cca_ray.results import SizeResults, StudyResults, read_study
-from cca_ray.standing import STATUS, DriverStatus, read_driver_status
-from cca_ray.uris import named
-from cca_ray.view import last_lines, size_view
-from cca_ray.words import closing, interim, progress
+from cca_ray.reporting.results import SizeResults, StudyResults, read_study
+from cca_ray.reporting.text import closing, interim, progress
+from cca_ray.search.ledger import readable
+from cca_ray.storage.lock import holder
+from cca_ray.storage.mirror import exists, pull
+from cca_ray.storage.uris import named
+from cca_ray.terminal.console import complete_study, place, run
+from cca_ray.terminal.live_view import last_lines, size_view
+from cca_ray.terminal.log_file import LOG_FILE
+from cca_ray.terminal.snapshot import STATUS, DriverStatus, read_driver_status
 
 FRESH_S = 30.0  # how old a sign of life of another machine's driver may be
 RUNNING, STOPPED, FINISHED, BEGINS = "running", "stopped", "finished", "not begun"

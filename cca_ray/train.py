@@ -10,16 +10,16 @@ from typing import Annotated, Any
 import typer
 from ray.train import UserCallback
 
+from cca_ray.cluster.placement import in_this_process
+from cca_ray.cluster.queue import first_way
 from cca_ray.config import load_config
-from cca_ray.console import DEFAULT_SPACES, Console, SpaceArgument, find_space, place, run
-from cca_ray.gangs import first_way
-from cca_ray.mirror import reach
-from cca_ray.placement import in_this_process
 from cca_ray.pretrain import check_files, resolve
-from cca_ray.search import start_ray
-from cca_ray.trial import FAILURE, build_trainer
-from cca_ray.uris import named
-from cca_ray.worker import Job
+from cca_ray.search.size_study import start_ray
+from cca_ray.storage.mirror import reach
+from cca_ray.storage.uris import named
+from cca_ray.terminal.console import DEFAULT_SPACES, Console, SpaceArgument, find_space, place, run
+from cca_ray.training.loop import Job
+from cca_ray.training.trial import FAILURE, build_trainer
 
 
 def describe(report: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from cca_ray.config import Pretrain, StudyConfig, parse
 from cca_ray.pretrain import BaseFiles, LabelledImages, build_base, digits, with_files
-from cca_ray.search import start_ray
+from cca_ray.search.size_study import start_ray
 from tests.golden.weights import checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,8 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
-from cca_ray.parallel import Group
-from cca_ray.worker import Job, fine_tune
+from cca_ray.models.parallel import Group
+from cca_ray.training.loop import Job, fine_tune
 
 
 def grown() -> int:

@@ -11,9 +11,9 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from cca_ray.config import Range, load_config
-from cca_ray.console import find_space
-from cca_ray.ledger import Arm, ArmName, distribution, memory_of, open_arm
-from cca_ray.search import open_storage
+from cca_ray.search.ledger import Arm, ArmName, distribution, memory_of, open_arm
+from cca_ray.search.size_study import open_storage
+from cca_ray.terminal.console import find_space
 
 EVIL = "<script>alert('λ')</script> & \"quotes\""
 

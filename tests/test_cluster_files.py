@@ -22,8 +22,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from cca_ray import evaluate, prepare, pretrain, report, sample, train, tune
+from cca_ray.cluster.placement import Load, check_cuts, memory_gib
 from cca_ray.config import Accelerator, load_config
-from cca_ray.placement import Load, check_cuts, memory_gib
 from tests import clusters
 
 ROOT = Path(__file__).resolve().parents[1]

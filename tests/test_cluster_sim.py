@@ -25,10 +25,10 @@ from benchmarks.cluster_sim import (
     size_of,
     training_seconds,
 )
+from cca_ray.cluster.placement import CARDS, USABLE, accelerator_of, memory_gib, ways, ways_by_arithmetic
+from cca_ray.cluster.queue import DEMAND_S, Node, grant
 from cca_ray.config import Accelerator, Placement
-from cca_ray.gangs import DEMAND_S, Node, grant
-from cca_ray.models import FAMILIES, configure
-from cca_ray.placement import CARDS, USABLE, accelerator_of, memory_gib, ways, ways_by_arithmetic
+from cca_ray.models.family import FAMILIES, configure
 
 SMALL = ("llamagen_b", "llamagen_xl", "var_d16")
 MIXED = {"A40": 3, "A100": 1, "H100": 1}  # XL's eight A40s are on two nodes

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from cca_ray.config import FAMILY_SIZES, ConfigError, load_config
-from cca_ray.console import SPACES, find_space
-from cca_ray.models import SIZES
+from cca_ray.models.family import SIZES
+from cca_ray.terminal.console import SPACES, find_space
 from tests.conftest import tiny_space
 
 

@@ -12,14 +12,15 @@ from PIL import Image
 
 from cca_ray import prepare
 from cca_ray.config import ConfigError
-from cca_ray.console import Console
-from cca_ray.features import FeatureNet, extract
-from cca_ray.fid import Moments, Reference
-from cca_ray.images import centre_crop, crops_of, cut, decode, list_images
-from cca_ray.lock import alone
-from cca_ray.models import build_tokenizer, digest_of_weights, load_tokenizer, save_official, write_atomically
+from cca_ray.data.images import centre_crop, crops_of, cut, decode, list_images
+from cca_ray.data.tokens import read_token_set, to_input
+from cca_ray.evaluation.features import FeatureNet, extract
+from cca_ray.evaluation.metrics import Moments, Reference
+from cca_ray.models.family import build_tokenizer, load_tokenizer, save_official
+from cca_ray.models.files import digest_of_weights, write_atomically
 from cca_ray.prepare import Pace, import_npy, make_reference, tokenize, wait_for_gpus
-from cca_ray.tokens import read_token_set, to_input
+from cca_ray.storage.lock import alone
+from cca_ray.terminal.console import Console
 from tests.test_cli import invoke
 
 CROPS = ["flips", "ten-crop-1.1"]

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from cca_ray.config import load_config
-from cca_ray.models import load_official, load_tokenizer
-from cca_ray.parallel import Group
+from cca_ray.data.tokens import read_token_set
+from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
+from cca_ray.models.family import load_official, load_tokenizer
+from cca_ray.models.parallel import Group
 from cca_ray.pretrain import BaseFiles, build_base, digits, main, read_folder
-from cca_ray.scoring import load_base, protocol_of, score, scoring_of
-from cca_ray.tokens import read_token_set
 from tests.conftest import TINY, some_digits
 from tests.test_cli import invoke
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from cca_ray import report
 from cca_ray.report import TITLES, picture, report_at_end, table, verdict, write_summary
-from cca_ray.results import read_study
-from cca_ray.showcase import experiment_name
-from cca_ray.tracking import Tracker
-from cca_ray.words import closing, warnings
+from cca_ray.reporting.results import read_study
+from cca_ray.reporting.text import closing, warnings
+from cca_ray.search.mlflow_pages import experiment_name
+from cca_ray.tracking.tracker import Tracker
 from tests.studies import EVIL, make_study
 from tests.test_cli import invoke
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cca_ray import status
-from cca_ray.lock import alone
-from cca_ray.standing import DriverStatus, Standing
+from cca_ray.storage.lock import alone
+from cca_ray.terminal.snapshot import DriverStatus, Standing
 from tests.studies import make_study
 from tests.test_cli import invoke
 from tests.test_view import at_work

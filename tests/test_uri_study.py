@@ -18,12 +18,12 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from cca_ray import evaluate, pretrain, report, train, tune
-from cca_ray.fid import Reference
-from cca_ray.lease import LEASE
-from cca_ray.mirror import exists, pull, push, remove, written_at
+from cca_ray.data.tokens import read_token_set
+from cca_ray.evaluation.metrics import Reference
 from cca_ray.pretrain import BaseFiles, digits
-from cca_ray.tokens import read_token_set
-from cca_ray.uris import COPIES, here, named
+from cca_ray.storage.lease import LEASE
+from cca_ray.storage.mirror import exists, pull, push, remove, written_at
+from cca_ray.storage.uris import COPIES, here, named
 from tests.buckets import CREDENTIALS, s3_server
 from tests.conftest import apart, some_digits
 from tests.test_cli import invoke, write_space

@@ -1,13 +1,12 @@
 """Checkpoint files. What a file is, its content decides, never its name; and no code in it is ever run."""
 
-import errno
 import hashlib
 import json
 import os
 import pickle
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cca_ray.mirror import push
+from cca_ray.storage.files import atomically
 
 WRAPPERS = ("model", "module", "state_dict")  # official files: DDP, DeepSpeed, others; FSDP's are bare
 # Buffers of the official training code that carry no weights.
@@ -101,22 +100,3 @@ def write_checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], pat
 def write_atomically(content: dict[str, Any], path: str | Path) -> None:
     """`torch.save`, complete or not at all."""
     atomically(path, lambda partial: torch.save(content, partial))
-
-
-def atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside the path, then put it in its place, first at its URI: complete or not at all.
-
-    Raises OSError, also where torch.save has an error of its own for a write that failed.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        write(partial)
-        push(path, partial)
-    except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, "cannot be written; is the disk full?", str(path)) from None
-    finally:
-        partial.unlink(missing_ok=True)

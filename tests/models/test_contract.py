@@ -7,19 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cca_ray.models import (
-    Dropout,
-    Model,
-    Tokenizer,
-    build,
-    build_tokenizer,
-    dropout_keys,
-    load_official,
-    load_tokenizer,
-    save_official,
-)
-from cca_ray.objective import Scorer
-from cca_ray.sampler import Decoder, Decoding, GraphDecoder, decode_images, sample_tokens, uniforms
+from cca_ray.evaluation.sampler import Decoder, Decoding, GraphDecoder, decode_images, sample_tokens, uniforms
+from cca_ray.models.dropout import Dropout, dropout_keys
+from cca_ray.models.family import Model, Tokenizer, build, build_tokenizer, load_official, load_tokenizer, save_official
+from cca_ray.models.likelihood import Scorer
 
 SMALL = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
 TOKENIZERS = {

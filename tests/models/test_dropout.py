@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from cca_ray.models import Dropout, dropout_keys
+from cca_ray.models.dropout import Dropout, dropout_keys
 
 INDEX = np.arange(200)
 

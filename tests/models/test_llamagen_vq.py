@@ -1,7 +1,8 @@
 import numpy as np
 import torch
 
-from cca_ray.models import build_tokenizer, load_state
+from cca_ray.models.family import build_tokenizer
+from cca_ray.models.files import load_state
 from tests.conftest import golden, golden_state
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cca_ray.models import Dropout, dropout_keys
+from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.var import VAR, VARConfig
 from cca_ray.models.var_vqvae import VARVQVAE, MultiScaleQuantizer, VARVQConfig
 from tests.conftest import golden

@@ -1,0 +1,286 @@
+"""Who trains where: trials stand in one line, and each takes the first way of its table that fits free capacity.
+
+A gang, the workers of one trial, is on one type of card.  Ray's placement groups know neither preference nor line; so
+the line is kept here, by one actor for all studies on a cluster, and only who has been granted a way asks Ray for it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from cca_ray.cluster.placement import TYPE, accelerator_of, devices, ways, worker_resources
+from cca_ray.config import CPU, Placement
+
+REMOVED = "REMOVED"  # the state of a placement group
+NODE_GROUP = "ray.io/node-group"  # the one of nodes that an autoscaler manages
+ON_THE_HEAD = {"node:__internal_head__": 0.001}  # resources of what must outlive every other node
+DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next
+REFUSED_S = 60.0  # how long a way is not tried again that Ray could not start, as when other jobs hold the cards
+GONE_S = 60.0  # after which who no longer asks is out of the line
+DEAD_S = 120.0  # after which a study that was not heard of is dead, and holds nothing
+NAME = "line-2"  # of the actor; the number is that of its methods: studies of other versions stand in their own line
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a living node has in all."""
+
+    type: str
+    cpus: float
+    gpus: float
+    managed: bool = False  # by an autoscaler
+
+
+def nodes_now() -> list[Node]:
+    """Of the cluster that this process is connected to."""
+    return [
+        Node(
+            node["Labels"].get(TYPE, CPU),
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            NODE_GROUP in node["Labels"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def may_grow(nodes: Sequence[Node]) -> bool:
+    """Whether an autoscaler may bring more."""
+    return any(node.managed for node in nodes)
+
+
+def in_use_now() -> dict[str, tuple[float, float]]:
+    """Of the cluster's CPUs and GPUs: in use, by whomever, and in all."""
+    every, free = ray.cluster_resources(), ray.available_resources()
+    return {kind: (every[kind] - free.get(kind, 0.0), every[kind]) for kind in ("CPU", "GPU") if every.get(kind)}
+
+
+def slots(way: Placement, nodes: Sequence[Node]) -> int:
+    """How many workers of this way all nodes together could hold."""
+    type_ = accelerator_of(way)
+    fits = (n for n in nodes if n.type == type_ or not type_)
+    return sum(int(min(n.cpus // way.cpus, n.gpus // way.gpus if way.gpus else n.cpus // way.cpus)) for n in fits)
+
+
+def in_use(way: Placement, held: Sequence[Placement]) -> float:
+    """How many workers of this way would fit where the held gangs of the same type are."""
+    same = [other for other in held if accelerator_of(other) == accelerator_of(way)]
+    return sum(map(devices, same)) / (way.gpus or way.cpus)
+
+
+def grant(
+    line: Mapping[str, Sequence[Placement]], held: Sequence[Placement], nodes: Sequence[Node]
+) -> dict[str, Placement]:
+    """Who of the line, first come first, may start now, and in which way: the first of its own that fits.
+
+    Who cannot start keeps for itself every type on which it could once run: those behind it may only take others.
+    So a large trial is not starved by small ones, and no card idles that only they want.
+    """
+    granted: dict[str, Placement] = {}
+    kept: set[str] = set()
+    for key, wanted in line.items():
+        taken = [*held, *granted.values()]
+        for way in wanted:
+            if accelerator_of(way) not in kept and slots(way, nodes) - in_use(way, taken) >= way.workers:
+                granted[key] = way
+                break
+        else:
+            kept |= {accelerator_of(way) for way in wanted if slots(way, nodes) >= way.workers}
+    return granted
+
+
+def impossible(placement: Placement, nodes: Sequence[Node]) -> str:
+    """Why no way of this placement can ever fit these nodes, in a clause; empty if one can, or if nodes may come."""
+    if any(slots(way, nodes) >= way.workers for way in ways(placement)) or may_grow(nodes):
+        return ""
+    have = {node.type: 0.0 for node in nodes}
+    for node in nodes:
+        have[node.type] += node.cpus if node.type == CPU else node.gpus
+    asked = " or ".join(f"{way.workers} × {in_words(way)}" for way in ways(placement))
+    return f"placement asks for {asked}, the cluster has {', '.join(f'{have[t]:g} {t}' for t in sorted(have))}"
+
+
+def in_words(way: Placement) -> str:
+    """What a worker holds: `1 A40`, `2 CPU`."""
+    kind = accelerator_of(way) or ("GPU" if way.gpus else CPU)
+    return f"{way.cpus if kind == CPU else way.gpus:g} {kind}"
+
+
+def selector(way: Placement) -> dict[str, str]:
+    """Ray's label selector for the workers of one way; empty where any node will do."""
+    type_ = accelerator_of(way)
+    if type_ != CPU:
+        return {TYPE: type_} if type_ else {}
+    others = sorted({node.type for node in nodes_now()} - {CPU})
+    return {TYPE: f"!in({','.join(others)})"} if others else {}
+
+
+def first_way(placement: Placement) -> Placement:
+    """For a fine-tuning outside a search: the first way that fits the cluster. ValueError if none ever can."""
+    nodes = nodes_now()
+    if why := impossible(placement, nodes):
+        raise ValueError(why)
+    return grant({"": ways(placement)}, [], nodes).get("", ways(placement)[0])
+
+
+def as_worker(task: Any, placement: Placement, **options: int) -> Any:
+    """A Ray task or actor that holds what one worker of a trial holds, on any card that a trial may run on here."""
+    way, types = ways(placement)[0], [""]
+    if placement.accelerators:
+        nodes = nodes_now()
+        possible = [way for way in ways(placement) if slots(way, nodes)] or ways(placement)
+        way = possible[0]
+        types = sorted({accelerator_of(other) for other in possible if other.gpus})
+    where = {TYPE: f"in({','.join(types)})"} if way.gpus and types[0] else selector(way)
+    resources = worker_resources(way)
+    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), label_selector=where, **options)
+
+
+def free(gang: str) -> bool:
+    """Remove the placement group of this id, in hexadecimal digits, if it is still there; whether it was."""
+    group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(gang)))
+    there = placement_group_table(group).get("state", REMOVED) != REMOVED
+    if there:
+        remove_placement_group(group)
+    return there
+
+
+def demand(way: Placement, name: str) -> PlacementGroup:
+    """A gang that waits, as an autoscaler sees it. It goes with the job that asks, unlike `request_resources`.
+
+    One of this name that a lost process left is replaced.
+    """
+    with suppress(ValueError):  # there is none
+        remove_placement_group(get_placement_group(name))
+    bundles = [worker_resources(way)] * way.workers
+    return placement_group(bundles, name=name, bundle_label_selector=[selector(way)] * way.workers)
+
+
+@dataclass
+class Waiting:
+    """One in the line."""
+
+    ways: tuple[Placement, ...]
+    since: float  # when it began to wait
+    asked: float  # when it last asked
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`granted`: the way that a trial may take; None: it asks again in a second.
+
+    `demanded`: the way for which it asks the autoscaler meanwhile, if there is one.
+    """
+
+    granted: Placement | None = None
+    demanded: Placement | None = None
+
+
+class Line:
+    """The line, and those who have been granted a way. See `line_of_the_cluster`.
+
+    Keys are paths: that of a trial's folder, and of its parent the study's.
+    """
+
+    def __init__(self, nodes: Callable[[], list[Node]] = nodes_now) -> None:
+        self.nodes = nodes
+        self.order: dict[str, int] = {}  # the place in line, which a trial that lost its nodes has still
+        self.line: dict[str, Waiting] = {}
+        self.held: dict[str, Placement] = {}
+        self.refused: dict[tuple[str, int], float] = {}  # type and number of workers -> until when
+        self.heard: dict[str, float] = {}  # study -> when it gave its last sign of life
+
+    def ask(self, key: str, placement: Placement) -> Answer:
+        """Whether a trial may start now."""
+        if key in self.held:
+            return Answer(self.held[key])
+        now = time.monotonic()
+        self.alive(study_of(key))
+        self.order.setdefault(key, 1 + max(self.order.values(), default=0))  # some may have left
+        waiting = self.line.setdefault(key, Waiting(ways(placement), now, now))
+        waiting.asked = now
+        for other in [k for k, w in self.line.items() if now - w.asked > GONE_S]:
+            self.leave(other)
+        for other in [k for k in self.order if now - self.heard[study_of(k)] > DEAD_S]:
+            self.forget(other)
+        nodes = self.nodes()
+        self.held |= (granted := grant(self.wanted(now), list(self.held.values()), nodes))
+        for other in granted:
+            self.leave(other)
+        if key in self.held or not may_grow(nodes):
+            return Answer(self.held.get(key))
+        return Answer(demanded=waiting.ways[int((now - waiting.since) / DEMAND_S) % len(waiting.ways)])
+
+    def wanted(self, now: float) -> dict[str, list[Placement]]:
+        """In the order of the line, what each would take now."""
+        keys = sorted(self.line, key=lambda key: self.order[key])
+        return {
+            key: [way for way in self.line[key].ways if self.refused.get((accelerator_of(way), way.workers), 0) < now]
+            for key in keys
+        }
+
+    def leave(self, key: str) -> None:
+        """The line."""
+        self.line.pop(key, None)
+
+    def release(self, key: str) -> None:
+        """Its cards are free. If it asks again, it has its old place in line."""
+        self.held.pop(key, None)
+        self.leave(key)
+
+    def refuse(self, key: str) -> None:
+        """Ray could not start the way that this trial was granted."""
+        if way := self.held.get(key):
+            self.refused[accelerator_of(way), way.workers] = time.monotonic() + REFUSED_S
+        self.release(key)
+
+    def forget(self, key: str) -> None:
+        """The trial has ended."""
+        self.release(key)
+        self.order.pop(key, None)
+
+    def alive(self, study: str) -> None:
+        """Its driver is."""
+        self.heard[study] = time.monotonic()
+
+
+def study_of(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def line_of_the_cluster() -> Any:
+    """The actor in whose line all trials of this cluster stand that list accelerators, of whatever study.
+
+    It outlives the study that needed it first, and every node but the head.
+    """
+    where = {"name": NAME, "namespace": "cca_ray", "lifetime": "detached", "get_if_exists": True}
+    alone = {"num_cpus": 0, "resources": ON_THE_HEAD, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(Line).options(**where, **alone).remote()
+
+
+def wait_in_line(placer: Any, key: str, placement: Placement) -> Placement:
+    """Until a way is free; where an autoscaler manages the cluster it hears of it."""
+    demanded: Placement | None = None
+    group: PlacementGroup | None = None
+    while True:
+        answer: Answer = ray.get(placer.ask.remote(key, placement))
+        if group is not None and answer.demanded != demanded:
+            remove_placement_group(group)
+            group = None
+        if answer.granted is not None:
+            return answer.granted
+        if group is None and answer.demanded is not None:
+            group, demanded = demand(answer.demanded, key), answer.demanded
+        time.sleep(1.0)

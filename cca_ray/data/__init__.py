@@ -1,0 +1,4 @@
+"""Images -> tokens -> the pairs of an epoch.
+
+May import `models` and what is above it.
+"""

@@ -1,0 +1,98 @@
+"""Token sets -> the pairs of an epoch -> global batches -> one worker's micro-batches.
+
+Everything random is a function of (seed, epoch, index): the order, the crop, the negative condition, the
+null mask.  Nothing depends on the number of workers or the micro-batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cca_ray.data.tokens import TokenSet
+
+ORDER, CROP, NULL = 0, 1, 2  # one stream of random numbers for each purpose
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """All decisions of an epoch. Except `order`, arrays [N] are indexed by image.
+
+    `labels` and `negative_labels` are the conditions to train with: the null label where `null` is set.
+    """
+
+    order: np.ndarray
+    crops: np.ndarray
+    null: np.ndarray
+    labels: np.ndarray
+    negative_labels: np.ndarray
+
+
+def plan_epoch(labels: np.ndarray, crops: int, null_label: int, null_ratio: float, seed: int, epoch: int) -> EpochPlan:
+    """The negative condition is the label of the next image in the epoch's order: the official roll, but over
+    the whole epoch instead of one GPU's micro-batch."""
+
+    def stream(purpose: int) -> np.random.Generator:
+        return np.random.default_rng([seed, epoch, purpose])
+
+    order = stream(ORDER).permutation(len(labels))
+    negative = np.empty_like(labels)
+    negative[order] = labels[np.roll(order, -1)]
+    null = stream(NULL).random(len(labels)) < null_ratio
+    return EpochPlan(
+        order=order,
+        crops=stream(CROP).integers(0, crops, len(labels)),
+        null=null,
+        labels=np.where(null, null_label, labels),
+        negative_labels=np.where(null, null_label, negative),
+    )
+
+
+def steps_per_epoch(images: int, global_batch: int) -> int:
+    """Full global batches only, as in the official code. ValueError if there is not even one."""
+    if images < global_batch:
+        raise ValueError(f"global_batch {global_batch} is larger than the token set ({images} images)")
+    return images // global_batch
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU from pinned memory, so that nothing waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens [B, L]; labels, negative_labels [B] (null label where null); null [B] bool; index [B] of the image,
+    which finds rows in tables and stays on the CPU."""
+
+    index: Tensor
+    tokens: Tensor
+    labels: Tensor
+    negative_labels: Tensor
+    null: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(**{name: t if name == "index" else moved(t, device) for name, t in vars(self).items()})
+
+
+def gather(data: TokenSet, plan: EpochPlan, index: np.ndarray) -> Batch:
+    """The pairs of the given images."""
+    return Batch(
+        index=torch.from_numpy(index),
+        tokens=torch.from_numpy(data.tokens[index, plan.crops[index]].astype(np.int64)),
+        labels=torch.from_numpy(plan.labels[index]),
+        negative_labels=torch.from_numpy(plan.negative_labels[index]),
+        null=torch.from_numpy(plan.null[index]),
+    )
+
+
+def micro_batches(
+    data: TokenSet, plan: EpochPlan, step: int, global_batch: int, micro_batch: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """This worker's share of global batch `step` of the epoch, `micro_batch` pairs at a time."""
+    batch = plan.order[step * global_batch : (step + 1) * global_batch]
+    mine = batch[rank::world]
+    for start in range(0, len(mine), micro_batch):
+        yield gather(data, plan, mine[start : start + micro_batch])

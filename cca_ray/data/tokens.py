@@ -1,0 +1,201 @@
+"""Token sets: a folder of `part-*.parquet` and a `manifest.json`, which is written last.
+
+A row is an image: its label and its tokens, crop after crop, as uint16.  A folder without a manifest is
+half-written and never read; a part that does not match the manifest is an error.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cca_ray.models.family import Tokenizer
+from cca_ray.storage.files import atomically
+from cca_ray.storage.mirror import pull, push, remove
+from cca_ray.storage.uris import cache_folder
+
+MANIFEST, UNREADABLE = "manifest.json", "unreadable.txt"
+LARGE = 2**30  # bytes of tokens above which they are mapped from a file instead of held by every process
+
+
+class TokenMeta(BaseModel):
+    """What the tokens mean; stored in the schema of every part and in the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokenizer: str  # digest of its weights
+    codebook_size: int
+    length: int  # tokens a crop
+    crops: int  # crops an image
+    image_size: int  # pixels along a side
+    augmentations: tuple[str, ...]  # one name a crop
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """labels [N] int64, tokens [N, crops, length] uint16, and what names them."""
+
+    labels: np.ndarray
+    tokens: np.ndarray
+    meta: TokenMeta
+    digest: str
+
+
+def to_input(images: np.ndarray) -> torch.Tensor:
+    """What tokenizers take: [N, H, W, 3] uint8 -> [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def encode_images(tokenizer: Tokenizer, images: np.ndarray, batch: int = 256) -> Iterator[np.ndarray]:
+    """images [N, H, W, 3] uint8 -> token batches [B, L] uint16, in order."""
+    device = next(tokenizer.parameters()).device
+    for start in range(0, len(images), batch):
+        with torch.inference_mode():
+            pixels = to_input(images[start : start + batch]).to(device)
+            yield tokenizer.encode(pixels).cpu().numpy().astype(np.uint16)
+
+
+def part_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.parquet"
+
+
+def write_part(
+    path: Path, labels: np.ndarray, tokens: np.ndarray, meta: TokenMeta, unreadable: Sequence[str] = ()
+) -> Path:
+    """labels [B], tokens [B, crops, length]: complete or not at all. `unreadable`: what was left out here, and why."""
+    width = meta.crops * meta.length
+    schema = pa.schema(
+        [("label", pa.int32()), ("tokens", pa.list_(pa.uint16(), width))],
+        metadata={"cca_ray": meta.model_dump_json(), "unreadable": json.dumps(list(unreadable))},
+    )
+    values = pa.array(np.ascontiguousarray(tokens, dtype=np.uint16).reshape(-1))
+    columns = [pa.array(labels, pa.int32()), pa.FixedSizeListArray.from_arrays(values, width)]
+    table = pa.Table.from_arrays(columns, schema=schema)
+    # Parquet has no 16-bit numbers: the dictionary packs each code into as many bits as the codebook needs.
+    atomically(path, lambda partial: pq.write_table(table, partial, compression="zstd"))
+    return path
+
+
+def finish_token_set(folder: Path, meta: TokenMeta, parts: int) -> str:
+    """Write the manifest of parts that are all there; returns the set's digest."""
+    entries: list[dict[str, str | int]] = []
+    unreadable: list[str] = []
+    for path in (part_path(folder, number) for number in range(parts)):
+        schema = pq.read_metadata(path)
+        entries.append(
+            {"name": path.name, "rows": schema.num_rows, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        )
+        unreadable += json.loads(schema.metadata[b"unreadable"])
+    write_unreadable(folder / UNREADABLE, unreadable)
+    digest = hashlib.sha256(json.dumps([meta.model_dump_json(), entries]).encode()).hexdigest()[:16]
+    manifest = {"digest": digest, "meta": meta.model_dump(), "parts": entries, "unreadable": len(unreadable)}
+    atomically(folder / MANIFEST, lambda partial: partial.write_text(json.dumps(manifest, indent=1)))
+    return digest
+
+
+def write_unreadable(path: Path, names: Sequence[str]) -> None:
+    """One line each; no file if there are none."""
+    if names:
+        path.write_text("\n".join(names) + "\n")
+        push(path)
+    else:
+        remove(path)
+
+
+def write_token_set(folder: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]], meta: TokenMeta) -> str:
+    """Write batches of (labels [B], tokens [B, crops, length]) as one part each; returns the set's digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove(folder / MANIFEST)
+    written = [
+        write_part(part_path(folder, number), labels, tokens, meta) for number, (labels, tokens) in enumerate(batches)
+    ]
+    return finish_token_set(folder, meta, len(written))
+
+
+def read_part(path: Path, sha256: str, meta: TokenMeta) -> tuple[np.ndarray, np.ndarray]:
+    """labels [B], tokens [B, crops, length] of one part. ValueError, naming the file, if it was altered."""
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path}: missing, or not what the manifest says; make the token set again")
+    table = pq.read_table(pa.BufferReader(content))
+    flat = table["tokens"].combine_chunks().flatten().to_numpy()
+    return table["label"].to_numpy(), flat.reshape(-1, meta.crops, meta.length)
+
+
+def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
+    """Read a whole set. ValueError, naming the file, if it is absent, half-written or altered.
+
+    One of more than `large` bytes is unpacked once a node into a file that all its processes map.
+    """
+    folder = Path(folder)
+    pull(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        meta = TokenMeta.model_validate(manifest["meta"])
+        parts, digest = manifest["parts"], str(manifest["digest"])
+        rows = [int(part["rows"]) for part in parts]
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no finished token set here ({MANIFEST} is written last)") from None
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, ValidationError) as error:
+        raise ValueError(f"{folder / MANIFEST}: not a token manifest: {str(error).splitlines()[0]}") from None
+    if not sum(rows):
+        raise ValueError(f"{folder}: the token set is empty")
+
+    def content() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return (read_part(folder / part["name"], part["sha256"], meta) for part in parts)
+
+    shape = (sum(rows), meta.crops, meta.length)
+    if 2 * np.prod(shape) <= large:
+        labels, tokens = zip(*content(), strict=True)
+        return TokenSet(np.concatenate(labels).astype(np.int64), np.concatenate(tokens), meta, digest)
+    return TokenSet(*unpacked(cache_folder() / digest, shape, content), meta, digest)
+
+
+def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new `.npy` of uint16, mapped. Its room is claimed now: writing to a map on a full disk kills the process."""
+    header = {"descr": "<u2", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        try:
+            os.posix_fallocate(file.fileno(), 0, start + 2 * math.prod(shape))
+        except OSError as error:
+            path.unlink()
+            raise ValueError(
+                f"{path}: no room for {2 * math.prod(shape) / 1e9:.1f} GB of unpacked tokens ({error.strerror}); "
+                "set CCA_RAY_CACHE to a folder with more"
+            ) from None
+    return np.memmap(path, dtype="<u2", mode="r+", offset=start, shape=shape)
+
+
+def unpacked(
+    folder: Path, shape: tuple[int, ...], content: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """labels, and tokens mapped from a file; the first process of the node writes it, the others wait."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tokens_file, labels_file = folder / "tokens.npy", folder / "labels.npy"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not labels_file.exists():  # written last
+            tokens = mapped(tokens_file, shape)
+            labels, row = [], 0
+            for part_labels, part_tokens in content():
+                tokens[row : row + len(part_labels)] = part_tokens
+                labels.append(part_labels.astype(np.int64))
+                row += len(part_labels)
+            del tokens  # written and unmapped
+            partial = folder / "labels.partial.npy"
+            np.save(partial, np.concatenate(labels))
+            partial.replace(labels_file)
+    return np.load(labels_file), np.load(tokens_file, mmap_mode="r")

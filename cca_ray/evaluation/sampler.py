@@ -1,0 +1,213 @@
+"""Sampling token sequences, with and without guidance, as small pure functions.
+
+One random stream per image: image `index` of `seed` is made from its own uniform numbers, one per token,
+so it is the same image whatever the batch, the number of workers or the number of images asked for; and
+two models sampled with one seed differ only where their probabilities do (common random numbers).
+"""
+
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cca_ray.models.family import Model, Tokenizer
+
+CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 177 MB an image, twice that guided
+PIXELS_AT_A_TIME = 2**22  # of the images that the tokenizer decodes at once: its activations are 512 bytes a pixel
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How probabilities become tokens. `guidance_scale` s: uncond + s (cond - uncond); 1 is guidance-free.
+
+    In VAR it grows from 1 at the first scale to s at the last: see the model's `guidance_at`.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0  # 1: all
+
+
+def uniforms(seed: int, indices: np.ndarray, length: int) -> Tensor:
+    """The streams of the given images: uniform numbers in [0, 1), [len(indices), length] float64."""
+    streams = [np.random.Generator(np.random.Philox(key=[seed, int(i)])).random(length) for i in indices]
+    return torch.from_numpy(np.stack(streams)) if streams else torch.empty(0, length, dtype=torch.float64)
+
+
+def labels_of(kind: Literal["balanced", "random"], seed: int, indices: np.ndarray, num_classes: int) -> Tensor:
+    """Class of each image index, [len(indices)].
+
+    `balanced`: the classes in turn, so that every prefix is as balanced as it can be.  `random`: drawn by
+    (seed, index), as the official LlamaGen sampler draws them; a FID of it has a larger spread.
+    """
+    if kind == "balanced":
+        return torch.from_numpy(np.asarray(indices) % num_classes)
+    streams = (np.random.Generator(np.random.Philox(key=[seed, int(i)], counter=[0, 0, 0, 1])) for i in indices)
+    return torch.tensor([int(stream.integers(num_classes)) for stream in streams], dtype=torch.int64)
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set to -inf what is outside the top k or, after that, outside the nucleus of mass p. logits [..., V].
+
+    Equals stay together, so that nothing hangs on the order of a sort; only the top k, if given, are sorted.
+    """
+    cut = 0 < top_k < logits.shape[-1]
+    if not cut and top_p >= 1.0:
+        return logits
+    ordered = logits.topk(top_k if cut else logits.shape[-1]).values
+    if cut:
+        logits = logits.masked_fill(logits < ordered[..., -1:], -torch.inf)
+    if top_p < 1.0:
+        mass = (ordered - logits.logsumexp(-1, keepdim=True)).exp()
+        inside = (mass.cumsum(-1) - mass <= top_p).sum(-1, keepdim=True)  # at least the first: nothing is before it
+        logits = logits.masked_fill(logits < ordered.gather(-1, inside - 1), -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, noise: Tensor) -> Tensor:
+    """Invert the cumulative distribution: logits [..., V], noise [...] in [0, 1) -> tokens [...].
+
+    In float64, so that rounding never reaches a token of zero probability.
+    """
+    mass = logits.double().softmax(-1).cumsum(-1)
+    target = noise.unsqueeze(-1) * mass[..., -1:]
+    return torch.searchsorted(mass, target, right=True).squeeze(-1)
+
+
+class Decoder:
+    """A model's decoding steps, one after the other, for batch after batch."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.labels = torch.empty(0)
+        self.cache: Any = None  # each family has its own kind
+
+    def begin(self, labels: Tensor) -> None:
+        """A batch with these labels [B]."""
+        self.labels, self.cache = labels, self.model.new_cache(len(labels))
+
+    def step(self, step: int, last: Tensor | None) -> Tensor:
+        """Logits of this step [B, count, V], good until the next; `last`: the tokens of the step before [B, count]."""
+        return self.model.decode(self.labels, last, step, self.cache)
+
+
+class GraphDecoder(Decoder):
+    """The same on a GPU, where every step is a CUDA graph: recorded with the first batch of a size, then replayed.
+
+    A step is hundreds of small kernels, whose launches take longer than their work. Every step has a graph of its own,
+    so that shapes are static and yet nothing is computed for positions that are still empty.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor | None, Tensor]] = {}
+        self.logits: dict[int, Tensor] = {}  # by tokens a step: what the graphs of such steps write to
+
+    def begin(self, labels: Tensor) -> None:
+        if labels.shape == self.labels.shape:
+            self.labels.copy_(labels)
+        else:
+            self.graphs, self.logits = {}, {}
+            super().begin(labels.clone())
+
+    def step(self, step: int, last: Tensor | None) -> Tensor:
+        if step not in self.graphs:
+            return self.record(step, last)
+        graph, given, logits = self.graphs[step]
+        if last is not None and given is not None:
+            given.copy_(last)
+        graph.replay()
+        return logits
+
+    def record(self, step: int, last: Tensor | None) -> Tensor:
+        given = None if last is None else last.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # once outside, for what libraries set up on first use
+            shown = self.model.decode(self.labels, given, step, copy(self.cache))
+        torch.cuda.current_stream().wait_stream(side)
+        logits = self.logits.setdefault(shown.shape[1], torch.empty_like(shown))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            logits.copy_(self.model.decode(self.labels, given, step, self.cache))
+        self.graphs[step] = graph, given, logits
+        graph.replay()
+        return logits
+
+
+@torch.inference_mode()
+def sample_tokens(
+    model: Model,
+    labels: Tensor,
+    noise: Tensor,
+    decoding: Decoding,
+    cache: int = CACHE_BYTES,
+    decoder: Decoder | None = None,
+) -> Tensor:
+    """labels [B], noise [B, L] -> tokens [B, L]. Guidance runs both branches in one batch of 2B.
+
+    As many at a time as `cache` bytes of keys and values allow; streams are the images' own, so no image changes.
+    `decoder`: the model's, kept from batch to batch where it has something to keep.
+    """
+    decoder = decoder or Decoder(model)
+    guided = decoding.guidance_scale != 1.0
+    batch = labels.shape[0]
+    at_a_time = max(1, cache // (model.cache_bytes * (2 if guided else 1)))
+    if batch > at_a_time:
+        even = next(size for size in range(at_a_time, 0, -1) if batch % size == 0)
+        at_a_time = even if 2 * even >= at_a_time else at_a_time  # of one size, where that costs little
+        parts = zip(labels.split(at_a_time), noise.split(at_a_time), strict=True)
+        return torch.cat([sample_tokens(model, *part, decoding, cache, decoder) for part in parts])
+    if guided:
+        labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
+    decoder.begin(labels)
+    tokens: list[Tensor] = []
+    position = 0
+    for step, count in enumerate(model.decode_steps):
+        last = None
+        if tokens:
+            last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
+        logits = decoder.step(step, last)
+        if guided:
+            cond, uncond = logits[:batch], logits[batch:]
+            logits = uncond + model.guidance_at(decoding.guidance_scale, step) * (cond - uncond)
+        logits = filter_logits(logits / decoding.temperature, decoding.top_k, decoding.top_p)
+        tokens.append(draw(logits, noise[:, position : position + count]))
+        position += count
+    return torch.cat(tokens, dim=1)
+
+
+@torch.inference_mode()
+def decode_images(tokenizer: Tokenizer, tokens: Tensor, side: int | None = None) -> Tensor:
+    """tokens [B, L] -> images [B, H, W, 3] uint8, rounded as the family's own sampler does.
+
+    `side`: pixels to which they are resized before that, bicubically and without antialiasing, again as there.
+    """
+    at_a_time = max(1, PIXELS_AT_A_TIME // (tokens.shape[1] * tokenizer.config.downsample**2))
+    return torch.cat([to_pixels(tokenizer.decode(part), tokenizer.grey, side) for part in tokens.split(at_a_time)])
+
+
+def to_pixels(images: Tensor, grey: float, side: int | None) -> Tensor:
+    """[B, 3, S, S], about [-1, 1] -> [B, H, W, 3] uint8; `grey` is the byte value of 0."""
+    if side is not None and side != images.shape[-1]:
+        images = F.interpolate(images, size=(side, side), mode="bicubic")
+    return (127.5 * images + grey).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def image_grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """images [N, H, W, 3] uint8, row after row -> one picture [H', W', 3], enlarged to at least 24 pixels an image."""
+    zoom = max(1, -(-24 // images.shape[1]))
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return canvas

@@ -1,0 +1,254 @@
+"""A model and a study's protocol -> a score: sample, decode, extract, FID, where the weights are.
+
+Also what that needs, loaded once a process: tokens, tokenizer, feature network, reference, models.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cca_ray.cluster.placement import precision
+from cca_ray.config import StudyConfig
+from cca_ray.data.tokens import TokenSet, read_token_set
+from cca_ray.evaluation.features import Extractor, extract, load_extractor
+from cca_ray.evaluation.metrics import (
+    SHARD,
+    Divergence,
+    Moments,
+    Protocol,
+    Reference,
+    divergences,
+    frechet_distance,
+    frechet_distance_few,
+    inception_score,
+    jackknife_groups,
+    merge_all,
+)
+from cca_ray.evaluation.sampler import (
+    Decoder,
+    Decoding,
+    GraphDecoder,
+    decode_images,
+    labels_of,
+    sample_tokens,
+    uniforms,
+)
+from cca_ray.models.family import Model, Tokenizer, load_official, load_tokenizer
+from cca_ray.models.files import digest_of_weights
+from cca_ray.models.parallel import Group
+from cca_ray.storage.mirror import pull
+
+GRID_IMAGES = 80  # kept for pictures
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """All that turns a model's tokens into a score."""
+
+    tokenizer: Tokenizer
+    extractor: Extractor
+    reference: Reference
+    num_classes: int
+    image_size: int  # pixels along a side of a decoded image
+    graphs: bool = False  # whether decoding steps are CUDA graphs
+
+
+@dataclass(frozen=True)
+class Scored:
+    """fid; inception_score (of the extractor's own classes); the first images [n, H, W, 3] uint8.
+
+    `without`: both scores without each of the jackknife's groups; errors follow, also of differences of two models.
+    """
+
+    fid: float
+    inception_score: float
+    images: np.ndarray
+    without: tuple[tuple[float, float], ...]
+
+
+def required(path: str | None, key: str) -> str:
+    if path is None:
+        raise ValueError(f"{key} is not set; an embedded base sets it when it is built")
+    return path
+
+
+@lru_cache(maxsize=2)
+def load_tokens(folder: str) -> TokenSet:
+    """Kept between the trials of one process."""
+    return read_token_set(folder)
+
+
+@lru_cache(maxsize=2)
+def load_scoring(
+    family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device, graphs: bool
+) -> Scoring:
+    """Kept between the trials of one process."""
+    for path in (tokenizer, features, reference):
+        pull(Path(path))
+    meta, extractor, statistics = load_tokens(tokens).meta, load_extractor(features), Reference.load(reference)
+    decoder = load_tokenizer(family, tokenizer)
+    if digest_of_weights(decoder) != meta.tokenizer:
+        raise ValueError(f"{tokenizer}: is not the tokenizer that made {tokens}; prepare the tokens with this one")
+    if extractor.width != len(statistics.mean):
+        raise ValueError(
+            f"{reference}: statistics of {len(statistics.mean)} features, but {features} gives {extractor.width}"
+        )
+    classes, size = len(meta.class_names), meta.image_size
+    return Scoring(decoder.to(device), extractor.to(device), statistics, classes, size, graphs)
+
+
+def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
+    return load_scoring(
+        config.base.family,
+        required(config.base.tokenizer, "base.tokenizer"),
+        required(config.score.features, "score.features"),
+        required(config.score.reference, "score.reference"),
+        required(config.data.tokens, "data.tokens"),
+        device,
+        config.placement.compile and device.type == "cuda",
+    )
+
+
+def load_base(config: StudyConfig, checkpoint: str | None = None) -> Model:
+    """The study's base, or the same architecture with another checkpoint's weights."""
+    path = checkpoint or required(config.base.checkpoint, "base.checkpoint")
+    meta = load_tokens(required(config.data.tokens, "data.tokens")).meta
+    codes = required(config.base.tokenizer, "base.tokenizer") if config.base.family == "var" else None
+    for file in (path, codes):
+        if file is not None:
+            pull(Path(file))
+    model = load_official(config.base.family, config.base.size, path, codes, length=meta.length)
+    wanted = (meta.length, meta.codebook_size, len(meta.class_names))
+    found = (model.config.block_size, model.config.vocab_size, model.config.num_classes)
+    if found != wanted:
+        raise ValueError(
+            f"{path}: models {found[0]} tokens of {found[1]} codes and {found[2]} classes, but "
+            f"{config.data.tokens} holds {wanted[0]} of {wanted[1]} and {wanted[2]}"
+        )
+    return model
+
+
+def protocol_of(
+    config: StudyConfig, scoring: Scoring, samples: int, guidance_scale: float = 1.0, seed: int | None = None
+) -> Protocol:
+    """The protocol of a score in this study; noise seed `score.seed` unless another is given.
+
+    ValueError if the samples are not of the size that the feature network takes.
+    """
+    device = next(scoring.tokenizer.parameters()).device
+    half = precision(config.placement, device) == torch.bfloat16
+    size = config.score.image_size or scoring.image_size
+    wanted = scoring.extractor.image_size
+    if wanted is not None and size != wanted:
+        raise ValueError(
+            f"{config.score.features}: takes images {wanted} pixels wide, not {size}; see score.image_size"
+        )
+    return Protocol(
+        extractor=scoring.extractor.digest,
+        reference=scoring.reference.digest,
+        samples=samples,
+        seed=config.score.seed if seed is None else seed,
+        image_size=size,
+        labels=config.score.labels,
+        precision="bfloat16" if half else "float32",
+        resize="none" if size == scoring.image_size else "bicubic",
+        guidance_scale=guidance_scale,
+        temperature=config.score.temperature,
+        top_k=config.score.top_k,
+        top_p=config.score.top_p,
+    )
+
+
+def sample_shards(
+    model: Model, scoring: Scoring, protocol: Protocol, group: Group
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """This worker's images, a shard at a time: index [n], images [n, H, W, 3] uint8, labels [n].
+
+    Workers hold consecutive blocks of shards, so that rank order is image order.
+    """
+    shards = -(-protocol.samples // SHARD)
+    decoder = GraphDecoder(model) if scoring.graphs else Decoder(model)
+    decoding = Decoding(protocol.guidance_scale, protocol.temperature, protocol.top_k, protocol.top_p)
+    for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
+        index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
+        labels = labels_of(protocol.labels, protocol.seed, index, scoring.num_classes).to(group.device)
+        noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
+        tokens = sample_tokens(model, labels, noise, decoding, decoder=decoder)
+        yield index, decode_images(scoring.tokenizer, tokens, protocol.image_size), labels
+
+
+@dataclass
+class Sums:
+    """What a worker keeps of one jackknife group's images: moments, or features if they are few; divergences.
+
+    Few are fewer than there are features: then their inner products are smaller than their moments, and exact.
+    """
+
+    moments: Moments | None = None
+    features: list[np.ndarray] = field(default_factory=list)
+    divergences: list[dict[int, Divergence]] = field(default_factory=list)
+
+    def add(self, features: np.ndarray, probabilities: np.ndarray, index: np.ndarray, few: bool) -> None:
+        """features [N, D], probabilities [N, K], index [N]."""
+        if few:
+            self.features.append(features)
+        else:
+            now = Moments.of(features)
+            self.moments = self.moments.merge(now) if self.moments else now
+        self.divergences.append(divergences(probabilities, index))
+
+    @staticmethod
+    def of_all(parts: Sequence["Sums"]) -> "Sums":
+        """Of several workers, in the order of ranks."""
+        moments = [part.moments for part in parts if part.moments is not None]
+        return Sums(
+            merge_all(moments) if moments else None,
+            [x for part in parts for x in part.features],
+            [d for part in parts for d in part.divergences],
+        )
+
+
+def scores_of(groups: Sequence[Sums], reference: Reference) -> tuple[float, float]:
+    """FID and inception score of these groups together."""
+    features = [x for group in groups for x in group.features]
+    moments = [group.moments for group in groups if group.moments is not None]
+    fid = (
+        frechet_distance_few(np.concatenate(features), reference)
+        if features
+        else frechet_distance(merge_all(moments), reference)
+    )
+    return fid, inception_score(d for group in groups for d in group.divergences)
+
+
+@torch.inference_mode()
+def score(
+    model: Model, scoring: Scoring, protocol: Protocol, group: Group, alive: Callable[[], None] = lambda: None
+) -> Scored:
+    """Sample, decode, extract and score where the weights are; every worker gets the result.
+
+    `alive` is called after every shard.
+    """
+    few, classes = protocol.samples < len(scoring.reference.mean), scoring.num_classes
+    count = int(jackknife_groups(np.arange(protocol.samples), protocol.samples, classes).max()) + 1
+    mine, first = [Sums() for _ in range(count)], np.empty(0)
+    for index, images, _ in sample_shards(model, scoring, protocol, group):
+        features = extract(scoring.extractor, images)
+        pooled, probabilities = features.pooled.cpu().numpy(), features.probabilities.cpu().numpy()
+        groups = jackknife_groups(index, protocol.samples, classes)
+        for g in np.unique(groups):
+            mine[g].add(pooled[groups == g], probabilities[groups == g], index[groups == g], few)
+        if index[0] == 0:
+            first = images[:GRID_IMAGES].cpu().numpy()
+        alive()
+    # One group after the other: the moments of all groups of all workers together would be gigabytes.
+    groups_of_all = [Sums.of_all(group.gather(sums)) for sums in mine]
+    fid, mean_score = scores_of(groups_of_all, scoring.reference)
+    without: tuple[tuple[float, float], ...] = ((fid, mean_score),)  # of fewer than four images none can be left out
+    if count > 1:
+        without = tuple(scores_of(groups_of_all[:g] + groups_of_all[g + 1 :], scoring.reference) for g in range(count))
+    return Scored(fid, mean_score, group.gather(first)[0], without)

@@ -1,0 +1,157 @@
+"""A model over several workers: DDP or FSDP2, activation checkpointing; whole weights in and out.
+
+Precision is autocast's under either strategy, so a loss does not depend on which was used.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from cca_ray.cluster.placement import local_device, precision
+from cca_ray.config import Placement
+from cca_ray.models.family import Model
+from cca_ray.models.likelihood import Scorer
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the workers of a trial."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=local_device)
+
+    def sum(self, values: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+@lru_cache
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here: it wants a C++ compiler, and for a GPU Triton."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds
+        logging.getLogger(__name__).warning("placement.compile is off: torch.compile fails here: %s", error)
+        return False
+    return True
+
+
+def distribute(model: Model, placement: Placement, group: Group) -> nn.Module:
+    """The model's `Scorer`, on this worker's device, ready for the forward passes of training.
+
+    FSDP moves and cuts one layer at a time, straight from the memory-mapped file: no worker ever holds a whole
+    model of its own.
+    """
+    if placement.activation_checkpointing:
+        for number, layer in enumerate(model.stack):
+            model.stack[number] = checkpoint_wrapper(layer)
+    if placement.compile and can_compile(group.device):
+        for layer in model.stack:  # all alike, so that one compilation serves them all
+            layer.compile()
+    scorer = Scorer(model)
+    if group.world > 1 and placement.strategy == "fsdp":
+        mesh = init_device_mesh(group.device.type, (group.world,))
+        for layer in model.stack:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(scorer, mesh=mesh)  # what is left: embeddings, last norm, head
+        return scorer
+    scorer.to(group.device)
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    if group.world == 1 or not trained:
+        return scorer
+    # Gradients are views of the buckets in which they are exchanged: 4 bytes a parameter less.
+    return DistributedDataParallel(scorer, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def gradients_wait(scorer: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Hold back the workers' exchange of gradients until the last micro-batch.
+
+    Not with FSDP, which would then keep whole gradients: what it is used to avoid.
+    """
+    return scorer.no_sync() if wanted and isinstance(scorer, DistributedDataParallel) else nullcontext()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, on every worker."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def parted(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor cut, and placed, as `like` is."""
+    tensor = tensor.to(like.device)
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+Weights = dict[str, Tensor]  # by the parameters' official names; parted as the model is
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """The model's own parameters, not copies."""
+    return {name.replace("_checkpoint_wrapped_module.", ""): p.detach() for name, p in model.named_parameters()}
+
+
+@torch.no_grad()
+def whole_model(model: Model, weights: Weights, device: torch.device) -> Model:
+    """An unwrapped model for sampling, with these weights in place of the model's own; every worker gets one."""
+    plain = model.unfilled()
+    state = {name: whole(weights.get(name, tensor)) for name, tensor in model.state_dict().items()}
+    plain.load_state_dict(state, assign=True)
+    return plain.requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def for_sampling(model: Model, placement: Placement, group: Group) -> Model:
+    """The same model on this worker's device, its weights in the precision of the placement; tables stay exact."""
+    kind = precision(placement, group.device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(group.device, kind)
+    return model.to(group.device)
+
+
+def state_of(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Whole states of model and optimizer, by parameter name: the same file whatever the strategy. On rank 0."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_state_dict(model, optimizer, options=options)
+
+
+def restore(model: nn.Module, optimizer: Optimizer, states: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
+    """Take up what `state_of` returned, in place, parted as this model is."""
+    weights, moments = states
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=dict(weights),
+        optim_state_dict=dict(moments),
+        options=StateDictOptions(full_state_dict=True),
+    )

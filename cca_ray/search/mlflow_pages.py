@@ -1,0 +1,150 @@
+"""What a study shows of itself in MLflow besides its trials: experiment, notes, filters, data set, models."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cca_ray.config import StudyConfig
+from cca_ray.data.tokens import TokenMeta, TokenSet
+from cca_ray.evaluation.scoring import required
+from cca_ray.search.final_comparison import Outcome
+from cca_ray.search.ledger import readable
+from cca_ray.storage.mirror import pull
+from cca_ray.storage.uris import named
+from cca_ray.tracking.pyfunc import settings_of
+from cca_ray.tracking.store import KEY, DataSet
+from cca_ray.tracking.tracker import Tracker
+
+CHAMPION = "champion"  # alias of the winner among the versions of its registered model
+
+
+def data_set_name(config: StudyConfig) -> str:
+    """That of the embedded images, or of the token set's folder."""
+    return config.base.embedded or Path(required(config.data.tokens, "data.tokens")).name
+
+
+def experiment_name(family: str, data_set: str) -> str:
+    return f"cca_ray {family} {data_set}"
+
+
+def experiment_of(config: StudyConfig) -> str:
+    """The experiment that a study of this size belongs to."""
+    return experiment_name(config.base.family, data_set_name(config))
+
+
+def registered_name(config: StudyConfig) -> str:
+    """The registered model whose versions are winners of this size."""
+    return re.sub(r"[^\w.-]", "_", f"cca_ray-{config.base.family}-{data_set_name(config)}-{config.name}")
+
+
+def trials_filter(parent: str) -> str:
+    """For MLflow's search box: all children of the size's run with this key, and nothing else."""
+    return f"tags.`{KEY}` LIKE '{parent}/%'"
+
+
+def ended_filter(parent: str) -> str:
+    """The same: trials of the search that were trained to their end."""
+    study, size, _ = parent.split("/")
+    return f"tags.study = '{study}' and tags.size = '{size}' and tags.arm = 'search' and attributes.status = 'FINISHED'"
+
+
+def experiment_tags(config: StudyConfig) -> dict[str, str]:
+    """The description, and the metric that MLflow charts first."""
+    text = f"""\
+Condition Contrastive Alignment of {config.base.family} on {data_set_name(config)}: models that sample without guidance.
+
+**Primary metric: `fid`**, lower is better: of images sampled without guidance, on the same noise for all trials. Scores
+compare only under one `protocol` (a tag).
+
+A run is a search for one model size: its note has the verdict and a filter for its trials, its artifacts the report.
+Below it is a run for every fine-tuning, by the tag `arm`: `search`, `control` (plain fine-tuning with the same budget)
+and `replicate` (a finalist with another seed). Steps are optimizer steps. Finalists are models; their `fid_final` and
+`is_final` are on fresh noise. The winner is registered, alias `{CHAMPION}`.
+"""
+    return {
+        "mlflow.note.content": text,
+        "mlflow.experiment.primaryMetric.name": "fid",
+        "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+    }
+
+
+def data_set_of(config: StudyConfig, data: TokenSet) -> DataSet:
+    """The token set as an input of a run."""
+
+    def tensor(name: str, dtype: str, shape: Sequence[int]) -> str:
+        return json.dumps([{"name": name, "type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, *shape]}}])
+
+    meta = data.meta
+    columns = {
+        "features": tensor("tokens", "uint16", [meta.crops, meta.length]),
+        "targets": tensor("label", "int64", []),
+    }
+    profile = {
+        "images": len(data.labels),
+        "classes": len(meta.class_names),
+        "crops": meta.crops,
+        "tokens": meta.length,
+        "codebook_size": meta.codebook_size,
+        "image_size": meta.image_size,
+    }
+    source = named(required(config.data.tokens, "data.tokens"))
+    schema = json.dumps({"mlflow_tensorspec": columns})
+    return DataSet(data_set_name(config), data.digest, source, schema, json.dumps(profile))
+
+
+def note_of_trials(parent: str) -> str:
+    return (
+        "Its trials that ended, for the search box; sorted by `fid`, the best is on top:\n\n"
+        f"    {ended_filter(parent)}\n\nAll its runs, also control, stopped and failed ones:\n\n"
+        f"    {trials_filter(parent)}\n"
+    )
+
+
+def show_unfinished(tracker: Tracker, parent: str, how: str) -> None:
+    """`how`: running, or how it stopped."""
+    tracker.note(parent, f"**{how}**; the verdict comes at the end.\n\n{note_of_trials(parent)}")
+
+
+def show_outcome(
+    tracker: Tracker,
+    parent: str,
+    config: StudyConfig,
+    meta: TokenMeta,
+    data_set: DataSet,
+    outcome: Outcome,
+    summary: Mapping[str, Any],
+    steps: int,
+) -> None:
+    """Figures on the size's MLflow run; its finalists as models that can be loaded."""
+    figures = {key.replace("inception_score_", "is_"): value for key, value in summary.items()}
+    shown = ("fid_", "std_", "is_", "guidance_scale")
+    tracker.metrics(parent, {steps: {k: v for k, v in figures.items() if k.startswith(shown)}})
+    tracker.tags(parent, {"protocol": summary["protocol"], "winner": readable(summary["winner"])})
+    for standing in outcome.finalists:
+        run, checkpoint = f"{parent}/{standing.contender.key}", required(standing.contender.checkpoint, "checkpoint")
+        pull(Path(checkpoint))
+        own = {"fid_final": float(standing.fids[0].mean()), "is_final": float(standing.inception_scores[0].mean())}
+        tracker.scores(run, own, data_set)
+        files = {"model": checkpoint, "tokenizer": required(config.base.tokenizer, "base.tokenizer")}
+        tracker.pack(run, parent, files, settings_of(config, meta))
+
+
+def crown(tracker: Tracker, summary: Mapping[str, Any], verdict: str, table: str) -> None:
+    """Register the winner as champion; the verdict, and the table in Markdown, in the note of the size's run."""
+    parent, name, winner = summary["mlflow_key"], summary["registered_model"], summary["winner"]
+    study, size, _ = parent.split("/")
+    tags = {KEY: parent, "study": study, "size": size, "protocol": summary["protocol"], "trial": summary["trial"]}
+    tags |= {**winner, "fid": summary["fid_cca"], "std": summary["std_cca"]}
+    what = f"{readable(winner)}, trial {summary['trial']} of {study}.{ties_of(summary)}"
+    tracker.register(summary["winner_key"], name, CHAMPION, f"{verdict}. {what}", tags)
+    load = f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}").predict({{"label": [0, 1]}})'
+    tracker.note(parent, f"**{verdict}.**\n\n{table}\n\nWinner: {what}\n\n    {load}\n\n{note_of_trials(parent)}")
+
+
+def ties_of(summary: Mapping[str, Any]) -> str:
+    """The finalists that cannot be told from the winner, in a sentence; empty if there are none."""
+    others = [f for f in summary["finalists"] if f["tied"] and f["trial"] != summary["trial"]]
+    named = [readable({key: f[key] for key in summary["winner"]}) for f in others]
+    return f" Tied with it: {'; '.join(named)}." if named else ""

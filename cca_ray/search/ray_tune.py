@@ -1,0 +1,273 @@
+"""Ray Tune runs the trials that the ledger proposes: `Proposer`, `Rungs`, `Watch` and `Ending` are its view of it."""
+
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cca_ray.cluster.placement import in_this_process
+from cca_ray.cluster.queue import line_of_the_cluster
+from cca_ray.cluster.stopping import Stop
+from cca_ray.config import StudyConfig, Train
+from cca_ray.search.ledger import NEVER_RAN, Ledger, Running
+from cca_ray.storage.mirror import listed, pull, push_database, remove, upload
+from cca_ray.storage.uris import is_copy
+from cca_ray.training.loop import Job, shrink, started_at, stop_sign
+from cca_ray.training.trial import free_gangs, run_trial, trial_folder, trial_resources
+
+STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
+LOOK_S = 2.0  # how often workers are looked after
+FREED_S = 10.0  # after a trial's end Ray itself gives back what it held
+
+LOG = logging.getLogger(__name__)
+TableOf = Callable[[Train], Path | None]
+
+
+class Proposer(Searcher):
+    """Tune's searcher: asks the ledger. Its memory is Optuna's storage, so it has no state of its own to save.
+
+    `placer`: keeps the line for the cluster's cards, where the trials stand in one.
+    """
+
+    def __init__(self, ledger: Ledger, job_of: Callable[[Train, str], Job], placer: Any = None):
+        super().__init__()
+        self.ledger, self.job_of, self.placer = ledger, job_of, placer
+
+    def suggest(self, trial_id: str) -> Any:
+        running = self.ledger.propose(trial_id)
+        if running is None:
+            return Searcher.FINISHED
+        return {"job": self.job_of(running.train, running.key).packed(), "placer": self.placer}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if self.placer and (running := self.ledger.running.get(trial_id)):
+            self.placer.forget.remote(str(self.job_of(running.train, running.key).folder))
+        self.ledger.finish(trial_id, lost=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class Rungs(FIFOScheduler):
+    """Tune's scheduler: passes every report to the ledger, which decides."""
+
+    def __init__(self, ledger: Ledger, job_of: Callable[[Train, str], Job]):
+        super().__init__()
+        self.ledger, self.job_of = ledger, job_of
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        known = trial.trial_id in self.ledger.running
+        return (
+            TrialScheduler.CONTINUE if not known or self.ledger.record(trial.trial_id, result) else TrialScheduler.STOP
+        )
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Its process was lost; Tune may start it again. Tune keeps each loss as a header line and a message."""
+        running = self.ledger.running.get(trial.trial_id)
+        if running is None or not trial.error_file or not Path(trial.error_file).exists():
+            return
+        loss = Path(trial.error_file).read_text().split("Failure # ")[-1]
+        running.lost = f"lost its process: {loss.splitlines()[1]}" if NEVER_RAN not in loss else NEVER_RAN
+        if "OutOfMemory" in loss:  # Ray's own guard killed it before the system would have
+            shrink(self.job_of(running.train, running.key))
+
+
+@ray.remote(num_cpus=0)
+def kill_process(pid: int, started: str) -> bool:
+    """Kill it, if it is still the same one; whether it was."""
+    with suppress(OSError):
+        if started_at(pid) == started:
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+class Watch(tune.Callback):
+    """Kills processes that have shown no sign of life for too long; their trials go on as after any loss.
+
+    By its own clock: those of other nodes may be wrong. It also tells the cluster's line that this study is alive, and
+    gives back what the workers of trials that have ended still hold.
+    """
+
+    def __init__(self, ledger: Ledger, storage: Path, limit_s: float, placer: Any = None):
+        self.ledger, self.storage, self.limit_s, self.placer = ledger, storage, limit_s, placer
+        self.look_s = max(LOOK_S, limit_s / 20) if is_copy(storage) else LOOK_S  # at a URI every look is a request
+        self.alone = in_this_process(ledger.config.placement)  # trials are no groups
+        self.told = self.looked = 0.0
+        self.seen = dict[Path | str, tuple[Any, float]]()  # what was last seen of a sign, and since when
+        self.killing = dict[ray.ObjectRef, str]()  # what to say of each
+        self.ended = dict[str, float]()  # worker groups, by key, and since when they are seen to have ended
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        if self.placer and now - self.told >= LOOK_S:
+            self.told = now
+            self.placer.alive.remote(str(self.storage / "trials"))
+        if now - self.looked < self.look_s:
+            return
+        self.looked = now
+        for trial in trials:
+            if running := self.ledger.running.get(trial.trial_id):
+                if not self.alone:
+                    self.ended[running.key] = math.inf
+                with suppress(OSError):
+                    self.look_after(trial, running, now)
+        self.tidy({running.key for running in self.ledger.running.values()}, now)
+        for done in ray.wait(list(self.killing), timeout=0)[0] if self.killing else []:
+            line = self.killing.pop(done)
+            with suppress(RayError):  # a node that is gone has no process left
+                if ray.get(done):
+                    self.ledger.say(line)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        for key in list(self.ended):
+            self.free(key)
+
+    def tidy(self, running: set[str], now: float) -> None:
+        """Free what is still held some seconds after a trial's end: Ray has had its time for that."""
+        for key in set(self.ended) - running:
+            self.ended[key] = min(self.ended[key], now)
+            if now - self.ended[key] > FREED_S:
+                self.free(key)
+
+    def free(self, key: str) -> None:
+        """What the workers of this trial, which has ended, still hold."""
+        del self.ended[key]
+        with suppress(OSError, RayError):
+            if free_gangs(trial_folder(self.storage, key)):
+                LOG.info("%s: Ray had left its workers' placement group; removed", key)
+
+    def look_after(self, trial: Any, running: Running, now: float) -> None:
+        """Every worker leaves a sign of its own. Who hangs before the first is the trial's own process.
+
+        A group may wait long for its workers; that they start is Ray Train's to watch.
+        """
+        signs = listed(trial_folder(self.storage, running.key), "alive-*")
+        for sign, written in signs.items():
+            if self.still(sign, written, now) and pull(sign):
+                process = json.loads(sign.read_text())
+                remove(sign)
+                there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
+                kill = kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
+                self.killing[kill] = self.line(running, f"killed process {process['pid']}")
+        actor = trial.temporary_state.ray_actor
+        if self.still(trial.trial_id, (bool(signs), str(actor)), now) and self.alone and actor and not signs:
+            del self.seen[trial.trial_id]
+            self.ledger.say(self.line(running, "killing its process"))
+            ray.kill(actor)
+
+    def still(self, what: Path | str, sign: Any, now: float) -> bool:
+        """Whether this sign has been the same for longer than the limit."""
+        before, since = self.seen.get(what, (None, now))
+        if sign != before:
+            self.seen[what] = (sign, now)
+        return bool(sign == before and now - since > self.limit_s)
+
+    def line(self, running: Running, what: str) -> str:
+        return f"{running.label}  no sign of life for {self.limit_s:.0f} s: {what}"
+
+
+class Ending(tune.Stopper):
+    """Ends Tune some seconds after the ledger was halted, whether or not the trials have written their checkpoints."""
+
+    def __init__(self, ledger: Ledger):
+        self.ledger = ledger
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return time.monotonic() - self.ledger.halted_at > STOP_S
+
+
+def run_trials(
+    config: StudyConfig,
+    ledger: Ledger,
+    table_of: TableOf,
+    storage: Path,
+    trainable: Any = run_trial,
+    stop: Stop | None = None,
+) -> None:
+    """Hand the ledger's proposals to Ray Tune until there are none. `trainable` runs one.
+
+    Raises KeyboardInterrupt if it was asked to stop before that, ValueError if storage could not be used.
+    """
+
+    def job_of(train: Train, key: str) -> Job:
+        return Job(config, train, trial_folder(storage, key), table_of(train))
+
+    sign = storage / "trials" / stop_sign(config)
+    sign.parent.mkdir(parents=True, exist_ok=True)
+    remove(sign)
+
+    def halt() -> None:
+        ledger.say(f"{config.name}  stopping: {len(ledger.running)} running trials write their checkpoints")
+        with suppress(OSError):
+            sign.touch()
+            if is_copy(sign):
+                upload(sign, sign)
+
+    ledger.on_halt.append(halt)
+    ledger.on_write.append(lambda: push_database(storage / "study.db"))
+    # Tune's own snapshots are never read again: they go where no full or absent storage can stop the study.
+    with (stop or Stop()).calling(ledger.halt), TemporaryDirectory(prefix="cca_ray-") as scratch:
+        try:
+            tuner(config, ledger, job_of, storage, scratch, trainable).fit()
+        finally:
+            ledger.close()
+    if ledger.stuck:
+        raise ValueError(f"{config.name}: {ledger.stuck}; mend that and run the same command again to continue")
+    if not ledger.done():
+        raise KeyboardInterrupt
+
+
+def tuner(
+    config: StudyConfig,
+    ledger: Ledger,
+    job_of: Callable[[Train, str], Job],
+    storage: Path,
+    scratch: str,
+    trainable: Any,
+) -> tune.Tuner:
+    placement = config.placement
+    placer = line_of_the_cluster() if placement.accelerators else None
+    return tune.Tuner(
+        tune.with_resources(trainable, resources_of),
+        tune_config=tune.TuneConfig(
+            search_alg=Proposer(ledger, job_of, placer),
+            scheduler=Rungs(ledger, job_of),
+            num_samples=-1,
+            max_concurrent_trials=config.search.max_concurrent,
+            reuse_actors=in_this_process(placement),  # with nested workers, reuse hangs when a trial is stopped
+        ),
+        run_config=tune.RunConfig(
+            name=config.name,
+            storage_path=scratch,
+            failure_config=tune.FailureConfig(max_failures=placement.max_failures),
+            callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes, placer)],
+            stop=Ending(ledger),
+            verbose=0,
+        ),
+    )
+
+
+def resources_of(settings: dict[str, Any]) -> dict[str, float]:
+    """By what `Proposer` suggests. Tune writes this on the trainable, which all sizes share."""
+    return trial_resources(Job.unpacked(settings["job"]).config.placement)

@@ -1,0 +1,186 @@
+"""The sizes of a study: one after another, or side by side; what small ones find, larger ones of the family try."""
+
+import math
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import psutil
+
+from cca_ray.cluster.placement import GIB, in_this_process
+from cca_ray.cluster.stopping import LOOK_S, Stop
+from cca_ray.config import StudyConfig
+from cca_ray.pretrain import resolve
+from cca_ray.report import picture, table, verdict, write_summary
+from cca_ray.search.ledger import Limits
+from cca_ray.search.mlflow_pages import crown, experiment_of
+from cca_ray.search.size_study import SizeResult, run_size
+from cca_ray.storage.mirror import pull, push
+from cca_ray.storage.uris import named
+from cca_ray.terminal.console import Console
+from cca_ray.terminal.live_view import Window
+from cca_ray.tracking.tracker import Tracker
+
+GANG_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
+PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all sizes together may use; None: no bound."""
+
+    minutes: float | None = None  # of wall time, from `started` on
+    device_hours: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def share(self, used_hours: float, sizes_left: int, side_by_side: bool) -> Limits:
+        """What the next size may use: an equal part of what is left, so that what one leaves goes to the next.
+
+        Side by side all have the same time.
+        """
+        seconds = 60 * self.minutes - (time.monotonic() - self.started) if self.minutes else math.inf
+        hours = self.device_hours - used_hours if self.device_hours else math.inf
+        return Limits(seconds / (1 if side_by_side else sizes_left), 3600 * hours / sizes_left)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study: its name, where it lies, and who is told of it. `trackers`: by experiment."""
+
+    name: str
+    folder: Path
+    trackers: Mapping[str, Tracker]
+    console: Console
+    window: Window
+
+
+def taught_by(sizes: Sequence[dict[str, Any]], family: str) -> list[dict[str, float]]:
+    """The best settings of the smaller sizes of a family, the last one's first."""
+    return [size["winner"] for size in reversed(sizes) if size["family"] == family]
+
+
+def too_many_at_once(configs: Sequence[StudyConfig], side_by_side: bool, have_gib: float) -> str:
+    """What to tell of a machine of so much memory that cannot drive all trials that may run at a time; else nothing."""
+    gangs = [0 if in_this_process(config.placement) else config.search.max_concurrent for config in configs]
+    most = sum(gangs) if side_by_side else max(gangs)
+    if GANG_GIB * most < 0.9 * have_gib:  # the rest is the driver's, Ray's and MLflow's
+        return ""
+    return (
+        f"{most} trials at a time hold about {GANG_GIB * most:.0f} GiB on this machine, which has {have_gib:.0f}: "
+        "want a larger one, or a smaller --max-concurrent"
+    )
+
+
+def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
+    """Keep the winner and the picture of one size, in the study's folder and in MLflow."""
+    size = result.summary
+    folder.mkdir(parents=True, exist_ok=True)
+    winner = folder / "winner.pt"
+    pull(Path(size["checkpoint"]))
+    shutil.copyfile(size["checkpoint"], winner)
+    size["checkpoint"] = named(winner)
+    tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
+    crown(tracker, size, verdict(size), table([size]))
+    push(folder)
+
+
+class Sizes:
+    """The sizes at work. Each runs in a thread, so that the main thread is free for signals."""
+
+    def __init__(self, study: Study, configs: Sequence[StudyConfig], budget: Budget, side_by_side: bool, stop: Stop):
+        self.study, self.configs, self.budget, self.side_by_side, self.stop = study, configs, budget, side_by_side, stop
+        self.done: dict[str, dict[str, Any]] = {}  # the summaries
+        self.ended: Queue[tuple[StudyConfig, SizeResult | BaseException]] = Queue()
+
+    def sizes(self, upto: int | None = None) -> list[dict[str, Any]]:
+        """The summaries of those of the first sizes that are done, in order."""
+        return [self.done[config.name] for config in self.configs[:upto] if config.name in self.done]
+
+    def run(self) -> list[dict[str, Any]]:
+        """The summaries of all sizes.
+
+        Raises KeyboardInterrupt if it was stopped. ValueError if a size cannot go on: others at work end first.
+        """
+        have_gib = psutil.virtual_memory().total / GIB
+        if warning := too_many_at_once(self.configs, self.side_by_side, have_gib):
+            self.study.console.say(warning)
+        at_once = len(self.configs) if self.side_by_side else 1
+        begun, over, errors = 0, 0, list[BaseException]()
+        while True:
+            while begun < len(self.configs) and begun - over < at_once and not errors:
+                self.begin(begun)
+                begun += 1
+            if over == begun:
+                break
+            if error := self.await_one():
+                errors.append(error)
+            over += 1
+        if errors:
+            self.stop.check()
+            raise errors[0]
+        return self.sizes()
+
+    def begin(self, number: int) -> None:
+        """Start the thread of this size. Its base is made before, if it is an embedded one."""
+        config, study = self.configs[number], self.study
+        left = len(self.configs) if self.side_by_side else len(self.configs) - number
+        limits = self.budget.share(sum(size["device_hours"] for size in self.sizes()), left, self.side_by_side)
+
+        def progress(what: str, done: int, total: int) -> None:
+            self.stop.check()
+            study.console.progress(what, done, total)
+
+        try:
+            resolved = resolve(config, study.folder.parent, progress)
+        except (ValueError, OSError, KeyboardInterrupt) as error:
+            self.ended.put((config, error))
+            return
+
+        def work() -> None:
+            try:
+                outcome: SizeResult | BaseException = run_size(
+                    resolved,
+                    study.name,
+                    study.folder,
+                    study.trackers[experiment_of(config)],
+                    study.console.say,
+                    limits,
+                    lambda: taught_by(self.sizes(number), config.base.family),
+                    study.window.show,
+                    self.stop,
+                )
+            except BaseException as error:
+                outcome = error
+            self.ended.put((config, outcome))
+
+        threading.Thread(target=work, name=config.name, daemon=True).start()
+
+    def await_one(self) -> BaseException | None:
+        """Wait for the next size to end, and keep what it found; what ended it, if it found nothing."""
+        patience = math.inf
+        while True:
+            with suppress(Empty):
+                config, outcome = self.ended.get(timeout=LOOK_S)
+                break
+            if self.stop.wished.is_set():
+                patience = min(patience, time.monotonic() + PATIENCE_S)
+                if time.monotonic() > patience:
+                    raise KeyboardInterrupt
+        study = self.study
+        study.window.hide(config.name)
+        if isinstance(outcome, BaseException):
+            return outcome
+        try:
+            finish_size(outcome, study.folder / config.name, study.trackers[experiment_of(config)])
+            self.done[config.name] = outcome.summary
+            write_summary(study.folder, self.sizes())
+        except OSError as error:  # others may be at work
+            return error
+        study.console.say(verdict(outcome.summary))
+        return None

@@ -1,0 +1,213 @@
+"""What all verbs share: lines and progress on the terminal, help with examples, errors of one line, exit code 2.
+
+It is light on imports, for `cca-ray --help` and shell completion.
+"""
+
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cca_ray.config import ConfigError, reason
+from cca_ray.storage.mirror import pull
+from cca_ray.storage.uris import here
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
+DEFAULT_SPACES = ("digits_s", "digits_m", "digits_var")
+INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
+PROGRAM = "cca-ray"
+LOG = logging.getLogger(__name__)
+
+
+def find_space(name: str) -> Path:
+    """A search space's file: a path or URI, or the bare name of one that comes with the project."""
+    path = here(name)
+    pull(path)
+    shipped = SPACES / f"{path.stem}.yaml"
+    bare = path.parent == Path() and not path.exists()
+    return shipped if bare and shipped.exists() else path
+
+
+def place(where: str | Path) -> Path:
+    """An option that takes a path or a URI; the local path."""
+    try:
+        return here(where)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def complete_space(incomplete: str) -> list[str]:
+    """Names of shipped search spaces, for the shell."""
+    return sorted(path.stem for path in SPACES.glob("*.yaml") if path.stem.startswith(incomplete))
+
+
+def complete_study(incomplete: str) -> list[str]:
+    """Names of studies in the default storage, for the shell."""
+    storage = Path(os.environ.get("CCA_RAY_STORAGE", "runs"))
+    return sorted(path.parent.name for path in storage.glob(f"{incomplete}*/study.db"))
+
+
+# What several verbs take.
+SpaceArgument = Annotated[
+    str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
+]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
+]
+
+
+class Console:
+    """Lines with the time since the start; progress as a bar on a terminal, as a line now and then elsewhere.
+
+    What is said also goes to Python's logging. `quiet`: nowhere else.
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self.stream, self.quiet = stream or sys.stdout, quiet
+        self.rich = RichConsole(file=self.stream, highlight=False)
+        self.terminal = self.stream.isatty() and not self.rich.is_dumb_terminal and not quiet
+        self.started = time.monotonic()
+        self.bars: Progress | None = None
+        self.live: Live | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.quarters: dict[str, int] = {}
+        self.lock = threading.RLock()  # MLflow's thread speaks too
+
+    def say(self, text: str) -> None:
+        LOG.info("%s", text)
+        if self.quiet:
+            return
+        with self.lock:
+            self.close_bars()
+            line = f"{time.monotonic() - self.started:5.0f} s  {text}"
+            if self.live is not None:
+                self.rich.print(Text(line), soft_wrap=True)
+            else:
+                print(line, file=self.stream, flush=True)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `what`."""
+        if self.quiet:
+            return
+        if not self.terminal:
+            quarter = 4 * done // total
+            if quarter != self.quarters.get(what, 0):
+                self.quarters[what] = quarter
+                self.say(f"{what}  {25 * quarter} %")
+            return
+        if self.bars is None:
+            self.bars = Progress(
+                TextColumn("        {task.description:16}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f} %"),
+                TimeRemainingColumn(),
+                console=self.rich,
+            )
+            self.bars.start()
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total)
+        self.bars.update(self.tasks[what], completed=done)
+
+    def close_bars(self) -> None:
+        """Leave the bars as they are, so that lines can follow."""
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars, self.tasks = None, {}
+
+    def keep_below(self, draw: Callable[[], RenderableType]) -> None:
+        """On a terminal: keep this, drawn anew twice a second, below all lines, until `clear`."""
+        with self.lock:
+            if self.terminal and self.live is None:
+                self.close_bars()
+                self.live = Live(get_renderable=draw, console=self.rich, refresh_per_second=2, transient=True)
+                self.live.start()
+                self.rich.show_cursor(True)  # who ends at once, at a second Ctrl-C, would leave it hidden
+
+    def clear(self) -> None:
+        """Take away what is kept below the lines."""
+        with self.lock:
+            live, self.live = self.live, None
+        if live is not None:  # outside of the lock, which the thread that draws may want
+            live.stop()
+
+
+def fail(message: str, notes: list[str] | None = None) -> NoReturn:
+    """One line on stderr, exit code 2. `notes`: where to read more."""
+    more = "".join(f" ({note})" for note in notes or [])
+    print(f"error: {' '.join(message.split())}{more}", file=sys.stderr)
+    sys.exit(2)
+
+
+def examples(main: Callable[..., Any]) -> list[tuple[str, str]]:
+    """The commands that the docstring of a verb's module shows, each with what it is for, if that is said."""
+    lines = (main.__globals__["__doc__"] or "").splitlines()
+    found = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if line.strip().startswith(PROGRAM)]
+    return [(words[0], words[1] if len(words) > 1 else "") for words in found]
+
+
+def command(main: Callable[..., Any], name: str | None = None) -> Any:
+    """The verb as typer's command, its help ending in examples."""
+    app = typer.Typer(add_completion=False)
+    shown = [f"  {escape(line)}" + f"\n      [dim]{escape(what)}[/dim]" * bool(what) for line, what in examples(main)]
+    app.command(name, epilog="\n".join(["Examples:", *shown]) if shown else None)(main)
+    return typer.main.get_command(app)
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Run a verb. A mistake of the user's is one line on stderr and exit code 2; a fault of ours is a traceback."""
+    run_command(command(main))
+
+
+def run_command(command: Any, arguments: list[str] | None = None, program: str | None = None) -> None:
+    """See `run`. `arguments`: by default those of this process."""
+    try:
+        code = command.main(arguments, prog_name=program, standalone_mode=False)
+    except Exception as error:
+        message = told(error)
+        if message is None:
+            raise
+        fail(message, getattr(error, "__notes__", None))
+    if code == INTERRUPTED:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+    sys.exit(code or 0)
+
+
+def told(error: Exception) -> str | None:
+    """What to tell of an error; None if it is a fault of ours."""
+    if isinstance(error, ValidationError):
+        return f"{error.title}: {reason(error)}"
+    if isinstance(error, typer.TyperException):
+        return error.format_message()
+    if "ray" in sys.modules:  # too heavy to import for a mistyped option
+        from ray.exceptions import LocalRayletDiedError, RayError
+
+        if isinstance(error, LocalRayletDiedError):
+            return "Ray died on this machine; run the same command again to continue"
+        if isinstance(error, RayError):
+            return told_elsewhere(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input/output'}: {error.strerror or error}"
+    return str(error) if isinstance(error, ValueError) else None
+
+
+def told_elsewhere(error: BaseException) -> str | None:
+    """The same of an error that Ray has brought from another process."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ValueError | OSError):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return None if cause is None else str(cause)

@@ -1,0 +1,68 @@
+"""A winner as MLflow keeps it -> images of the labels that are asked for.
+
+`mlflow.pyfunc.load_model` finds this file by its name and calls `_load_pyfunc`; nothing is pickled, and MLflow is not
+imported. The folder: `settings.json`, and one official checkpoint each in `model/` and `tokenizer/`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cca_ray.config import Placement, StudyConfig
+from cca_ray.data.tokens import TokenMeta
+from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
+from cca_ray.models.family import load_official, load_tokenizer
+from cca_ray.models.parallel import Group, for_sampling
+
+SETTINGS = "settings.json"
+
+
+def settings_of(config: StudyConfig, meta: TokenMeta) -> dict[str, Any]:
+    """What must be known besides the weights to sample as the study does; for `settings.json`."""
+    score = config.score
+    return {
+        "family": config.base.family,
+        "size": config.base.size,
+        "length": meta.length,
+        "image_size": score.image_size or meta.image_size,
+        "precision": config.placement.precision,
+        "decoding": {"temperature": score.temperature, "top_k": score.top_k, "top_p": score.top_p},
+    }
+
+
+class Champion:
+    """Samples without guidance, by the study's protocol, on a GPU if there is one."""
+
+    def __init__(self, folder: Path):
+        settings = json.loads((folder / SETTINGS).read_text())
+        family, self.image_size = settings["family"], settings["image_size"]
+        ((weights,), (codes,)) = ([*(folder / part).iterdir()] for part in ("model", "tokenizer"))
+        model = load_official(
+            family, settings["size"], weights, codes if family == "var" else None, length=settings["length"]
+        )
+        group = Group()
+        self.device, self.decoding = group.device, Decoding(**settings["decoding"])
+        self.model = for_sampling(model, Placement(precision=settings["precision"]), group)
+        self.tokenizer = load_tokenizer(family, codes).to(group.device)
+
+    def predict(self, model_input: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> np.ndarray:
+        """Labels [N], in `label` -> images [N, H, W, 3] uint8. `params`: `seed` of the noise, 0 if not given.
+
+        Row i has the noise of image i of that seed, whatever the other labels are. ValueError for an unknown label.
+        """
+        labels, classes = np.asarray(model_input["label"], dtype=np.int64).reshape(-1), self.model.config.num_classes
+        if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"label: want at least one, each from 0 to {classes - 1}")
+        noise = uniforms(int((params or {}).get("seed", 0)), np.arange(len(labels)), sum(self.model.decode_steps))
+        here = torch.tensor(labels, device=self.device)
+        tokens = sample_tokens(self.model, here, noise.to(self.device), self.decoding)
+        return decode_images(self.tokenizer, tokens, self.image_size).cpu().numpy()
+
+
+def _load_pyfunc(path: str) -> Champion:
+    """MLflow's name for it; `path`: the folder."""
+    return Champion(Path(path))

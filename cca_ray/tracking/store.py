@@ -1,0 +1,245 @@
+"""An experiment in MLflow: its runs, what they take in, log and make.
+
+With `mlmodels.py` and `tracking.py` the only importer of mlflow.
+"""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID
+from PIL import Image
+
+from cca_ray.tracking.logged_models import (
+    add_output,
+    last_step,
+    log_scores,
+    make_model,
+    model_of,
+    pack_model,
+    register_model,
+)
+
+KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is found again
+# Optuna's states as MLflow's own Optuna storage maps them; an interrupted run is reopened when the study goes on.
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
+BATCH, MOST_RUNS = 1000, 50_000  # metrics logged at once, runs found at once: MLflow's limits
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a run was trained on, as MLflow's inputs name it; `schema` and `profile` are JSON, the digest is short."""
+
+    name: str
+    digest: str
+    source: str
+    schema: str
+    profile: str
+
+    @property
+    def id(self) -> tuple[str, str]:
+        return self.name, self.digest
+
+
+def reach(url: str, timeout_s: float = 10.0) -> None:
+    """Ask a server once. Raises OSError if none is there."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout_s):  # noqa: S310 (http or https)
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answered
+
+
+@dataclass
+class Run:
+    """What is known of a run in MLflow; None: not asked yet."""
+
+    id: str
+    child: bool
+    last_step: int | None = None  # the last optimizer step that was logged
+    images: set[str] | None = None  # how the files of complete images begin
+
+
+class Store:
+    """An experiment in MLflow. Every method writes so that the same again, in whole or from the middle, is no change.
+
+    `at`: when the entry was made, in ms since 1970.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None, say: Callable[[str], None]):
+        self.uri, self.experiment, self.say = uri, experiment, say
+        self.server = uri.startswith(("http://", "https://"))
+        self.location = artifacts.resolve().as_uri() if artifacts and not self.server else None
+        self.client = MlflowClient(tracking_uri=uri)
+        self.experiment_id = ""
+        self.runs: dict[str, Run] = {}
+
+    def open(self) -> None:
+        """Find or make the experiment. Raises ValueError if it was deleted, and whatever MLflow raises."""
+        if self.server:
+            reach(self.uri)
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found and found.lifecycle_stage != "active":
+            raise ValueError(f"the experiment {self.experiment} was deleted there; restore it, or delete it for good")
+        self.experiment_id = (
+            found.experiment_id
+            if found
+            else self.client.create_experiment(self.experiment, artifact_location=self.location)
+        )
+
+    def describe(self, at: int, tags: Mapping[str, str]) -> None:
+        """What someone has written there by hand stays."""
+        there = self.client.get_experiment(self.experiment_id).tags
+        for name, value in tags.items():
+            if name not in there:
+                self.client.set_experiment_tag(self.experiment_id, name, value)
+
+    def find(self, key: str) -> Run | None:
+        if key not in self.runs:
+            quote = '"' if "'" in key else "'"
+            query = f"tags.`{KEY}` = {quote}{key}{quote}"
+            for run in self.client.search_runs([self.experiment_id], query, max_results=1):
+                self.runs[key] = Run(run.info.run_id, MLFLOW_PARENT_RUN_ID in run.data.tags)
+        return self.runs.get(key)
+
+    def known(self, key: str) -> Run:
+        run = self.find(key)
+        if run is None:
+            raise ValueError("no run has this key")
+        return run
+
+    def run(self, key: str, at: int, name: str, parent: str | None, tags: Mapping[str, str]) -> None:
+        run = self.find(key)
+        if run:
+            self.client.update_run(run.id, status="RUNNING")
+            return
+        tags = {KEY: key, **tags, **({MLFLOW_PARENT_RUN_ID: self.known(parent).id} if parent else {})}
+        created = self.client.create_run(self.experiment_id, start_time=at, run_name=name, tags=tags)
+        self.runs[key] = Run(created.info.run_id, parent is not None, -1, set())
+
+    def params(self, key: str, at: int, params: Mapping[str, str]) -> None:
+        self.client.log_batch(self.known(key).id, params=[Param(*pair) for pair in params.items()])
+
+    def tags(self, key: str, at: int, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(self.known(key).id, tags=[RunTag(*pair) for pair in tags.items()])
+
+    def metrics(self, key: str, at: int, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """A child's steps are logged once, whoever repeats them; a row, and so a step, is never cut in two.
+
+        The same row of the same entry once more, as after an answer that was lost, MLflow itself leaves out. On a
+        parent, whose few figures a study that is run again finds again, what it shows already is left out.
+        """
+        run, batch = self.known(key), list[Metric]()
+        shown = {} if run.child else self.client.get_run(run.id).data.metrics
+        if run.last_step is None:
+            run.last_step = max((metric.step for metric in self.client.get_metric_history(run.id, "loss")), default=-1)
+        last = run.last_step
+        for step, row in rows:
+            if run.child and step <= last:
+                continue
+            if len(batch) + len(row) > BATCH:
+                self.send(run, batch)
+                batch = []
+            batch += [Metric(name, value, at, step) for name, value in row.items() if shown.get(name) != value]
+        self.send(run, batch)
+
+    def send(self, run: Run, batch: list[Metric]) -> None:
+        if batch:
+            self.client.log_batch(run.id, metrics=batch)
+            run.last_step = batch[-1].step
+
+    def image(self, key: str, at: int, name: str, path: str, step: int) -> None:
+        """MLflow writes a PNG, then a small WebP, then a tag, under names that are new each time."""
+        run = self.known(key)
+        if run.images is None:
+            paths = [file.path for file in self.client.list_artifacts(run.id, "images")]
+            run.images = {path.split("timestamp+")[0] for path in paths if path.endswith("compressed.webp")}
+        present, begin = run.images, f"images/{name.replace('/', '~')}+step+{step}+"
+        if begin in present:
+            self.client.set_tag(run.id, MLFLOW_LOGGED_IMAGES, True)
+            return
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image)
+        except Exception as error:  # a file that is torn or gone; PIL raises many kinds, OSErrors among them
+            raise ValueError(f"{path} cannot be read ({type(error).__name__})") from None
+        run.images = None  # if the next line stops half-way, look again
+        self.client.log_image(run.id, pixels, key=name, step=step, timestamp=at, synchronous=True)
+        run.images = present | {begin}
+
+    def file(self, key: str, at: int, path: str, folder: str | None = None) -> None:
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{path} cannot be read")
+        self.client.log_artifact(self.known(key).id, path, folder)
+
+    def data_set(self, key: str, at: int, name: str, digest: str, source: str, schema: str, profile: str) -> None:
+        """Of one name and digest MLflow keeps one, and a run takes it in once."""
+        where = json.dumps({"uri": source})
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+        given = DatasetInput(Dataset(name, digest, "local", where, schema, profile), tags)
+        self.client.log_inputs(self.known(key).id, [given])
+
+    def model(
+        self,
+        key: str,
+        at: int,
+        name: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        step: int,
+        scores: Mapping[str, float],
+        data_set: Sequence[str],
+    ) -> None:
+        run = self.known(key)
+        model = make_model(self.client, self.experiment_id, run.id, name, params, {KEY: key, **tags})
+        add_output(self.client, run.id, model.model_id, step)
+        log_scores(self.client, model, at, step, scores, data_set)
+
+    def known_model(self, key: str) -> LoggedModel:
+        model = model_of(self.client, self.experiment_id, self.known(key).id)
+        if model is None:
+            raise ValueError("this run has no model")
+        return model
+
+    def scores(self, key: str, at: int, scores: Mapping[str, float], data_set: Sequence[str]) -> None:
+        model = self.known_model(key)
+        log_scores(self.client, model, at, last_step(model), scores, data_set)
+
+    def pack(self, key: str, at: int, parent: str, files: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        model = self.known_model(key)
+        pack_model(self.client, model, files, settings)
+        add_output(self.client, self.known(parent).id, model.model_id, last_step(model))
+
+    def register(self, key: str, at: int, name: str, alias: str, description: str, tags: Mapping[str, str]) -> None:
+        register_model(self.client, self.known_model(key), name, alias, description, tags, KEY)
+
+    def end(self, key: str, at: int, state: str, reason: str) -> None:
+        self.close(self.known(key).id, at, state, reason)
+
+    def close(self, run_id: str, at: int, state: str, reason: str) -> None:
+        tags = {"state": state, **({"reason": reason[:5000]} if reason else {})}
+        self.client.log_batch(run_id, tags=[RunTag(*pair) for pair in tags.items()])
+        self.client.set_terminated(run_id, status=STATUS[state], end_time=at)
+
+    def settle(self, at: int, prefix: str, states: Mapping[str, tuple[str, str]]) -> None:
+        closed, quote = 0, '"' if "'" in prefix else "'"
+        query = f"tags.`{KEY}` LIKE {quote}{prefix}/%{quote}"
+        for run in self.client.search_runs([self.experiment_id], query, max_results=MOST_RUNS):
+            key, status = run.data.tags[KEY], run.info.status
+            if not key.startswith(f"{prefix}/"):  # `_` and `%` match more than themselves
+                continue
+            state, reason = states.get(key, ("INTERRUPTED", ""))
+            true = status == STATUS[state] and run.data.tags.get("state") == state
+            if not true if key in states else status == "RUNNING":
+                self.close(run.info.run_id, at, state, reason)
+                closed += 1
+        if closed:
+            self.say(f"MLflow: closed {closed} run{'s' * (closed > 1)} that a killed study had left open")

@@ -1,0 +1,294 @@
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cca_ray.config import ConfigError
+from cca_ray.data.images import Crop, Listing, Square, centre_crop, crops_of, cut, decode, list_images, read_entry
+
+
+def picture(seed: int, width: int = 30, height: int = 20) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tree(folder: Path) -> Path:
+    for name, label in (("cat", 0), ("dog", 1)):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            (folder / name / f"{i}.png").write_bytes(png(picture(10 * label + i)))
+    (folder / "dog" / "notes.txt").write_text("not an image")
+    (folder / ".cache").mkdir()
+    return folder
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def write_webdataset(folder: Path) -> Path:
+    folder.mkdir()
+    for label in (0, 1):
+        with tarfile.open(folder / f"shard-{label}.tar", "w") as archive:
+            for i in range(3):
+                add(archive, f"{label}{i}.png", png(picture(10 * label + i)))
+                add(archive, f"{label}{i}.cls", str(label).encode())
+    return folder
+
+
+def write_class_tars(folder: Path) -> Path:
+    """ImageNet's own: one tar a class, named by it."""
+    folder.mkdir()
+    for label, name in enumerate(("cat", "dog")):
+        with tarfile.open(folder / f"{name}.tar", "w") as archive:
+            for i in range(3):
+                add(archive, f"{name}_{i}.png", png(picture(10 * label + i)))
+    return folder
+
+
+def write_tree_tar(folder: Path) -> Path:
+    write_tree(folder)
+    with tarfile.open(folder.with_suffix(".tar"), "w") as archive:
+        archive.add(folder, "train")
+    return folder.with_suffix(".tar")
+
+
+def write_parquet(folder: Path) -> Path:
+    """As Hugging Face keeps them."""
+    folder.mkdir()
+    for label in (0, 1):
+        images = [{"bytes": png(picture(10 * label + i)), "path": f"{i}.png"} for i in range(3)]
+        pq.write_table(pa.table({"image": images, "label": [label] * 3}), folder / f"{label}.parquet")
+    return folder
+
+
+def pixels(listing: Listing) -> list[np.ndarray]:
+    return [np.asarray(decode(read_entry(listing.where, e.path, e.start, e.length))) for e in listing.entries]
+
+
+@pytest.mark.parametrize("write", [write_tree, write_webdataset, write_class_tars, write_tree_tar, write_parquet])
+def test_every_kind_of_collection_lists_the_same_images(tmp_path: Path, write: Callable[[Path], Path]):
+    listing = list_images(str(write(tmp_path / "photos")))
+    assert listing.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert listing.class_names in (("cat", "dog"), ("0", "1"))
+    for found, seed in zip(pixels(listing), (0, 1, 2, 10, 11, 12), strict=True):
+        np.testing.assert_array_equal(found, np.asarray(picture(seed)))
+
+
+def test_a_uri_is_as_good_as_a_path(tmp_path: Path):
+    folder = write_tree(tmp_path / "photos")
+    by_path, by_uri = list_images(str(folder)), list_images(folder.as_uri())
+    assert by_uri.digest == by_path.digest
+    np.testing.assert_array_equal(pixels(by_uri)[4], pixels(by_path)[4])
+
+
+def test_the_digest_knows_the_images_but_not_where_they_lie(tmp_path: Path):
+    digests = [list_images(str(write_tree(tmp_path / name))).digest for name in ("a", "b")]
+    assert digests[0] == digests[1]
+    (tmp_path / "b" / "cat" / "3.png").write_bytes(png(picture(3)))
+    assert list_images(str(tmp_path / "b")).digest != digests[0]
+
+
+def test_without_labels_a_flat_folder_will_do(tmp_path: Path):
+    broken("flat", tmp_path / "photos")
+    assert len(list_images(str(tmp_path / "photos"), labelled=False).entries) == 1
+
+
+def test_what_is_gone_or_torn_is_unreadable(tmp_path: Path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_entry(str(tmp_path), str(tmp_path / "gone.png"), 0, 10)
+
+
+def test_a_sliver_is_refused_before_it_fills_the_memory():
+    with pytest.raises(ValueError, match="too long: 1 x 20000 pixels"):
+        centre_crop(Image.new("RGB", (1, 20000)), 384)
+
+
+def test_given_classes_decide_the_labels(tmp_path: Path):
+    folder = str(write_tree(tmp_path / "photos"))
+    listing = list_images(folder, ["emu", "dog", "cat"])
+    assert listing.labels.tolist() == [2, 2, 2, 1, 1, 1]
+    assert listing.class_names == ("emu", "dog", "cat")
+    with pytest.raises(ConfigError, match="class 'dog' is not among the 2 given classes"):
+        list_images(folder, ["cat", "emu"])
+
+
+def broken(kind: str, folder: Path) -> None:
+    if kind == "empty class":
+        write_tree(folder)
+        (folder / "emu").mkdir()
+    elif kind == "one class":
+        write_tree(folder)
+        (folder / "dog").rename(folder / "cat" / "dog")
+    elif kind == "nothing":
+        folder.mkdir()
+    elif kind == "torn tar":
+        write_webdataset(folder)
+        path = folder / "shard-0.tar"
+        path.write_bytes(path.read_bytes()[:700])
+    elif kind == "no cls":
+        folder.mkdir()
+        with tarfile.open(folder / "a.tar", "w") as archive:
+            add(archive, "0.png", png(picture(0)))
+            add(archive, "0.cls", b"0")
+            add(archive, "1.png", png(picture(0)))
+    elif kind == "odd cls":
+        folder.mkdir()
+        with tarfile.open(folder / "a.tar", "w") as archive:
+            add(archive, "0.cls", b"cat")
+    elif kind == "torn parquet":
+        write_parquet(folder)
+        (folder / "0.parquet").write_bytes(b"PAR1 no")
+    elif kind == "no image column":
+        folder.mkdir()
+        pq.write_table(pa.table({"picture": [b"1"], "label": [0]}), folder / "0.parquet")
+    elif kind == "no label":
+        folder.mkdir()
+        pq.write_table(pa.table({"image": [b"1"], "label": pa.array([None], pa.int64())}), folder / "0.parquet")
+    elif kind == "stray shard":
+        write_tree(folder)
+        with tarfile.open(folder / "left.tar", "w") as archive:
+            add(archive, "x/0.png", png(picture(0)))
+    elif kind == "compressed":
+        folder.mkdir()
+        (folder / "train.tar.gz").touch()
+    elif kind == "paths for images":
+        folder.mkdir()
+        pq.write_table(pa.table({"image": ["a.png"], "label": [0]}), folder / "0.parquet")
+    elif kind == "huge number":
+        folder.mkdir()
+        with tarfile.open(folder / "a.tar", "w") as archive:
+            add(archive, "0.cls", b"99999999999")
+    elif kind == "loop":
+        write_tree(folder)
+        (folder / "cat" / "again").symlink_to(folder)
+    elif kind == "broken link":
+        write_tree(folder)
+        (folder / "cat" / "9.png").symlink_to(folder / "nowhere.png")
+    elif kind == "flat":
+        folder.mkdir()
+        (folder / "0.png").write_bytes(png(picture(0)))
+    elif kind == "mixed":
+        write_webdataset(folder)
+        write_class_tars(folder / "more")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("absent", "no such folder or file"),
+        ("nothing", "no images here"),
+        ("empty class", "no image in the class folder emu"),
+        ("one class", "at least 2; found 1"),
+        ("torn tar", r"shard-0\.tar: not a readable shard"),
+        ("no cls", r"a\.tar: 1\.png has no 1\.cls beside it"),
+        ("odd cls", r"0\.cls holds 'cat', not a class number"),
+        ("torn parquet", r"0\.parquet: not a readable shard"),
+        ("no image column", r"no column image or jpg or png; it has picture, label"),
+        ("no label", "row 0 has no label"),
+        ("stray shard", r"both shards and loose images, such as .*left\.tar"),
+        ("compressed", r"train\.tar\.gz is compressed: unpack it first"),
+        ("paths for images", "its images are string; want bytes, or a struct with bytes"),
+        ("huge number", "holds '99999999999', not a class number"),
+        ("loop", "again leads nowhere, or back to a folder that contains it"),
+        ("broken link", r"9\.png leads nowhere"),
+        ("flat", "want one subfolder per class, at least 2; found 0"),
+        ("mixed", "some classes are numbers, others names"),
+    ],
+)
+def test_a_bad_collection_is_one_line(tmp_path: Path, kind: str, message: str):
+    broken(kind, tmp_path / "photos")
+    with pytest.raises(ConfigError, match=message) as error:
+        list_images(str(tmp_path / "photos"))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_kind_of_uri_is_one_line():
+    with pytest.raises(ConfigError, match="ftpx://a/b: not a path or URI"):
+        list_images("ftpx://a/b")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
+def test_images_of_every_mode_become_rgb(mode: str):
+    buffer = io.BytesIO()
+    picture(0).convert(mode).save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+    assert decode(buffer.getvalue()).mode == "RGB"
+
+
+def test_a_cmyk_jpeg_as_in_imagenet_is_read():
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK").save(buffer, "JPEG")
+    red, green, _ = decode(buffer.getvalue()).getpixel((8, 8))
+    assert red > 180
+    assert green < 60
+
+
+def test_sixteen_bit_grey_keeps_its_range():
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    image = np.asarray(decode(png(Image.fromarray(ramp))))
+    np.testing.assert_array_equal(image[..., 0], ramp >> 8)
+
+
+@pytest.mark.parametrize("content", [b"", None, b"no", png(picture(0))[:200]])
+def test_what_is_no_image_is_one_line(content: Any):
+    with pytest.raises(ValueError, match="not ") as error:
+        decode(content)
+    assert "\n" not in str(error.value)
+
+
+def test_the_centre_crop_is_adms():
+    """Halved by boxes while that keeps it large enough, then bicubic, then the middle."""
+    image = picture(0, 140, 90)
+    half = image.resize((70, 45), Image.Resampling.BOX)
+    expected = np.asarray(half.resize((round(70 * 32 / 45), 32), Image.Resampling.BICUBIC))[:, 9:41]
+    np.testing.assert_array_equal(centre_crop(image, 32), expected)
+    assert centre_crop(picture(0, 10, 7), 32).shape == (32, 32, 3)
+
+
+def test_ten_crops_are_the_official_ones():
+    crops = crops_of(["ten-crop-1.1", "ten-crop-1.05"], 384)
+    assert (len(crops), {crop.square.side for crop in crops}) == (20, {422, 403})
+    assert [(c.top, c.left) for c in crops[:5]] == [(0, 0), (0, 38), (38, 0), (38, 38), (19, 19)]
+    assert [c.mirrored for c in crops[:10]] == [False] * 5 + [True] * 5
+    key = crops[0].square.key
+    square = np.arange(422 * 422 * 3, dtype=np.int64).reshape(1, 422, 422, 3)
+    np.testing.assert_array_equal(cut({key: square}, crops[1], 384)[0], square[0, :384, 38:])
+    np.testing.assert_array_equal(cut({key: square}, crops[6], 384)[0], square[0, :, ::-1][:384, 38:])
+
+
+def test_vars_views_are_cut_from_the_whole_image():
+    """Shorter side 288 pixels by Lanczos; a place drawn by the image's index, or the middle."""
+    image = picture(0, 400, 300)
+    resized = np.asarray(image.resize((384, 288), Image.Resampling.LANCZOS))
+    middle, first, second = crops_of(["var-centre", "var-random", "var-random"], 256)
+    np.testing.assert_array_equal(middle.square.of(image, 5), resized[16:272, 64:320])
+    windows = np.lib.stride_tricks.sliding_window_view(resized[..., 0], (256, 256))
+    for crop in (first, second):
+        view = crop.square.of(image, 5)
+        assert any(np.array_equal(w, view[..., 0]) for row in windows for w in row)
+        np.testing.assert_array_equal(crop.square.of(image, 5), view)
+        assert not np.array_equal(crop.square.of(image, 6), view)
+    assert not np.array_equal(first.square.of(image, 5), second.square.of(image, 5))
+    assert first.square.of(picture(0, 30, 40), 0).shape == (256, 256, 3)
+
+
+def test_flips_are_the_image_and_its_mirror_image():
+    assert crops_of(["flips"], 8) == [
+        Crop("flips/0", Square("adm", 8)), Crop("flips/1", Square("adm", 8), mirrored=True)
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"unknown augmentation 'rotate': any of centre, flips, ten-crop-1\.1"):
+        crops_of(["rotate"], 8)

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cca_ray.data.tokens import TokenMeta, read_token_set, write_token_set
+
+META = TokenMeta(
+    tokenizer="abc", codebook_size=300, length=4, crops=2, image_size=8, augmentations=("a", "b"),
+    class_names=("x", "y"),
+)  # fmt: skip
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 2, 10)
+TOKENS = RNG.integers(0, 300, (10, 2, 4)).astype(np.uint16)
+
+
+def write(folder: Path, meta: TokenMeta = META) -> str:
+    return write_token_set(folder, [(LABELS[:6], TOKENS[:6]), (LABELS[6:], TOKENS[6:])], meta)
+
+
+def test_what_is_written_is_read(tmp_path: Path):
+    digest = write(tmp_path)
+    data = read_token_set(tmp_path)
+    np.testing.assert_array_equal(data.labels, LABELS)
+    np.testing.assert_array_equal(data.tokens, TOKENS)
+    assert (data.tokens.dtype, data.meta, data.digest) == (np.uint16, META, digest)
+
+
+def test_a_large_set_is_unpacked_once_and_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+    digest = write(tmp_path / "set")
+    first = read_token_set(tmp_path / "set", large=10)
+    (tmp_path / "set" / "part-00000.parquet").unlink()  # the second reading needs it no more
+    second = read_token_set(tmp_path / "set", large=10)
+    for data in (first, second):
+        assert isinstance(data.tokens, np.memmap)
+        np.testing.assert_array_equal(data.tokens, TOKENS)
+        np.testing.assert_array_equal(data.labels, LABELS)
+    assert sorted(p.name for p in (tmp_path / "cache" / digest).iterdir()) == ["labels.npy", "lock", "tokens.npy"]
+
+
+def test_an_unpacking_that_was_cut_short_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+    digest = write(tmp_path / "set")
+    folder = tmp_path / "cache" / digest
+    folder.mkdir(parents=True)
+    np.save(folder / "tokens.npy", np.zeros((10, 2, 4), np.uint16))
+    np.testing.assert_array_equal(read_token_set(tmp_path / "set", large=10).tokens, TOKENS)
+
+
+def test_every_part_says_what_its_tokens_mean(tmp_path: Path):
+    write(tmp_path)
+    schema = pq.read_schema(tmp_path / "part-00001.parquet")
+    assert TokenMeta.model_validate_json(schema.metadata[b"cca_ray"]) == META
+    assert str(schema.field("tokens").type.value_type) == "uint16"
+
+
+def test_the_digest_follows_the_content(tmp_path: Path):
+    assert write(tmp_path / "a") == write(tmp_path / "b")
+    assert write(tmp_path / "a") != write(tmp_path / "c", META.model_copy(update={"tokenizer": "def"}))
+
+
+def test_a_set_that_was_cut_short_is_never_read(tmp_path: Path):
+    def breaks():
+        yield LABELS[:6], TOKENS[:6]
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_token_set(tmp_path, breaks(), META)
+    with pytest.raises(ValueError, match="no finished token set"):
+        read_token_set(tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["remove", "truncate", "flip"])
+def test_a_part_that_changed_is_an_error_that_names_it(tmp_path: Path, harm: str):
+    write(tmp_path)
+    part = tmp_path / "part-00001.parquet"
+    content = bytearray(part.read_bytes())
+    if harm == "remove":
+        part.unlink()
+    else:
+        content[len(content) // 2] ^= 255
+        part.write_bytes(content[:100] if harm == "truncate" else content)
+    with pytest.raises(ValueError, match=r"part-00001\.parquet: missing, or not what the manifest says"):
+        read_token_set(tmp_path)
+
+
+def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path: Path):
+    write(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json: not a token manifest"):
+        read_token_set(tmp_path)

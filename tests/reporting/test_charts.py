@@ -1,0 +1,129 @@
+"""Figures of whatever may be searched, and what they are made of."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from cca_ray.reporting import charts
+from cca_ray.reporting.page import SEARCH
+from cca_ray.reporting.results import SizeResults, read_study
+from cca_ray.reporting.style import LIGHT, STEPS, as_svg, canvas, number, save, score, spread, steps_of_colour
+from tests.studies import make_study
+
+SPACES = {
+    "λ and learning rate": [],
+    "learning rate alone": [
+        "train.objective=unlearning", "search.space={learning_rate: {low: 0.001, high: 0.02}}",
+        "search.first_points=[]",
+    ],
+    "four settings, one whole and one not on a log scale": [
+        "search.space={beta: {low: 0.02, high: 0.3, log: false}, epochs: {low: 2, high: 9}, "
+        "learning_rate: {low: 0.001, high: 0.02}, lambda: {low: 0.5, high: 20}}",
+        "search.first_points=[]",
+    ],
+    "one that may be 0": [
+        "search.space={dropout: {low: 0, high: 0.3, log: false}, beta: {low: 0.02, high: 0.3}}",
+        "search.first_points=[]",
+    ],
+    "by inception score": ["search.metric=inception_score"],
+    "by both": ["search.metric=both"],
+}  # fmt: skip
+
+
+def the_size(folder: Path, **keywords: object) -> SizeResults:
+    make_study(folder / "study", **keywords)  # type: ignore[arg-type]
+    return read_study(folder, "study").sizes[0]
+
+
+@pytest.mark.parametrize("settings", SPACES.values(), ids=SPACES)
+def test_whatever_was_searched_is_drawn(settings: list[str], tmp_path: Path):
+    size = the_size(tmp_path, settings=settings)
+    for name, (_, draw, _) in SEARCH.items():
+        figure = draw(size)
+        if name == "importances" and len(size.space) == 1:
+            assert figure is None
+        else:
+            assert isinstance(figure, Figure)
+            assert "NaN" not in as_svg(figure, name)
+
+
+def test_a_landscape_has_every_trial_of_the_search_and_rings_the_winner(tmp_path: Path):
+    size = the_size(tmp_path)
+    (axes, _) = charts.landscape(size).axes
+    completed, stopped, failed, running, winner = (c.get_offsets() for c in axes.collections)
+    assert [len(points) for points in (completed, stopped, failed, running, winner)] == [10, 1, 1, 1, 1]
+    assert size.best is not None
+    np.testing.assert_allclose(winner, [[size.best.params["lambda"], size.best.params["learning_rate"]]])
+    assert axes.get_xlim()[0] < 0.5
+    assert axes.get_xlim()[1] > 20
+
+
+def test_only_sizes_of_one_protocol_are_joined(tmp_path: Path):
+    one = the_size(tmp_path / "a")
+    other = the_size(tmp_path / "b", size="digits_m", protocol="another")
+    same = the_size(tmp_path / "c", size="digits_m")
+
+    def joined(sizes: list[SizeResults]) -> set[bool]:
+        (axes,) = charts.by_size(sizes).axes
+        return {container[0].get_linestyle() != "None" for container in axes.containers}
+
+    assert joined([one, same]) == {True}
+    assert joined([one, other]) == {False}
+
+
+def test_an_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(tmp_path: Path):
+    size = the_size(tmp_path)
+    svg = as_svg(charts.landscape(size), "a <landscape>")
+    assert svg == as_svg(charts.landscape(size), "a <landscape>")
+    assert 'aria-label="a &lt;landscape&gt;"' in svg
+    assert not re.findall(r"<image|<metadata|font-family|\bid=\"(?!\w+\")", svg)
+    plain = re.sub(r"var\(--\w+, #\w{6}\)", "", svg)
+    assert set(re.findall(r"#[0-9a-f]{6}\b", plain)) == set()
+    assert {"ink", "cca", "step0"} <= set(re.findall(r"var\(--(\w+)", svg))
+
+
+def test_a_file_that_stands_alone_knows_the_dark(tmp_path: Path):
+    figure, axes = canvas()
+    axes.plot([1, 2], [1, 2], color=LIGHT["cca"])
+    save(figure, tmp_path / "figure", "a line")
+    assert "prefers-color-scheme:dark" in (tmp_path / "figure.svg").read_text()
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_the_best_has_the_colour_that_stands_out_and_what_diverged_takes_no_room():
+    colours, norm = steps_of_colour([15, 16, 17, 18, 19, 700])
+    seen = {value: to_hex(colours(norm(value))) for value in (15, 16, 18, 700)}
+    assert (seen[15], seen[700]) == (STEPS[0], STEPS[-1])
+    assert seen[16] != seen[18]
+    colours, norm = steps_of_colour([1, 7, 8, 8.5, 9], high_is_best=True)
+    assert (to_hex(colours(norm(9))), to_hex(colours(norm(1)))) == (STEPS[0], STEPS[-1])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-5, "1e-5"),
+        (0.003, "0.003"),
+        (20.0, "20"),
+        (1000, "1000"),
+        (4153, "4153"),
+        (110_888_448, "111M"),
+        (3.1e9, "3.1B"),
+    ],
+)
+def test_numbers_are_as_people_write_them(value: float, text: str):
+    assert number(value) == text
+
+
+def test_scores_have_three_digits():
+    assert [score(value) for value in (7.4, 22.0, 101.3, 4321.0)] == ["7.40", "22.0", "101", "4321"]
+
+
+def test_labels_are_apart_and_as_near_their_places_as_they_can_be():
+    assert spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread([0.5, 0.5, 0.52], 0.1) == pytest.approx([0.4066667, 0.5066667, 0.6066667])
+    assert min(np.diff(spread([0.1, 0.12, 0.21, 0.22, 0.8], 0.1))) > 0.0999

@@ -1,0 +1,181 @@
+"""What a real study shows in MLflow, in a database and on a server."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+
+from cca_ray.config import StudyConfig
+from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.models.parallel import Group
+from cca_ray.report import report_at_end, table, verdict
+from cca_ray.search.mlflow_pages import experiment_of, registered_name, trials_filter
+from cca_ray.search.size_study import run_size
+from cca_ray.study import finish_size
+from cca_ray.tracking.store import KEY
+from cca_ray.tracking.tracker import Tracker
+from tests.conftest import MakeStudy
+from tests.test_tracking import contents, server, the_server
+
+__all__ = ["server", "the_server"]  # fixtures
+
+
+@dataclass
+class Shown:
+    """A finished study, and where it is shown."""
+
+    config: StudyConfig
+    folder: Path
+    tracker: Tracker
+    summary: dict[str, Any]
+
+    def runs(self, query: str, *order: str) -> list[Run]:
+        return list(self.tracker.client.search_runs([self.tracker.experiment_id], query, order_by=list(order)))
+
+    @property
+    def parent(self) -> Run:
+        return self.tracker.client.get_run(self.summary["mlflow_run_id"])
+
+    @property
+    def page(self) -> str:
+        """Of the experiment's runs, in MLflow's browser."""
+        return f"/experiments/{self.tracker.experiment_id}/runs"
+
+    def files(self, folder: str | None = None) -> set[str]:
+        return {f.path for f in self.tracker.client.list_artifacts(self.summary["mlflow_run_id"], folder)}
+
+
+def finish(config: StudyConfig, folder: Path, tracker: Tracker) -> dict[str, Any]:
+    """As the command does it."""
+    folder.mkdir(exist_ok=True)
+    result = run_size(config, folder.name, folder, tracker, lambda line: None)
+    finish_size(result, folder / config.name, tracker)
+    lines: list[str] = []
+    report_at_end(folder, [result.summary], {result.summary["experiment"]: tracker}, lines.append)
+    assert lines == []
+    assert tracker.flush(120)
+    return result.summary
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def shown(request: pytest.FixtureRequest, tmp_path: Path, make_study: MakeStudy, ray_here: None) -> Iterator[Shown]:
+    """Two trials, of which one may be stopped at its first rung, and the control."""
+    there = request.param == "server"
+    uri = request.getfixturevalue("server").url if there else f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = make_study(search={"trials": 2, "max_concurrent": 1})
+    tracker = Tracker(uri, f"{experiment_of(config)} {tmp_path.name}", tmp_path / "artifacts", tmp_path / "journal")
+    yield Shown(config, tmp_path / "study", tracker, finish(config, tmp_path / "study", tracker))
+    tracker.close(5)
+
+
+@pytest.mark.timeout(900)  # a study twice on a busy machine
+def test_a_finished_study_is_shown_whole_and_once(shown: Shown, monkeypatch: pytest.MonkeyPatch):
+    has_experiment(shown)
+    has_parent(shown)
+    has_trials(shown)
+    has_models(shown)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shown.tracker.uri)
+    predicts(shown)
+    before = contents(shown.tracker, of_run=False)
+    assert finish(shown.config, shown.folder, shown.tracker) == shown.summary
+    assert contents(shown.tracker, of_run=False) == before
+
+
+def has_experiment(shown: Shown) -> None:
+    assert shown.summary["experiment"] == experiment_of(shown.config) == "cca_ray llamagen digits"
+    tags = shown.tracker.client.get_experiment(shown.tracker.experiment_id).tags
+    assert "Primary metric: `fid`" in tags["mlflow.note.content"]
+    assert tags["mlflow.experiment.primaryMetric.name"] == "fid"
+
+
+def has_parent(shown: Shown) -> None:
+    """Verdict, filters that find what they say, data set, figures, report."""
+    data = shown.parent.data
+    note = data.tags["mlflow.note.content"]
+    assert verdict(shown.summary) in note
+    assert table([shown.summary]) in note
+    ended, everything = re.findall(r"^    (tags.*)$", note, re.MULTILINE)
+    children = {r.info.run_id for r in shown.runs(f"tags.mlflow.parentRunId = '{shown.parent.info.run_id}'")}
+    assert len(children) == 3
+    assert {r.info.run_id for r in shown.runs(everything)} == children
+    best = shown.runs(ended, "metrics.fid ASC")
+    assert {r.info.run_id for r in best} <= children
+    assert {r.data.tags["arm"] for r in best} == {"search"}
+    assert best[0].data.metrics["fid"] == min(r.data.metrics["fid"] for r in best)
+    assert {r.info.run_id for r in shown.runs("tags.study = 'study' and tags.size = 'tiny'")} == children
+    assert {"fid_base", "fid_guided", "fid_control", "fid_cca", "is_cca", "std_cca"} <= set(data.metrics)
+    assert shown.files() == {"samples.png", "report"}
+    plots = {"history", "landscape", "parallel", "trade_off"}  # importances want more trials
+    assert {"report/report.html", *(f"report/{plot}.png" for plot in plots)} <= shown.files("report")
+
+
+def has_trials(shown: Shown) -> None:
+    """Names, tags, metrics by optimizer step, the machine's load, the data set."""
+    history = shown.tracker.client.get_metric_history
+    for run in shown.runs(trials_filter(shown.summary["mlflow_key"])):
+        tags, control = run.data.tags, run.data.tags["arm"] == "control"
+        assert re.fullmatch(r"(control )?(λ=\S+ )?lr=\d\.\de-\d\d", run.info.run_name)
+        assert (tags["study"], tags["size"], tags["family"], tags["dataset"]) == ("study", "tiny", "llamagen", "digits")
+        assert (tags["objective"], tags["seed"]) == ("finetune" if control else "cca", "0")
+        assert {"protocol", "accelerator", "workers", "micro_batch", "state"} <= set(tags)
+        losses = {"loss"} if control else {"loss", "reward_accuracy", "reward_margin"}
+        load = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
+        assert {*losses, *load, "fid", "is", "images_per_second"} <= set(run.data.metrics)
+        steps = {name: [m.step for m in history(run.info.run_id, name)] for name in run.data.metrics}
+        assert steps["loss"] == list(range(1, max(steps["loss"]) + 1))
+        assert steps["fid"] == steps["is"] == [5, 10][: len(steps["fid"])]
+        assert all(set(found) <= set(steps["loss"]) for found in steps.values())
+    data_sets = [r.inputs.dataset_inputs for r in shown.runs("")]
+    assert all(len(some) == 1 for some in data_sets)
+    assert {(some[0].dataset.name, some[0].tags[0].value) for some in data_sets} == {("digits", "training")}
+    assert {some[0].dataset.digest for some in data_sets} == {shown.parent.data.params["tokens"]}
+
+
+def has_models(shown: Shown) -> None:
+    """One for every trial that was trained to its end; finalists can be loaded; the winner is the champion."""
+    client, summary = shown.tracker.client, shown.summary
+    models = {m.source_run_id: m for m in client.search_logged_models([shown.tracker.experiment_id])}
+    ended = shown.runs("attributes.status = 'FINISHED' and tags.arm LIKE '%'")
+    assert set(models) == {r.info.run_id for r in ended}
+    for run in ended:
+        model = models[run.info.run_id]
+        scores = {m.key: (m.value, m.dataset_name, m.dataset_digest) for m in model.metrics}
+        assert scores["fid"] == (run.data.metrics["fid"], "digits", shown.parent.data.params["tokens"])
+        assert model.params["learning_rate"] == run.data.params["learning_rate"]
+        packed = "mlflow.model.isExternal" not in model.tags
+        assert packed == ("fid_final" in scores) == ("fid_final" in run.data.metrics)
+    packed = {m.model_id for m in models.values() if "mlflow.model.isExternal" not in m.tags}
+    assert {output.model_id for output in shown.parent.outputs.model_outputs} == packed
+    assert len(packed) == len(summary["finalists"])
+    name = registered_name(shown.config)
+    version = client.get_model_version_by_alias(name, "champion")
+    assert models[version.run_id].params["lambda"] == str(summary["lambda"])
+    assert (version.tags["study"], version.tags[KEY]) == ("study", summary["mlflow_key"])
+    assert float(version.tags["fid"]) == summary["fid_cca"]
+    assert verdict(summary) in version.description
+
+
+def predicts(shown: Shown) -> None:
+    """The images that the study itself scores."""
+    mlflow.set_tracking_uri(shown.tracker.uri)
+    try:
+        model = mlflow.pyfunc.load_model(f"models:/{registered_name(shown.config)}@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    scoring = scoring_of(shown.config, Group().device)
+    protocol = protocol_of(shown.config, scoring, 20, seed=3)
+    winner = load_base(shown.config, shown.summary["checkpoint"])
+    ((_, images, labels),) = sample_shards(winner, scoring, protocol, Group())
+    asked = {"label": labels.tolist()}
+    for given in (asked, pd.DataFrame(asked), [{"label": label} for label in asked["label"]]):
+        found = model.predict(given, params={"seed": 3})
+        assert (found.shape, found.dtype) == ((20, 8, 8, 3), np.uint8)
+        np.testing.assert_array_equal(found, images.cpu().numpy())
+    assert model.predict({"label": [7, 3]}).shape == (2, 8, 8, 3)

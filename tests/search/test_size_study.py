@@ -1,0 +1,356 @@
+"""Real studies: real Ray, real Optuna storage, real MLflow store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow.entities
+import numpy as np
+import optuna
+import psutil
+import pytest
+import ray
+from optuna.trial import TrialState
+from ray.util import placement_group, placement_group_table, remove_placement_group
+
+from cca_ray.config import StudyConfig
+from cca_ray.search.ledger import Ledger, end_of, open_arms
+from cca_ray.search.ray_tune import Watch, run_trials
+from cca_ray.search.size_study import SizeResult, open_storage, remove_leaked_groups, run_size
+from cca_ray.tracking.store import KEY
+from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.trial import free_gangs, run_trial, trial_folder
+from tests.conftest import MakeStudy
+from tests.test_tune import wait_until
+
+ENDED = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
+
+
+@dataclass
+class Study:
+    """A study that has run, and how to look at what it left."""
+
+    folder: Path
+    tracker: Tracker
+    lines: list[str]
+    result: SizeResult | None = None
+
+    def trials(self, arm: str = "search") -> list[optuna.trial.FrozenTrial]:
+        storage = f"sqlite:///{self.folder / 'study.db'}"
+        return optuna.load_study(study_name=f"study/tiny/{arm}", storage=storage).trials
+
+    def run_of(self, trial: optuna.trial.FrozenTrial) -> mlflow.entities.Run:
+        """Its MLflow run."""
+        assert self.tracker.flush(30)
+        ending = f"tags.`{KEY}` LIKE '%/{trial.user_attrs['key']}'"
+        (run,) = self.tracker.client.search_runs([self.tracker.experiment_id], ending)
+        return run
+
+    def assert_true_states(self) -> None:
+        """Every trial has ended, and its MLflow run says the same; no run is left RUNNING."""
+        for arm in ("search", "control"):
+            for trial in self.trials(arm):
+                run, (state, reason) = self.run_of(trial), end_of(trial)
+                assert run.info.status == ENDED[trial.state]
+                assert (run.data.tags["state"], run.data.tags.get("reason", "")) == (state, reason)
+                assert bool(reason) == (trial.state != TrialState.COMPLETE)
+        runs = self.tracker.client.search_runs([self.tracker.experiment_id])
+        assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
+        assert len(runs) == 1 + len(self.trials()) + len(self.trials("control"))
+
+
+@pytest.fixture
+def study(tmp_path: Path, ray_here: None) -> Study:
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "test", tmp_path / "artifacts")
+    return Study(tmp_path / "study", tracker, [])
+
+
+def run(study: Study, config: StudyConfig, slow_s: float = 0.0) -> SizeResult:
+    """`slow_s`: how long the study's driver takes for a line about a score."""
+
+    def say(line: str) -> None:
+        study.lines.append(line)
+        time.sleep(slow_s * ("fid" in line))
+
+    study.folder.mkdir(exist_ok=True)
+    study.result = run_size(config, "study", study.folder, study.tracker, say)
+    return study.result
+
+
+def kill_when(ready: Callable[[], bool], process_name: str) -> threading.Thread:
+    """Kill -9 one process of that name, of this process's own Ray, as soon as `ready`."""
+
+    def watch() -> None:
+        for _ in range(1200):
+            time.sleep(0.05)
+            if not ready():
+                continue
+            for process in psutil.Process().children(recursive=True):  # of no other study on this machine
+                if process_name in " ".join(process.cmdline()):
+                    process.kill()
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
+    space = {"lambda": {"low": 0.5, "high": 10}, "learning_rate": {"low": 1e-4, "high": 0.3}}
+    points = [{"lambda": 2.0, "learning_rate": 2e-3}]
+    search = {"trials": 5, "grace_trials": 1, "keep": 0.2, "space": space, "first_points": points, "max_concurrent": 1}
+    config = make_study(search=search)
+    summary = run(study, config).summary
+    trials = study.trials()
+    assert len(trials) == 5
+    stopped = next(t for t in trials if t.state == TrialState.PRUNED)  # at concurrency 1 the order is fixed
+    assert stopped.intermediate_values[5] > min(t.intermediate_values[5] for t in trials)
+    assert list(stopped.intermediate_values) == [5]
+    assert study.run_of(stopped).info.status == "KILLED"
+    assert trials[0].params == {"lambda": 2.0, "learning_rate": 2e-3}
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(5 in t.intermediate_values for t in trials)
+    assert [t.params["learning_rate"] for t in study.trials("control")] == [1e-3]
+    study.assert_true_states()
+
+    expected = {"size", "params", "fid_base", "fid_guided", "guidance_scale", "fid_control", "fid_cca", "lambda",
+                "learning_rate", "trials", "seconds"}  # fmt: skip
+    assert expected <= set(summary)
+    assert (summary["size"], summary["trials"], summary["guidance_scale"]) == ("tiny", 5, 1.5)
+    assert Path(summary["checkpoint"]).is_file()
+    finalists = sorted((t for t in trials if t.value is not None), key=lambda t: t.value or 0)[:2]
+    assert summary["winner"] in [t.params for t in finalists]
+
+    child = study.run_of(trials[0])
+    assert child.data.tags["mlflow.parentRunId"] == summary["mlflow_run_id"]
+    assert child.data.params["lambda"] == "2.0"
+    assert child.data.params["beta"] == "0.1"
+    assert {"loss", "reward_accuracy", "reward_margin", "fid", "images_per_second"} <= set(child.data.metrics)
+    assert len(study.tracker.client.get_metric_history(child.info.run_id, "loss")) in (5, 10)
+    assert child.data.tags["protocol"] == trials[0].user_attrs["protocol"]
+    assert study.tracker.client.list_artifacts(child.info.run_id, "images")
+
+
+def test_a_finished_study_run_again_repeats_no_trial(study: Study, make_study: MakeStudy):
+    first = run(study, make_study()).summary
+    before = study.trials()
+    kept = sorted((study.folder / "scores").iterdir())
+    assert all(path.name.startswith("tiny-") for path in kept)  # the sizes of a study share the folder
+    times = [path.stat().st_mtime_ns for path in kept]
+    kept[0].write_bytes(b"torn")  # a final comparison that was cut short goes on where it was
+    kept[1].unlink()
+    again = run(study, make_study()).summary
+    assert study.trials() == before
+    assert first == again
+    assert sorted((study.folder / "scores").iterdir()) == kept
+    assert [path.stat().st_mtime_ns for path in kept[2:]] == times[2:]
+    assert "tiny  found 4 of 4 trials ended (4 complete), 0 interrupted" in study.lines
+    more = run(study, make_study(search={"trials": 4}, placement={"micro_batch": 8})).summary
+    assert more["trials"] == 4
+    assert study.trials()[:3] == before
+    study.assert_true_states()
+
+
+def test_failing_trials_end_in_their_true_state_and_the_study_goes_on(study: Study, make_study: MakeStudy):
+    """One diverges to NaN, one raises (a global batch that cannot be cut by 8), two are sound."""
+    space = {
+        "lambda": {"low": 0.5, "high": 10},
+        "learning_rate": {"low": 1e-4, "high": 1e30},
+        "global_batch": {"low": 16, "high": 24},
+    }
+    points = [
+        {"lambda": 2.0, "learning_rate": 1e30, "global_batch": 24},
+        {"lambda": 2.0, "learning_rate": 1e-3, "global_batch": 20},
+        {"lambda": 2.0, "learning_rate": 1e-3, "global_batch": 24},
+        {"lambda": 2.0, "learning_rate": 2e-3, "global_batch": 16},
+    ]
+    search = {"space": space, "first_points": points, "trials": 4, "grace_trials": 4}
+    run(study, make_study(search=search, placement={"micro_batch": 8}))
+    trials = study.trials()
+    assert [t.state.name for t in trials] == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[0].user_attrs["reason"].startswith("Diverged: the loss is nan at step")
+    assert trials[1].user_attrs["reason"].startswith("ValueError: global_batch 20 over 1 worker(s) is 20 each")
+    study.assert_true_states()
+
+
+def test_a_trial_that_lost_its_process_resumes(study: Study, make_study: MakeStudy):
+    config = make_study(train={"epochs": 30}, search={"trials": 1, "max_concurrent": 1})
+    checkpoint = study.folder / "trials" / "tiny-search-0000" / "checkpoint.pt"
+    killer = kill_when(checkpoint.exists, "ray::ImplicitFunc")
+    run(study, config)
+    killer.join(timeout=1)
+    assert not killer.is_alive()
+    (trial,) = study.trials()
+    assert trial.state == TrialState.COMPLETE
+    assert sorted(trial.intermediate_values) == [150, 300]
+    steps = [m.step for m in study.tracker.client.get_metric_history(study.run_of(trial).info.run_id, "loss")]
+    assert steps == list(range(1, 301))
+    study.assert_true_states()
+
+
+@pytest.mark.nightly
+def test_a_trial_that_loses_its_process_too_often_fails(study: Study, make_study: MakeStudy):
+    config = make_study(train={"epochs": 30}, search={"trials": 2, "max_concurrent": 1}, placement={"max_failures": 0})
+    checkpoint = study.folder / "trials" / "tiny-search-0000" / "checkpoint.pt"
+    kill_when(checkpoint.exists, "ray::ImplicitFunc")
+    run(study, config)
+    failed, sound = study.trials()
+    assert (failed.state, sound.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert "lost its process: The actor died unexpectedly" in failed.user_attrs["reason"]
+    study.assert_true_states()
+
+
+def hangs_at_first(packed: dict[str, Any]) -> None:
+    """A trial whose process stops before it has given any sign of life, but only once."""
+    hung = Path(packed["job"]["folder"]).parent.parent / "hung"
+    if not hung.exists():
+        hung.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    run_trial(packed)
+
+
+def test_a_process_that_hangs_before_its_first_sign_of_life_is_killed(study: Study, make_study: MakeStudy):
+    config = make_study(search={"trials": 1}, placement={"hung_minutes": 0.1})
+    study.folder.mkdir()
+    arms = open_arms(config, "study", open_storage(study.folder / "study.db"), {})
+    ledger = Ledger(config, arms, study.tracker, "study", study.lines.append)
+    study.tracker.run("study", "study")
+    run_trials(config, ledger, lambda train: None, study.folder, hangs_at_first)
+    assert (study.folder / "hung").exists()
+    assert [line.split("s: ")[-1] for line in study.lines if "no sign of life" in line] == ["killing its process"]
+    assert [t.state for arm in arms for t in arm.study.trials] == [TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: MakeStudy):
+    """One whose loss diverges says so at once, without being started anew. And a driver that is busy, so that a trial's
+    last report is still on its way when its workers have ended, gets it all the same."""
+    space = {"lambda": {"low": 0.5, "high": 10}, "learning_rate": {"low": 1e-4, "high": 1e30}}
+    points = [{"lambda": 2.0, "learning_rate": rate} for rate in (1e30, 1e-3)]
+    config = make_study(
+        train={"epochs": 12},
+        search={"trials": 2, "max_concurrent": 1, "space": space, "first_points": points},
+        placement={"workers": 2},
+    )
+    checkpoint = study.folder / "trials" / "tiny-search-0001" / "checkpoint.pt"
+    killer = kill_when(checkpoint.exists, "ray::RayTrainWorker")
+    run(study, config, slow_s=3)
+    assert not killer.is_alive()
+    diverged, trial = study.trials()
+    assert (diverged.state, trial.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert diverged.user_attrs["reason"].startswith("Diverged: the loss is nan at step")
+    assert sorted(trial.intermediate_values) == [60, 120]
+    study.assert_true_states()
+
+
+def test_what_the_workers_of_an_ended_trial_still_hold_is_given_back(
+    study: Study, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray Train leaves it where several Rays are on one machine: its helper cannot tell them apart."""
+    monkeypatch.setattr("cca_ray.search.ray_tune.FREED_S", 0.5)
+    study.folder.mkdir()
+    config = make_study(placement={"workers": 2})
+    arms = open_arms(config, "study", open_storage(study.folder / "study.db"), {})
+    ledger = Ledger(config, arms, study.tracker, "study", study.lines.append)
+    # All that is asked of one of Tune's.
+    trial = SimpleNamespace(trial_id="a", temporary_state=SimpleNamespace(ray_actor=None))
+    watch = Watch(ledger, study.folder, 60)
+    running = ledger.propose(trial.trial_id)
+    assert running
+    gang = placement_group([{"CPU": 1}])
+    assert gang.wait(30)
+    sign = trial_folder(study.folder, running.key) / "alive-0"
+    sign.parent.mkdir(parents=True)
+    sign.write_text(json.dumps({"pid": 0, "started": "", "node": "", "gang": gang.id.hex()}))
+
+    def seen() -> str:
+        watch.looked = 0.0
+        watch.on_step_begin(0, [trial])
+        return str(placement_group_table(gang)["state"])
+
+    assert seen() == "CREATED"
+    ledger.finish(trial.trial_id)
+    assert seen() == "CREATED"  # Ray has its time for that
+    wait_until(lambda: seen() == "REMOVED")
+    assert not free_gangs(sign.parent)
+
+
+def test_a_placement_that_this_machine_cannot_hold_is_refused_at_once(study: Study, make_study: MakeStudy):
+    with pytest.raises(ValueError, match=r"placement asks for 1 × 1 GPU, the cluster has \d+ CPU"):
+        run(study, make_study(placement={"gpus": 1.0}))
+    assert not (study.folder / "study.db").exists()
+
+
+def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: MakeStudy):
+    """And scored with guidance, as asked for; a larger number later adds only what is missing."""
+    settings: dict[str, Any] = {"search": {"trials": 2, "replicates": 1}, "score": {"winner_guidance_scales": [1.5]}}
+    summary = run(study, make_study(**settings)).summary
+    first = study.trials("replicate")
+    assert [t.params["seed"] for t in first] == [1, 1]
+    assert {t.state for t in first} == {TrialState.COMPLETE}
+    assert [f["models"] for f in summary["finalists"]] == [2, 2]
+    assert np.isfinite([summary["fid_cca_guided"], summary["std_cca"]]).all()
+    settings["search"]["replicates"] = 2
+    again = run(study, make_study(**settings)).summary
+    assert study.trials("replicate")[:2] == first
+    assert sorted(t.params["seed"] for t in study.trials("replicate")) == [1, 1, 2, 2]
+    assert [f["models"] for f in again["finalists"]] == [3, 3]
+    assert study.run_of(first[0]).data.tags["arm"] == "replicate"
+    runs = study.tracker.client.search_runs([study.tracker.experiment_id])
+    assert {r.info.status for r in runs} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("objective", ["dpo", "finetune"])
+def test_other_objectives_are_searched_the_same_way(study: Study, make_study: MakeStudy, objective: str):
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-2}}
+    search = {"trials": 2, "space": space, "metric": "both"}
+    summary = run(study, make_study(train={"objective": objective}, search=search)).summary
+    assert all(len(t.values) == 2 for t in study.trials())
+    assert {row["trial"] for row in summary["trade_off"]} == {0, 1}
+    assert any(row["front"] for row in summary["trade_off"])
+    run_data = study.run_of(study.trials()[0]).data
+    assert run_data.params["objective"] == objective
+    assert ("reward_margin" in run_data.metrics) == (objective != "finetune")
+    study.assert_true_states()
+
+
+LEAK = """
+import sys, ray
+from ray.util import placement_group
+
+@ray.remote(num_cpus=0)
+class Waiting:  # outlives its driver, as a trainer that is being set up does for a moment
+    def reserve(self):
+        self.group = placement_group([{"CPU": 0.5}])
+        ray.get(self.group.ready())
+
+ray.init(address=sys.argv[1], namespace="leak", logging_level="ERROR", log_to_driver=False)
+ray.get(Waiting.options(name=sys.argv[2], lifetime="detached").remote().reserve.remote())
+"""
+
+
+def test_what_dead_studies_left_reserved_is_freed_and_nothing_else(ray_here: None):
+    address = ray.get_runtime_context().gcs_address
+    mine = placement_group([{"CPU": 0.5}])
+    ray.get(mine.ready())
+    for name in ("cca_ray", "somebody_else"):
+        subprocess.run([sys.executable, "-c", LEAK, address, name], check=True, capture_output=True)
+    lines: list[str] = []
+    try:
+        remove_leaked_groups(lines.append)
+        assert lines == ["removed 1 placement group(s) that dead studies had left behind"]
+        states = [group["state"] for group in ray.util.placement_group_table().values()]
+        assert states.count("CREATED") == 2
+        assert placement_group_table(mine)["state"] == "CREATED"
+    finally:
+        remove_placement_group(mine)
+        for name in ("cca_ray", "somebody_else"):
+            ray.kill(ray.get_actor(name, namespace="leak"))

@@ -1,0 +1,252 @@
+"""Local copies of what is at a URI: on a folder, and on real servers that speak S3 and Google's protocol."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cca_ray.config import ConfigError
+from cca_ray.storage import mirror
+from cca_ray.storage.files import atomically
+from cca_ray.storage.lease import LEASE, leased
+from cca_ray.storage.mirror import (
+    Unreachable,
+    exists,
+    folders,
+    listed,
+    pull,
+    push,
+    push_database,
+    reach,
+    remove,
+    written_at,
+)
+from cca_ray.storage.uris import here, is_copy, named
+from tests.buckets import CREDENTIALS, gs_server, s3_server
+
+UriOf = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as template:
+        yield template
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[str]:
+    with gs_server() as template:
+        yield template
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mirror, "PATIENCE_S", ())
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=["folder", "server", "google"])
+def uri_of(request: pytest.FixtureRequest, tmp_path: Path) -> UriOf:
+    """URIs below an empty place."""
+    if request.param == "folder":
+        return lambda path: f"{(tmp_path / 'there').as_uri()}/{path}"
+    template: str = request.getfixturevalue(request.param)
+    return lambda path: template.format(f"{tmp_path.name}/{path}")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Go on as the node of this name, which has a cache of its own; "" is the first."""
+    return lambda node: monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / f"cache{node}"))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/runs/a%20b/study.db",
+        "s3://bucket/runs?scheme=http&endpoint_override=localhost%3A9000&region=x",
+        "gs://anonymous@bucket/x",
+        "file:///data/runs",
+        "hdfs://host:8020/x",
+    ],
+)
+def test_a_uri_has_one_local_path_which_names_it(uri: str):
+    assert named(here(uri)) == uri
+    assert is_copy(here(uri))
+    assert named(here(uri) / "y") == uri.replace("?", "/y?") if "?" in uri else f"{uri}/y"
+
+
+def test_a_local_path_stays_what_it_is(tmp_path: Path):
+    path = tmp_path / "file"
+    assert here(path) == path
+    assert named(path) == str(path)
+    assert not pull(path)
+    path.write_text("x")
+    push(path)
+    reach(path, write=True)
+    assert pull(path)
+    assert written_at(path) == path.stat().st_mtime
+    remove(path)
+    assert not exists(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated():
+    for uri in ("s3://key:hidden@bucket/runs", "abfs://files@account/runs?client_id=x&client_secret=hidden"):
+        with pytest.raises(ConfigError, match="credentials") as error:
+            here(uri)
+        assert "hidden" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"with '\.\.'"):
+        here("s3://bucket/../../etc")
+
+
+def test_what_one_node_pushed_another_pulls(uri_of: UriOf, elsewhere: Callable[[str], None]):
+    folder, content = here(uri_of("runs/tiny")), os.urandom(3 * 2**20)
+    atomically(folder / "a.bin", lambda partial: partial.write_bytes(content))
+    (folder / "sub").mkdir()
+    (folder / "sub" / "empty").touch()
+    push(folder / "sub")
+    assert [path.name for path in folder.iterdir() if "partial" in path.name] == []
+
+    elsewhere("2")
+    folder = here(uri_of("runs/tiny"))
+    assert not folder.exists()
+    assert exists(folder)
+    assert folders(folder.parent) == [folder]
+    assert pull(folder / "a.bin")
+    assert (folder / "a.bin").read_bytes() == content
+    assert pull(folder)
+    assert (folder / "sub" / "empty").read_bytes() == b""
+    assert not pull(folder / "none")
+    assert list(listed(folder, "a.*")) == [folder / "a.bin"]
+    assert listed(folder, "a.*")[folder / "a.bin"] == written_at(folder / "a.bin") > 0
+
+
+def test_a_file_larger_than_a_request_arrives_whole(
+    uri_of: UriOf, elsewhere: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mirror, "CHUNK", 1000)
+    content = np.arange(5001, dtype=np.uint16).tobytes()
+    atomically(here(uri_of("large")), lambda partial: partial.write_bytes(content))
+    elsewhere("2")
+    assert pull(here(uri_of("large")))
+    assert here(uri_of("large")).read_bytes() == content
+
+
+def test_only_another_version_is_brought(uri_of: UriOf, elsewhere: Callable[[str], None]):
+    path = here(uri_of("file"))
+    atomically(path, lambda partial: partial.write_text("one"))
+    path.write_text("changed here alone")
+    assert pull(path)
+    assert path.read_text() == "changed here alone"
+    elsewhere("2")
+    atomically(here(uri_of("file")), lambda partial: partial.write_text("three"))
+    elsewhere("")
+    assert pull(path)
+    assert path.read_text() == "three"
+
+
+def test_what_was_removed_there_goes_here_but_not_what_never_was_there(uri_of: UriOf, elsewhere: Callable[[str], None]):
+    folder = here(uri_of("runs"))
+    for name in ("a", "b"):
+        atomically(folder / name, lambda partial: partial.write_text("x"))
+    (folder / "mine").write_text("x")
+    elsewhere("2")
+    remove(here(uri_of("runs")) / "a")
+    remove(here(uri_of("runs")) / "never")
+    elsewhere("")
+    assert pull(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["b", "mine"]
+    elsewhere("2")
+    remove(here(uri_of("runs")) / "b")
+    elsewhere("")
+    assert not pull(folder / "b")
+
+
+def rows(path: Path) -> list[int]:
+    with closing(sqlite3.connect(path)) as database:
+        return [row[0] for row in database.execute("select n from t")]
+
+
+def test_a_database_that_is_open_arrives_as_it_was_at_its_last_write(uri_of: UriOf, elsewhere: Callable[[str], None]):
+    path = here(uri_of("study.db"))
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("create table t (n)")
+        database.execute("insert into t values (1)")
+        database.commit()
+        push_database(path)
+        first = written_at(path)
+        push_database(path)
+        assert written_at(path) == first  # nothing has changed
+        database.execute("insert into t values (2)")
+        database.commit()
+        assert pull(path)  # is ahead of what was pushed
+        assert rows(path) == [1, 2]
+        push_database(path)
+        database.execute("insert into t values (3)")  # not committed
+        elsewhere("2")
+        copy = here(uri_of("study.db"))
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(b"an older one")
+        copy.with_name("study.db-journal").write_bytes(b"of the older one")
+        assert pull(copy)
+        assert rows(copy) == [1, 2]
+
+
+def test_a_study_has_one_driver_also_of_two_machines(uri_of: UriOf, elsewhere: Callable[[str], None]):
+    folder = here(uri_of("runs/tiny"))
+    folder.mkdir(parents=True)
+    with leased(folder):
+        elsewhere("2")
+        message = rf"in use by process {os.getpid()} on .*, which was seen \d s ago"
+        with pytest.raises(ConfigError, match=message), leased(here(uri_of("runs/tiny"))):
+            pass
+        elsewhere("")
+    assert not exists(folder / LEASE)
+
+
+def test_who_died_is_followed_at_once_here_and_after_a_while_elsewhere(
+    uri_of: UriOf, elsewhere: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+):
+    folder = here(uri_of("runs/tiny"))
+    folder.mkdir(parents=True)
+    lease = leased(folder)
+    lease.__enter__()
+    content = json.loads((folder / LEASE).read_text())
+    lease.__exit__(None, None, None)
+    atomically(folder / LEASE, lambda partial: partial.write_text(json.dumps(content)))  # as a kill leaves it
+    with leased(folder):
+        assert json.loads((folder / LEASE).read_text())["id"] != content["id"]
+    atomically(folder / LEASE, lambda partial: partial.write_text(json.dumps(content)))
+    elsewhere("2")
+    monkeypatch.setattr("cca_ray.storage.lease.STALE_S", -1.0)
+    with leased(here(uri_of("runs/tiny"))):
+        assert exists(here(uri_of("runs/tiny")) / LEASE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("studies/", "nowhere/"), "no such bucket; make it first"),
+        (("127.0.0.1", "nowhere.invalid"), "no such host; see endpoint_override"),
+    ],
+    ids=["bucket", "host"],
+)
+def test_a_uri_that_cannot_be_used_is_told_in_a_line_that_names_it(change: tuple[str, str], message: str, server: str):
+    uri = server.format("runs").replace(*change)
+    with pytest.raises(ConfigError) as error:
+        reach(here(uri), write=True)
+    assert str(error.value).startswith(f"{uri}: {message}")
+    path = here(uri) / "file"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(Unreachable, match=message):
+        push(path)

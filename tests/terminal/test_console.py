@@ -1,0 +1,131 @@
+"""What the verbs print, on a terminal and elsewhere."""
+
+import io
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+
+from cca_ray.cli import VERBS, group
+from cca_ray.terminal.console import Console, command, complete_space, complete_study, examples
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Of 80 columns."""
+    for name, value in {"TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return Terminal()
+
+
+def test_elsewhere_progress_is_a_line_every_quarter():
+    stream = io.StringIO()
+    console = Console(stream)
+    for done in range(1, 101):
+        console.progress("tokens", done, 100)
+    assert [line.split(" s  ")[1] for line in stream.getvalue().splitlines()] == [
+        "tokens  25 %", "tokens  50 %", "tokens  75 %", "tokens  100 %"
+    ]  # fmt: skip
+
+
+def test_what_is_kept_below_is_gone_in_the_end_and_the_lines_stay(terminal: Terminal):
+    console = Console(terminal)
+    console.keep_below(lambda: Text("3 of 5 trials"))
+    console.say("a line that is longer than the eighty columns of this terminal, and is not to be cut into two of them")
+    console.clear()
+    console.say("the next")
+    text = terminal.getvalue()
+    assert "3 of 5 trials" in text
+    assert "longer than the eighty columns of this terminal, and is not to be cut into two of them\n" in text
+    assert text.rstrip().endswith("the next")
+    assert text.rindex("\x1b[2K") > text.rindex("3 of 5 trials")  # erased
+
+
+def test_elsewhere_nothing_is_kept_below():
+    stream = io.StringIO()
+    console = Console(stream)
+    console.keep_below(lambda: Text("3 of 5 trials"))
+    console.clear()
+    assert stream.getvalue() == ""
+
+
+def test_a_quiet_console_says_nothing(terminal: Terminal):
+    for stream in (terminal, io.StringIO()):
+        console = Console(stream, quiet=True)
+        console.say("a line")
+        console.progress("tokens", 1, 1)
+        console.keep_below(lambda: Text("3 of 5 trials"))
+        assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_examples_that_its_parser_takes(verb: str):
+    main = import_module(f"cca_ray.{verb}").main
+    found = examples(main)
+    assert found
+    for line, _ in found:
+        program, name, *arguments = shlex.split(line.split(" > ")[0])
+        assert (program, name) == ("cca-ray", verb)
+        assert command(main).make_context(verb, arguments).params
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_of_verbs_says_what_they_say_themselves(verb: str):
+    assert import_module(f"cca_ray.{verb}").main.__doc__.splitlines()[0] == VERBS[verb]
+
+
+def test_help_shows_the_examples_within_80_columns(terminal: Terminal, capsys):
+    for verb in VERBS:
+        with pytest.raises(SystemExit):
+            group().main([verb, "--help"], prog_name="cca-ray")
+        shown = capsys.readouterr().out
+        assert f"Usage: cca-ray {verb} " in shown
+        assert max(map(len, shown.splitlines())) <= 80
+        for line, _ in examples(import_module(f"cca_ray.{verb}").main):
+            assert line in shown
+
+
+def run_program(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`cca-ray ARGUMENTS`, with all that it imports on stderr."""
+    here = {"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "80", **environment}
+    program = [sys.executable, "-X", "importtime", "-c", "from cca_ray.cli import main; main()"]
+    return subprocess.run([*program, *arguments], cwd=cwd, env=here, capture_output=True, text=True, check=False)
+
+
+def test_the_list_of_verbs_and_their_completion_import_nothing_heavy(tmp_path: Path):
+    helped = run_program(cwd=tmp_path)
+    completed = run_program(
+        cwd=tmp_path, _CCA_RAY_COMPLETE="complete_bash", COMP_WORDS="cca-ray st", COMP_CWORD="1",
+        _TYPER_COMPLETE_ARGS="cca-ray st",
+    )  # fmt: skip
+    assert "pretrain  Make a small base from images" in helped.stdout
+    assert completed.stdout.split() == ["status"]
+    for outcome in (helped, completed):
+        assert outcome.returncode == 0
+        for heavy in ("torch", "ray", "mlflow", "optuna"):
+            assert f"| {heavy}\n" not in outcome.stderr
+
+
+def test_an_unknown_verb_is_one_line_and_exit_code_2(tmp_path: Path):
+    outcome = run_program("tun", cwd=tmp_path)
+    assert outcome.returncode == 2
+    assert outcome.stderr.splitlines()[-1] == "error: No such command 'tun'. Did you mean 'tune'?"
+
+
+def test_the_shell_completes_spaces_and_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert complete_space("digits_") == ["digits_m", "digits_s", "digits_var"]
+    for name in ("mine", "my-other", "unrelated"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.db").touch()
+    (tmp_path / "mlartifacts").mkdir()
+    monkeypatch.setenv("CCA_RAY_STORAGE", str(tmp_path))
+    assert complete_study("m") == ["mine", "my-other"]

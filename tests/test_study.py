@@ -1,0 +1,129 @@
+"""The sizes of a study: one after another, or side by side in one process; what they teach, and what they may use."""
+
+import json
+import math
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from cca_ray.config import load_config
+from cca_ray.pretrain import BaseFiles
+from cca_ray.status import look
+from cca_ray.study import Budget, taught_by, too_many_at_once
+from cca_ray.terminal.console import SPACES
+from cca_ray.tracking.tracker import Tracker
+from tests.test_cli import write_space
+from tests.test_tune import EXPERIMENT, start, wait_until
+
+
+def test_what_a_size_found_is_taught_to_the_next_of_its_family_the_last_first():
+    sizes = [
+        {"family": "llamagen", "winner": {"lambda": 1.0}},
+        {"family": "var", "winner": {"lambda": 2.0}},
+        {"family": "llamagen", "winner": {"lambda": 3.0}},
+    ]
+    assert taught_by(sizes, "llamagen") == [{"lambda": 3.0}, {"lambda": 1.0}]
+
+
+def test_what_one_size_leaves_of_the_budget_goes_to_the_next():
+    now = time.monotonic()
+    first, last = Budget(30, 6, now).share(0.0, 3, False), Budget(30, 6, now - 300).share(1.0, 1, False)
+    assert first.seconds == pytest.approx(600, abs=1)
+    assert last.seconds == pytest.approx(1500, abs=1)
+    assert (first.device_seconds, last.device_seconds) == (7200, 18000)
+    unbounded = Budget().share(0.0, 3, False)
+    assert (unbounded.seconds, unbounded.device_seconds) == (math.inf, math.inf)
+
+
+def test_sizes_side_by_side_have_the_same_time_and_part_the_hours():
+    limits = Budget(30, 6).share(0.0, 3, True)
+    assert limits.seconds == pytest.approx(1800, abs=1)
+    assert limits.device_seconds == 7200
+
+
+def test_more_trials_than_the_head_can_drive_are_told_of():
+    """`cluster.yaml`'s head has 64 GB: all nine sizes side by side, as their files are, are for it."""
+    configs = [load_config(path) for path in SPACES.glob("*.yaml") if not path.stem.startswith("digits")]
+    assert len(configs) == 9
+    assert too_many_at_once(configs, True, 62) == ""
+    assert too_many_at_once(configs, False, 8) == ""
+    told = too_many_at_once(configs, True, 31)
+    assert told.startswith("36 trials at a time hold about 40 GiB on this machine, which has 31")
+    digits = [load_config(path) for path in SPACES.glob("digits_*.yaml")]  # their trials are no groups
+    assert too_many_at_once(digits, True, 1) == ""
+
+
+def states(folder: Path, study: str) -> dict[str, Counter[str]]:
+    """Of each size, how many trials ended how."""
+    storage = f"sqlite:///{folder / 'runs' / study / 'study.db'}"
+    names = sorted(optuna.get_all_study_names(storage))
+    found: dict[str, Counter[str]] = {}
+    for name in names:
+        size = name.split("/")[1]
+        found.setdefault(size, Counter()).update(
+            trial.state.name for trial in optuna.load_study(study_name=name, storage=storage).trials
+        )
+    return found
+
+
+def outcomes(folder: Path, study: str) -> dict[str, Any]:
+    """What does not depend on when a trial ran."""
+    sizes = json.loads((folder / "runs" / study / "summary.json").read_text())["sizes"]
+    keys = ("trials", "winner", "trial", "finalists", "fid_base", "fid_guided", "fid_control", "fid_cca")
+    return {size["size"]: {key: size[key] for key in keys} for size in sizes}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_files: BaseFiles, tmp_path: Path):
+    points = [{"lambda": value, "learning_rate": 1e-3} for value in (1.0, 2.0, 4.0)]  # what is taught comes too late
+    for name in ("one", "two"):
+        write_space(tmp_path, base_files, name, epochs=20)
+    first_points = f"search.first_points={json.dumps(points)}"
+    command = ("one.yaml", "two.yaml", "--max-concurrent", "1", "--set", first_points)
+    beside = (*command, "--side-by-side", "--name", "beside")
+
+    process = start(tmp_path, *beside)
+    folder = tmp_path / "runs" / "beside"
+    wait_until(
+        lambda: all((folder / "trials" / f"{name}-control-0000" / "alive-0").exists() for name in ("one", "two"))
+    )
+    assert [size["state"] for size in look(tmp_path / "runs", "beside").content["sizes"]] == ["running", "running"]
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert output.splitlines()[-1] == "interrupted; run the same command again to continue"
+    assert states(tmp_path, "beside") == {name: Counter({"RUNNING": 1, "WAITING": 3}) for name in ("one", "two")}
+    tracker = Tracker(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}", EXPERIMENT)
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    assert Counter(run.info.status for run in runs) == {"KILLED": 4}
+
+    process = start(tmp_path, *beside)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert "1 interrupted and taken up again" in output
+    assert states(tmp_path, "beside") == {name: Counter({"COMPLETE": 4}) for name in ("one", "two")}
+
+    process = start(tmp_path, *command, "--name", "alone")
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert outcomes(tmp_path, "beside") == outcomes(tmp_path, "alone")
+
+
+@pytest.mark.nightly
+def test_a_size_that_cannot_go_on_does_not_stop_the_others(base_files: BaseFiles, tmp_path: Path):
+    for name in ("sound", "impossible"):
+        path = write_space(tmp_path, base_files, name)
+        if name == "impossible":
+            path.write_text(path.read_text() + "placement: {gpus: 1}\n")
+    process = start(tmp_path, "impossible.yaml", "sound.yaml", "--side-by-side", "--trials", "1", "--name", "study")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert output.splitlines()[-1].startswith("error: impossible: placement asks for 1 × 1 GPU, the cluster has")
+    assert list(outcomes(tmp_path, "study")) == ["sound"]
+    assert (tmp_path / "runs" / "study" / "sound" / "winner.pt").is_file()

@@ -1,0 +1,163 @@
+"""A finished study on a real MLflow server, as people see it: in a real browser.
+
+Screenshots are kept in $CCA_RAY_SCREENSHOTS, if it is set.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from cca_ray.config import parse
+from cca_ray.pretrain import BaseFiles, with_files
+from cca_ray.report import verdict
+from cca_ray.search.mlflow_pages import CHAMPION, ended_filter, experiment_of, registered_name
+from cca_ray.tracking.tracker import Tracker
+from tests.conftest import tiny_space
+from tests.test_showcase import Shown, finish
+from tests.test_tracking import Server, empty_mlflow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium with its driver here: apt-get install chromium chromium-driver"
+)
+WAIT_S = 60.0
+
+
+class Browser:
+    """Pages of one MLflow server."""
+
+    def __init__(self, url: str, folder: Path):
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(CHROMIUM)
+        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+            options.add_argument(argument)
+        options.add_argument(f"--user-data-dir={folder / 'profile'}")
+        self.driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+        self.url, self.folder = url, Path(os.environ.get("CCA_RAY_SCREENSHOTS", folder))
+
+    def open(self, page: str, height: int = 1000) -> None:
+        """What is below the window's end MLflow may not draw."""
+        self.driver.set_window_size(1500, height)
+        self.driver.get("about:blank")  # a change after # alone would not load anew
+        self.driver.get(f"{self.url}/#{page}{'&' if '?' in page else '?'}workflowType=machine_learning")
+
+    def text(self) -> str:
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def wait_for(self, *words: str) -> None:
+        """Until the page shows all of these."""
+        WebDriverWait(self.driver, WAIT_S).until(
+            lambda _: all(word in self.text() for word in words), f"no {' or '.join(words)} in:\n{self.text()}"
+        )
+
+    def all(self, selector: str, least: int = 1) -> list[WebElement]:
+        """Elements by a CSS selector, when there are so many."""
+        WebDriverWait(self.driver, WAIT_S).until(
+            lambda _: len(self.driver.find_elements(By.CSS_SELECTOR, selector)) >= least, selector
+        )
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def picture(self, step: int) -> bytes:
+        """The samples of this step, as a PNG: by the number beside the slider."""
+        (number,) = self.all("input[type=number]")
+        number.click()
+        number.send_keys(Keys.CONTROL, "a")
+        number.send_keys(str(step), Keys.TAB)
+        (image,) = self.all(f"img[src*='step%2B{step}%2B']")
+        WebDriverWait(self.driver, WAIT_S).until(lambda _: image.get_property("naturalWidth"))
+        return image.screenshot_as_png
+
+    def shoot(self, name: str) -> None:
+        for chat in self.driver.find_elements(
+            By.CSS_SELECTOR, "[data-component-id='mlflow.assistant.chat_panel.close']"
+        ):
+            chat.click()  # which covers a third of the page
+        time.sleep(1)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.driver.save_screenshot(str(self.folder / f"{name}.png"))
+
+
+@pytest.fixture(scope="module")
+def shown(
+    tmp_path_factory: pytest.TempPathFactory, base_files: BaseFiles, ray_here: None
+) -> Iterator[tuple[Shown, Browser]]:
+    """A study of three trials and its control on a server, and a browser on it."""
+    folder = tmp_path_factory.mktemp("browser")
+    server = Server(folder)
+    empty_mlflow(folder / "mlflow.db")
+    server.start()
+    content = tiny_space()
+    content["search"]["max_concurrent"] = 1
+    config = with_files(parse(content, "tiny", "tiny.yaml"), base_files)
+    tracker = Tracker(server.url, experiment_of(config), journal=folder / "journal")
+    browser = Browser(server.url, folder / "screenshots")
+    try:
+        yield Shown(config, folder / "study", tracker, finish(config, folder / "study", tracker)), browser
+    finally:
+        browser.driver.quit()
+        tracker.close(5)
+        server.kill()
+
+
+def test_the_experiments_page_lists_ours_with_its_description(shown: tuple[Shown, Browser]):
+    _, browser = shown
+    browser.open("/experiments")
+    browser.wait_for("cca_ray llamagen digits", "Condition Contrastive")
+    browser.shoot("experiments")
+
+
+def test_sorted_by_fid_the_best_run_is_on_top(shown: tuple[Shown, Browser]):
+    """By the filter of the size's own note."""
+    study, browser = shown
+    query = ended_filter(study.summary["mlflow_key"])
+    best = study.runs(query, "metrics.fid ASC")
+    browser.open(f"{study.page}?searchFilter={quote(query)}&orderByKey=metrics.%60fid%60&orderByAsc=true")
+    browser.wait_for("Sort: fid", f"{len(best)} matching runs")
+    rows = browser.all("a[href*='/runs/']", len(best))
+    names = list(dict.fromkeys(row.text for row in rows if "lr=" in row.text))
+    assert names == [run.info.run_name for run in best]
+    browser.shoot("runs")
+
+
+def test_the_page_of_a_size_tells_the_verdict(shown: tuple[Shown, Browser]):
+    study, browser = shown
+    browser.open(f"{study.page}/{study.parent.info.run_id}")
+    browser.wait_for(verdict(study.summary), "fid_cca", "Logged models")
+    browser.shoot("size")
+    browser.open(f"{study.page}/{study.parent.info.run_id}/artifacts/report/report.html")
+    browser.wait_for("samples.png", "report.html")
+    browser.shoot("report-in-mlflow")
+
+
+def test_a_trial_has_charts_and_a_slider_through_its_samples(shown: tuple[Shown, Browser]):
+    """From the base's samples, step 0, to those of the last rung."""
+    study, browser = shown
+    best = study.runs(ended_filter(study.summary["mlflow_key"]), "metrics.fid ASC")[0]
+    browser.open(f"{study.page}/{best.info.run_id}/model-metrics", height=1900)
+    browser.wait_for("fid", "is", "loss", "reward_accuracy", "reward_margin", "images_per_second", "samples")
+    browser.all(".js-plotly-plot", 5)
+    assert browser.all("[role=slider]")[0].get_attribute("aria-valuenow") == "0"
+    assert len({browser.picture(step) for step in (0, 5, 10)}) == 3
+    browser.shoot("trial")
+    browser.open(f"{study.page}/{best.info.run_id}/system-metrics")
+    browser.wait_for("system/cpu_utilization_percentage", "system/system_memory_usage_megabytes")
+    browser.shoot("system")
+
+
+def test_the_winner_is_registered_as_champion(shown: tuple[Shown, Browser]):
+    study, browser = shown
+    browser.open(f"/models/{registered_name(study.config)}")
+    browser.wait_for(f"@ {CHAMPION}", "Version 1", "fid", "study")
+    browser.shoot("champion")

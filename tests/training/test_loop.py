@@ -1,0 +1,371 @@
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cca_ray.cluster.stopping import Stop
+from cca_ray.config import StudyConfig
+from cca_ray.evaluation.features import extract
+from cca_ray.evaluation.metrics import Moments, frechet_distance
+from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, required, sample_shards, score, scoring_of
+from cca_ray.models.family import load_official
+from cca_ray.models.files import digest_of_weights
+from cca_ray.models.parallel import Group
+from cca_ray.search.size_study import reference_table
+from cca_ray.storage.mirror import patiently
+from cca_ray.training.loop import Diverged, Job, Stuck, fine_tune, shrink, smaller, stop_sign
+from cca_ray.training.trial import build_trainer
+from tests.conftest import MakeStudy
+
+LIVE = {"reference": "live"}
+
+
+def run(config: StudyConfig, folder: Path, table: Path | None = None, **values: Any) -> list[dict[str, Any]]:
+    """One fine-tuning in this process; its reports at the rungs, with what slow steps reported between them."""
+    reports: list[dict[str, Any]] = []
+    fine_tune(Job(config, config.train_with(values), folder, table), reports.append, Group())
+    between: list[Any] = []
+    for report in reports:
+        between += report["history"]
+        if "fid" in report:
+            report["history"], between = between, []
+    return [report for report in reports if "fid" in report]
+
+
+def losses(reports: list[dict[str, Any]]) -> np.ndarray:
+    """[steps, 4]: step, loss, reward accuracy, reward margin."""
+    return np.array([row for report in reports for row in report["history"]])
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    return list(load_official("llamagen", "S", folder / "model.pt").state_dict().values())
+
+
+@pytest.fixture(scope="module")
+def whole(base_files, tmp_path_factory: pytest.TempPathFactory):
+    """The undisturbed run that others are compared with: one worker, micro-batch 8 of global batch 8."""
+    from cca_ray.config import parse
+    from cca_ray.pretrain import with_files
+    from tests.conftest import tiny_space
+
+    content = tiny_space()
+    content["train"] |= {"global_batch": 8, **LIVE}
+    config = with_files(parse(content, "tiny", "tiny.yaml"), base_files)
+    folder = tmp_path_factory.mktemp("whole")
+    return config, folder, run(config, folder)
+
+
+def placed(config: StudyConfig, **placement: Any) -> StudyConfig:
+    return config.model_copy(update={"placement": config.placement.model_copy(update=placement)})
+
+
+def assert_same_run(folder: Path, reports: list[dict[str, Any]], whole) -> None:
+    _, whole_folder, whole_reports = whole
+    np.testing.assert_allclose(losses(reports), losses(whole_reports), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r["fid"] for r in reports], [r["fid"] for r in whole_reports], rtol=1e-4)
+    for ours, theirs in zip(weights(folder), weights(whole_folder), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    for report, other in zip(reports, whole_reports, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(report["grid"])), np.asarray(Image.open(other["grid"])))
+
+
+def test_accumulation_changes_no_result(whole, tmp_path: Path):
+    reports = run(placed(whole[0], micro_batch=4), tmp_path)
+    assert_same_run(tmp_path, reports, whole)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_change_no_result(whole, tmp_path: Path, ray_here: None, strategy: str):
+    recompute = strategy == "fsdp"
+    config = placed(whole[0], workers=2, micro_batch=2, strategy=strategy, activation_checkpointing=recompute)
+    build_trainer(Job(config, config.train, tmp_path), print).fit()
+    reports = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["reports"]
+    assert_same_run(tmp_path, reports, whole)
+
+
+def test_recomputed_activations_change_no_result(whole, tmp_path: Path):
+    assert_same_run(tmp_path, run(placed(whole[0], activation_checkpointing=True), tmp_path), whole)
+
+
+def test_compiled_blocks_change_no_result(whole, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert_same_run(tmp_path, run(placed(whole[0], compile=True, activation_checkpointing=True), tmp_path), whole)
+    assert "placement.compile is off" not in caplog.text or shutil.which("g++") is None
+
+
+def test_var_gives_the_same_whatever_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(family="var", train={**LIVE, "dropout": 0.1})
+    one = run(config, tmp_path / "a")
+    cut = run(placed(config, micro_batch=6, activation_checkpointing=True), tmp_path / "b")
+    np.testing.assert_allclose(losses(cut), losses(one), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r["fid"] for r in cut], [r["fid"] for r in one], rtol=1e-4)
+    made = load_official("var", "M", tmp_path / "a" / "model.pt", config.base.tokenizer)
+    assert any(not torch.equal(a, b) for a, b in zip(made.parameters(), load_base(config).parameters(), strict=True))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_var_gives_the_same_on_two_workers(make_study: MakeStudy, tmp_path: Path, ray_here: None, strategy: str):
+    config = make_study(family="var", train=LIVE)
+    one = run(config, tmp_path / "a")
+    two = placed(config, workers=2, micro_batch=6, strategy=strategy)
+    build_trainer(Job(two, two.train, tmp_path / "b"), print).fit()
+    reports = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)["reports"]
+    np.testing.assert_allclose(losses(reports), losses(one), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r["fid"] for r in reports], [r["fid"] for r in one], rtol=1e-4)
+
+
+def test_dropout_does_not_depend_on_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train={**LIVE, "dropout": 0.2})
+    one, cut = run(config, tmp_path / "a"), run(placed(config, micro_batch=6), tmp_path / "b")
+    np.testing.assert_allclose(losses(cut), losses(one), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(losses(one), losses(run(make_study(train=LIVE), tmp_path / "c")), rtol=1e-3)
+
+
+def test_a_run_reports_steps_scores_and_pictures(whole):
+    config, folder, reports = whole
+    assert [report["step"] for report in reports] == [15, 30]
+    assert [report["samples"] for report in reports] == [60, 80]
+    assert losses(reports)[:, 0].tolist() == list(range(1, 31))
+    assert all(np.isfinite(report["fid"]) and report["inception_score"] >= 1 for report in reports)
+    names = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"}
+    assert all(names <= set(dict(report["load"])) for report in reports)
+    assert all(("gpu_memory_gib" in report) == torch.cuda.is_available() for report in reports)
+    assert all(Path(report["grid"]).is_file() for report in reports)
+    assert (folder / "model.pt").is_file()
+    assert config.train.reference == "live"
+
+
+def test_training_lowers_the_loss_and_raises_the_reward(make_study: MakeStudy, tmp_path: Path):
+    reports = run(make_study(train={**LIVE, "epochs": 6, "learning_rate": 3e-3}), tmp_path)
+    history = losses(reports)
+    first, last = history[:10].mean(0), history[-10:].mean(0)
+    assert last[1] < first[1]
+    assert last[2] > first[2]
+    assert last[3] > first[3]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "unlearning", "finetune"])
+def test_every_objective_runs(make_study: MakeStudy, tmp_path: Path, objective: str):
+    assert len(run(make_study(train=LIVE), tmp_path, objective=objective)) == 2
+
+
+def table_of(config: StudyConfig, root: Path) -> Path:
+    data = load_tokens(required(config.data.tokens, "data.tokens"))
+    folder = reference_table(config, digest_of_weights(load_base(config)), data, root, print, Stop())
+    assert folder is not None
+    return folder
+
+
+def test_a_table_and_a_live_reference_give_the_same_losses(make_study: MakeStudy, tmp_path: Path, ray_here: None):
+    config = make_study(train={"epochs": 2})
+    by_table = run(config, tmp_path / "a", table_of(config, tmp_path / "tables"))
+    live = run(make_study(train={**LIVE, "epochs": 2}), tmp_path / "b")
+    np.testing.assert_allclose(losses(by_table), losses(live), rtol=1e-5, atol=1e-5)
+
+
+def test_of_a_table_only_what_is_missing_is_made(make_study: MakeStudy, tmp_path: Path, ray_here: None):
+    config = make_study(train={"epochs": 2})
+    folder = table_of(config, tmp_path)
+    first, second = sorted(folder.glob("*.parquet"))
+    content, before = second.read_bytes(), first.stat().st_mtime_ns
+    second.unlink()
+    assert table_of(config, tmp_path) == folder
+    assert second.read_bytes() == content
+    longer = table_of(make_study(train={"epochs": 3}), tmp_path)
+    assert longer == folder
+    assert len(list(folder.glob("*.parquet"))) == 3
+    assert first.stat().st_mtime_ns == before
+    assert table_of(make_study(train={"seed": 5}), tmp_path) != folder
+
+
+def test_a_table_of_other_pairs_is_refused(make_study: MakeStudy, tmp_path: Path, ray_here: None):
+    config = make_study()
+    with pytest.raises(ValueError, match="made for other weights, tokens or pairs"):
+        run(config, tmp_path / "a", table_of(config, tmp_path), seed=5)
+
+
+def test_trials_of_other_pairs_score_the_reference_themselves(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(search={"space": {"null_ratio": {"low": 0.05, "high": 0.2}}})
+    data = load_tokens(required(config.data.tokens, "data.tokens"))
+    assert reference_table(config, "digest", data, tmp_path, print, Stop()) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_resumes_at_its_last_rung(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    undisturbed = run(config, tmp_path / "a")
+
+    def killed(report: dict[str, Any]) -> None:
+        if "fid" in report:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(Job(config, config.train, tmp_path / "b"), killed, Group())
+    resumed = run(config, tmp_path / "b")
+    np.testing.assert_array_equal(losses(resumed), losses(undisturbed))
+    assert [r["fid"] for r in resumed] == [r["fid"] for r in undisturbed]
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True))
+
+
+def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_goes_on_later(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train={**LIVE, "epochs": 3000})
+    job, reports = Job(config, config.train, tmp_path / "trial"), list[dict[str, Any]]()
+    sign = tmp_path / stop_sign(config)
+
+    def look(report: dict[str, Any]) -> None:
+        reports.append(report)
+        if report["stopped"]:
+            sign.unlink()
+
+    stopper = threading.Timer(1.5, sign.touch)
+    stopper.start()
+    assert fine_tune(job, look, Group()) is None
+    stopped = reports[-1]
+    assert stopped["stopped"]
+    assert torch.load(tmp_path / "trial" / "checkpoint.pt", weights_only=True)["step"] == stopped["step"]
+
+    def enough(report: dict[str, Any]) -> None:
+        reports.append(report)
+        sign.touch()
+
+    before = [row for report in reports for row in report["history"]]
+    reports.clear()
+    fine_tune(job, enough, Group())
+    again = [row for report in reports for row in report["history"]]
+    assert again[: len(before)] == before  # reported once more: what the driver had not yet written is not lost
+    assert [row[0] for row in again] == list(range(1, reports[-1]["step"] + 1))
+    assert reports[-1]["step"] > stopped["step"]
+    assert reports[-1]["seconds"] > stopped["seconds"]
+
+
+def test_when_memory_runs_out_the_micro_batch_is_halved_and_no_result_changes(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(family="var", train={**LIVE, "global_batch": 240}, rungs=[{"at": 1.0, "samples": 40}])
+    packed = Job(config, config.train, tmp_path / "little").packed()
+    (tmp_path / "job.json").write_text(json.dumps(packed))
+    command = [sys.executable, "-m", "tests.little_memory", str(tmp_path / "job.json"), "200"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout.splitlines()[-1]) == [120]
+    assert json.loads((tmp_path / "little" / "micro_batch").read_text()) == {"micro_batch": 120, "halvings": 1}
+    whole = run(config, tmp_path / "whole")
+    little = torch.load(tmp_path / "little" / "checkpoint.pt", weights_only=True)["reports"]
+    np.testing.assert_allclose(losses(little), losses(whole), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([r["fid"] for r in little], [r["fid"] for r in whole], rtol=1e-4)
+
+
+def test_memory_that_is_too_small_for_a_quarter_of_the_micro_batch_is_given_up(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    job = Job(config, config.train, tmp_path)
+    assert [shrink(job), shrink(job), shrink(job)] == [True, True, False]
+    assert smaller(job).config.placement.micro_batch == 6
+    one = Job(placed(config, micro_batch=1), config.train, tmp_path / "one")
+    assert not shrink(one)
+
+
+def test_writing_is_tried_again_for_a_while(tmp_path: Path):
+    folder = tmp_path / "away"  # as a file server that comes back
+    threading.Timer(2.0, folder.mkdir).start()
+    patiently(lambda: (folder / "file").write_text("x"))
+    assert (folder / "file").read_text() == "x"
+
+
+def test_files_that_cannot_be_used_are_no_fault_of_the_trial(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    (tmp_path / "checkpoint.pt").write_bytes(b"torn")
+    with pytest.raises(Stuck, match=r"checkpoint\.pt: damaged checkpoint; delete it to start this trial over"):
+        run(config, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(Stuck, match="Not a directory"):
+        run(config, tmp_path / "file" / "trial")
+
+
+def test_a_diverged_run_says_where(make_study: MakeStudy, tmp_path: Path):
+    with pytest.raises(Diverged, match=r"the loss is nan at step \d+"):
+        run(make_study(train=LIVE), tmp_path, learning_rate=1e30)
+
+
+def test_weights_that_are_lost_just_before_a_rung_are_never_scored(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE, rungs=[{"at": 0.1, "samples": 40}, {"at": 1.0, "samples": 40}])
+    with pytest.raises(Diverged, match="the weights are no longer finite at step 1"):
+        run(config, tmp_path, learning_rate=1e39)
+
+
+def test_the_final_weights_are_there_when_the_end_is_reported(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    there: dict[int, bool] = {}
+
+    def look(report: dict[str, Any]) -> None:
+        there[report["step"]] = (tmp_path / "model.pt").is_file()
+        if report["step"] == report["total_steps"] and len(there) < 3:
+            there[0] = True
+            raise KeyboardInterrupt  # as a study that is stopped at this very moment
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(Job(config, config.train, tmp_path), look, Group())
+    assert there == {5: False, 10: True, 0: True}
+    (tmp_path / "model.pt").unlink()
+    assert len(run(config, tmp_path)) == 2
+    assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("change", [{"score": {"seed": 9}}, {"train": {**LIVE, "seed": 1}}])
+def test_a_folder_of_another_run_is_refused(make_study: MakeStudy, tmp_path: Path, change: dict[str, Any]):
+    run(make_study(train=LIVE), tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: belongs to another fine-tuning"):
+        run(make_study(**{"train": LIVE, **change}), tmp_path)
+
+
+def test_the_ema_is_what_is_scored(make_study: MakeStudy, tmp_path: Path):
+    run(make_study(train=LIVE), tmp_path / "with")
+    run(make_study(train={**LIVE, "ema_decay": 0.0}), tmp_path / "without")
+    content = torch.load(tmp_path / "with" / "checkpoint.pt", weights_only=True)
+    final = dict(zip(content["ema"], weights(tmp_path / "with"), strict=True))
+    assert all(torch.equal(content["ema"][name], tensor) for name, tensor in final.items())
+    assert not torch.equal(content["ema"]["output.weight"], content["model"]["output.weight"])
+    assert torch.equal(content["model"]["output.weight"], weights(tmp_path / "without")[-1])
+
+
+def test_samples_are_scored_by_shards_of_any_number_of_workers(make_study: MakeStudy):
+    config = make_study()
+    scoring, model = scoring_of(config, torch.device("cpu")), load_base(config)
+    protocol = protocol_of(config, scoring, 600)
+    one, three = (
+        [
+            images
+            for rank in range(world)
+            for _, images, _ in sample_shards(model, scoring, protocol, Group(rank, world))
+        ]
+        for world in (1, 3)
+    )
+    assert torch.equal(torch.cat(one), torch.cat(three))
+    features = extract(scoring.extractor, torch.cat(one)).pooled.numpy()
+    expected = frechet_distance(Moments.of(features), scoring.reference)
+    assert score(model, scoring, protocol, Group()).fid == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 9])
+def test_very_few_samples_are_scored_too(make_study: MakeStudy, samples: int):
+    config = make_study()
+    scoring = scoring_of(config, torch.device("cpu"))
+    scored = score(load_base(config), scoring, protocol_of(config, scoring, samples), Group())
+    assert np.isfinite(scored.fid)
+    assert len(scored.without) == samples // 2
+    assert np.isfinite(scored.without).all()
+
+
+def test_tokens_of_another_tokenizer_are_refused(make_study: MakeStudy, tmp_path: Path):
+    from cca_ray.models.family import build, save_official
+
+    save_official(build("llamagen", "S", num_classes=10, vocab_size=64, block_size=16), tmp_path / "other.pt")
+    config = make_study(train=LIVE)
+    config = config.model_copy(
+        update={"base": config.base.model_copy(update={"checkpoint": str(tmp_path / "other.pt")})}
+    )
+    with pytest.raises(ValueError, match=r"models 16 tokens of 64 codes and 10 classes, but .* holds 16 of 32 and 10"):
+        run(config, tmp_path / "run")
