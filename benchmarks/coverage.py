@@ -15,12 +15,12 @@ import optuna
 import ray
 
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import load_config
-from cca_ray.pretrain import resolve
+from cca_ray.inputs import find_space
 from cca_ray.search.final_comparison import Scores, finalists
 from cca_ray.search.ledger import Arm
 from cca_ray.search.size_study import start_ray
-from cca_ray.terminal.console import find_space
+from cca_ray.space_file import load_config
+from cca_ray.training.small_base import resolve
 
 SPACE, BLOCKS, INDEPENDENT = "digits_m", range(4, 7), range(9001, 9011)
 

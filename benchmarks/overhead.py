@@ -24,15 +24,16 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import Placement, StudyConfig, load_config
-from cca_ray.evaluation.scoring import load_base, load_tokens, required
+from cca_ray.config import Placement, StudyConfig
+from cca_ray.evaluation.scoring import load_base, load_tokens
+from cca_ray.inputs import find_space
 from cca_ray.models.files import digest_of_weights
-from cca_ray.pretrain import resolve
 from cca_ray.search.ledger import Ledger, open_arms, used_device_seconds
 from cca_ray.search.ray_tune import run_trials
 from cca_ray.search.size_study import open_storage, reference_table
-from cca_ray.terminal.console import find_space
+from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.small_base import resolve
 from cca_ray.training.trial import build_group, build_local, trial_resources
 
 
@@ -59,7 +60,7 @@ def ours(config: dict[str, Any]) -> None:
         build_local(lambda: tune.report({"fid": 1.0})).fit()
     else:
         name = f"ours-{tune.get_context().get_trial_id()}"
-        build_group(nothing, {}, placement, name, config["folder"], [TuneReportCallback()]).fit()
+        build_group(nothing, {"job": ""}, placement, name, config["folder"], [TuneReportCallback()]).fit()
 
 
 def seconds(way: str, workers: int, trials: int) -> float:
@@ -89,7 +90,7 @@ def study(base: StudyConfig, concurrency: int, folder: Path) -> float:
     ledger = Ledger(config, open_arms(config, "overhead", open_storage(folder / "study.db"), digests), tracker,
                     "overhead", lambda line: None)  # fmt: skip
     tracker.run("overhead", "overhead")
-    data = load_tokens(required(config.data.tokens, "data.tokens"))
+    data = load_tokens(config.data.tokens)
     digest = digest_of_weights(load_base(config))
     table = reference_table(config, digest, data, folder.parent, lambda line: None, Stop())
     started = time.perf_counter()

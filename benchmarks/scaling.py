@@ -21,18 +21,21 @@ import ray
 from PIL import Image
 from ray import tune
 
-from cca_ray.config import StudyConfig, load_config
+from cca_ray.config import StudyConfig
+from cca_ray.inputs import find_space
 from cca_ray.search.ledger import Ledger, open_arms
 from cca_ray.search.ray_tune import run_trials
 from cca_ray.search.size_study import open_storage, start_ray
-from cca_ray.terminal.console import find_space
+from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.training.loop import Job, rung_steps
+from cca_ray.training.job import Job
+from cca_ray.training.loop import rung_steps
+from cca_ray.training.trial import TrialSettings
 
 STEPS = 100
 
 
-def stub(packed: dict[str, Any]) -> None:
+def stub(packed: TrialSettings) -> None:
     """A trial that reports a smooth score at once."""
     job = Job.unpacked(packed["job"])
     fid = 10 + float(np.log10(job.train.lambda_ / 5) ** 2 + np.log10(job.train.learning_rate / 5e-3) ** 2)

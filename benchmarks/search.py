@@ -25,12 +25,13 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from cca_ray.config import StudyConfig, load_config
+from cca_ray.config import StudyConfig
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
+from cca_ray.inputs import find_space
 from cca_ray.models.parallel import Group
-from cca_ray.pretrain import resolve
 from cca_ray.search.ledger import Mark, goes_on, marks_of
-from cca_ray.terminal.console import find_space
+from cca_ray.space_file import load_config
+from cca_ray.training.small_base import resolve
 from cca_ray.training.trial import trial_folder
 
 SPACE, FRESH = "digits_m", range(9001, 9006)  # the search space; seeds of noise that no trial was scored on

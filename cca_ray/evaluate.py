@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import typer
 
-from cca_ray.config import ConfigError, load_config
+from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import Extractor, extract
 from cca_ray.evaluation.metrics import (
     SHARD,
@@ -32,10 +32,12 @@ from cca_ray.evaluation.metrics import (
     merge_all,
     precision_recall,
 )
-from cca_ray.evaluation.scoring import Scoring, load_base, protocol_of, required, sample_shards, scoring_of
+from cca_ray.evaluation.scoring import Scoring, load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.models.parallel import Group, for_sampling
-from cca_ray.pretrain import check_files, resolve
-from cca_ray.terminal.console import DEFAULT_SPACES, CheckpointOption, Console, SpaceArgument, find_space, place, run
+from cca_ray.space_file import load_config
+from cca_ray.terminal.console import CheckpointOption, Console, SpaceArgument, place, run
+from cca_ray.training.small_base import check_files, resolve
 
 
 def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.ndarray]]:
@@ -140,7 +142,7 @@ def main(
     config = resolve(config, storage, Console(sys.stderr).progress)
     group = Group()
     scoring = scoring_of(config, group.device)
-    real = reference_images(required(config.score.reference, "score.reference"))
+    real = reference_images(config.score.reference)
     protocol = protocol_of(config, scoring, samples or config.score.samples, guidance_scale, seed)
     if npz is not None:
         count, batches = open_images(npz, protocol.image_size)

@@ -25,7 +25,6 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from cca_ray.cluster.placement import local_device
 from cca_ray.cluster.queue import may_grow, nodes_now
-from cca_ray.config import ConfigError
 from cca_ray.data.encode import (
     Columns,
     Encode,
@@ -39,6 +38,7 @@ from cca_ray.data.encode import (
 )
 from cca_ray.data.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops_of, list_images
 from cca_ray.data.tokens import UNREADABLE, TokenMeta, write_unreadable
+from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import Extractor, extract, load_extractor
 from cca_ray.evaluation.metrics import Moments, Reference
 from cca_ray.models.family import Tokenizer, load_tokenizer

@@ -14,13 +14,15 @@ import numpy as np
 import typer
 from PIL import Image
 
-from cca_ray.config import ConfigError, load_config
+from cca_ray.errors import ConfigError
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.models.parallel import Group, for_sampling
-from cca_ray.pretrain import check_files, resolve
+from cca_ray.space_file import load_config
 from cca_ray.storage.files import atomically
-from cca_ray.terminal.console import DEFAULT_SPACES, CheckpointOption, Console, SpaceArgument, find_space, place, run
+from cca_ray.terminal.console import CheckpointOption, Console, SpaceArgument, place, run
+from cca_ray.training.small_base import check_files, resolve
 
 SHOWN = 400  # images of a grid, at most
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from cca_ray.reporting.results import SizeResults, StudyResults, read_study
 from cca_ray.reporting.text import closing, interim, progress
-from cca_ray.search.ledger import readable
+from cca_ray.search.records import readable
 from cca_ray.storage.lock import holder
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import named

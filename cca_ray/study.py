@@ -16,8 +16,7 @@ import psutil
 from cca_ray.cluster.placement import GIB, in_this_process
 from cca_ray.cluster.stopping import LOOK_S, Stop
 from cca_ray.config import StudyConfig
-from cca_ray.pretrain import resolve
-from cca_ray.report import picture, table, verdict, write_summary
+from cca_ray.reporting.summary import picture, table, verdict, write_summary
 from cca_ray.search.ledger import Limits
 from cca_ray.search.mlflow_pages import crown, experiment_of
 from cca_ray.search.size_study import SizeResult, run_size
@@ -26,6 +25,7 @@ from cca_ray.storage.uris import named
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.live_view import Window
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.small_base import resolve
 
 GANG_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
 PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind

@@ -12,13 +12,14 @@ from ray.train import UserCallback
 
 from cca_ray.cluster.placement import in_this_process
 from cca_ray.cluster.queue import first_way
-from cca_ray.config import load_config
-from cca_ray.pretrain import check_files, resolve
+from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.search.size_study import start_ray
+from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import reach
 from cca_ray.storage.uris import named
-from cca_ray.terminal.console import DEFAULT_SPACES, Console, SpaceArgument, find_space, place, run
-from cca_ray.training.loop import Job
+from cca_ray.terminal.console import Console, SpaceArgument, place, run
+from cca_ray.training.job import Job
+from cca_ray.training.small_base import check_files, resolve
 from cca_ray.training.trial import FAILURE, build_trainer
 
 

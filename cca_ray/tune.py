@@ -28,22 +28,25 @@ import yaml
 
 from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.stopping import Stop, heeding_signals
-from cca_ray.config import FAMILY_SIZES, ConfigError, StudyConfig, load_config
-from cca_ray.pretrain import check_files
-from cca_ray.report import report_at_end, table
+from cca_ray.config import FAMILY_SIZES, StudyConfig
+from cca_ray.errors import ConfigError
+from cca_ray.inputs import DEFAULT_SPACES, find_space
+from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.reporting.text import closing
 from cca_ray.search.mlflow_pages import experiment_of
 from cca_ray.search.size_study import remove_leaked_groups, start_ray
+from cca_ray.space_file import load_config
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import exists, reach
 from cca_ray.storage.uris import named
 from cca_ray.study import Budget, Sizes, Study
-from cca_ray.terminal.console import DEFAULT_SPACES, Console, complete_space, find_space, place, run
+from cca_ray.terminal.console import Console, complete_space, place, run
 from cca_ray.terminal.live_view import Window
 from cca_ray.terminal.log_file import LOG_FILE, chatter_in
 from cca_ray.terminal.snapshot import DriverStatus
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.small_base import check_files
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOG = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from cca_ray.models.parallel import Group
-from cca_ray.training.loop import Job, fine_tune
+from cca_ray.training.job import Job
+from cca_ray.training.loop import fine_tune
 
 
 def grown() -> int:
@@ -18,7 +19,7 @@ def grown() -> int:
 
 
 def main() -> None:
-    job = Job.unpacked(json.loads(Path(sys.argv[1]).read_text()))
+    job = Job.unpacked(Path(sys.argv[1]).read_text())
     placement = job.config.placement.model_copy(update={"micro_batch": 8})
     warm = Job(job.config.model_copy(update={"placement": placement}), job.train, job.folder / "warm", job.table)
     fine_tune(warm, lambda report: None, Group())  # threads, libraries and caches are there after this

@@ -10,10 +10,12 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from cca_ray.config import Range, load_config
-from cca_ray.search.ledger import Arm, ArmName, distribution, memory_of, open_arm
+from cca_ray.config import Range
+from cca_ray.inputs import find_space
+from cca_ray.search.ledger import Arm, distribution, memory_of, open_arm
+from cca_ray.search.records import ArmName
 from cca_ray.search.size_study import open_storage
-from cca_ray.terminal.console import find_space
+from cca_ray.space_file import load_config
 
 EVIL = "<script>alert('λ')</script> & \"quotes\""
 

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cca_ray.config import FAMILY_SIZES, ConfigError, load_config
+from cca_ray.config import FAMILY_SIZES
+from cca_ray.errors import ConfigError
+from cca_ray.inputs import SPACES, find_space
 from cca_ray.models.family import SIZES
-from cca_ray.terminal.console import SPACES, find_space
+from cca_ray.space_file import load_config
 from tests.conftest import tiny_space
 
 

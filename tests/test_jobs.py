@@ -28,11 +28,11 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from cca_ray import tune
-from cca_ray.pretrain import BaseFiles
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.storage.mirror import exists, folders, listed, pull
 from cca_ray.storage.uris import here, named
 from cca_ray.tracking.store import KEY
+from cca_ray.training.small_base import BaseFiles
 from tests.buckets import CREDENTIALS, s3_server
 from tests.test_cli import invoke, write_space
 from tests.test_tracking import Server, empty_mlflow, free_port

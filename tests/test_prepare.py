@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from cca_ray import prepare
-from cca_ray.config import ConfigError
 from cca_ray.data.images import centre_crop, crops_of, cut, decode, list_images
 from cca_ray.data.tokens import read_token_set, to_input
+from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import FeatureNet, extract
 from cca_ray.evaluation.metrics import Moments, Reference
 from cca_ray.models.family import build_tokenizer, load_tokenizer, save_official

@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cca_ray.config import load_config
 from cca_ray.data.tokens import read_token_set
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
 from cca_ray.models.family import load_official, load_tokenizer
 from cca_ray.models.parallel import Group
-from cca_ray.pretrain import BaseFiles, build_base, digits, main, read_folder
+from cca_ray.pretrain import main
+from cca_ray.space_file import load_config
+from cca_ray.training.small_base import BaseFiles, build_base, digits, read_folder
 from tests.conftest import TINY, some_digits
 from tests.test_cli import invoke
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from cca_ray import report
-from cca_ray.report import TITLES, picture, report_at_end, table, verdict, write_summary
 from cca_ray.reporting.results import read_study
+from cca_ray.reporting.summary import TITLES, picture, report_at_end, table, verdict, write_summary
 from cca_ray.reporting.text import closing, warnings
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.tracking.tracker import Tracker

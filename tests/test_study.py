@@ -11,12 +11,12 @@ from typing import Any
 import optuna
 import pytest
 
-from cca_ray.config import load_config
-from cca_ray.pretrain import BaseFiles
+from cca_ray.inputs import SPACES
+from cca_ray.space_file import load_config
 from cca_ray.status import look
 from cca_ray.study import Budget, taught_by, too_many_at_once
-from cca_ray.terminal.console import SPACES
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.small_base import BaseFiles
 from tests.test_cli import write_space
 from tests.test_tune import EXPERIMENT, start, wait_until
 

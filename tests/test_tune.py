@@ -17,12 +17,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from cca_ray.pretrain import BaseFiles
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.status import RUNNING, look
 from cca_ray.terminal.snapshot import STATUS
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.small_base import BaseFiles
 from cca_ray.tune import fresh_name, load_spaces
 from tests.test_cli import write_space
 

@@ -20,10 +20,10 @@ from ray.cluster_utils import Cluster
 from cca_ray import evaluate, pretrain, report, train, tune
 from cca_ray.data.tokens import read_token_set
 from cca_ray.evaluation.metrics import Reference
-from cca_ray.pretrain import BaseFiles, digits
 from cca_ray.storage.lease import LEASE
 from cca_ray.storage.mirror import exists, pull, push, remove, written_at
 from cca_ray.storage.uris import COPIES, here, named
+from cca_ray.training.small_base import BaseFiles, digits
 from tests.buckets import CREDENTIALS, s3_server
 from tests.conftest import apart, some_digits
 from tests.test_cli import invoke, write_space

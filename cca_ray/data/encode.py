@@ -17,7 +17,6 @@ import ray.data
 import torch
 
 from cca_ray.cluster.placement import local_device
-from cca_ray.config import ConfigError
 from cca_ray.data.images import Crop, Listing, Square, cut, decode, read_entry
 from cca_ray.data.tokens import (
     MANIFEST,
@@ -29,6 +28,7 @@ from cca_ray.data.tokens import (
     write_part,
     write_unreadable,
 )
+from cca_ray.errors import ConfigError
 from cca_ray.models.family import load_tokenizer
 from cca_ray.storage.files import atomically
 from cca_ray.storage.lease import LEASE

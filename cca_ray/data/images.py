@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
-from cca_ray.config import ConfigError, is_uri
+from cca_ray.errors import ConfigError
+from cca_ray.space_file import is_uri
 from cca_ray.storage.uris import here
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 SHARD = 256  # images a shard: moments are summed by shard, so the sum does not depend on who made which
-GROUPS = 10  # at most, of the jackknife
 BLOCK = 5000  # images a block of the inception score, as in the ADM evaluator
 NEIGHBOUR = 3  # of precision and recall
 
@@ -162,25 +161,6 @@ def frechet_distance_few(features: np.ndarray, reference: Reference) -> float:
     trace_root = np.sqrt(np.linalg.eigvalsh(projected @ projected.T).clip(0)).sum()
     delta = mean - reference.mean
     return float(delta @ delta + np.square(x).sum() + np.trace(reference.covariance) - 2 * trace_root)
-
-
-def jackknife_groups(index: np.ndarray, samples: int, classes: int) -> np.ndarray:
-    """The group of each of these images, index [N], among all `samples`: [N], from 0.
-
-    A group is whole rounds of all classes, for balanced labels. With fewer than five rounds that leaves nothing to
-    compare: then groups hold some classes each, and the error is overestimated.
-    """
-    rounds = samples // classes
-    return index // classes % min(rounds, GROUPS) if rounds >= 5 else index % max(1, min(samples // 2, GROUPS))
-
-
-def jackknife_error(without: np.ndarray) -> float:
-    """Standard error from values that each leave out one group: without [G].
-
-    Of a difference of two models, give the differences: with common noise they vary less than either. A bootstrap
-    would not do, for FID is biased in the number of images (Quenouille 1949, Tukey 1958).
-    """
-    return float(np.sqrt((len(without) - 1) * np.var(without)))
 
 
 @dataclass(frozen=True)

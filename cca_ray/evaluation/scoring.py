@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from cca_ray.cluster.placement import precision
-from cca_ray.config import StudyConfig
+from cca_ray.config import ResolvedStudy
 from cca_ray.data.tokens import TokenSet, read_token_set
 from cca_ray.evaluation.features import Extractor, extract, load_extractor
+from cca_ray.evaluation.jackknife import jackknife_groups
 from cca_ray.evaluation.metrics import (
     SHARD,
     Divergence,
@@ -26,7 +27,6 @@ from cca_ray.evaluation.metrics import (
     frechet_distance,
     frechet_distance_few,
     inception_score,
-    jackknife_groups,
     merge_all,
 )
 from cca_ray.evaluation.sampler import (
@@ -71,12 +71,6 @@ class Scored:
     without: tuple[tuple[float, float], ...]
 
 
-def required(path: str | None, key: str) -> str:
-    if path is None:
-        raise ValueError(f"{key} is not set; an embedded base sets it when it is built")
-    return path
-
-
 @lru_cache(maxsize=2)
 def load_tokens(folder: str) -> TokenSet:
     """Kept between the trials of one process."""
@@ -102,23 +96,23 @@ def load_scoring(
     return Scoring(decoder.to(device), extractor.to(device), statistics, classes, size, graphs)
 
 
-def scoring_of(config: StudyConfig, device: torch.device) -> Scoring:
+def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:
     return load_scoring(
         config.base.family,
-        required(config.base.tokenizer, "base.tokenizer"),
-        required(config.score.features, "score.features"),
-        required(config.score.reference, "score.reference"),
-        required(config.data.tokens, "data.tokens"),
+        config.base.tokenizer,
+        config.score.features,
+        config.score.reference,
+        config.data.tokens,
         device,
         config.placement.compile and device.type == "cuda",
     )
 
 
-def load_base(config: StudyConfig, checkpoint: str | None = None) -> Model:
+def load_base(config: ResolvedStudy, checkpoint: str | None = None) -> Model:
     """The study's base, or the same architecture with another checkpoint's weights."""
-    path = checkpoint or required(config.base.checkpoint, "base.checkpoint")
-    meta = load_tokens(required(config.data.tokens, "data.tokens")).meta
-    codes = required(config.base.tokenizer, "base.tokenizer") if config.base.family == "var" else None
+    path = checkpoint or config.base.checkpoint
+    meta = load_tokens(config.data.tokens).meta
+    codes = config.base.tokenizer if config.base.family == "var" else None
     for file in (path, codes):
         if file is not None:
             pull(Path(file))
@@ -134,7 +128,7 @@ def load_base(config: StudyConfig, checkpoint: str | None = None) -> Model:
 
 
 def protocol_of(
-    config: StudyConfig, scoring: Scoring, samples: int, guidance_scale: float = 1.0, seed: int | None = None
+    config: ResolvedStudy, scoring: Scoring, samples: int, guidance_scale: float = 1.0, seed: int | None = None
 ) -> Protocol:
     """The protocol of a score in this study; noise seed `score.seed` unless another is given.
 

@@ -12,12 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from cca_ray.inputs import SPACES
 from cca_ray.reporting import charts, text
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow
 from cca_ray.reporting.style import THEME, number, save
 from cca_ray.storage.files import atomically
 from cca_ray.storage.uris import named
-from cca_ray.terminal.console import SPACES
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"

@@ -14,8 +14,9 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from cca_ray.evaluation.metrics import jackknife_error
-from cca_ray.search.ledger import ArmName, marks_of
+from cca_ray.evaluation.jackknife import jackknife_error
+from cca_ray.search.ledger import marks_of
+from cca_ray.search.records import ArmName
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
 from cca_ray.storage.uris import is_copy, named
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cca_ray.reporting.results import SizeResults, StudyResults
 from cca_ray.reporting.style import number, score
-from cca_ray.search.ledger import readable
+from cca_ray.search.records import readable
 
 METRICS = {"fid": "FID", "inception_score": "inception score", "both": "the front of FID and inception score"}
 NAMED = 8  # trials that ended for the same reason, at most

@@ -16,12 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.cluster.queue import as_worker
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import StudyConfig
-from cca_ray.evaluation.metrics import jackknife_error
+from cca_ray.config import ResolvedStudy
+from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.evaluation.scoring import Scored
-from cca_ray.search.ledger import Arm, marks_of, readable
+from cca_ray.search.ledger import Arm, marks_of
+from cca_ray.search.records import readable
 from cca_ray.storage.uris import named
-from cca_ray.training.loop import Job
+from cca_ray.training.job import Job
 from cca_ray.training.trial import score_checkpoint, trial_folder
 
 
@@ -117,7 +118,7 @@ def as_contender(trial: FrozenTrial, storage: Path, images: int) -> Contender:
 class Scores:
     """Scores of contenders on blocks of fresh noise, made by all workers that the cluster holds, kept in files."""
 
-    def __init__(self, config: StudyConfig, storage: Path, stop: Stop):
+    def __init__(self, config: ResolvedStudy, storage: Path, stop: Stop):
         self.config, self.storage, self.stop = config, storage, stop
         self.packed = Job(config, config.train, storage).packed()
 
@@ -160,7 +161,7 @@ class Outcome:
 
 
 def compare(
-    config: StudyConfig, arms: Sequence[Arm], replicates: optuna.Study | None, storage: Path, images: int, stop: Stop
+    config: ResolvedStudy, arms: Sequence[Arm], replicates: optuna.Study | None, storage: Path, images: int, stop: Stop
 ) -> Outcome:
     """Base, guided base, control and finalists, chosen on fresh blocks of noise and scored on others.
 
@@ -219,7 +220,7 @@ def trade_off(arm: Arm) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row.get("lambda", 0), row["trial"]))
 
 
-def summarize(config: StudyConfig, arms: Sequence[Arm], outcome: Outcome, parameters: int) -> dict[str, Any]:
+def summarize(config: ResolvedStudy, arms: Sequence[Arm], outcome: Outcome, parameters: int) -> dict[str, Any]:
     """What `summary.json` says of one size: means over the shown blocks, `std_*` of one."""
     standings, winner = outcome.standings, outcome.standings["cca"].contender
     search = next(arm for arm in arms if arm.name == "search")

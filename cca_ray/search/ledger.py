@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -21,7 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.cluster.placement import devices, ways
 from cca_ray.config import PATHS, Range, StudyConfig, Train
-from cca_ray.evaluation.metrics import jackknife_error
+from cca_ray.evaluation.jackknife import jackknife_error
+from cca_ray.search.records import ENDED, ArmName, readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import here
 from cca_ray.tracking.store import DataSet
@@ -29,10 +30,8 @@ from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.loop import METRICS
 from cca_ray.training.trial import FAILURE, STUCK
 
-ArmName = Literal["search", "control", "replicate"]
 Say = Callable[[str], None]
 Taught = Callable[[], Iterable[Mapping[str, float]]]  # what smaller sizes have found best so far
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 COSTS = {  # what Optuna minimizes, by `search.metric`
     "fid": ["FID"],
@@ -51,15 +50,6 @@ def distribution(name: str, bounds: Range) -> BaseDistribution:
     if Train.model_fields[name if name != "lambda" else "lambda_"].annotation is int:
         return IntDistribution(round(bounds.low), round(bounds.high), log=bounds.log)
     return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
-
-
-def readable(params: Mapping[str, float]) -> str:
-    """`λ=3.1 lr=2.0e-03 ...`, as people speak of trials."""
-    short = {"lambda": "λ", "learning_rate": "lr"}
-    return " ".join(
-        f"{short.get(name, name)}={value:.1e}" if name == "learning_rate" else f"{short.get(name, name)}={value:.3g}"
-        for name, value in params.items()
-    )
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cca_ray.config import StudyConfig
+from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.data.tokens import TokenMeta, TokenSet
-from cca_ray.evaluation.scoring import required
 from cca_ray.search.final_comparison import Outcome
-from cca_ray.search.ledger import readable
+from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import named
 from cca_ray.tracking.pyfunc import settings_of
@@ -22,7 +21,7 @@ CHAMPION = "champion"  # alias of the winner among the versions of its registere
 
 def data_set_name(config: StudyConfig) -> str:
     """That of the embedded images, or of the token set's folder."""
-    return config.base.embedded or Path(required(config.data.tokens, "data.tokens")).name
+    return config.base.embedded or PurePosixPath(config.data.tokens or "").name
 
 
 def experiment_name(family: str, data_set: str) -> str:
@@ -70,7 +69,7 @@ and `replicate` (a finalist with another seed). Steps are optimizer steps. Final
     }
 
 
-def data_set_of(config: StudyConfig, data: TokenSet) -> DataSet:
+def data_set_of(config: ResolvedStudy, data: TokenSet) -> DataSet:
     """The token set as an input of a run."""
 
     def tensor(name: str, dtype: str, shape: Sequence[int]) -> str:
@@ -89,7 +88,7 @@ def data_set_of(config: StudyConfig, data: TokenSet) -> DataSet:
         "codebook_size": meta.codebook_size,
         "image_size": meta.image_size,
     }
-    source = named(required(config.data.tokens, "data.tokens"))
+    source = named(config.data.tokens)
     schema = json.dumps({"mlflow_tensorspec": columns})
     return DataSet(data_set_name(config), data.digest, source, schema, json.dumps(profile))
 
@@ -110,7 +109,7 @@ def show_unfinished(tracker: Tracker, parent: str, how: str) -> None:
 def show_outcome(
     tracker: Tracker,
     parent: str,
-    config: StudyConfig,
+    config: ResolvedStudy,
     meta: TokenMeta,
     data_set: DataSet,
     outcome: Outcome,
@@ -123,11 +122,12 @@ def show_outcome(
     tracker.metrics(parent, {steps: {k: v for k, v in figures.items() if k.startswith(shown)}})
     tracker.tags(parent, {"protocol": summary["protocol"], "winner": readable(summary["winner"])})
     for standing in outcome.finalists:
-        run, checkpoint = f"{parent}/{standing.contender.key}", required(standing.contender.checkpoint, "checkpoint")
+        run, checkpoint = f"{parent}/{standing.contender.key}", standing.contender.checkpoint
+        assert checkpoint is not None  # only the base has none
         pull(Path(checkpoint))
         own = {"fid_final": float(standing.fids[0].mean()), "is_final": float(standing.inception_scores[0].mean())}
         tracker.scores(run, own, data_set)
-        files = {"model": checkpoint, "tokenizer": required(config.base.tokenizer, "base.tokenizer")}
+        files = {"model": checkpoint, "tokenizer": config.base.tokenizer}
         tracker.pack(run, parent, files, settings_of(config, meta))
 
 

@@ -22,12 +22,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cca_ray.cluster.placement import in_this_process
 from cca_ray.cluster.queue import line_of_the_cluster
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import StudyConfig, Train
+from cca_ray.config import ResolvedStudy, Train
 from cca_ray.search.ledger import NEVER_RAN, Ledger, Running
 from cca_ray.storage.mirror import listed, pull, push_database, remove, upload
 from cca_ray.storage.uris import is_copy
-from cca_ray.training.loop import Job, shrink, started_at, stop_sign
-from cca_ray.training.trial import free_gangs, run_trial, trial_folder, trial_resources
+from cca_ray.training.heartbeat import started_at, stop_sign
+from cca_ray.training.job import Job
+from cca_ray.training.out_of_memory import shrink
+from cca_ray.training.trial import TrialSettings, free_gangs, run_trial, trial_folder, trial_resources
 
 STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
 LOOK_S = 2.0  # how often workers are looked after
@@ -51,7 +53,7 @@ class Proposer(Searcher):
         running = self.ledger.propose(trial_id)
         if running is None:
             return Searcher.FINISHED
-        return {"job": self.job_of(running.train, running.key).packed(), "placer": self.placer}
+        return TrialSettings(job=self.job_of(running.train, running.key).packed(), placer=self.placer)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if self.placer and (running := self.ledger.running.get(trial_id)):
@@ -198,7 +200,7 @@ class Ending(tune.Stopper):
 
 
 def run_trials(
-    config: StudyConfig,
+    config: ResolvedStudy,
     ledger: Ledger,
     table_of: TableOf,
     storage: Path,
@@ -239,7 +241,7 @@ def run_trials(
 
 
 def tuner(
-    config: StudyConfig,
+    config: ResolvedStudy,
     ledger: Ledger,
     job_of: Callable[[Train, str], Job],
     storage: Path,
@@ -268,6 +270,6 @@ def tuner(
     )
 
 
-def resources_of(settings: dict[str, Any]) -> dict[str, float]:
+def resources_of(settings: TrialSettings) -> dict[str, float]:
     """By what `Proposer` suggests. Tune writes this on the trainable, which all sizes share."""
     return trial_resources(Job.unpacked(settings["job"]).config.placement)

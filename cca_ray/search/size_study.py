@@ -25,9 +25,9 @@ from ray.util.state import list_jobs, list_placement_groups
 from cca_ray.cluster.placement import accelerator_of, check_cuts, ways
 from cca_ray.cluster.queue import as_worker, impossible, nodes_now, slots
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import CPU, StudyConfig
+from cca_ray.config import CPU, ResolvedStudy
 from cca_ray.data.tokens import TokenSet
-from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, required, scoring_of
+from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, scoring_of
 from cca_ray.models.family import parameters
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group
@@ -58,7 +58,8 @@ from cca_ray.search.ray_tune import run_trials
 from cca_ray.storage.mirror import pull, push_database
 from cca_ray.storage.uris import named
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.training.loop import Job, reference_key, total_steps
+from cca_ray.training.job import Job
+from cca_ray.training.loop import reference_key, total_steps
 from cca_ray.training.reference_logps import making, missing_parts, parts_of
 from cca_ray.training.trial import TableMaker, draw_base
 
@@ -124,7 +125,7 @@ def remove_leaked_groups(say: Say) -> None:
 
 
 def run_size(
-    config: StudyConfig,
+    config: ResolvedStudy,
     name: str,
     storage: Path,
     tracker: Tracker,
@@ -144,7 +145,7 @@ def run_size(
     check_resources(config)
     with OPENING:
         stop.check()
-        model, data = load_base(config), load_tokens(required(config.data.tokens, "data.tokens"))
+        model, data = load_base(config), load_tokens(config.data.tokens)
         protocol = protocol_of(config, scoring_of(config, Group().device), config.score.samples)
         digests = {"base": digest_of_weights(model), "tokens": data.digest, "protocol": protocol.id}
         numbers = parameters(model)
@@ -222,7 +223,7 @@ def spent(memory: optuna.Study, summary: Mapping[str, Any], started: float) -> f
 
 
 def replicate(
-    config: StudyConfig,
+    config: ResolvedStudy,
     arms: list[Arm],
     name: str,
     database: optuna.storages.BaseStorage,
@@ -260,7 +261,7 @@ def replicate(
     return study
 
 
-def base_grid(config: StudyConfig, storage: Path, stop: Stop) -> Path:
+def base_grid(config: ResolvedStudy, storage: Path, stop: Stop) -> Path:
     """The picture of the base's samples, made once."""
     path = storage / config.name / "base.png"
     if not pull(path):
@@ -270,24 +271,24 @@ def base_grid(config: StudyConfig, storage: Path, stop: Stop) -> Path:
     return path
 
 
-def with_seed(config: StudyConfig, seed: int) -> StudyConfig:
+def with_seed(config: ResolvedStudy, seed: int) -> ResolvedStudy:
     return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
 
 
-def check_resources(config: StudyConfig) -> None:
+def check_resources(config: ResolvedStudy) -> None:
     """ValueError if this cluster can never hold a trial, and no autoscaler could change that."""
     if why := impossible(config.placement, nodes_now()):
         raise ValueError(f"{config.name}: {why}; see placement: workers, cpus, gpus, accelerators")
 
 
-def at_once(config: StudyConfig) -> int:
+def at_once(config: ResolvedStudy) -> int:
     """How many workers of a trial the cluster can hold now; at least one, for which it may have to grow."""
     nodes, kinds = nodes_now(), {accelerator_of(way): way for way in ways(config.placement)}
     return max(1, sum(slots(way, nodes) for way in kinds.values()))
 
 
 def reference_table(
-    config: StudyConfig, base_digest: str, data: TokenSet, root: Path, say: Say, stop: Stop
+    config: ResolvedStudy, base_digest: str, data: TokenSet, root: Path, say: Say, stop: Stop
 ) -> Path | None:
     """The folder with the reference's log-likelihoods, below `root`; what is missing is made now, on all workers.
 

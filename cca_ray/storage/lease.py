@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cca_ray.config import ConfigError
+from cca_ray.errors import ConfigError
 from cca_ray.storage.mirror import pull, push, remove, upload, written_at
 from cca_ray.storage.uris import cache_folder, is_copy, named
 

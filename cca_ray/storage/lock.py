@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cca_ray.config import ConfigError
+from cca_ray.errors import ConfigError
 
 LOCK = "lock"  # the file's name
 LOOK_S = 0.2  # how long who only looks may be in the way

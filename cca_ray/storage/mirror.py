@@ -25,7 +25,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from pyarrow import fs
 
-from cca_ray.config import ConfigError
+from cca_ray.errors import ConfigError
 from cca_ray.storage.uris import COPIES, cache_folder, copy_of, is_copy, named
 
 RECORDS = "records"  # below the cache: of each copy, which version it is

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
-from cca_ray.config import ConfigError, is_uri
+from cca_ray.errors import ConfigError
+from cca_ray.space_file import is_uri
 
 COPIES = "copies"  # below the cache: files as at their URIs
 SECRET = re.compile(r"(secret|password|token|key)[^=&]*=", re.IGNORECASE)  # in a query

@@ -22,25 +22,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cca_ray.config import ConfigError, reason
-from cca_ray.storage.mirror import pull
+from cca_ray.errors import ConfigError, reason
+from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import here
 
-PACKAGE = Path(__file__).resolve().parents[1]
-SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
-DEFAULT_SPACES = ("digits_s", "digits_m", "digits_var")
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 PROGRAM = "cca-ray"
 LOG = logging.getLogger(__name__)
-
-
-def find_space(name: str) -> Path:
-    """A search space's file: a path or URI, or the bare name of one that comes with the project."""
-    path = here(name)
-    pull(path)
-    shipped = SPACES / f"{path.stem}.yaml"
-    bare = path.parent == Path() and not path.exists()
-    return shipped if bare and shipped.exists() else path
 
 
 def place(where: str | Path) -> Path:

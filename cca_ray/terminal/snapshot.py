@@ -10,7 +10,8 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cca_ray.search.ledger import ENDED, Ledger, Running, marks_of, readable
+from cca_ray.search.ledger import Ledger, Running, marks_of
+from cca_ray.search.records import ENDED, readable
 
 STATUS = "status.json"  # in a study's folder, while it runs
 COMPARING = "final comparison"

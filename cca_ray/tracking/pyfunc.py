@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cca_ray.config import Placement, StudyConfig
+from cca_ray.config import Placement, ResolvedStudy
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
 from cca_ray.models.family import load_official, load_tokenizer
@@ -21,7 +21,7 @@ from cca_ray.models.parallel import Group, for_sampling
 SETTINGS = "settings.json"
 
 
-def settings_of(config: StudyConfig, meta: TokenMeta) -> dict[str, Any]:
+def settings_of(config: ResolvedStudy, meta: TokenMeta) -> dict[str, Any]:
     """What must be known besides the weights to sample as the study does; for `settings.json`."""
     score = config.score
     return {

@@ -7,11 +7,9 @@ whose files lie on storage that all nodes see, or are copies of those at a URI.
 import gc
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,15 @@ from cca_ray.cluster.placement import (
     accelerator_of,
     autocast,
     devices,
-    in_this_process,
     is_out_of_memory,
     micro_batch_size,
-    smaller_micro_batch,
 )
-from cca_ray.config import CPU, StudyConfig, Train
+from cca_ray.config import CPU, ResolvedStudy, Train
 from cca_ray.data.pairs import Batch, EpochPlan, micro_batches, moved, plan_epoch, steps_per_epoch
 from cca_ray.data.tokens import TokenSet
+from cca_ray.errors import Stuck
 from cca_ray.evaluation.sampler import image_grid
-from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol_of, required, score, scoring_of
+from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol_of, score, scoring_of
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.family import Model, save_official
 from cca_ray.models.files import digest_of_weights
@@ -51,19 +48,17 @@ from cca_ray.models.parallel import (
     whole_model,
 )
 from cca_ray.storage.files import atomically
-from cca_ray.storage.mirror import drop, exists, patiently, pull, upload
-from cca_ray.storage.uris import here, is_copy, named
+from cca_ray.storage.mirror import drop, patiently
+from cca_ray.storage.uris import named
 from cca_ray.training.checkpoint import resume, save_checkpoint
+from cca_ray.training.heartbeat import Pulse
+from cca_ray.training.job import Job
 from cca_ray.training.objectives import counts_as_positive, finetune_loss, pair_loss
+from cca_ray.training.out_of_memory import shrink, smaller
 from cca_ray.training.reference_logps import ReferenceTable, pair_logps, read_table, table_key
 
 # Accuracy counts every pair, as the official code does: null-masked and equal-label pairs can never win.
 METRICS = ("loss", "reward_accuracy", "reward_margin")
-BEAT_S = 1.0  # how often the workers of a trial agree on what to do besides training
-HEARTBEAT_S = 5.0  # a report at least this often, so that progress is visible
-SIGN_S, ASK_S = 10.0, 2.0  # at a URI: how often a sign of life is left there, and the wish to stop is asked for
-HALVINGS = 2  # of the micro-batch, when memory runs out
-
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -71,38 +66,10 @@ class Diverged(ValueError):
     """The loss is no longer a number."""
 
 
-class Stuck(ValueError):
-    """Files that cannot be read or written: no fault of this trial, and every other would meet it too."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One fine-tuning. `config` has its paths resolved; `folder` receives checkpoint, grids and final weights."""
-
-    config: StudyConfig
-    train: Train
-    folder: Path
-    table: Path | None = None  # folder of the reference's log-likelihoods; None: a second model in memory
-
-    def packed(self) -> dict[str, Any]:
-        """As plain values, for Ray; files by names that are good on every node."""
-        config = self.config.with_paths({key: named(path) for key, path in self.config.paths().items()})
-        return {
-            "config": config.model_dump_json(by_alias=True),
-            "train": self.train.model_dump_json(by_alias=True),
-            "folder": named(self.folder),
-            "table": named(self.table) if self.table else None,
-        }
-
-    @staticmethod
-    def unpacked(packed: dict[str, Any]) -> "Job":
-        config = StudyConfig.model_validate_json(packed["config"])
-        return Job(
-            config=config.with_paths({key: str(here(path)) for key, path in config.paths().items()}),
-            train=Train.model_validate_json(packed["train"]),
-            folder=here(packed["folder"]),
-            table=here(packed["table"]) if packed["table"] else None,
-        )
+def card_here() -> str:
+    """The type of card of this node, as Ray names it; CPU if it has none."""
+    labels = ray.get_runtime_context().get_node_labels() if ray.is_initialized() else {}
+    return labels.get(TYPE, CPU)
 
 
 @torch.no_grad()
@@ -135,14 +102,14 @@ class Loop:
         return whole_model(self.model, self.ema or {}, self.group.device)
 
 
-def reference_key(base_digest: str, config: StudyConfig, train: Train, data: TokenSet) -> str:
+def reference_key(base_digest: str, config: ResolvedStudy, train: Train, data: TokenSet) -> str:
     return table_key(base_digest, data, train.null_ratio, train.seed, config.placement.precision)
 
 
 def prepare(job: Job, group: Group) -> Loop:
     """Load everything; several workers share one process group that Ray Train has set up."""
     train, placement = job.train, job.config.placement
-    data = load_tokens(required(job.config.data.tokens, "data.tokens"))
+    data = load_tokens(job.config.data.tokens)
     model = load_base(job.config)
     base_digest = digest_of_weights(model)
     table = None
@@ -263,7 +230,7 @@ def total_steps(images: int, train: Train) -> int:
     return steps_per_epoch(images, train.global_batch) * train.epochs
 
 
-def rung_steps(config: StudyConfig, total: int) -> dict[int, int]:
+def rung_steps(config: ResolvedStudy, total: int) -> dict[int, int]:
     """Optimizer step -> samples to score there."""
     return {max(1, round(rung.at * total)): rung.samples for rung in config.rungs}
 
@@ -319,106 +286,6 @@ def save_final(loop: Loop, path: Path) -> None:
     model = loop.scored_model()
     if loop.group.rank == 0:
         patiently(lambda: save_official(model, path))
-
-
-def card_here() -> str:
-    """The type of card of this node, as Ray names it; CPU if it has none."""
-    labels = ray.get_runtime_context().get_node_labels() if ray.is_initialized() else {}
-    return labels.get(TYPE, CPU)
-
-
-def started_at(pid: int) -> str:
-    """When a process of this machine began, by the system's clock ticks: with the pid, its name for good."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-
-
-def stop_sign(config: StudyConfig) -> str:
-    """The name of the file beside the trials' folders that stops all trials of this size."""
-    return f"stop-{config.name}"
-
-
-class Pulse:
-    """When the workers of a trial pause together to report, to write a checkpoint, or to stop.
-
-    They agree about once a second; on the step, not on a clock, for all must do the same. Each also leaves a sign of
-    life, a file that says which process it is: who has hung can so be found, and killed, from outside.
-    """
-
-    def __init__(self, job: Job, group: Group):
-        placement = job.config.placement
-        self.group, self.checkpoint_s = group, 60 * placement.checkpoint_minutes
-        self.stop, self.life = job.folder.parent / stop_sign(job.config), job.folder / f"alive-{group.rank}"
-        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-        who = {"pid": os.getpid(), "started": started_at(os.getpid()), "node": node}
-        if not in_this_process(placement) and (gang := ray.util.get_current_placement_group()):
-            who["gang"] = gang.id.hex()
-        patiently(lambda: atomically(self.life, lambda partial: partial.write_text(json.dumps(who))))
-        self.at_uri, self.sign_s = is_copy(self.life), min(SIGN_S, 60 * placement.hung_minutes / 4)
-        self.signed = self.asked = time.monotonic()
-        self.every, self.steps = 1, 0  # steps between two agreements; since the last one
-        self.since = self.reported = self.saved = time.monotonic()
-
-    def alive(self) -> None:
-        with suppress(OSError):
-            os.utime(self.life)
-            if self.at_uri and time.monotonic() - self.signed > self.sign_s:
-                self.signed = time.monotonic()
-                upload(self.life, self.life)
-
-    def told_to_stop(self) -> bool:
-        """One worker asks at the URI for all."""
-        if self.at_uri and self.group.rank == 0 and time.monotonic() - self.asked > ASK_S:
-            self.asked = time.monotonic()
-            with suppress(OSError):
-                return exists(self.stop)
-        return self.stop.exists()
-
-    def beat(self) -> tuple[bool, bool, bool]:
-        """After a step: whether to report, to write a checkpoint, to stop."""
-        self.steps += 1
-        if self.steps < self.every:
-            return False, False, False
-        self.alive()
-        now = time.monotonic()
-        wishes = (
-            now - self.since,
-            now - self.reported > HEARTBEAT_S,
-            now - self.saved > self.checkpoint_s,
-            self.told_to_stop(),
-        )
-        seconds, report, save, stop = (max(some) for some in zip(*self.group.gather(wishes), strict=True))
-        self.every = max(1, min(round(BEAT_S * self.steps / max(seconds, 1e-3)), 10 * self.every))
-        self.steps, self.since = 0, now
-        report, save = report or save or stop, save or stop
-        self.reported, self.saved = now if report else self.reported, now if save else self.saved
-        return report, save, stop
-
-
-def halvings_of(job: Job) -> Path:
-    """The file that says how far the micro-batch was halved, in this way of placing the trial."""
-    way = f"-{accelerator_of(job.config.placement)}-{job.config.placement.workers}"
-    return job.folder / f"micro_batch{way if job.config.placement.accelerators else ''}"
-
-
-def smaller(job: Job) -> Job:
-    """The job with the micro-batch that it was given after memory had run out, if it had."""
-    marker = halvings_of(job)
-    if not pull(marker):
-        return job
-    placement = job.config.placement.model_copy(update={"micro_batch": json.loads(marker.read_text())["micro_batch"]})
-    return replace(job, config=job.config.model_copy(update={"placement": placement}))
-
-
-def shrink(job: Job) -> bool:
-    """After memory has run out: the next attempt takes half the micro-batch. False if it did so often enough."""
-    marker = halvings_of(job)
-    halvings = json.loads(marker.read_text())["halvings"] if pull(marker) else 0
-    size = smaller_micro_batch(smaller(job).config.placement, job.train.global_batch)
-    if size is None or halvings >= HALVINGS:
-        return False
-    content = json.dumps({"micro_batch": size, "halvings": halvings + 1})
-    patiently(lambda: atomically(marker, lambda partial: partial.write_text(content)))
-    return True
 
 
 def fine_tune(job: Job, report: Report, group: Group) -> Path | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,13 +31,13 @@ from ray.util.queue import Empty, Queue
 from cca_ray.cluster.placement import autocast, in_this_process, local_device, micro_batch_size, ways, worker_resources
 from cca_ray.cluster.queue import ON_THE_HEAD, free, selector, wait_in_line
 from cca_ray.config import Placement
+from cca_ray.errors import Stuck
 from cca_ray.evaluation.scoring import (
     GRID_IMAGES,
     Scored,
     load_base,
     load_tokens,
     protocol_of,
-    required,
     sample_shards,
     score,
     scoring_of,
@@ -48,7 +48,8 @@ from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import listed, patiently, pull, written_at
 from cca_ray.storage.uris import here, named
-from cca_ray.training.loop import Job, Report, Stuck, fine_tune, reference_key, save_grid
+from cca_ray.training.job import Job
+from cca_ray.training.loop import Report, fine_tune, reference_key, save_grid
 from cca_ray.training.reference_logps import Part, score_part, write_part
 
 FAILURE = "failure"  # the key of a report that ends a trial with a reason
@@ -56,6 +57,18 @@ STUCK = "stuck"  # the same of one that cannot go on for no fault of its own: th
 REPORT_S = 0.5  # how often the end of a worker group is looked for
 
 STORAGE_FAULTS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}  # met outside of our own code
+
+
+class GroupSettings(TypedDict):
+    """What Ray Train hands to every worker of a group."""
+
+    job: str  # a packed `Job`
+
+
+class TrialSettings(GroupSettings):
+    """What Ray Tune hands to a trial."""
+
+    placer: Any  # the actor that keeps the queue for cards; None where trials stand in none
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -82,7 +95,7 @@ def failure(error: BaseException) -> dict[str, str]:
     return {STUCK if stuck else FAILURE: one_line(inner)}
 
 
-def worker_loop(packed: dict[str, Any]) -> None:
+def worker_loop(settings: GroupSettings) -> None:
     """What each worker of a group runs.
 
     A ValueError, such as a diverged loss, meets all workers alike and would meet them again: it is reported, not
@@ -93,7 +106,7 @@ def worker_loop(packed: dict[str, Any]) -> None:
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     try:
-        fine_tune(Job.unpacked(packed), ray.train.report, group)
+        fine_tune(Job.unpacked(settings["job"]), ray.train.report, group)
     except Stuck:  # the other workers may be waiting for this one
         raise
     except ValueError as error:
@@ -148,8 +161,8 @@ def build_local(loop: Callable[[], object]) -> TorchTrainer:
 
 
 def build_group(
-    loop: Callable[[dict[str, Any]], None],
-    arguments: dict[str, Any],
+    loop: Callable[[GroupSettings], None],
+    arguments: GroupSettings,
     placement: Placement,
     name: str,
     storage: str,
@@ -160,7 +173,7 @@ def build_group(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     return TorchTrainer(
         loop,
-        train_loop_config=arguments,
+        train_loop_config=dict(arguments),
         torch_config=TorchConfig(backend=None if placement.backend == "auto" else placement.backend),
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
@@ -188,7 +201,7 @@ def build_trainer(
     if in_this_process(placement):
         return build_local(lambda: fine_tune(job, report, Group()))
     storage = named(folder.parent.resolve() / "train")
-    return build_group(worker_loop, job.packed(), placement, folder.name, storage, callbacks, failures)
+    return build_group(worker_loop, {"job": job.packed()}, placement, folder.name, storage, callbacks, failures)
 
 
 def on_any_cards(job: Job, placer: Any, queue: Queue) -> None:
@@ -220,16 +233,16 @@ def on_any_cards(job: Job, placer: Any, queue: Queue) -> None:
             ray.get(placer.release.remote(str(job.folder)))
 
 
-def run_trial(packed: dict[str, Any]) -> None:
+def run_trial(settings: TrialSettings) -> None:
     """The Tune trainable. An exception ends the trial with its reason; only a lost process is tried again."""
     try:
-        job = Job.unpacked(packed["job"])
+        job = Job.unpacked(settings["job"])
         if in_this_process(job.config.placement):
             build_trainer(job, tune.report).fit()
             return
         queue = Queue(actor_options={"num_cpus": 0})
         if job.config.placement.accelerators:
-            on_any_cards(job, packed["placer"], queue)
+            on_any_cards(job, settings["placer"], queue)
         else:
             free_gangs(job.folder)  # of this trial's process that was lost
             run_group(build_trainer(job, tune.report, [Forward(queue)]), queue, tune.report)
@@ -254,10 +267,10 @@ def trial_folder(storage: Path, key: str) -> Path:
 class TableMaker:
     """One of the workers that make a study's reference table; it holds the base, on what a trial's worker holds."""
 
-    def __init__(self, packed: dict[str, Any], folder: str):
+    def __init__(self, packed: str, folder: str):
         self.job, self.folder, self.device = Job.unpacked(packed), here(folder), local_device()
         config, model = self.job.config, load_base(self.job.config)
-        self.data = load_tokens(required(config.data.tokens, "data.tokens"))
+        self.data = load_tokens(config.data.tokens)
         self.key = reference_key(digest_of_weights(model), config, self.job.train, self.data)
         self.scorer = Scorer(model).to(self.device)
 
@@ -300,7 +313,7 @@ def kept_score(path: Path) -> Scored | None:
 
 @ray.remote
 def score_checkpoint(
-    packed: dict[str, Any],
+    packed: str,
     folder: str,
     key: str,
     checkpoint: str | None,
@@ -323,7 +336,7 @@ def score_checkpoint(
 
 
 @ray.remote
-def draw_base(packed: dict[str, Any], path: str) -> None:
+def draw_base(packed: str, path: str) -> None:
     """What the base makes of the noise that all trials share: a grid like those of their rungs."""
     config, group = Job.unpacked(packed).config, Group()
     scoring = scoring_of(config, group.device)

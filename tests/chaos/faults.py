@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cca_ray.pretrain import BaseFiles
+from cca_ray.training.small_base import BaseFiles
 from tests.chaos.study import KEYS, LONGEST_S, End, Study, Trial, Twin, Verdict, judge, wait_until
 from tests.test_tracking import Server, empty_mlflow
 

@@ -29,9 +29,9 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import TrialState
 
-from cca_ray.pretrain import BaseFiles, build_base
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.tracking.store import KEY, STATUS
+from cca_ray.training.small_base import BaseFiles, build_base
 from tests.conftest import TINY, some_digits
 from tests.test_cli import write_space
 

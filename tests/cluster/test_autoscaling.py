@@ -15,7 +15,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from cca_ray.cluster.placement import TYPE
 from cca_ray.data.tokens import MANIFEST
-from cca_ray.pretrain import BaseFiles
+from cca_ray.training.small_base import BaseFiles
 from tests.test_cli import write_space
 from tests.test_jobs import Cluster
 

@@ -19,9 +19,10 @@ from cca_ray.cluster.placement import (
     ways_by_arithmetic,
     worker_resources,
 )
-from cca_ray.config import Placement, load_config
+from cca_ray.config import Placement
+from cca_ray.inputs import SPACES
 from cca_ray.models.family import FAMILIES, configure, parameters
-from cca_ray.terminal.console import SPACES
+from cca_ray.space_file import load_config
 
 
 @pytest.mark.parametrize(("workers", "micro_batch", "size"), [(1, None, 24), (1, 8, 8), (2, None, 12), (2, 4, 4)])

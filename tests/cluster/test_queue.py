@@ -20,9 +20,10 @@ from cca_ray.cluster import queue
 from cca_ray.cluster.placement import accelerator_of
 from cca_ray.cluster.placement import ways as ways_of
 from cca_ray.cluster.queue import DEAD_S, DEMAND_S, GONE_S, REFUSED_S, Answer, Line, Node, grant, impossible, slots
-from cca_ray.config import Placement, load_config
-from cca_ray.pretrain import BaseFiles
-from cca_ray.terminal.console import find_space
+from cca_ray.config import Placement
+from cca_ray.inputs import find_space
+from cca_ray.space_file import load_config
+from cca_ray.training.small_base import BaseFiles
 from tests.conftest import apart
 from tests.test_cli import write_space
 

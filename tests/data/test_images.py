@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cca_ray.config import ConfigError
 from cca_ray.data.images import Crop, Listing, Square, centre_crop, crops_of, cut, decode, list_images, read_entry
+from cca_ray.errors import ConfigError
 
 
 def picture(seed: int, width: int = 30, height: int = 20) -> Image.Image:

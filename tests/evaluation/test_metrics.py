@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cca_ray.evaluation.jackknife import jackknife_error, jackknife_groups
 from cca_ray.evaluation.metrics import (
     Moments,
     Protocol,
@@ -11,8 +12,6 @@ from cca_ray.evaluation.metrics import (
     frechet_distance,
     frechet_distance_few,
     inception_score,
-    jackknife_error,
-    jackknife_groups,
     merge_all,
     precision_recall,
 )

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import requests
 
-from cca_ray.config import load_config
+from cca_ray.inputs import find_space
 from cca_ray.search.ledger import Ledger, open_arms
 from cca_ray.search.size_study import open_storage
-from cca_ray.terminal.console import find_space
+from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
 from tests.test_ledger import DIGESTS, at_rung
 from tests.test_tracking import free_port

@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import TrialState
 
 from cca_ray.config import Range, StudyConfig
-from cca_ray.search.ledger import Ledger, Limits, Mark, distribution, goes_on, marks_of, open_arms, readable, true_ends
+from cca_ray.search.ledger import Ledger, Limits, Mark, distribution, goes_on, marks_of, open_arms, true_ends
+from cca_ray.search.records import readable
 from cca_ray.tracking.store import DataSet
 from cca_ray.tracking.tracker import Tracker
 from tests.conftest import MakeStudy

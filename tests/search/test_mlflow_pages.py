@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from cca_ray.config import StudyConfig
 from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group
-from cca_ray.report import report_at_end, table, verdict
+from cca_ray.reporting.summary import report_at_end, table, verdict
 from cca_ray.search.mlflow_pages import experiment_of, registered_name, trials_filter
 from cca_ray.search.size_study import run_size
 from cca_ray.study import finish_size

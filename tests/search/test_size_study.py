@@ -28,7 +28,8 @@ from cca_ray.search.ray_tune import Watch, run_trials
 from cca_ray.search.size_study import SizeResult, open_storage, remove_leaked_groups, run_size
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.training.trial import free_gangs, run_trial, trial_folder
+from cca_ray.training.job import Job
+from cca_ray.training.trial import TrialSettings, free_gangs, run_trial, trial_folder
 from tests.conftest import MakeStudy
 from tests.test_tune import wait_until
 
@@ -209,13 +210,13 @@ def test_a_trial_that_loses_its_process_too_often_fails(study: Study, make_study
     study.assert_true_states()
 
 
-def hangs_at_first(packed: dict[str, Any]) -> None:
+def hangs_at_first(settings: TrialSettings) -> None:
     """A trial whose process stops before it has given any sign of life, but only once."""
-    hung = Path(packed["job"]["folder"]).parent.parent / "hung"
+    hung = Job.unpacked(settings["job"]).folder.parent.parent / "hung"
     if not hung.exists():
         hung.touch()
         os.kill(os.getpid(), signal.SIGSTOP)
-    run_trial(packed)
+    run_trial(settings)
 
 
 def test_a_process_that_hangs_before_its_first_sign_of_life_is_killed(study: Study, make_study: MakeStudy):

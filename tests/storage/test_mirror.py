@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cca_ray.config import ConfigError
+from cca_ray.errors import ConfigError
 from cca_ray.storage import mirror
 from cca_ray.storage.files import atomically
 from cca_ray.storage.lease import LEASE, leased

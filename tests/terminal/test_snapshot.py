@@ -5,9 +5,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from cca_ray.config import load_config
+from cca_ray.inputs import find_space
 from cca_ray.search.ledger import Ledger, open_arms
-from cca_ray.terminal.console import find_space
+from cca_ray.space_file import load_config
 from cca_ray.terminal.snapshot import STATUS, DriverStatus, Standing, read_driver_status, standing_of
 from cca_ray.tracking.tracker import Tracker
 from tests.test_ledger import DIGESTS, at_rung

@@ -18,11 +18,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from cca_ray.config import parse
-from cca_ray.pretrain import BaseFiles, with_files
-from cca_ray.report import verdict
+from cca_ray.reporting.summary import verdict
 from cca_ray.search.mlflow_pages import CHAMPION, ended_filter, experiment_of, registered_name
+from cca_ray.space_file import parse
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.small_base import BaseFiles, with_files
 from tests.conftest import tiny_space
 from tests.test_showcase import Shown, finish
 from tests.test_tracking import Server, empty_mlflow

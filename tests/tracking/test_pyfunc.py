@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cca_ray.config import StudyConfig
-from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, required, sample_shards, scoring_of
+from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group
 from cca_ray.tracking.pyfunc import SETTINGS, Champion, settings_of
 from tests.conftest import MakeStudy
@@ -19,8 +19,8 @@ def champion_of(config: StudyConfig, folder: Path) -> Champion:
     """The base of a study, packed."""
     for part, path in (("model", config.base.checkpoint), ("tokenizer", config.base.tokenizer)):
         (folder / part).mkdir(parents=True)
-        shutil.copy(required(path, part), folder / part)
-    meta = load_tokens(required(config.data.tokens, "tokens")).meta
+        shutil.copy(path, folder / part)
+    meta = load_tokens(config.data.tokens).meta
     (folder / SETTINGS).write_text(json.dumps(settings_of(config, meta)))
     return Champion(folder)
 

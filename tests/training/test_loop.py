@@ -13,15 +13,19 @@ from PIL import Image
 
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import StudyConfig
+from cca_ray.errors import Stuck
 from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.metrics import Moments, frechet_distance
-from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, required, sample_shards, score, scoring_of
+from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, sample_shards, score, scoring_of
 from cca_ray.models.family import load_official
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group
 from cca_ray.search.size_study import reference_table
 from cca_ray.storage.mirror import patiently
-from cca_ray.training.loop import Diverged, Job, Stuck, fine_tune, shrink, smaller, stop_sign
+from cca_ray.training.heartbeat import stop_sign
+from cca_ray.training.job import Job
+from cca_ray.training.loop import Diverged, fine_tune
+from cca_ray.training.out_of_memory import shrink, smaller
 from cca_ray.training.trial import build_trainer
 from tests.conftest import MakeStudy
 
@@ -52,8 +56,8 @@ def weights(folder: Path) -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def whole(base_files, tmp_path_factory: pytest.TempPathFactory):
     """The undisturbed run that others are compared with: one worker, micro-batch 8 of global batch 8."""
-    from cca_ray.config import parse
-    from cca_ray.pretrain import with_files
+    from cca_ray.space_file import parse
+    from cca_ray.training.small_base import with_files
     from tests.conftest import tiny_space
 
     content = tiny_space()
@@ -157,7 +161,7 @@ def test_every_objective_runs(make_study: MakeStudy, tmp_path: Path, objective: 
 
 
 def table_of(config: StudyConfig, root: Path) -> Path:
-    data = load_tokens(required(config.data.tokens, "data.tokens"))
+    data = load_tokens(config.data.tokens)
     folder = reference_table(config, digest_of_weights(load_base(config)), data, root, print, Stop())
     assert folder is not None
     return folder
@@ -193,7 +197,7 @@ def test_a_table_of_other_pairs_is_refused(make_study: MakeStudy, tmp_path: Path
 
 def test_trials_of_other_pairs_score_the_reference_themselves(make_study: MakeStudy, tmp_path: Path):
     config = make_study(search={"space": {"null_ratio": {"low": 0.05, "high": 0.2}}})
-    data = load_tokens(required(config.data.tokens, "data.tokens"))
+    data = load_tokens(config.data.tokens)
     assert reference_table(config, "digest", data, tmp_path, print, Stop()) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -248,7 +252,7 @@ def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_goes_on_later(mak
 def test_when_memory_runs_out_the_micro_batch_is_halved_and_no_result_changes(make_study: MakeStudy, tmp_path: Path):
     config = make_study(family="var", train={**LIVE, "global_batch": 240}, rungs=[{"at": 1.0, "samples": 40}])
     packed = Job(config, config.train, tmp_path / "little").packed()
-    (tmp_path / "job.json").write_text(json.dumps(packed))
+    (tmp_path / "job.json").write_text(packed)
     command = [sys.executable, "-m", "tests.little_memory", str(tmp_path / "job.json"), "200"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(found.stdout.splitlines()[-1]) == [120]

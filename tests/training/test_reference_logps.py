@@ -9,7 +9,6 @@ from cca_ray.data.pairs import gather, plan_epoch
 from cca_ray.data.tokens import TokenSet, read_token_set
 from cca_ray.models.family import load_official
 from cca_ray.models.likelihood import Scorer
-from cca_ray.pretrain import BaseFiles
 from cca_ray.training.reference_logps import (
     Part,
     making,
@@ -21,6 +20,7 @@ from cca_ray.training.reference_logps import (
     table_key,
     write_part,
 )
+from cca_ray.training.small_base import BaseFiles
 
 IMAGES, EPOCHS = 240, 2
 

@@ -1,0 +1,235 @@
+"""What crosses the borders between packages: frozen, typed, and readable from what earlier versions left.
+
+A score is known by its metric's name, a model of the final comparison by its role. Each class reads the files of
+version 0.1.0, which knew two metrics and had flat keys.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["base", "guided", "control", "tuned", "tuned_guided"]  # of a model in the final comparison
+OLD_METRICS = ("fid", "inception_score")  # version 0.1.0's, in the order of its pairs
+OLD_ROLES: dict[Role, str] = {
+    "base": "base", "guided": "guided", "control": "control", "tuned": "cca", "tuned_guided": "cca_guided",
+}  # fmt: skip
+
+
+class Contract(BaseModel):
+    """A frozen class; a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(Contract):
+    """The scores of one model on one set of samples, by metric.
+
+    `without`: by metric, the value without each group of the jackknife, [G]; empty where the metric has none.
+    """
+
+    values: dict[str, float]
+    without: dict[str, tuple[float, ...]] = {}
+
+
+class RungScore(Score):
+    """A trial's scores at one rung, after so many optimizer steps, of so many samples."""
+
+    step: int
+    samples: int
+    scoring_seconds: float
+    protocol: str = ""  # its id
+    grid: str = ""  # URI or path of the picture of the first samples
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_version_0_1(cls, content: Any) -> Any:
+        """`fid` and `inception_score` were keys, `without` rows of both."""
+        if not isinstance(content, Mapping) or "fid" not in content:
+            return content
+        values = {name: content[name] for name in OLD_METRICS}
+        columns = zip(*content["without"], strict=True)
+        without = dict(zip(OLD_METRICS, map(tuple, columns), strict=True))
+        kept = {key: content[key] for key in cls.model_fields if key in content and key != "without"}
+        return {**kept, "values": values, "without": without}
+
+
+class TrialReport(Contract):
+    """What a trial tells of itself: every few seconds, and at each rung with a score.
+
+    `history`: a row for every step since the last report: the step, then the values of `logged`.
+    `device_seconds`: by type of card, of all workers together. `load`: under MLflow's names of system metrics.
+    """
+
+    step: int
+    total_steps: int
+    seconds: float
+    logged: tuple[str, ...]
+    history: tuple[tuple[float, ...], ...]
+    images_per_second: float
+    accelerator: str  # type of card, or CPU
+    workers: int
+    micro_batch: int
+    load: dict[str, float] = {}
+    gpu_memory_gib: float | None = None  # the most that a worker has held in this attempt; None without GPUs
+    device_seconds: dict[str, float]
+    score: RungScore | None = None
+    stopped: bool = False  # whether it was asked to stop, and has done so
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_version_0_1(cls, content: Any) -> Any:
+        """In checkpoints: no `logged`, pairs for mappings, and the score's keys among the report's own."""
+        if not isinstance(content, Mapping) or "logged" in content:
+            return content
+        kept = {key: content[key] for key in cls.model_fields if key in content}
+        kept |= {"logged": ("loss", "reward_accuracy", "reward_margin")}
+        kept |= {key: dict(kept[key]) for key in ("load", "device_seconds") if key in kept}
+        if "fid" in content:
+            kept["score"] = {key: content[key] for key in content if key in {*RungScore.model_fields, *OLD_METRICS}}
+        return kept
+
+    def rows(self) -> dict[int, dict[str, float]]:
+        """`history` by step and name."""
+        return {int(step): dict(zip(self.logged, values, strict=True)) for step, *values in self.history}
+
+    def merged_after(self, earlier: Self) -> Self:
+        """This report with the history of an earlier one, which it takes the place of."""
+        return self.model_copy(update={"history": earlier.history + self.history})
+
+
+class ModelScore(Contract):
+    """How one model of the final comparison did, by metric: means over the blocks of noise that are shown.
+
+    `std`: of one block by the jackknife or, where models of several training seeds were scored, of one model.
+    """
+
+    values: dict[str, float]
+    std: dict[str, float]
+    guidance_scale: float = 1.0
+
+
+class Finalist(Contract):
+    """One of the best trials, scored again on fresh noise."""
+
+    trial: int  # its number in Optuna
+    params: dict[str, float]
+    score: ModelScore
+    models: int = 1  # that were trained with its settings, each with a seed of its own
+    tied: bool = False  # whether it cannot be told from the best on the blocks that chose
+
+
+class TradeOff(Contract):
+    """A completed trial's scores at its last rung; `front`: no other trial beats it in all of them."""
+
+    trial: int
+    params: dict[str, float]
+    values: dict[str, float]
+    front: bool
+
+
+class MlflowNames(Contract):
+    """Where a size is found in MLflow."""
+
+    key: str = ""  # of the size's run
+    run_id: str | None = None
+    experiment: str = ""
+    winner_key: str = ""  # of the winner's run
+    registered_model: str = ""
+
+
+class SizeSummary(Contract):
+    """The outcome for one model size: a row of summary.json."""
+
+    size: str
+    family: str
+    objective: str = "cca"
+    parameters: int
+    metrics: tuple[str, ...] = OLD_METRICS  # that were measured; the first is what the winner was chosen by
+    models: dict[Role, ModelScore]
+    winner: Finalist
+    checkpoint: str
+    settings: dict[str, float] = {}  # the searched ones of the winner, and λ and learning rate if they were fixed
+    control_learning_rate: float | None = None
+    finalists: tuple[Finalist, ...]
+    trade_off: tuple[TradeOff, ...] = ()
+    trials: int  # of the search that have ended
+    seconds: float = 0.0  # over all runs of the command
+    protocol: str = ""
+    device: Literal["CPU", "GPU", ""] = ""
+    device_hours: float | None = None
+    device_hours_by_type: dict[str, float] = {}
+    mlflow: MlflowNames = Field(default_factory=MlflowNames)
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_version_0_1(cls, content: Any) -> Any:
+        """Flat keys such as `fid_cca`; KeyError becomes a ValueError that names the key."""
+        if not isinstance(content, Mapping) or "models" in content:
+            return content
+        try:
+            return size_of_version_0_1(content)
+        except KeyError as error:
+            raise ValueError(f"has no {error.args[0]}") from None
+
+    def fid(self, role: Role) -> float:
+        return self.models[role].values["fid"]
+
+
+class StudySummary(Contract):
+    """summary.json: the sizes of a study that have finished, in the order in which they ran."""
+
+    schema_version: Literal[2] = 2  # version 0.1.0 wrote none
+    sizes: tuple[SizeSummary, ...]
+
+
+def size_of_version_0_1(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `SizeSummary` from a row that version 0.1.0 wrote. Raises KeyError."""
+    params = dict(row["winner"])
+
+    def finalist(content: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "trial": content["trial"],
+            "params": {key: content[key] for key in params},
+            "score": {"values": {"fid": content["fid"]}, "std": {"fid": content["std"]}},
+            "models": content["models"],
+            "tied": content["tied"],
+        }
+
+    def model(role: Role, name: str) -> dict[str, Any]:
+        scale = row["guidance_scale"] if role == "guided" else 1.0
+        values = {metric: row[f"{metric}_{name}"] for metric in OLD_METRICS}
+        return {"values": values, "std": {"fid": row[f"std_{name}"]}, "guidance_scale": scale}
+
+    finalists = [finalist(content) for content in row["finalists"]]
+    models = {
+        role: model(role, name) for role, name in OLD_ROLES.items() if role != "tuned_guided" or f"fid_{name}" in row
+    }
+    winner = next(
+        (f for f in finalists if f["trial"] == row["trial"]),
+        {"trial": row["trial"], "params": params, "score": {**models["tuned"], "guidance_scale": 1.0}},
+    )
+    trade_off = [
+        {"trial": p["trial"], "params": {key: p[key] for key in params if key in p},
+         "values": {metric: p[metric] for metric in OLD_METRICS}, "front": p["front"]}
+        for p in row.get("trade_off", ())
+    ]  # fmt: skip
+    kept = {
+        key: row[key]
+        for key in ("size", "family", "checkpoint", "trials", "seconds", "protocol", "device", "device_hours",
+                    "device_hours_by_type", "control_learning_rate")
+        if key in row
+    }  # fmt: skip
+    fixed = {key: row[key] for key in ("lambda", "learning_rate") if key in row}
+    named = {"key": "mlflow_key", "run_id": "mlflow_run_id", "experiment": "experiment", "winner_key": "winner_key",
+             "registered_model": "registered_model"}  # fmt: skip
+    return {
+        **kept,
+        "parameters": row["params"],
+        "models": models,
+        "winner": winner,
+        "settings": {**fixed, **params},
+        "finalists": finalists,
+        "trade_off": trade_off,
+        "mlflow": {new: row[old] for new, old in named.items() if old in row},
+    }

@@ -1,0 +1,173 @@
+"""What plugs in: model families, objectives, feature extractors and metrics, by name; ours and others'.
+
+Ours are imported when they are asked for. Others' come from modules that the entry-point group `cca_ray.plugins` names,
+or a search space's `plugins`. Such a module has `PLUGINS`, a sequence of objects, each with a `kind` and a `name`.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from cca_ray.errors import ConfigError
+
+GROUP = "cca_ray.plugins"
+
+
+class Named(Protocol):
+    """Anything that plugs in. `kind`: family, objective, extractor or metric."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+class FamilyFacts(Named, Protocol):
+    """What a search space must know of a model family; `models.base.Family` is the whole."""
+
+    @property
+    def sizes(self) -> Mapping[str, Mapping[str, Any]]:
+        """By name, from small to large."""
+
+
+class ObjectiveFacts(Named, Protocol):
+    """What a search space must know of an objective; `training.objectives.Objective` is the whole."""
+
+    @property
+    def parameters(self) -> type[BaseModel]:
+        """Its own settings: keys of `train` beside the common ones."""
+
+
+class MetricFacts(Named, Protocol):
+    """What a table or a figure must know of a metric; `evaluation.metric.Metric` is the whole."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def lower_is_better(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+class Registry(Generic[T]):
+    """Things of one kind, by name. `built_in`: name -> `module:attribute`."""
+
+    def __init__(self, kind: str, built_in: Mapping[str, str]):
+        self.kind, self.built_in = kind, dict(built_in)
+        self.found: dict[str, T] = {}
+        self.owners: dict[str, str] = {}  # name -> the module that brought it; of ours none
+
+    def names(self) -> list[str]:
+        """Ours first, then others' in the order in which they came."""
+        return [*self.built_in, *(name for name in self.found if name not in self.built_in)]
+
+    def get(self, name: str) -> T:
+        """ValueError, naming those that there are, if there is none of this name."""
+        if name not in self.found:
+            if name not in self.built_in:
+                raise ValueError(f"unknown {self.kind} {name!r}: one of {', '.join(self.names())}")
+            module, attribute = self.built_in[name].split(":")
+            self.found[name] = getattr(import_module(module), attribute)
+        return self.found[name]
+
+    def add(self, thing: T, owner: str) -> None:
+        """ConfigError if the name is taken by ours or by another module's."""
+        taken = thing.name in self.built_in or self.owners.get(thing.name, owner) != owner
+        if taken:
+            by = self.owners.get(thing.name, "cca_ray")
+            raise ConfigError(f"plug-in {owner}: its {self.kind} {thing.name!r} has the name of one of {by}")
+        self.found[thing.name], self.owners[thing.name] = thing, owner
+
+
+FAMILIES: Registry[FamilyFacts] = Registry(
+    "family", {"llamagen": "cca_ray.models.llamagen_family:FAMILY", "var": "cca_ray.models.var_family:FAMILY"}
+)
+OBJECTIVES: Registry[ObjectiveFacts] = Registry(
+    "objective",
+    {name: f"cca_ray.training.objectives:{name.upper()}" for name in ("cca", "dpo", "unlearning", "finetune")},
+)
+EXTRACTORS: Registry[Named] = Registry(
+    "extractor",
+    {name: f"cca_ray.evaluation.features:{name.upper()}" for name in ("small", "inception", "nvidia_inception")},
+)
+METRICS: Registry[MetricFacts] = Registry(
+    "metric",
+    {
+        "fid": "cca_ray.evaluation.fid:FID",
+        "inception_score": "cca_ray.evaluation.inception_score:INCEPTION_SCORE",
+        "kid": "cca_ray.evaluation.kid:KID",
+        "precision": "cca_ray.evaluation.precision_recall:PRECISION",
+        "recall": "cca_ray.evaluation.precision_recall:RECALL",
+    },
+)
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    registry.kind: registry for registry in (FAMILIES, OBJECTIVES, EXTRACTORS, METRICS)
+}
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """Which code a plug-in is: for a study's memory and a score's protocol."""
+
+    module: str
+    version: str  # of its distribution; empty if it has none
+    digest: str  # sixteen hexadecimal digits, of its source files
+
+
+LOADED: dict[str, PluginInfo] = {}  # by module
+
+
+def load_plugins(modules: Iterable[str] = ()) -> tuple[PluginInfo, ...]:
+    """Import these modules, and those of the entry points, once. ConfigError, naming the module, if one does not do."""
+    wanted = dict.fromkeys([*(point.value.split(":")[0] for point in metadata.entry_points(group=GROUP)), *modules])
+    for module in wanted:
+        if module not in LOADED:
+            LOADED[module] = load(module)
+    return tuple(LOADED[module] for module in wanted)
+
+
+def load(module: str) -> PluginInfo:
+    """Import one and add what it brings."""
+    try:
+        found = import_module(module)
+    except Exception as error:  # whatever its code raises
+        raise ConfigError(f"plug-in {module}: cannot be imported ({type(error).__name__}: {error})") from error
+    things = getattr(found, "PLUGINS", None)
+    if not isinstance(things, list | tuple) or not things:
+        raise ConfigError(f"plug-in {module}: has no PLUGINS, a list of families, objectives, extractors or metrics")
+    for thing in things:
+        if getattr(thing, "kind", None) not in REGISTRIES or not isinstance(getattr(thing, "name", None), str):
+            raise ConfigError(f"plug-in {module}: {thing!r} has no kind ({', '.join(REGISTRIES)}) or no name")
+        REGISTRIES[thing.kind].add(thing, module)
+    return PluginInfo(module, version_of(module), digest_of(module))
+
+
+def version_of(module: str) -> str:
+    """Of the distribution that installed the module's top-level package."""
+    names = metadata.packages_distributions().get(module.partition(".")[0], [])
+    return metadata.version(names[0]) if names else ""
+
+
+def digest_of(module: str) -> str:
+    """Of all Python files of the module's own package, or of its one file."""
+    path = Path(sys.modules[module].__file__ or "")
+    top = sys.modules[module.partition(".")[0]]
+    folders = [Path(folder) for folder in getattr(top, "__path__", [])]
+    files = sorted(file for folder in folders for file in folder.rglob("*.py")) or [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def owner_of(kind: str, name: str) -> PluginInfo | None:
+    """The plug-in that brought this; None if it is ours."""
+    module = REGISTRIES[kind].owners.get(name)
+    return LOADED.get(module) if module else None

@@ -1,0 +1,27 @@
+"""What Optuna's storage keeps of a trial, read as contracts. Light on imports: `status` and `report` read by it."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from cca_ray.contracts import RungScore
+
+ArmName = Literal["search", "control", "replicate"]
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+RUNG = "rung "  # begins the names of the attributes that keep a trial's scores, one a rung
+
+
+def rung_scores(trial: FrozenTrial) -> tuple[RungScore, ...]:
+    """Its scores, in the order of the rungs."""
+    names = sorted((name for name in trial.user_attrs if name.startswith(RUNG)), key=lambda name: int(name.split()[1]))
+    return tuple(RungScore.model_validate(trial.user_attrs[name]) for name in names)
+
+
+def readable(params: Mapping[str, float]) -> str:
+    """`λ=3.1 lr=2.0e-03 ...`, as people speak of trials."""
+    short = {"lambda": "λ", "learning_rate": "lr"}
+    return " ".join(
+        f"{short.get(name, name)}={value:.1e}" if name == "learning_rate" else f"{short.get(name, name)}={value:.3g}"
+        for name, value in params.items()
+    )

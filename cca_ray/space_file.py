@@ -1,0 +1,113 @@
+"""Reads a search-space file: YAML, with `--set` overrides, into a `StudyConfig`.
+
+Anything unknown, mistyped or impossible is a `ConfigError` of one line: the file, the key, what is allowed.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cca_ray.config import StudyConfig
+from cca_ray.errors import ConfigError, reason
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML 1.1, but `1e-3` is a number, as everyone expects, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def allowed_keys(location: tuple[int | str, ...]) -> str:
+    """For an unknown key: the keys that its section knows."""
+    model: Any = StudyConfig
+    for part in location[:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[str(part)].annotation
+        elif getattr(model, "__args__", None):
+            model = next(a for a in reversed(model.__args__) if a is not Ellipsis)
+    known = [f.alias or n for n, f in model.model_fields.items() if (model, n) != (StudyConfig, "name")]
+    return f"; allowed: {', '.join(known)}"
+
+
+def parse(content: Any, name: str, source: str) -> StudyConfig:
+    """Validate the content of a file. Raises ConfigError."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: not a search space (a mapping with base, search, rungs, ...)")
+    if "name" in content:
+        raise ConfigError(f"{source}: name: unknown key; the file's own name is the study's")
+    try:
+        # By way of JSON, where pydantic's strictness takes a list for a tuple but nothing else for anything else.
+        return StudyConfig.model_validate_json(json.dumps({"name": name, **content}, default=str))
+    except TypeError:
+        raise ConfigError(f"{source}: every key must be a word; one is a date or a number") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        extra = allowed_keys(first["loc"]) if first["type"] == "extra_forbidden" else ""
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ConfigError(f"{source}: {where}: {reason(error)}{extra}{more}") from None
+
+
+def override(content: Any, setting: str) -> None:
+    """Apply `a.b=c` to the raw content of a file; c is read as YAML."""
+    path, equals, text = setting.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {setting}: want KEY.KEY=VALUE, such as --set train.beta=0.05")
+    if not isinstance(content, dict):
+        raise ConfigError(f"--set {setting}: the file holds no keys")
+    for key in keys[:-1]:
+        content = content.setdefault(key, {}) if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {setting}: {key} holds no keys")
+    content[keys[-1]] = read_yaml(text, f"--set {setting}")
+
+
+def read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}:{where} not YAML: {getattr(error, 'problem', error)}") from None
+
+
+def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:
+    """Read a search-space file, apply `--set` overrides, validate. Raises ConfigError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such search-space file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    content = read_yaml(text, str(path))
+    for setting in settings:
+        override(content, setting)
+    if not re.fullmatch(r"[\w.-]+", path.stem):
+        raise ConfigError(f"{path}: the file's name is the study's: letters, digits, '.', '_' and '-' only")
+    return with_absolute_paths(parse(content, path.stem, str(path)))
+
+
+def is_uri(place: str | Path) -> bool:
+    return isinstance(place, str) and "://" in place
+
+
+def with_absolute_paths(config: StudyConfig) -> StudyConfig:
+    """Trials run in directories of their own. URIs stay."""
+    named = {key: path for key, path in config.paths().items() if not is_uri(path)}
+    return config.with_paths({key: str(Path(path).absolute()) for key, path in named.items()})

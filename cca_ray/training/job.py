@@ -1,0 +1,41 @@
+"""One fine-tuning as plain values: what a worker is given."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cca_ray.config import ResolvedStudy, Train
+from cca_ray.storage.uris import here, named
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning. `config` has its paths resolved; `folder` receives checkpoint, grids and final weights."""
+
+    config: ResolvedStudy
+    train: Train
+    folder: Path
+    table: Path | None = None  # folder of the reference's log-likelihoods; None: a second model in memory
+
+    def packed(self) -> str:
+        """As JSON, for Ray; files by names that are good on every node."""
+        config = self.config.with_paths({key: named(path) for key, path in self.config.paths().items()})
+        content = {
+            "config": config.model_dump_json(by_alias=True),
+            "train": self.train.model_dump_json(by_alias=True),
+            "folder": named(self.folder),
+            "table": named(self.table) if self.table else None,
+        }
+        return json.dumps(content)
+
+    @staticmethod
+    def unpacked(packed: str) -> "Job":
+        """The job with the local places of its files on this node."""
+        content = json.loads(packed)
+        config = ResolvedStudy.model_validate_json(content["config"])
+        return Job(
+            config=config.with_paths({key: str(here(path)) for key, path in config.paths().items()}),
+            train=Train.model_validate_json(content["train"]),
+            folder=here(content["folder"]),
+            table=here(content["table"]) if content["table"] else None,
+        )
