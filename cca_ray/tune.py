@@ -27,6 +27,7 @@ import typer
 import yaml
 
 from cca_ray.cluster.placement import check_cuts
+from cca_ray.cluster.session import remove_leaked_groups, start_ray
 from cca_ray.cluster.stopping import Stop, heeding_signals
 from cca_ray.config import FAMILY_SIZES, StudyConfig
 from cca_ray.errors import ConfigError
@@ -34,7 +35,6 @@ from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.reporting.text import closing
 from cca_ray.search.mlflow_pages import experiment_of
-from cca_ray.search.size_study import remove_leaked_groups, start_ray
 from cca_ray.space_file import load_config
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
