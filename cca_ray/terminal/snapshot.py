@@ -1,6 +1,6 @@
 """How a study stands at a moment, as plain values: for the live view, and in `status.json` for `status`.
 
-Light on imports, for `status`; `standing` makes these values.
+Light on imports, for `status`; `snapshot_of` makes these values.
 """
 
 import os

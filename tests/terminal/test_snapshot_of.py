@@ -9,7 +9,7 @@ from cca_ray.inputs import find_space
 from cca_ray.search.ledger import Ledger
 from cca_ray.space_file import load_config
 from cca_ray.terminal.snapshot import Standing
-from cca_ray.terminal.standing import standing_of
+from cca_ray.terminal.snapshot_of import standing_of
 from cca_ray.tracking.tracker import Tracker
 from tests.search.ledgers import Told, at_rung, heartbeat, new_ledger
 
