@@ -28,8 +28,8 @@ from cca_ray.config import Placement, StudyConfig
 from cca_ray.evaluation.scoring import load_base, load_tokens
 from cca_ray.inputs import find_space
 from cca_ray.models.files import digest_of_weights
-from cca_ray.search.arms import open_arms
-from cca_ray.search.ledger import Ledger, trials_of
+from cca_ray.search.arms import open_arms, trials_of
+from cca_ray.search.ledger import Ledger
 from cca_ray.search.mlflow_listener import MlflowListener
 from cca_ray.search.ray_tune import run_trials
 from cca_ray.search.records import used_device_seconds

@@ -27,6 +27,7 @@ import typer
 import yaml
 
 from cca_ray.cluster.placement import check_cuts
+from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.cluster.session import remove_leaked_groups, start_ray
 from cca_ray.cluster.stopping import Stop, heeding_signals
 from cca_ray.config import FAMILY_SIZES, StudyConfig
@@ -50,7 +51,6 @@ from cca_ray.training.small_base import check_files
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOG = logging.getLogger(__name__)
-IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 
 
 def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:

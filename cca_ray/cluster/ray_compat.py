@@ -17,7 +17,7 @@ TUNE_SWITCHES = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `stopping` has its own
 }
 TRAIN_SWITCHES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}  # a worker that has ended is noticed at once
-JOB_SWITCH = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 DATA_PROGRESS = "ray.data._internal.progress"  # the logger that tells that it will not tell
 NEVER_RAN = "The actor never ran"  # how Ray tells of a process that it could not start
 FAILURE = "Failure # "  # begins the header line of every loss in a trial's error file

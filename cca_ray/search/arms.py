@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -84,6 +83,11 @@ class Arm:
         return self.study.get_trials(deepcopy=False, states=states or ENDED)
 
 
+def trials_of(arms: Iterable[Arm]) -> list[FrozenTrial]:
+    """All that were begun."""
+    return [trial for arm in arms for trial in arm.ended(*ENDED, TrialState.RUNNING)]
+
+
 def metrics_of(search: Search) -> tuple[str, ...]:
     """What the search minimizes or maximizes; of several it looks for the front."""
     return ("fid", "inception_score") if search.metric == "both" else (search.metric,)
@@ -101,7 +105,7 @@ def open_arm(
     arm: ArmName,
     space: Mapping[str, Distribution],
     points: Iterable[Mapping[str, float]],
-    memory: Mapping[str, Any],
+    memory: Mapping[str, object],
     metrics: Sequence[str] = FID,
 ) -> optuna.Study:
     """Create a study, whose first points wait in the storage in order, or load it.
@@ -155,7 +159,7 @@ def open_arms(
     ]
 
 
-def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> dict[str, Any]:
+def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, object]:
     """What must not change under one name: everything but budget and placement, which change no result.
 
     Files count by what is in them, wherever they lie. As JSON, for Optuna's storage.
@@ -168,10 +172,10 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> dict[str, Any]
     return {**content, "files": dict(digests)}
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """The first setting of two memories that differs, with both values."""
 
-    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    def flat(tree: object, prefix: str = "") -> dict[str, object]:
         if not isinstance(tree, Mapping):
             return {prefix: tree}
         return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}

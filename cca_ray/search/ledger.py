@@ -17,8 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from cca_ray.cluster.placement import devices, ways
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import RungScore, TrialReport
-from cca_ray.search.arms import Arm
-from cca_ray.search.budget import Limits, Used, affordable, final_seconds
+from cca_ray.search import budget
+from cca_ray.search.arms import Arm, trials_of
+from cca_ray.search.budget import Limits, Used
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.records import (
     ENDED,
@@ -29,7 +30,7 @@ from cca_ray.search.records import (
     seconds_of,
     used_device_seconds,
 )
-from cca_ray.search.rungs import Mark, cost, goes_on, share_kept
+from cca_ray.search.rungs import Mark, best_value, goes_on, share_kept
 from cca_ray.training.reports import TrialFailure
 
 Say = Callable[[str], None]
@@ -260,7 +261,7 @@ class Ledger:
         if not arm.ended() or not self.limits.bound:
             return True
         final, at_once = self.final_seconds(), devices(ways(self.config.placement)[0])  # placed as they prefer
-        if affordable(self.limits, time.monotonic(), self.used(), final, at_once):
+        if budget.affordable(self.limits, time.monotonic(), self.used(), final, at_once):
             return True
         if not self.used_up:
             self.used_up = True
@@ -279,21 +280,13 @@ class Ledger:
 
     def final_seconds(self) -> float:
         """What the final comparison should take."""
-        return final_seconds(self.config, [s for arm in self.arms for t in arm.ended() for s in rung_scores(t)])
-
-
-def trials_of(arms: Sequence[Arm]) -> list[FrozenTrial]:
-    """All that were begun."""
-    return [t for arm in arms for t in arm.ended(*ENDED, TrialState.RUNNING)]
+        scores = [score for arm in self.arms for trial in arm.ended() for score in rung_scores(trial)]
+        return budget.final_seconds(self.config, scores)
 
 
 def last_scores(trials: Sequence[FrozenTrial]) -> list[RungScore]:
     """Of the completed ones."""
     return [rung_scores(t)[-1] for t in trials if t.state == TrialState.COMPLETE]
-
-
-def best_value(metric: str, scores: Sequence[RungScore]) -> float:
-    return min((score.values[metric] for score in scores), key=lambda value: cost(metric, value))
 
 
 def reason_of(error: BaseException) -> str:

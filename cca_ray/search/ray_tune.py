@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,7 +61,7 @@ class Proposer(Searcher):
             return Searcher.FINISHED
         return TrialSettings(job=self.job_of(trial).packed(), placer=self.placer)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         if self.placer and (running := self.ledger.running.get(trial_id)):
             self.placer.forget.remote(str(self.job_of(running.info).folder))
         self.ledger.finish(trial_id, lost=error)
@@ -80,7 +80,7 @@ class Rungs(FIFOScheduler):
         super().__init__()
         self.ledger, self.job_of = ledger, job_of
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         running = self.ledger.running.get(trial.trial_id)
         goes_on = running is None or self.ledger.record(trial.trial_id, report_of(result, running.info.train))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
@@ -197,7 +197,7 @@ class Ending(tune.Stopper):
     def __init__(self, ledger: Ledger):
         self.ledger = ledger
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
@@ -281,7 +281,7 @@ def resources_of(settings: TrialSettings) -> dict[str, float]:
     return trial_resources(Job.unpacked(settings["job"]).config.placement)
 
 
-def report_of(result: dict[str, Any], train: Train) -> TrialReport | TrialFailure:
+def report_of(result: Mapping[str, Any], train: Train) -> TrialReport | TrialFailure:
     """Temporary: also what the loop sends today."""
     if REPORT in result or (FAILURE in result and str(result[FAILURE]).startswith("{")):
         return from_ray(result)

@@ -17,6 +17,10 @@ def cost(metric: str, value: float) -> float:
     return value if METRICS.get(metric).lower_is_better else -value
 
 
+def best_value(metric: str, scores: Sequence[RungScore]) -> float:
+    return min((score.values[metric] for score in scores), key=lambda value: cost(metric, value))
+
+
 @dataclass(frozen=True)
 class Mark:
     """A trial's costs at a rung by the metrics that are searched, [M]; less is better.

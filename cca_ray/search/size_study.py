@@ -21,10 +21,10 @@ from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, scor
 from cca_ray.models.family import parameters
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group
-from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms
+from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
 from cca_ray.search.final_comparison import Outcome, compare, finalists, summarize, verdict_on_ties
-from cca_ray.search.ledger import Ledger, Say, trials_of
+from cca_ray.search.ledger import Ledger, Say
 from cca_ray.search.mlflow_listener import MlflowListener, true_ends
 from cca_ray.search.mlflow_pages import (
     data_set_of,
@@ -127,8 +127,8 @@ class SizeStudy:
             if found := ledger.found():
                 self.tell(found)
             if not ledger.done():
-                table = self.reference_table(config)
-                self.run_trials(ledger, lambda train: table)
+                table = self.table_for(config)
+                self.run_all(ledger, lambda train: table)
             replicates = self.replicate() if config.search.replicates else None
             context.show(ledger)
             self.tell("scoring base, guided base, control and finalists on fresh noise")
@@ -171,13 +171,13 @@ class SizeStudy:
             },
         )
 
-    def reference_table(self, config: ResolvedStudy) -> Path | None:
-        """Of all trials with the pairs of this configuration. The studies beside this one share it."""
+    def table_for(self, config: ResolvedStudy) -> Path | None:
+        """The reference's log-likelihoods of this configuration's pairs. The studies beside this one share it."""
         root = self.context.folder.parent / "reference"
         return reference_table(config, self.digests["base"], self.data, root, self.context.say, self.context.stop)
 
-    def run_trials(self, ledger: Ledger, table_of: TableOf) -> None:
-        """Those that are left, with everyone told who wants to know."""
+    def run_all(self, ledger: Ledger, table_of: TableOf) -> None:
+        """The trials that are left, with everyone told who wants to know."""
         context, config = self.context, self.config
         grid, view = base_grid(config, context.folder, context.stop), LiveView(ledger, context.show)
         mlflow = MlflowListener(context.tracker, config, self.key, self.data_set, grid)
@@ -200,8 +200,8 @@ class SizeStudy:
         ledger = Ledger(config, [arm])
         context.tracker.settle(self.key, true_ends(self.key, [*self.arms, arm]))
         if not ledger.done():
-            tables = {seed: self.reference_table(with_seed(config, seed)) for seed in seeds}
-            self.run_trials(ledger, lambda train: tables.get(train.seed))
+            tables = {seed: self.table_for(with_seed(config, seed)) for seed in seeds}
+            self.run_all(ledger, lambda train: tables.get(train.seed))
         return study
 
     def result(self, outcome: Outcome) -> SizeResult:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-from cca_ray.search.ledger import Ledger, Running, trials_of
+from cca_ray.search.arms import trials_of
+from cca_ray.search.ledger import Ledger, Running
 from cca_ray.search.records import ENDED, readable, rung_scores, seconds_of
 from cca_ray.search.rungs import cost
 from cca_ray.terminal.snapshot import COMPARING, AtWork, Best, Standing

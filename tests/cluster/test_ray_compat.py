@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from cca_ray.cluster.ray_compat import (
     DATA_PROGRESS,
     FAILURE,
-    JOB_SWITCH,
+    IN_A_JOB,
     NEVER_RAN,
     ON_THE_HEAD,
     TRAIN_SWITCHES,
@@ -37,7 +37,7 @@ from cca_ray.cluster.ray_compat import (
         ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "ray.tune.utils.callback", "TUNE_SWITCHES"),
         ("TUNE_DISABLE_SIGINT_HANDLER", "ray.tune.tune", "TUNE_SWITCHES"),
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "ray.train.v2._internal.constants", "TRAIN_SWITCHES"),
-        (JOB_SWITCH, "ray._private.runtime_env.constants", "JOB_SWITCH"),
+        (IN_A_JOB, "ray._private.runtime_env.constants", "IN_A_JOB"),
         (NEVER_RAN, "ray.exceptions", "NEVER_RAN"),
         (FAILURE, "ray.tune.experiment.trial", "FAILURE"),
     ],
