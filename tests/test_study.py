@@ -14,7 +14,7 @@ import pytest
 from cca_ray.inputs import SPACES
 from cca_ray.space_file import load_config
 from cca_ray.status import look
-from cca_ray.study import Budget, warm_start_points, too_many_at_once
+from cca_ray.study import Budget, too_many_at_once, warm_start_points
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
 from tests.test_cli import write_space
