@@ -25,6 +25,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from cca_ray.cluster.placement import local_device
 from cca_ray.cluster.queue import may_grow, nodes_now
+from cca_ray.cluster.session import start_ray
 from cca_ray.data.encode import (
     Columns,
     Encode,
@@ -43,7 +44,6 @@ from cca_ray.evaluation.features import Extractor, extract, load_extractor
 from cca_ray.evaluation.metrics import Moments, Reference
 from cca_ray.models.family import Tokenizer, load_tokenizer
 from cca_ray.models.files import digest_of_weights
-from cca_ray.search.size_study import start_ray
 from cca_ray.storage.files import atomically
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone

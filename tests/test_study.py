@@ -14,20 +14,20 @@ import pytest
 from cca_ray.inputs import SPACES
 from cca_ray.space_file import load_config
 from cca_ray.status import look
-from cca_ray.study import Budget, taught_by, too_many_at_once
+from cca_ray.study import Budget, too_many_at_once, warm_start_points
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
 from tests.test_cli import write_space
 from tests.test_tune import EXPERIMENT, start, wait_until
 
 
-def test_what_a_size_found_is_taught_to_the_next_of_its_family_the_last_first():
+def test_what_a_size_found_starts_the_next_of_its_family_the_last_first():
     sizes = [
         {"family": "llamagen", "winner": {"lambda": 1.0}},
         {"family": "var", "winner": {"lambda": 2.0}},
         {"family": "llamagen", "winner": {"lambda": 3.0}},
     ]
-    assert taught_by(sizes, "llamagen") == [{"lambda": 3.0}, {"lambda": 1.0}]
+    assert warm_start_points(sizes, "llamagen") == [{"lambda": 3.0}, {"lambda": 1.0}]
 
 
 def test_what_one_size_leaves_of_the_budget_goes_to_the_next():
@@ -81,7 +81,7 @@ def outcomes(folder: Path, study: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_files: BaseFiles, tmp_path: Path):
-    points = [{"lambda": value, "learning_rate": 1e-3} for value in (1.0, 2.0, 4.0)]  # what is taught comes too late
+    points = [{"lambda": value, "learning_rate": 1e-3} for value in (1.0, 2.0, 4.0)]  # warm-start points come too late
     for name in ("one", "two"):
         write_space(tmp_path, base_files, name, epochs=20)
     first_points = f"search.first_points={json.dumps(points)}"

@@ -15,8 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from cca_ray.evaluation.jackknife import jackknife_error
-from cca_ray.search.ledger import marks_of
-from cca_ray.search.records import ArmName
+from cca_ray.search.records import ArmName, rung_scores
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
 from cca_ray.storage.uris import is_copy, named
 
@@ -46,7 +45,15 @@ class TrialRow:
             trial.number,
             trial.state.name,
             dict(trial.params),
-            tuple(marks_of(trial)),
+            tuple(
+                {
+                    "step": s.step,
+                    "samples": s.samples,
+                    **s.values,
+                    "without": list(zip(*s.without.values(), strict=True)),
+                }
+                for s in rung_scores(trial)
+            ),
             kept.get("seconds", 0.0),
             kept.get("reason", ""),
             ", ".join(sorted(kept.get("device_seconds", {}))),

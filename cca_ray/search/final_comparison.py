@@ -19,8 +19,8 @@ from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.evaluation.scoring import Scored
-from cca_ray.search.ledger import Arm, marks_of
-from cca_ray.search.records import readable
+from cca_ray.search.arms import Arm
+from cca_ray.search.records import readable, rung_scores
 from cca_ray.storage.uris import named
 from cca_ray.training.job import Job
 from cca_ray.training.trial import score_checkpoint, trial_folder
@@ -211,7 +211,7 @@ def again(contender: Contender, replicates: optuna.Study | None, storage: Path) 
 def trade_off(arm: Arm) -> list[dict[str, Any]]:
     """FID and inception score of all completed trials by λ, and whether a trial is on their front."""
     trials = arm.ended(TrialState.COMPLETE)
-    marks = [marks_of(trial)[-1] for trial in trials]
+    marks = [rung_scores(trial)[-1].values for trial in trials]
     on_front = front(np.array([[mark["fid"], -mark["inception_score"]] for mark in marks]))
     rows = [
         {"trial": t.number, **t.params, "fid": m["fid"], "inception_score": m["inception_score"], "front": bool(f)}

@@ -18,7 +18,8 @@ from cca_ray.cluster.queue import in_use_now
 from cca_ray.search.ledger import Ledger
 from cca_ray.storage.mirror import push, remove
 from cca_ray.terminal.console import Console
-from cca_ray.terminal.snapshot import COMPARING, STATUS, AtWork, DriverStatus, Standing, standing_of
+from cca_ray.terminal.snapshot import COMPARING, STATUS, AtWork, DriverStatus, Standing
+from cca_ray.terminal.snapshot_of import standing_of
 
 MOST_ROWS = 12  # of running trials, of all sizes; more than a terminal holds would push the rest away
 BEAT_S = 2.0  # how often `status.json` is written

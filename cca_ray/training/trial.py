@@ -6,7 +6,6 @@ listed a trial is a worker group on one type of card at a time, and goes on on a
 """
 
 import errno
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -29,7 +28,9 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.queue import Empty, Queue
 
 from cca_ray.cluster.placement import autocast, in_this_process, local_device, micro_batch_size, ways, worker_resources
-from cca_ray.cluster.queue import ON_THE_HEAD, free, selector, wait_in_line
+from cca_ray.cluster.queue import selector, wait_in_queue
+from cca_ray.cluster.ray_compat import ON_THE_HEAD
+from cca_ray.cluster.session import free_worker_group
 from cca_ray.config import Placement
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.scoring import (
@@ -46,7 +47,7 @@ from cca_ray.models.files import digest_of_weights
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.storage.files import atomically
-from cca_ray.storage.mirror import listed, patiently, pull, written_at
+from cca_ray.storage.mirror import patiently, pull, written_at
 from cca_ray.storage.uris import here, named
 from cca_ray.training.job import Job
 from cca_ray.training.loop import Report, fine_tune, reference_key, save_grid
@@ -121,15 +122,6 @@ class Forward(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         self.queue.put(metrics[0])
-
-
-def free_gangs(folder: Path) -> bool:
-    """Give back what the workers of this trial hold that are gone; whether there was anything.
-
-    Ray Train leaves that to a helper, which fails where several Rays are on one machine, or by a race (Ray 2.60).
-    """
-    gangs = {json.loads(sign.read_text()).get("gang") for sign in listed(folder, "alive-*") if pull(sign)}
-    return sum(free(gang) for gang in gangs if gang) > 0
 
 
 def run_group(trainer: TorchTrainer, queue: Queue, report: Report) -> None:
@@ -212,8 +204,8 @@ def on_any_cards(job: Job, placer: Any, queue: Queue) -> None:
     checkpoint, losses, saved = job.folder / "checkpoint.pt", 0, 0.0
     once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
     while True:
-        free_gangs(job.folder)  # of a controller that was on a lost node
-        way = wait_in_line(placer, str(job.folder), job.config.placement)
+        free_worker_group(job.folder)  # of a controller that was on a lost node
+        way = wait_in_queue(placer, str(job.folder), job.config.placement)
         here = replace(job, config=job.config.model_copy(update={"placement": way}))
         try:
             run_group(build_trainer(here, tune.report, [Forward(queue)], once), queue, tune.report)
@@ -244,7 +236,7 @@ def run_trial(settings: TrialSettings) -> None:
         if job.config.placement.accelerators:
             on_any_cards(job, settings["placer"], queue)
         else:
-            free_gangs(job.folder)  # of this trial's process that was lost
+            free_worker_group(job.folder)  # of this trial's process that was lost
             run_group(build_trainer(job, tune.report, [Forward(queue)]), queue, tune.report)
     except Exception as error:
         tune.report(failure(error))

@@ -20,7 +20,7 @@ from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, samp
 from cca_ray.models.family import load_official
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group
-from cca_ray.search.size_study import reference_table
+from cca_ray.search.shared_files import reference_table
 from cca_ray.storage.mirror import patiently
 from cca_ray.training.heartbeat import stop_sign
 from cca_ray.training.job import Job

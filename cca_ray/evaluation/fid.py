@@ -1,0 +1,14 @@
+"""Stands in for the metric of this name."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Facts:
+    kind: str
+    name: str
+    label: str
+    lower_is_better: bool
+
+
+FID = Facts("metric", "fid", "FID", True)
