@@ -20,8 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.cluster.placement import devices, ways
-from cca_ray.config import PATHS, Range, StudyConfig, Train
+from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train, metric_names
+from cca_ray.contracts import OLD_METRICS
 from cca_ray.evaluation.jackknife import jackknife_error
+from cca_ray.evaluation.metric import metric_named
 from cca_ray.search.records import ENDED, ArmName, readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import here
@@ -33,11 +35,6 @@ from cca_ray.training.trial import FAILURE, STUCK
 Say = Callable[[str], None]
 Taught = Callable[[], Iterable[Mapping[str, float]]]  # what smaller sizes have found best so far
 STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
-COSTS = {  # what Optuna minimizes, by `search.metric`
-    "fid": ["FID"],
-    "inception_score": ["-inception score"],
-    "both": ["FID", "-inception score"],
-}
 FIRST_LINE = 300  # characters of a reason
 NEVER_RAN = "The actor never ran"  # in Ray's words, of a process that it could not start
 
@@ -90,6 +87,12 @@ class Arm:
         return self.study.get_trials(deepcopy=False, states=states or ENDED)
 
 
+def cost_of(name: str) -> str:
+    """What Optuna minimizes of a metric, as its dashboard shows it."""
+    metric = metric_named(name)
+    return metric.label if metric.lower_is_better else f"-{metric.label}"
+
+
 def open_arm(
     storage: optuna.storages.BaseStorage,
     name: str,
@@ -97,13 +100,13 @@ def open_arm(
     space: Mapping[str, BaseDistribution],
     points: Iterable[Mapping[str, float]],
     memory: Mapping[str, Any],
-    metric: str = "fid",
+    metric: str | tuple[str, ...] = "fid",
 ) -> optuna.Study:
     """Create a study, whose first points wait in the storage in order, or load it.
 
     ValueError if one of this name exists with another `memory`, naming the first difference.
     """
-    costs = COSTS[metric]
+    costs = [cost_of(name) for name in metric_names(metric)]
     directions = [optuna.study.StudyDirection.MINIMIZE] * len(costs)
     study = optuna.create_study(storage=storage, study_name=f"{name}/{arm}", load_if_exists=True, directions=directions)
     if "memory" not in study.user_attrs:
@@ -161,6 +164,8 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> dict[str, Any]
     for section, keys in {**PATHS, "search": ("trials", "max_concurrent", "replicates")}.items():
         for key in keys:
             content[section].pop(key)
+    if config.score.metrics == DEFAULT_METRICS:  # version 0.1.0 knew no others, and did not say so
+        content["score"].pop("metrics")
     return {**content, "files": dict(digests)}
 
 
@@ -179,7 +184,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Mark:
-    """A trial's score at a rung: FID and -IS, or one of them, less is better; [M].
+    """A trial's score at a rung, in the searched metrics, less is better; [M].
 
     `without` [G, M]: the same without each group of the jackknife.
     """
@@ -188,10 +193,10 @@ class Mark:
     without: np.ndarray
 
     @staticmethod
-    def of(result: Mapping[str, Any], metric: str) -> "Mark":
+    def of(result: Mapping[str, Any], metric: str | tuple[str, ...]) -> "Mark":
         """From a report at a rung."""
         rows = np.array([[result["fid"], result["inception_score"]], *result["without"]]) * [1, -1]
-        rows = rows[:, {"fid": [0], "inception_score": [1], "both": [0, 1]}[metric]]
+        rows = rows[:, [OLD_METRICS.index(name) for name in metric_names(metric)]]
         return Mark(rows[0], rows[1:])
 
     def surely_better(self, other: "Mark") -> bool:

@@ -130,7 +130,7 @@ def standing_of(ledger: Ledger, before: Standing | None = None) -> Standing:
         planned=planned,
         ended={state.name: states[state] for state in ENDED if states[state]},
         at_work=at_work,
-        best=best_of(trials[-1], ledger.config.search.metric),
+        best=best_of(trials[-1], ledger.config.search.metrics[0]),
         seconds_left=None if comparing else seconds_left(ledger, [t for of_arm in trials for t in of_arm], at_work),
         at=time.time(),
     )
