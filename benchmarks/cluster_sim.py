@@ -28,7 +28,7 @@ from cca_ray.cluster.placement import CARDS, IMAGES, Load, accelerator_of, memor
 from cca_ray.cluster.queue import DEMAND_S, grant, slots
 from cca_ray.cluster.queue import Node as Living
 from cca_ray.config import Accelerator, Placement, StudyConfig
-from cca_ray.evaluation.metrics import SHARD
+from cca_ray.evaluation.protocol import SHARD
 from cca_ray.evaluation.sampler import CACHE_BYTES
 from cca_ray.models.family import FAMILIES, configure, parameters
 from cca_ray.search.rungs import Mark, goes_on

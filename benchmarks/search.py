@@ -102,10 +102,8 @@ class Judge:
     @lru_cache(maxsize=1000)  # noqa: B019 (one judge a process)
     def scores(self, weights: Path) -> list[float]:
         model, samples = load_base(self.config, str(weights)), self.config.score.samples
-        return [
-            score(model, self.scoring, protocol_of(self.config, self.scoring, samples, seed=seed), self.group).fid
-            for seed in FRESH
-        ]
+        protocols = [protocol_of(self.config, self.scoring, samples, seed=seed) for seed in FRESH]
+        return [score(model, self.scoring, protocol, self.group).score.values["fid"] for protocol in protocols]
 
     def mean(self, weights: Path) -> float:
         return statistics.mean(self.scores(weights))

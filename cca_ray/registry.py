@@ -95,12 +95,17 @@ OBJECTIVES: Registry[ObjectiveFacts] = Registry(
 )
 EXTRACTORS: Registry[Named] = Registry(
     "extractor",
-    {name: f"cca_ray.evaluation.features:{name.upper()}" for name in ("small", "inception", "nvidia_inception")},
+    {
+        "small": "cca_ray.evaluation.small_network:SMALL",
+        "inception": "cca_ray.evaluation.inception:INCEPTION",
+        "nvidia_inception": "cca_ray.evaluation.inception:NVIDIA_INCEPTION",
+    },
 )
 METRICS: Registry[MetricFacts] = Registry(
     "metric",
     {
         "fid": "cca_ray.evaluation.fid:FID",
+        "sfid": "cca_ray.evaluation.fid:SFID",
         "inception_score": "cca_ray.evaluation.inception_score:INCEPTION_SCORE",
         "kid": "cca_ray.evaluation.kid:KID",
         "precision": "cca_ray.evaluation.precision_recall:PRECISION",

@@ -8,7 +8,7 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from cca_ray.config import PATHS, Range, Search, StudyConfig, Train
+from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train
 from cca_ray.registry import METRICS
 from cca_ray.search.records import ENDED, ArmName
 
@@ -88,11 +88,6 @@ def trials_of(arms: Iterable[Arm]) -> list[FrozenTrial]:
     return [trial for arm in arms for trial in arm.ended(*ENDED, TrialState.RUNNING)]
 
 
-def metrics_of(search: Search) -> tuple[str, ...]:
-    """What the search minimizes or maximizes; of several it looks for the front."""
-    return ("fid", "inception_score") if search.metric == "both" else (search.metric,)
-
-
 def cost_names(metrics: Sequence[str]) -> list[str]:
     """What Optuna minimizes, as optuna-dashboard shows it."""
     found = [METRICS.get(name) for name in metrics]
@@ -150,7 +145,7 @@ def open_arms(
             for point in warm_start_points()
         ]
 
-    name, metrics = f"{name}/{config.name}", metrics_of(search)
+    name, metrics = f"{name}/{config.name}", search.metrics
     controls = open_arm(storage, name, "control", control_space, [{"learning_rate": r} for r in rates], memory)
     searched = open_arm(storage, name, "search", space, search.first_points, memory, metrics)
     return [
@@ -169,6 +164,8 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, o
     for section, keys in {**PATHS, "search": ("trials", "max_concurrent", "replicates")}.items():
         for key in keys:
             content[section].pop(key)
+    if config.score.metrics == DEFAULT_METRICS:  # version 0.1.0 knew no others, and did not say so
+        content["score"].pop("metrics")
     return {**content, "files": dict(digests)}
 
 

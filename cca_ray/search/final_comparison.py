@@ -142,9 +142,9 @@ class Scores:
             result.append(
                 Standing(
                     some[0],
-                    np.array([[s.fid for s in row] for row in rows]),
-                    np.array([[[fid for fid, _ in s.without] for s in row] for row in rows]),
-                    np.array([[s.inception_score for s in row] for row in rows]),
+                    np.array([[s.score.values["fid"] for s in row] for row in rows]),
+                    np.array([[s.score.without["fid"] for s in row] for row in rows]),
+                    np.array([[s.score.values["inception_score"] for s in row] for row in rows]),
                     rows[0][0].images,
                 )
             )
@@ -183,7 +183,7 @@ def compare(
         if len(contenders) == 1:
             return contenders[0]
         fids = scores.of([(c, choosing[0]) for c in contenders])
-        return min(zip(fids, contenders, strict=True), key=lambda pair: pair[0].fid)[1]
+        return min(zip(fids, contenders, strict=True), key=lambda pair: pair[0].score.values["fid"])[1]
 
     def guided(contender: Contender, scales: Sequence[float]) -> Contender:
         return lowest([replace(contender, guidance_scale=scale) for scale in scales])

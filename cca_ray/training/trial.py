@@ -32,6 +32,7 @@ from cca_ray.cluster.queue import selector, wait_in_queue
 from cca_ray.cluster.ray_compat import ON_THE_HEAD
 from cca_ray.cluster.session import free_worker_group
 from cca_ray.config import Placement
+from cca_ray.contracts import OLD_METRICS, Score
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.scoring import (
     GRID_IMAGES,
@@ -277,28 +278,33 @@ class TableMaker:
 
 
 def keep_score(path: Path, scored: Scored) -> None:
-    """Write a score to a file of its own."""
+    """Write a score to a file of its own: `images`, and `value NAME` and `without NAME` of every metric."""
+    score = scored.score
+    arrays = {f"value {name}": np.array(value) for name, value in score.values.items()}
+    arrays |= {f"without {name}": np.array(values) for name, values in score.without.items()}
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            np.savez(
-                file,
-                fid=scored.fid,
-                inception_score=scored.inception_score,
-                images=scored.images,
-                without=np.array(scored.without),
-            )
+            np.savez(file, images=scored.images, **arrays)  # type: ignore[arg-type]  # typeshed takes them for its flag
 
     patiently(lambda: atomically(path, write))
 
 
 def kept_score(path: Path) -> Scored | None:
-    """What `keep_score` wrote; None if there is nothing, or nothing readable: then it is made again."""
+    """What `keep_score` wrote; None if there is nothing, or nothing readable: then it is made again.
+
+    Version 0.1.0 wrote `fid`, `inception_score`, and rows of both in `without`.
+    """
     pull(path)
     try:
         with np.load(path) as content:
-            without = tuple((float(fid), float(score)) for fid, score in content["without"])
-            return Scored(float(content["fid"]), float(content["inception_score"]), content["images"], without)
+            arrays = dict(content)
+        if "fid" in arrays:
+            for name, column in zip(OLD_METRICS, arrays.pop("without").T, strict=True):
+                arrays |= {f"value {name}": arrays[name], f"without {name}": column}
+        values = {key.removeprefix("value "): float(x) for key, x in arrays.items() if key.startswith("value ")}
+        without = {name: tuple(arrays[f"without {name}"].tolist()) for name in values}
+        return Scored(Score(values=values, without=without), arrays["images"])
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None
 
@@ -318,7 +324,8 @@ def score_checkpoint(
     scoring = scoring_of(config, group.device)
     protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
     path = here(folder) / f"{key}-{protocol.id}.npz"
-    if (kept := kept_score(path)) is not None:
+    kept = kept_score(path)
+    if kept is not None and kept.score.values.keys() >= {metric.name for metric in scoring.metrics}:
         return kept
     weights = str(here(checkpoint)) if checkpoint else None
     model = for_sampling(load_base(config, weights), config.placement, group)
