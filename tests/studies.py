@@ -63,7 +63,7 @@ def make_study(
     storage, memory = open_storage(folder / "study.db"), memory_of(config, digests)
 
     def arm(name: ArmName, space: dict[str, Range]) -> Arm:
-        within = {key: distribution(key, bounds) for key, bounds in space.items()}
+        within = {key: distribution(config.train, key, bounds) for key, bounds in space.items()}
         metric = config.search.metric if name == "search" else "fid"
         study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metric)
         return Arm(name, study, within, completed + 3)

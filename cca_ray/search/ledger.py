@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.cluster.placement import devices, ways
-from cca_ray.config import PATHS, Range, StudyConfig, Train
+from cca_ray.config import CONTROL_OBJECTIVE, PATHS, Range, StudyConfig, Train, without_others
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.search.records import ENDED, ArmName, readable
 from cca_ray.storage.mirror import pull
@@ -46,8 +46,8 @@ def nothing_taught() -> Iterable[Mapping[str, float]]:
     return ()
 
 
-def distribution(name: str, bounds: Range) -> BaseDistribution:
-    if Train.model_fields[name if name != "lambda" else "lambda_"].annotation is int:
+def distribution(train: Train, name: str, bounds: Range) -> BaseDistribution:
+    if train.is_whole(name):
         return IntDistribution(round(bounds.low), round(bounds.high), log=bounds.log)
     return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
 
@@ -112,10 +112,12 @@ def open_arm(
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             study.set_metric_names(costs)  # as optuna-dashboard shows them
         study.set_user_attr("memory", dict(memory))
-    elif study.user_attrs["memory"] != memory:
+        return study
+    before = study.user_attrs["memory"]
+    before = {**before, "train": without_others(before["train"])}  # version 0.1.0 wrote parameters of all objectives
+    if before != memory:
         raise ValueError(
-            f"study {name} exists with other settings: {difference(study.user_attrs['memory'], memory)}; "
-            "use another --name, or --fresh"
+            f"study {name} exists with other settings: {difference(before, memory)}; use another --name, or --fresh"
         )
     return study
 
@@ -132,9 +134,9 @@ def open_arms(
     `digests` name what lies in the files: base, tokens and protocol.
     """
     search, rates, memory = config.search, config.control.learning_rates, memory_of(config, digests)
-    space = {key: distribution(key, bounds) for key, bounds in search.space.items()}
+    space = {key: distribution(config.train, key, bounds) for key, bounds in search.space.items()}
     control = Range.model_construct(low=min(rates), high=max(rates), log=True)
-    control_space = {"learning_rate": distribution("learning_rate", control)}
+    control_space = {"learning_rate": distribution(config.train, "learning_rate", control)}
 
     def within() -> list[dict[str, float]]:
         return [
@@ -329,7 +331,7 @@ class Ledger:
     def begin(self, trial_id: str, arm: Arm, trial: optuna.Trial) -> Running:
         values: dict[str, Any] = dict(trial.params)
         if arm.name == "control":
-            values["objective"] = "finetune"
+            values["objective"] = CONTROL_OBJECTIVE
         key = f"{self.config.name}-{arm.name}-{trial.number:04d}"
         train = self.config.train_with(values)
         label = f"{self.config.name}  {arm.name} {trial.number + 1}/{arm.trials}  {readable(trial.params)}"

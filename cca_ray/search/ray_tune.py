@@ -26,10 +26,11 @@ from cca_ray.config import ResolvedStudy, Train
 from cca_ray.search.ledger import NEVER_RAN, Ledger, Running
 from cca_ray.storage.mirror import listed, pull, push_database, remove, upload
 from cca_ray.storage.uris import is_copy
+from cca_ray.training.group import free_gangs
 from cca_ray.training.heartbeat import started_at, stop_sign
 from cca_ray.training.job import Job
 from cca_ray.training.out_of_memory import shrink
-from cca_ray.training.trial import TrialSettings, free_gangs, run_trial, trial_folder, trial_resources
+from cca_ray.training.trial import TrialSettings, run_trial, trial_folder, trial_resources
 
 STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
 LOOK_S = 2.0  # how often workers are looked after

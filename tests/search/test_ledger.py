@@ -236,9 +236,10 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     assert sum("the budget allows no further trial" in line for line in lines) == 1
 
 
-def test_whole_numbers_are_searched_as_whole_numbers():
-    assert isinstance(distribution("epochs", Range(low=1, high=8)), optuna.distributions.IntDistribution)
-    assert isinstance(distribution("lambda", Range(low=1, high=8)), optuna.distributions.FloatDistribution)
+def test_whole_numbers_are_searched_as_whole_numbers(make_study: MakeStudy):
+    train = make_study().train
+    assert isinstance(distribution(train, "epochs", Range(low=1, high=8)), optuna.distributions.IntDistribution)
+    assert isinstance(distribution(train, "lambda", Range(low=1, high=8)), optuna.distributions.FloatDistribution)
 
 
 def test_trials_are_named_as_people_speak_of_them():

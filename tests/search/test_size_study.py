@@ -28,8 +28,9 @@ from cca_ray.search.ray_tune import Watch, run_trials
 from cca_ray.search.size_study import SizeResult, open_storage, remove_leaked_groups, run_size
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.group import free_gangs
 from cca_ray.training.job import Job
-from cca_ray.training.trial import TrialSettings, free_gangs, run_trial, trial_folder
+from cca_ray.training.trial import TrialSettings, run_trial, trial_folder
 from tests.conftest import MakeStudy
 from tests.test_tune import wait_until
 
