@@ -21,14 +21,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.cluster.placement import devices, ways
 from cca_ray.config import CONTROL_OBJECTIVE, PATHS, Range, StudyConfig, Train, without_others
+from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.search.records import ENDED, ArmName, readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import here
 from cca_ray.tracking.store import DataSet
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.training.loop import METRICS
-from cca_ray.training.trial import FAILURE, STUCK
+from cca_ray.training.reports import TrialFailure
 
 Say = Callable[[str], None]
 Taught = Callable[[], Iterable[Mapping[str, float]]]  # what smaller sizes have found best so far
@@ -365,54 +365,53 @@ class Ledger:
         """The key of its MLflow run."""
         return f"{self.key}/{running.key}"
 
-    def record(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+    def record(self, trial_id: str, report: TrialReport | TrialFailure) -> bool:
         """Take a report; False stops the trial. A report that was seen before, as after a resume, changes nothing."""
         running = self.running[trial_id]
-        if STUCK in result:
-            self.halt(stuck=result[STUCK])
-        running.error = result.get(FAILURE, "")
-        if STUCK in result or FAILURE in result:
+        if isinstance(report, TrialFailure):
+            if report.stuck:
+                self.halt(stuck=report.reason)
+            running.error = "" if report.stuck else report.reason
             return True
-        running.seconds, running.device_seconds = result["seconds"], dict(result["device_seconds"])
-        running.step, running.total, running.reported = result["step"], result["total_steps"], time.time()
-        running.images_per_second = result["images_per_second"] or running.images_per_second
-        running.fid = result.get("fid", running.fid)
+        running.error = ""
+        running.seconds, running.device_seconds = report.seconds, dict(report.device_seconds)
+        running.step, running.total, running.reported = report.step, report.total_steps, time.time()
+        running.images_per_second = report.images_per_second or running.images_per_second
+        running.fid = report.score.values["fid"] if report.score else running.fid
         with self.writing():
-            self.track(running, result)
+            self.track(running, report)
             shown = self.show(self)
-            if result["stopped"]:
+            if report.stopped:
                 return False
-            if "fid" not in result:
+            if report.score is None:
                 if not shown:
-                    self.say(f"{running.label}  step {result['step']}/{result['total_steps']}")
+                    self.say(f"{running.label}  step {report.step}/{report.total_steps}")
                 return True
-            return self.at_rung(running, result)
+            return self.at_rung(running, report.score, report.total_steps)
         return True
 
-    def track(self, running: Running, result: Mapping[str, Any]) -> None:
+    def track(self, running: Running, report: TrialReport) -> None:
         """Hand a report to MLflow. The scores at the last rung are those of a model: its weights are kept."""
-        run, step = self.run_of(running), result["step"]
-        rows = {row[0]: dict(zip(METRICS, row[1:], strict=True)) for row in result["history"]}
-        if running.train.objective == "finetune":  # has no pairs
-            rows = {at: {"loss": row["loss"]} for at, row in rows.items()}
+        run, step = self.run_of(running), report.step
+        rows = report.rows()
         now = rows.setdefault(step, {})
-        if result["images_per_second"]:
-            now["images_per_second"] = result["images_per_second"]
-        now |= {f"system/{name}": value for name, value in result.get("load", ())}
-        if "gpu_memory_gib" in result:
-            now["gpu_memory_gib"] = result["gpu_memory_gib"]
-        if "fid" in result:
-            scores = {"fid": result["fid"], "is": result["inception_score"]}
-            pull(grid := here(result["grid"]))
+        if report.images_per_second:
+            now["images_per_second"] = report.images_per_second
+        now |= {f"system/{name}": value for name, value in report.load.items()}
+        if report.gpu_memory_gib is not None:
+            now["gpu_memory_gib"] = report.gpu_memory_gib
+        if report.score:
+            scores = {"fid": report.score.values["fid"], "is": report.score.values["inception_score"]}
+            pull(grid := here(report.score.grid))
             self.tracker.image(run, "samples", grid, step)
-            self.tracker.tags(run, {"protocol": result["protocol"]})
-            if self.data_set and step >= result["total_steps"]:
+            self.tracker.tags(run, {"protocol": report.score.protocol})
+            if self.data_set and step >= report.total_steps:
                 name, params = f"{self.config.name} {running.name}", running.train.model_dump(by_alias=True)
-                tags = {**self.tags_of(running), "protocol": result["protocol"]}
+                tags = {**self.tags_of(running), "protocol": report.score.protocol}
                 self.tracker.model(run, name, params, tags, step, scores, self.data_set)
             else:
                 now |= scores
-        where = (result["accelerator"], result["workers"], result["micro_batch"])
+        where = (report.accelerator, report.workers, report.micro_batch)
         if where != running.where:
             if running.where is not None:
                 why = "out of memory" if where[:2] == running.where[:2] else "moved"
@@ -421,11 +420,14 @@ class Ledger:
             self.tracker.tags(run, placement_tags(running.train.global_batch, *where))
         self.tracker.metrics(run, rows)
 
-    def at_rung(self, running: Running, result: Mapping[str, Any]) -> bool:
+    def at_rung(self, running: Running, score: RungScore, total: int) -> bool:
         """Decide; at the last rung there is nothing to decide."""
-        step, total, search = result["step"], result["total_steps"], self.config.search
+        step, search, values = score.step, self.config.search, score.values
         metric = "fid" if running.arm.name != "search" else search.metric
-        mark = Mark.of(result, metric)
+        columns = zip(score.without["fid"], score.without["inception_score"], strict=True)
+        kept = {**values, "step": step, "without": [list(pair) for pair in columns]}
+        kept |= {"scoring_seconds": score.scoring_seconds, "samples": score.samples}
+        mark = Mark.of(kept, metric)
         if step >= total:
             running.costs = mark.costs.tolist()
         if step in running.rungs:
@@ -437,18 +439,17 @@ class Ledger:
         marks = [Mark.of(passed[rung], metric) for t in others if len(passed := marks_of(t)) > rung]
         if len(mark.costs) == 1:  # Optuna has no intermediate values of several metrics
             running.trial.report(mark.costs[0], step)
-        kept = {key: result[key] for key in ("step", "fid", "inception_score", "without", "scoring_seconds", "samples")}
-        running.trial.set_user_attr("protocol", result["protocol"])
+        running.trial.set_user_attr("protocol", score.protocol)
         running.trial.set_user_attr(f"rung {rung}", kept)
         for name in ("fid", "inception_score"):  # columns by which optuna-dashboard can sort
-            running.trial.set_user_attr(name, result[name])
+            running.trial.set_user_attr(name, values[name])
         end = ""
         if step >= total:
-            best = min([result["fid"], *(marks_of(t)[-1]["fid"] for t in others if t.state == TrialState.COMPLETE)])
+            best = min([values["fid"], *(marks_of(t)[-1]["fid"] for t in others if t.state == TrialState.COMPLETE)])
             end = f"  best so far {best:.2f}"
         elif running.arm.name == "search" and not goes_on(mark, marks, self.share(rung), search.grace_trials):
             running.pruned, end = True, "  stopped"
-        self.say(f"{running.label}  step {step}/{total}  fid {result['fid']:.2f} ({result['samples']} samples){end}")
+        self.say(f"{running.label}  step {step}/{total}  fid {values['fid']:.2f} ({score.samples} samples){end}")
         return not running.pruned
 
     def share(self, rung: int) -> float:

@@ -30,6 +30,7 @@ from cca_ray.training.group import free_gangs
 from cca_ray.training.heartbeat import started_at, stop_sign
 from cca_ray.training.job import Job
 from cca_ray.training.out_of_memory import shrink
+from cca_ray.training.reports import from_ray
 from cca_ray.training.trial import TrialSettings, run_trial, trial_folder, trial_resources
 
 STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
@@ -77,9 +78,8 @@ class Rungs(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         known = trial.trial_id in self.ledger.running
-        return (
-            TrialScheduler.CONTINUE if not known or self.ledger.record(trial.trial_id, result) else TrialScheduler.STOP
-        )
+        goes_on = not known or self.ledger.record(trial.trial_id, from_ray(result))
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Its process was lost; Tune may start it again. Tune keeps each loss as a header line and a message."""

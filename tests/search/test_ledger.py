@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from cca_ray.config import Range, StudyConfig
+from cca_ray.contracts import TrialReport
 from cca_ray.search.ledger import Ledger, Limits, Mark, distribution, goes_on, marks_of, open_arms, true_ends
 from cca_ray.search.records import readable
 from cca_ray.tracking.store import DataSet
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.reports import TrialFailure
 from tests.conftest import MakeStudy
 
 DIGESTS = {"base": "b", "tokens": "t", "protocol": "p"}
@@ -37,16 +38,16 @@ def new_ledger(
     return Ledger(config, arms, tracker, "study", lines.append, limits), lines
 
 
-def at_rung(step: int, total: int, fid: float, inception_score: float = 2.0, spread: float = 0.0) -> dict[str, Any]:
-    """A report; `spread`: of what each group of the jackknife changes."""
-    groups = np.linspace(-spread, spread, 8)
-    return {
+def at_rung(step: int, total: int, fid: float, inception_score: float = 2.0, **more: Any) -> TrialReport:
+    """A report with a score."""
+    content = {
         "step": step, "total_steps": total, "history": [], "images_per_second": 10.0, "micro_batch": 24,
         "workers": 1, "accelerator": "CPU", "device_seconds": [("CPU", 3.0 * step)],
-        "seconds": 3.0 * step, "stopped": False, "fid": fid, "inception_score": inception_score, "samples": 40,
-        "protocol": "abc", "scoring_seconds": 0.5, "grid": "nowhere.png",
-        "without": [[fid + g, inception_score] for g in groups],
+        "seconds": 3.0 * step, "fid": fid, "inception_score": inception_score, "samples": 40,
+        "protocol": "abc", "scoring_seconds": 0.5, "grid": str(Path(__file__)),
+        "without": [[fid, inception_score]] * 8,
     }  # fmt: skip
+    return TrialReport.model_validate(content | more)
 
 
 def mark(fid: float, noise: list[float] | None = None, inception_score: float = 2.0, metric: str = "fid") -> Mark:
@@ -133,9 +134,9 @@ def test_states_and_values_are_the_true_ones(
         assert running is not None
         score = 10.0 - fid
         if name == "broken":
-            assert ledger.record(name, {"failure": "Diverged: the loss is nan at step 3"})
-        elif ledger.record(name, {**at_rung(5, 10, fid, score), "grid": str(Path(__file__))}):
-            assert ledger.record(name, {**at_rung(10, 10, fid, score), "grid": str(Path(__file__))})
+            assert ledger.record(name, TrialFailure(reason="Diverged: the loss is nan at step 3"))
+        elif ledger.record(name, at_rung(5, 10, fid, score)):
+            assert ledger.record(name, at_rung(10, 10, fid, score))
         ledger.finish(name)
     assert ledger.propose("none") is None
     assert ledger.done()
@@ -162,7 +163,7 @@ def test_mlflow_gets_the_load_the_memory_and_at_the_last_rung_a_model(
     assert running is not None
     of_gpu = {"load": [("gpu_0_utilization_percentage", 97.0)], "gpu_memory_gib": 1.5}
     for step, fid in ((5, 4.0), (10, 3.0), (10, 3.0)):  # the last as after a resume
-        ledger.record("a", {**at_rung(step, 10, fid), **of_gpu, "history": [[step, 0.5, 0.0, 0.0]]})
+        ledger.record("a", at_rung(step, 10, fid, **of_gpu, history=[[step, 0.5, 0.0, 0.0]]))
     ledger.finish("a")
     assert tracker.flush(60)
     client, run_id = tracker.client, tracker.run_id(ledger.run_of(running))
@@ -189,7 +190,7 @@ def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(
     asked: list[int] = []
     ledger.on_halt.append(lambda: asked.append(1))
     assert ledger.propose("a") is not None
-    assert ledger.record("a", {"stuck": "[Errno 28] No space left on device: 'x'"})
+    assert ledger.record("a", TrialFailure(reason="[Errno 28] No space left on device: 'x'", stuck=True))
     ledger.finish("a")
     assert ledger.propose("b") is None
     assert asked == [1]
@@ -207,7 +208,7 @@ def test_a_database_that_cannot_be_written_is_named_by_its_own_words(
     assert ledger.propose("a") is not None
     with storage.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only = ON")  # of the one connection that SQLite's pool keeps
-    assert ledger.record("a", {**at_rung(5, 10, 5.0), "grid": str(Path(__file__))})
+    assert ledger.record("a", at_rung(5, 10, 5.0))
     ledger.finish("a")
     assert ledger.stuck == "attempt to write a readonly database"
     assert ledger.propose("b") is None
@@ -223,7 +224,7 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     ledger, lines = new_ledger(make_study(search={"trials": 50}), storage, tracker, limits)
     begun = 0
     while ledger.propose(f"t{begun}") is not None:
-        ledger.record(f"t{begun}", {**at_rung(10, 10, 5.0 + begun), "grid": str(Path(__file__))})
+        ledger.record(f"t{begun}", at_rung(10, 10, 5.0 + begun))
         ledger.finish(f"t{begun}")
         limits.started -= 30.0
         begun += 1

@@ -10,9 +10,7 @@ from cca_ray.search.ledger import Ledger, open_arms
 from cca_ray.space_file import load_config
 from cca_ray.terminal.snapshot import STATUS, DriverStatus, Standing, read_driver_status, standing_of
 from cca_ray.tracking.tracker import Tracker
-from tests.test_ledger import DIGESTS, at_rung
-
-GRID = str(Path(__file__))
+from tests.search.test_ledger import DIGESTS, at_rung
 
 
 @pytest.fixture
@@ -25,7 +23,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def complete(ledger: Ledger, name: str, fid: float, inception_score: float = 2.0) -> None:
     assert ledger.propose(name)
-    ledger.record(name, {**at_rung(10, 10, fid, inception_score), "grid": GRID})
+    ledger.record(name, at_rung(10, 10, fid, inception_score))
     ledger.finish(name)
 
 
@@ -34,7 +32,7 @@ def test_a_trial_at_work_is_shown_with_its_last_report(ledger: Ledger):
     (begun,) = standing_of(ledger).at_work
     assert (begun.arm, begun.number, begun.step, begun.total, begun.fid) == ("control", 0, 0, 0, None)
     assert begun.seconds_left is None
-    ledger.record("a", {**at_rung(5, 10, 7.5), "grid": GRID})
+    ledger.record("a", at_rung(5, 10, 7.5))
     (trial,) = standing_of(ledger).at_work
     assert (trial.step, trial.total, trial.images_per_second, trial.fid) == (5, 10, 10.0, 7.5)
     assert trial.seconds_left == pytest.approx(15)  # as long again as the first half took
@@ -66,7 +64,7 @@ def test_what_is_left_is_trials_as_long_as_those_before_and_the_final_comparison
 def test_between_two_trials_only_those_at_work_are_looked_at_again(ledger: Ledger):
     ledger.propose("a")
     before = standing_of(ledger)
-    ledger.record("a", {**at_rung(5, 10, 7.5), "grid": GRID})
+    ledger.record("a", at_rung(5, 10, 7.5))
     now = standing_of(ledger, before)
     assert now.at_work[0].step == 5
     assert now == standing_of(ledger).model_copy(update={"at": before.at})
@@ -87,7 +85,7 @@ def test_every_change_is_shown(ledger: Ledger):
 def test_lines_do_not_tell_of_steps_that_are_shown(ledger: Ledger):
     lines: list[str] = []
     ledger.say, ledger.show = lines.append, lambda ledger: True
-    beat = {key: value for key, value in at_rung(5, 10, 7.5).items() if key != "fid"}
+    beat = at_rung(5, 10, 7.5).model_copy(update={"score": None})
     ledger.propose("a")
     ledger.record("a", beat)
     assert lines == []
