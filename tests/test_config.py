@@ -128,14 +128,14 @@ def test_shipped_spaces_are_valid(name: str):
 def test_numbers_may_be_written_as_people_write_them(tmp_path: Path):
     content = yaml.safe_dump(tiny_space()).replace("beta: 0.1", "beta: 1e-1")
     assert "beta: 1e-1" in content
-    assert load_config(write(tmp_path, content)).train.beta == 0.1
+    assert load_config(write(tmp_path, content)).train.parameters.beta == 0.1
 
 
 @pytest.mark.parametrize(
     ("setting", "read"),
     [
-        ("train.beta=0.3", lambda c: c.train.beta == 0.3),
-        ("train.lambda=1e2", lambda c: c.train.lambda_ == 100),
+        ("train.beta=0.3", lambda c: c.train.parameters.beta == 0.3),
+        ("train.lambda=1e2", lambda c: c.train.parameters.lambda_ == 100),
         ("search.space.lambda.high=20", lambda c: c.search.space["lambda"].high == 20),
         ("control.learning_rates=[1e-3, 2e-3]", lambda c: c.control.learning_rates == (1e-3, 2e-3)),
         ("placement.workers=2", lambda c: c.placement.workers == 2),
@@ -157,7 +157,7 @@ def test_a_bad_setting_is_one_line(tmp_path: Path, setting: str):
 def test_any_numeric_field_of_train_may_be_searched(tmp_path: Path):
     content = changed("search.space.beta", {"low": 0.01, "high": 1.0})
     config = load_config(write(tmp_path, content))
-    assert config.train_with({"beta": 0.5, "lambda": 3.0}).beta == 0.5
+    assert config.train_with({"beta": 0.5, "lambda": 3.0}).parameters.beta == 0.5
     assert config.train_with({"epochs": 2.7}).epochs == 3
 
 
