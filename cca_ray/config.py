@@ -87,11 +87,13 @@ class Train(Strict):
         return self
 
     @property
-    def parameters(self) -> BaseModel:
+    def parameters(self) -> Strict:
         """The objective's own, as its class."""
         # By way of JSON, for the same strictness as of a file.
         content = json.dumps(self.model_extra, default=str)
-        return OBJECTIVES.get(self.objective).parameters.model_validate_json(content)
+        own = OBJECTIVES.get(self.objective).parameters.model_validate_json(content)
+        assert isinstance(own, Strict)
+        return own
 
     def is_whole(self, name: str) -> bool:
         """Whether the field of this name, as in the file, is a whole number."""

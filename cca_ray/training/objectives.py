@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from cca_ray.config import Strict, Train
 from cca_ray.registry import OBJECTIVES
@@ -65,7 +65,7 @@ def reward_margin(pairs: ScoredPairs) -> "Tensor":
     return pairs.gap - pairs.negative_gap
 
 
-P = TypeVar("P", bound=BaseModel)
+P = TypeVar("P", bound=Strict)
 Logged = Mapping[str, Callable[[ScoredPairs], "Tensor"]]
 REWARDS: Logged = {"reward_accuracy": reward_accuracy, "reward_margin": reward_margin}
 
@@ -74,8 +74,8 @@ REWARDS: Logged = {"reward_accuracy": reward_accuracy, "reward_margin": reward_m
 class Objective(Generic[P]):
     """An objective. `cca_ray.testing.objective_conformance` holds what each must satisfy.
 
-    parameters: its own settings, keys of `train` with a default each. pairs: whether it wants negative conditions.
-    reference: whether it wants log-likelihoods of the frozen base. loss: of every pair [B].
+    parameters: its own settings, further keys of `train`, with a default each. loss: of every pair [B].
+    pairs: whether it wants negative conditions. reference: whether it wants log-likelihoods of the frozen base.
     log: by name, what is logged beside the loss, of every pair [B].
     """
 
@@ -87,6 +87,13 @@ class Objective(Generic[P]):
     reference: bool = True
     log: Logged = field(default_factory=lambda: REWARDS)
     kind: str = "objective"
+
+    def __post_init__(self) -> None:
+        if not issubclass(self.parameters, Strict):
+            raise TypeError(f"objective {self.name}: its parameters must be a subclass of {Strict.__module__}.Strict")
+        fields = self.parameters.model_fields
+        if taken := {field.alias or name for name, field in fields.items()} & set(Train.model_fields):
+            raise TypeError(f"objective {self.name}: every `train` has {', '.join(sorted(taken))} already")
 
     @property
     def logged(self) -> tuple[str, ...]:
@@ -158,7 +165,7 @@ UNLEARNING = Objective("unlearning", "unlearning", UnlearningParameters, unlearn
 FINETUNE = Objective("finetune", "plain fine-tuning", NoParameters, finetune_loss, pairs=False, reference=False, log={})
 
 
-def objective_of(train: Train) -> Objective[BaseModel]:
+def objective_of(train: Train) -> Objective[Strict]:
     """ValueError if what has this name among the plug-ins is none of ours to call."""
     found = OBJECTIVES.get(train.objective)
     if not isinstance(found, Objective):

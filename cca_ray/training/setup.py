@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel
 from torch import nn
 
-from cca_ray.config import ResolvedStudy, Train
+from cca_ray.config import ResolvedStudy, Strict, Train
 from cca_ray.data.pairs import EpochPlan, steps_per_epoch
 from cca_ray.data.tokens import TokenSet
 from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol_of, scoring_of
@@ -25,8 +24,8 @@ class Loop:
 
     job: Job
     group: Group
-    objective: Objective[BaseModel]
-    parameters: BaseModel  # the objective's own
+    objective: Objective[Strict]
+    parameters: Strict  # the objective's own
     base_digest: str
     model: Model
     scorer: nn.Module  # the model's `Scorer`, wrapped for several workers
