@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import StudyConfig
+from cca_ray.config import Strict, StudyConfig
 from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.features import extract
@@ -21,6 +21,7 @@ from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, samp
 from cca_ray.models.family import load_official
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group
+from cca_ray.registry import OBJECTIVES
 from cca_ray.search.size_study import reference_table
 from cca_ray.storage.mirror import patiently
 from cca_ray.training.checkpoint import Progress
@@ -28,6 +29,7 @@ from cca_ray.training.group import build_trainer
 from cca_ray.training.heartbeat import stop_sign
 from cca_ray.training.job import Job
 from cca_ray.training.loop import fine_tune
+from cca_ray.training.objectives import Objective, ScoredPairs
 from cca_ray.training.out_of_memory import shrink, smaller
 from cca_ray.training.step import Diverged
 from tests.conftest import MakeStudy
@@ -176,6 +178,35 @@ def test_every_objective_runs(make_study: MakeStudy, tmp_path: Path, objective: 
     reports = run(make_study(train=LIVE), tmp_path, objective=objective)
     assert len(reports) == 2
     assert ("reward_margin" in reports[0].rows()[1]) == (objective != "finetune")
+
+
+class NoParameters(Strict):
+    pass
+
+
+def likelihood_loss(pairs: ScoredPairs, own: NoParameters) -> torch.Tensor:
+    """Sees what is there."""
+    seen.append((pairs.negative_logps is not None, pairs.reference_logps is not None))
+    assert (pairs.negative_labels is None) == (pairs.negative_logps is None)
+    assert (pairs.negative_reference_logps is not None) == (seen[-1] == (True, True))
+    return -pairs.logps / pairs.length if pairs.negative_logps is None else pairs.negative_logps - pairs.logps
+
+
+seen: list[tuple[bool, bool]] = []
+
+
+@pytest.mark.parametrize(("pairs", "reference"), [(True, False), (False, True), (False, False)])
+def test_an_objective_is_given_what_it_wants_and_no_more(
+    make_study: MakeStudy, tmp_path: Path, pairs: bool, reference: bool
+):
+    mine = Objective("mine", "mine", NoParameters, likelihood_loss, pairs, reference, log={})
+    OBJECTIVES.add(mine, "my_pkg.mine")
+    try:
+        reports = run(make_study(train={**LIVE, "dropout": 0.1}), tmp_path, objective="mine")
+    finally:
+        del OBJECTIVES.found["mine"], OBJECTIVES.owners["mine"]
+    assert reports[-1].logged == ("loss",)
+    assert set(seen[-10:]) == {(pairs, reference)}
 
 
 def table_of(config: StudyConfig, root: Path) -> Path:
