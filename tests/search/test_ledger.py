@@ -71,6 +71,17 @@ def test_another_setting_under_the_same_name_is_refused(storage: optuna.storages
             open_arms(config, "study", storage, digests)
 
 
+def test_a_study_of_version_0_1_0_goes_on_whatever_its_objective(
+    storage: optuna.storages.RDBStorage, make_study: MakeStudy
+):
+    """Its memory has the parameters of all objectives."""
+    config = make_study(train={"objective": "dpo"}, search={"space": {"beta": {"low": 0.01, "high": 1.0}}})
+    for arm in open_arms(config, "study", storage, DIGESTS):
+        memory = arm.study.user_attrs["memory"]
+        arm.study.set_user_attr("memory", {**memory, "train": {**memory["train"], "lambda": 1.0}})
+    assert len(open_arms(config, "study", storage, DIGESTS)) == 2
+
+
 def test_a_proposal_that_was_cut_short_is_completed(storage: optuna.storages.RDBStorage, make_study: MakeStudy):
     """A kill between Optuna's taking a waiting point and its parameters leaves a trial without them."""
     config = make_study(search={"seed": 20250101, "first_points": [{"lambda": 2.0, "learning_rate": 2e-3}]})
