@@ -12,7 +12,7 @@ from PIL import Image
 
 from cca_ray.config import Range
 from cca_ray.inputs import find_space
-from cca_ray.search.arms import Arm, distribution, memory_of, metrics_of, open_arm
+from cca_ray.search.arms import Arm, distribution, memory_of, open_arm
 from cca_ray.search.records import ArmName
 from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
@@ -63,8 +63,8 @@ def make_study(
     storage, memory = open_storage(folder / "study.db"), memory_of(config, digests)
 
     def arm(name: ArmName, space: dict[str, Range]) -> Arm:
-        within = {key: distribution(key, bounds) for key, bounds in space.items()}
-        metrics = metrics_of(config.search) if name == "search" else ("fid",)
+        within = {key: distribution(config.train, key, bounds) for key, bounds in space.items()}
+        metrics = config.search.metrics if name == "search" else ("fid",)
         study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metrics)
         return Arm(name, study, storage, within, completed + 3, metrics)
 

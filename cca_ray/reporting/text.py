@@ -181,6 +181,7 @@ def protocol(size: SizeResults) -> list[str]:
     chosen = f"; s = {size.row['guidance_scale']:g} was chosen" if size.summary else ""
     many = any(f["models"] > 1 for f in finalists(size))
     spread = "models of several training seeds" if many else "one block, by the jackknife"
+    beta = f"β {train['beta']:g}, " if "beta" in train else ""
     rates = ", ".join(number(rate) for rate in size.settings["control"]["learning_rates"])
     labels = "class-balanced" if scoring["labels"] == "balanced" else "random"
     return [
@@ -192,7 +193,7 @@ def protocol(size: SizeResults) -> list[str]:
         f"cannot tell from those that go on goes on too, and the first {search['grace_trials']} trials always do.",
         f"Guidance scales tried on the base: {scales}{chosen}. The control is plain fine-tuning with the same steps, "
         f"data order and EMA, and the best of the learning rates {rates}. Where the search did not set them: objective "
-        f"{train['objective']}, β {train['beta']:g}, {train['global_batch']} images a step, {train['epochs']} "
+        f"{train['objective']}, {beta}{train['global_batch']} images a step, {train['epochs']} "
         f"epoch{'s' * (train['epochs'] > 1)}, EMA {train['ema_decay']:g}.",
     ]
 

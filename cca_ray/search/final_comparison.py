@@ -23,7 +23,8 @@ from cca_ray.search.arms import Arm
 from cca_ray.search.records import readable, rung_scores
 from cca_ray.storage.uris import named
 from cca_ray.training.job import Job
-from cca_ray.training.trial import score_checkpoint, trial_folder
+from cca_ray.training.tasks import score_checkpoint
+from cca_ray.training.trial import trial_folder
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def summarize(config: ResolvedStudy, arms: Sequence[Arm], outcome: Outcome, para
         **{f"std_{name}": standing.std for name, standing in standings.items()},
         **{f"inception_score_{name}": float(s.inception_scores.mean()) for name, s in standings.items()},
         "guidance_scale": standings["guided"].contender.guidance_scale,
-        "lambda": params.get("lambda", config.train.lambda_),
+        "lambda": params.get("lambda", config.train.model_dump().get("lambda", 1.0)),
         "learning_rate": params.get("learning_rate", config.train.learning_rate),
         "trials": len(search.ended()),
         "winner": params,
