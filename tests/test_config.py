@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cca_ray.config import FAMILY_SIZES
 from cca_ray.errors import ConfigError
 from cca_ray.inputs import SPACES, find_space
-from cca_ray.models.family import SIZES
 from cca_ray.space_file import load_config
 from tests.conftest import tiny_space
 
@@ -42,7 +40,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "empty": ("", "not a search space"),
     "a key twice": ("train: {beta: 1, beta: 2}", "'beta' is given twice"),
     "a name": (changed("name", "x"), "name: unknown key"),
-    "unknown section": (changed("trian", {}), "trian: unknown key; allowed: base, data, train, search"),
+    "unknown section": (changed("trian", {}), "trian: unknown key; allowed: plugins, base, data, train, search"),
     "unknown key": (changed("train.betta", 1.0), "train.betta: unknown key; allowed: objective, lambda"),
     "unknown key in a list": (changed("rungs", [{"at": 1.0, "sample": 3}]), "rungs.0.sample"),
     "text for a number": (changed("train.beta", "big"), "train.beta: input should be a valid number, not 'big'"),
@@ -54,7 +52,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no base": (without("base"), "base: field required"),
     "no rungs": (without("rungs"), "rungs: field required"),
     "no source of the base": (changed("base.embedded", None), "base: needs embedded: digits, or both checkpoint"),
-    "unknown family": (changed("base.family", "dalle"), "base.family: input should be 'llamagen' or 'var'"),
+    "unknown family": (changed("base.family", "dalle"), "base.family: unknown family 'dalle': one of llamagen, var"),
     "unknown size": (changed("base.size", "XS"), "base: size 'XS' of llamagen: one of S, M, B, L, XL, XXL, 3B"),
     "range upside down": (changed("search.space.lambda", {"low": 5, "high": 1}), "low (5) must be below high (1)"),
     "log range from zero": (changed("search.space.lambda", {"low": 0, "high": 1}), "low must be above 0"),
@@ -159,7 +157,3 @@ def test_any_numeric_field_of_train_may_be_searched(tmp_path: Path):
     config = load_config(write(tmp_path, content))
     assert config.train_with({"beta": 0.5, "lambda": 3.0}).beta == 0.5
     assert config.train_with({"epochs": 2.7}).epochs == 3
-
-
-def test_the_sizes_are_those_that_can_be_built():
-    assert {family: tuple(sizes) for family, sizes in SIZES.items()} == FAMILY_SIZES

@@ -11,6 +11,7 @@ ORDER = [
     "errors", "contracts", "registry", "config", "space_file", "storage", "inputs", "cluster", "models",
     "data", "evaluation", "training", "tracking", "champion", "search", "terminal", "reporting", "report", "pretrain",
     "prepare", "train", "sample", "evaluate", "status", "study", "tune", "cli", "__main__",
+    "testing",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

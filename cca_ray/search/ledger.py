@@ -161,6 +161,9 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> dict[str, Any]
     for section, keys in {**PATHS, "search": ("trials", "max_concurrent", "replicates")}.items():
         for key in keys:
             content[section].pop(key)
+    content.pop("plugins")
+    if used := config.plugins_used():
+        content["plugins"] = {info.module: f"{info.version} {info.digest}".lstrip() for info in used}
     return {**content, "files": dict(digests)}
 
 

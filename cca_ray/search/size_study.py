@@ -28,8 +28,8 @@ from cca_ray.cluster.stopping import Stop
 from cca_ray.config import CPU, ResolvedStudy
 from cca_ray.data.tokens import TokenSet
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, scoring_of
-from cca_ray.models.family import parameters
 from cca_ray.models.files import digest_of_weights
+from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
 from cca_ray.search.final_comparison import compare, finalists, summarize, verdict_on_ties
 from cca_ray.search.ledger import (

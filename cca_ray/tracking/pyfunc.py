@@ -15,8 +15,10 @@ import torch
 from cca_ray.config import Placement, ResolvedStudy
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
-from cca_ray.models.family import load_official, load_tokenizer
+from cca_ray.models.family import family_of
+from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.registry import load_plugins
 
 SETTINGS = "settings.json"
 
@@ -25,6 +27,7 @@ def settings_of(config: ResolvedStudy, meta: TokenMeta) -> dict[str, Any]:
     """What must be known besides the weights to sample as the study does; for `settings.json`."""
     score = config.score
     return {
+        "plugins": [info.module for info in config.plugins_used()],
         "family": config.base.family,
         "size": config.base.size,
         "length": meta.length,
@@ -39,10 +42,15 @@ class Champion:
 
     def __init__(self, folder: Path):
         settings = json.loads((folder / SETTINGS).read_text())
+        load_plugins(settings.get("plugins", ()))
         family, self.image_size = settings["family"], settings["image_size"]
         ((weights,), (codes,)) = ([*(folder / part).iterdir()] for part in ("model", "tokenizer"))
         model = load_official(
-            family, settings["size"], weights, codes if family == "var" else None, length=settings["length"]
+            family,
+            settings["size"],
+            weights,
+            codes if family_of(family).needs_codes else None,
+            length=settings["length"],
         )
         group = Group()
         self.device, self.decoding = group.device, Decoding(**settings["decoding"])

@@ -34,9 +34,10 @@ from cca_ray.data.tokens import TokenSet
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol_of, score, scoring_of
+from cca_ray.models.base import Model
 from cca_ray.models.dropout import Dropout, dropout_keys
-from cca_ray.models.family import Model, save_official
 from cca_ray.models.files import digest_of_weights
+from cca_ray.models.official import save_official
 from cca_ray.models.parallel import (
     Group,
     Weights,

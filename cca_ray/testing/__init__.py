@@ -1,0 +1,1 @@
+"""Conformance suites for who writes a plug-in, and for us. Imports all packages, and pytest; nothing imports it."""
