@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cca_ray.data.images import Listing, centre_crop, crops_of, cut, decode, list_images
+from cca_ray.data.images import centre_crop, crops_of, cut, decode
+from cca_ray.data.listing import Listing, list_images
 from cca_ray.data.token_set_making import tokenize
 from cca_ray.data.tokens import TokenMeta, to_input, write_part
 from cca_ray.models.files import read_checkpoint

@@ -17,7 +17,8 @@ import typer
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cca_ray.cluster.queue import may_grow, nodes_now
-from cca_ray.data.images import AUGMENTATIONS, crops_of, list_images
+from cca_ray.data.images import AUGMENTATIONS, crops_of
+from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import import_npy
 from cca_ray.data.token_set_making import tokenize, tokens_an_image
 from cca_ray.data.tokens import UNREADABLE

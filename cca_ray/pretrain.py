@@ -15,8 +15,8 @@ import typer
 import yaml
 
 from cca_ray.config import Pretrain
-from cca_ray.data.images import open_files
 from cca_ray.data.labelled_images import digits, read_folder
+from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError
 from cca_ray.models.family import family_of
 from cca_ray.registry import FAMILIES, load_plugins

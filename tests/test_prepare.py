@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cca_ray import prepare
-from cca_ray.data.images import centre_crop, crops_of, cut, decode, list_images
+from cca_ray.data.images import centre_crop, crops_of, cut, decode
+from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import import_npy
 from cca_ray.data.token_set_making import tokenize
 from cca_ray.data.tokens import read_token_set, to_input

@@ -110,6 +110,17 @@ def test_what_is_not_there_is_told_with_what_is(write: Write):
         FAMILIES.get("rar")
 
 
+def test_what_a_family_says_of_itself_needs_no_torch():
+    program = (
+        "import sys; from cca_ray.registry import FAMILIES; "
+        "print([*FAMILIES.get('llamagen').sizes], FAMILIES.get('var').passes, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == (
+        "['S', 'M', 'B', 'L', 'XL', 'XXL', '3B'] one forward pass a scale of its token pyramid False"
+    )
+
+
 def test_an_object_that_is_no_family_is_told():
     registry = Registry("family", {"x": "json:JSONDecoder"})
     assert registry.get("x") is json.JSONDecoder

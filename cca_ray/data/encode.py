@@ -17,7 +17,8 @@ import ray.data
 import torch
 
 from cca_ray.cluster.placement import local_device
-from cca_ray.data.images import Crop, Listing, Square, cut, decode, read_entry
+from cca_ray.data.images import Crop, Square, cut, decode
+from cca_ray.data.listing import Listing, read_entry
 from cca_ray.data.tokens import (
     MANIFEST,
     UNREADABLE,

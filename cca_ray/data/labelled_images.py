@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.datasets import load_digits
 
-from cca_ray.data.images import centre_crop, decode, list_images, read_entry
+from cca_ray.data.images import centre_crop, decode
+from cca_ray.data.listing import list_images, read_entry
 
 
 @dataclass(frozen=True)

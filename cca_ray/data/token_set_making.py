@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from cca_ray.data.encode import Encode, Progress, ReadImages, claim, stream_parts, write_stream
-from cca_ray.data.images import Listing, crops_of
+from cca_ray.data.images import crops_of
+from cca_ray.data.listing import Listing
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.errors import ConfigError
 from cca_ray.models.base import Tokenizer

@@ -14,7 +14,8 @@ from cca_ray.data.encode import (
     stream_parts,
     without_pixels,
 )
-from cca_ray.data.images import Listing, Square
+from cca_ray.data.images import Square
+from cca_ray.data.listing import Listing
 from cca_ray.data.token_set_making import cut_into_parts
 from cca_ray.data.tokens import UNREADABLE, write_unreadable
 from cca_ray.errors import ConfigError

@@ -25,9 +25,9 @@ SETTINGS = "settings.json"
 
 def settings_of(config: ResolvedStudy, meta: TokenMeta) -> dict[str, Any]:
     """What must be known besides the weights to sample as the study does; for `settings.json`."""
-    score = config.score
+    score, plugins = config.score, [info.module for info in config.plugins_used()]
     return {
-        "plugins": [info.module for info in config.plugins_used()],
+        **({"plugins": plugins} if plugins else {}),
         "family": config.base.family,
         "size": config.base.size,
         "length": meta.length,
