@@ -30,7 +30,8 @@ from cca_ray.cluster.queue import Node as Living
 from cca_ray.config import Accelerator, Placement, StudyConfig
 from cca_ray.evaluation.protocol import SHARD
 from cca_ray.evaluation.sampler import CACHE_BYTES
-from cca_ray.models.family import FAMILIES, configure, parameters
+from cca_ray.models.family import family_of
+from cca_ray.models.official import configure, parameters
 from cca_ray.search.rungs import Mark, goes_on
 from cca_ray.space_file import load_config
 from cca_ray.training.reference_logps import PART_PAIRS
@@ -104,7 +105,7 @@ def size_of(name: str) -> Size:
     family = config.base.family
     shape = configure(family, config.base.size, **({"image_size": 384} if family == "llamagen" else {}))
     with torch.device("meta"):
-        model = FAMILIES[family].model(shape)
+        model = family_of(family).parts().model(shape)
     layers, passes = len(model.stack), len(model.decode_steps)
     return Size(parameters(model), layers, shape.dim, shape.block_size, config, shape.vocab_size, passes)
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from cca_ray.evaluation.sampler import Decoding, sample_tokens, uniforms
-from cca_ray.models.family import Model
+from cca_ray.models.base import Model
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
 from cca_ray.models.var import VAR, VARConfig
-from cca_ray.models.var_vqvae import MultiScaleQuantizer, VARVQConfig
+from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
 
 Sampler = Callable[[Tensor], Any]  # labels [B] -> whatever it makes
 DEPTH, DIM, TOKENS = 6, 384, 256
@@ -39,7 +39,7 @@ def var() -> VAR:
     torch.manual_seed(0)
     model = VAR(VARConfig(depth=DEPTH, n_head=DEPTH, dim=DIM))
     model.initialize(torch.Generator().manual_seed(0))
-    model.attach(MultiScaleQuantizer(VARVQConfig()))
+    model.attach(VARVQVAE(VARVQConfig()))
     return model
 
 

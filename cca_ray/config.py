@@ -11,17 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from cca_ray.errors import reason
-from cca_ray.registry import METRICS, OBJECTIVES
+from cca_ray.registry import FAMILIES, METRICS, OBJECTIVES, PluginInfo, load_plugins, used_plugins
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
-
-
-FAMILY_SIZES = {
-    "llamagen": ("S", "M", "B", "L", "XL", "XXL", "3B"),
-    "var": ("S", "M", "d16", "d20", "d24", "d30"),
-}
 
 
 class Base(Strict):
@@ -30,16 +24,23 @@ class Base(Strict):
     Paths, here and below, are relative to the working directory, or URIs such as s3://bucket/file.
     """
 
-    family: Literal["llamagen", "var"]
+    family: str
     size: str
     embedded: Literal["digits"] | None = None
     checkpoint: str | None = None
     tokenizer: str | None = None
 
+    @field_validator("family")
+    @classmethod
+    def known_family(cls, family: str) -> str:
+        FAMILIES.get(family)
+        return family
+
     @model_validator(mode="after")
     def one_source(self) -> Self:
-        if self.size not in FAMILY_SIZES[self.family]:
-            raise ValueError(f"size {self.size!r} of {self.family}: one of {', '.join(FAMILY_SIZES[self.family])}")
+        sizes = FAMILIES.get(self.family).sizes
+        if self.size not in sizes:
+            raise ValueError(f"size {self.size!r} of {self.family}: one of {', '.join(sizes)}")
         if self.embedded is None and (self.checkpoint is None or self.tokenizer is None):
             raise ValueError("needs embedded: digits, or both checkpoint: FILE and tokenizer: FILE")
         return self
@@ -332,6 +333,7 @@ class StudyConfig(Strict):
     """The search for one model size. `name` is the file's name without its ending."""
 
     name: str
+    plugins: tuple[str, ...] = Field((), validate_default=True)  # modules, imported before the rest is read
     base: Base
     data: Data = Data()
     train: Train = Field(default_factory=Train)
@@ -341,6 +343,13 @@ class StudyConfig(Strict):
     score: Score = Score()
     placement: Placement = Placement()
     pretrain: Pretrain = Pretrain()
+
+    @field_validator("plugins")
+    @classmethod
+    def loaded(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
+        """Fields are validated in their order, so that what the rest names is known by then; in a worker too."""
+        load_plugins(modules)
+        return modules
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -364,6 +373,12 @@ class StudyConfig(Strict):
                 except ValidationError as error:
                     raise ValueError(f"search.space.{name}: {value:g} is not allowed: {reason(error)}") from None
         return self
+
+    def plugins_used(self) -> tuple[PluginInfo, ...]:
+        """Which code of others its results depend on: the modules of `plugins`, and what its names stand for."""
+        metrics = [("metric", name) for name in self.score.metrics]
+        things = [("family", self.base.family), ("objective", self.train.objective), *metrics]
+        return used_plugins(self.plugins, things)
 
     def paths(self) -> dict[str, str]:
         """Those of `PATHS` that are given."""

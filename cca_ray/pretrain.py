@@ -14,14 +14,17 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from cca_ray.config import FAMILY_SIZES, Pretrain
-from cca_ray.data.images import open_files
+from cca_ray.config import Pretrain
+from cca_ray.data.labelled_images import digits, read_folder
+from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError
+from cca_ray.models.family import family_of
+from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import push, reach
 from cca_ray.storage.uris import named
 from cca_ray.terminal.console import Console, place, run
-from cca_ray.training.small_base import build_base, digits, read_folder, space_for, template_of
+from cca_ray.training.small_base import build_base, space_for, template_of
 
 
 def main(
@@ -30,8 +33,9 @@ def main(
     ] = None,
     image_size: Annotated[int, typer.Option(min=4, help="Pixels along a side, for --images.")] = 32,
     downsample: Annotated[int, typer.Option(min=1, help="Pixels a token along a side, for --images.")] = 4,
-    family: Annotated[str, typer.Option(help="llamagen or var.")] = "llamagen",
+    family: Annotated[str, typer.Option(help="llamagen, var, or a plug-in's.")] = "llamagen",
     size: Annotated[str, typer.Option(help="Size of the model: S or M.")] = "S",
+    plugin: Annotated[list[str] | None, typer.Option(help="Module that brings the family; repeatable.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[
@@ -40,12 +44,15 @@ def main(
 ) -> None:
     """Make a small base from images, and a search space that uses it."""
     console = Console()
-    if family not in FAMILY_SIZES:
-        raise ConfigError(f"--family {family}: one of {', '.join(FAMILY_SIZES)}")
-    if size not in ("S", "M"):
-        raise ConfigError(f"--size {size}: one of S, M")
+    load_plugins(plugin or [])
+    if family not in FAMILIES.names():
+        raise ConfigError(f"--family {family}: one of {', '.join(FAMILIES.names())}")
+    kind = family_of(family)
+    if size not in kind.small_sizes:
+        made = ", ".join(kind.small_sizes) or "none, for this family"
+        raise ConfigError(f"--size {size}: one of {made}")
     reach(out, write=True)
-    template = load_config(template_of(family, size))
+    template = load_config(template_of(kind, size))
     changes: dict[str, Any] = {"seed": seed, "epochs": epochs or template.pretrain.epochs}
     if images is not None:
         changes |= {"image_size": image_size, "downsample": downsample}
@@ -54,8 +61,8 @@ def main(
     name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
     console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
     files = build_base(data, name, family, size, settings, out, console.progress)
-    path = files.checkpoint.parent / f"{name}_{'var_' if family == 'var' else ''}{size.lower()}.yaml"
-    path.write_text(yaml.safe_dump(space_for(files, len(data.images), family, size, path), sort_keys=False))
+    path = files.checkpoint.parent / f"{kind.space_name(name, size)}.yaml"
+    path.write_text(yaml.safe_dump(space_for(files, len(data.images), kind, size, path), sort_keys=False))
     load_config(path)
     push(path)
     console.say(f"base: {named(files.checkpoint)}")

@@ -29,11 +29,15 @@ class Named(Protocol):
 
 
 class FamilyFacts(Named, Protocol):
-    """What a search space must know of a model family; `models.base.Family` is the whole."""
+    """What a search space must know of a model family; `models.family.Family` is the whole."""
 
     @property
     def sizes(self) -> Mapping[str, Mapping[str, Any]]:
         """By name, from small to large."""
+
+    @property
+    def passes(self) -> str:
+        """What sampling an image without guidance costs, in words."""
 
 
 class ObjectiveFacts(Named, Protocol):
@@ -125,6 +129,9 @@ class PluginInfo:
     version: str  # of its distribution; empty if it has none
     digest: str  # sixteen hexadecimal digits, of its source files
 
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.module, self.version, self.digest)))
+
 
 LOADED: dict[str, PluginInfo] = {}  # by module
 
@@ -143,7 +150,8 @@ def load(module: str) -> PluginInfo:
     try:
         found = import_module(module)
     except Exception as error:  # whatever its code raises
-        raise ConfigError(f"plug-in {module}: cannot be imported ({type(error).__name__}: {error})") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"plug-in {module}: cannot be imported ({said})") from error
     things = getattr(found, "PLUGINS", None)
     if not isinstance(things, list | tuple) or not things:
         raise ConfigError(f"plug-in {module}: has no PLUGINS, a list of families, objectives, extractors or metrics")
@@ -170,6 +178,12 @@ def digest_of(module: str) -> str:
     for file in files:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def used_plugins(modules: Iterable[str], things: Iterable[tuple[str, str]]) -> tuple[PluginInfo, ...]:
+    """Those of these modules, and those that brought these things, given by kind and name; each once."""
+    owners = [owner_of(kind, name) for kind, name in things]
+    return tuple(dict.fromkeys([*(LOADED[module] for module in modules), *filter(None, owners)]))
 
 
 def owner_of(kind: str, name: str) -> PluginInfo | None:

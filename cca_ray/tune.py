@@ -30,9 +30,10 @@ from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.cluster.session import remove_leaked_groups, start_ray
 from cca_ray.cluster.stopping import Stop, heeding_signals
-from cca_ray.config import FAMILY_SIZES, StudyConfig
+from cca_ray.config import StudyConfig
 from cca_ray.errors import ConfigError
 from cca_ray.inputs import DEFAULT_SPACES, find_space
+from cca_ray.registry import FAMILIES
 from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.reporting.text import closing
 from cca_ray.search.mlflow_pages import experiment_of
@@ -63,9 +64,8 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
         check_cuts(config.placement, config.train.global_batch)
         check_files(config)
     families = list(dict.fromkeys(config.base.family for config in configs))
-    return sorted(
-        configs, key=lambda c: (families.index(c.base.family), FAMILY_SIZES[c.base.family].index(c.base.size))
-    )
+    sizes = {family: list(FAMILIES.get(family).sizes) for family in families}
+    return sorted(configs, key=lambda c: (families.index(c.base.family), sizes[c.base.family].index(c.base.size)))
 
 
 def show(configs: list[StudyConfig]) -> None:

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from cca_ray.cluster.session import start_ray
 from cca_ray.config import Pretrain, StudyConfig
+from cca_ray.data.labelled_images import LabelledImages, digits
 from cca_ray.space_file import parse
-from cca_ray.training.small_base import BaseFiles, LabelledImages, build_base, digits, with_files
+from cca_ray.training.small_base import BaseFiles, build_base, with_files
 from tests.golden.weights import checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"

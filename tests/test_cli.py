@@ -16,7 +16,7 @@ from PIL import Image
 from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
 from cca_ray import evaluate, pretrain, sample, train, tune
-from cca_ray.models.family import build, load_tokenizer, save_official
+from cca_ray.models.official import build, load_tokenizer, save_official
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import run
 from cca_ray.training.small_base import BaseFiles

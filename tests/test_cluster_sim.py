@@ -28,7 +28,8 @@ from benchmarks.cluster_sim import (
 from cca_ray.cluster.placement import CARDS, USABLE, accelerator_of, memory_gib, ways, ways_by_arithmetic
 from cca_ray.cluster.queue import DEMAND_S, Node, grant
 from cca_ray.config import Accelerator, Placement
-from cca_ray.models.family import FAMILIES, configure
+from cca_ray.models.family import family_of
+from cca_ray.models.official import configure
 
 SMALL = ("llamagen_b", "llamagen_xl", "var_d16")
 MIXED = {"A40": 3, "A100": 1, "H100": 1}  # XL's eight A40s are on two nodes
@@ -54,7 +55,7 @@ def test_the_files_list_the_ways_of_the_arithmetic_and_all_fit(name):
 
 def test_a_forward_pass_takes_what_torch_counts():
     with torch.device("meta"):
-        model = FAMILIES["llamagen"].model(configure("llamagen", "B", image_size=384))
+        model = family_of("llamagen").parts().model(configure("llamagen", "B", image_size=384))
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, dtype=torch.long), torch.zeros(1, 576, dtype=torch.long))
     assert size_of("llamagen_b").forward_flop == pytest.approx(counter.get_total_flops(), rel=0.01)

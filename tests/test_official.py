@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cca_ray.models.family import build_tokenizer
 from cca_ray.models.files import read_checkpoint
+from cca_ray.models.official import build_tokenizer
 from tests.conftest import golden, golden_state
 from tests.golden.weights import inception_checkpoint
 from tests.models.test_var_vqvae import official_state

@@ -11,15 +11,19 @@ import torch
 from PIL import Image
 
 from cca_ray import prepare
-from cca_ray.data.images import centre_crop, crops_of, cut, decode, list_images
+from cca_ray.data.images import centre_crop, crops_of, cut, decode
+from cca_ray.data.listing import list_images
+from cca_ray.data.official_npy import import_npy
+from cca_ray.data.token_set_making import tokenize
 from cca_ray.data.tokens import read_token_set, to_input
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.reference import Moments, Reference
+from cca_ray.evaluation.reference_making import make_reference
 from cca_ray.evaluation.small_network import FeatureNet
-from cca_ray.models.family import build_tokenizer, load_tokenizer, save_official
 from cca_ray.models.files import digest_of_weights, write_atomically
-from cca_ray.prepare import Pace, import_npy, make_reference, tokenize, wait_for_gpus
+from cca_ray.models.official import build_tokenizer, load_tokenizer, save_official
+from cca_ray.prepare import Pace, wait_for_gpus
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
 from tests.test_cli import invoke
@@ -183,7 +187,7 @@ def write_npy(root: Path, count: int = 5, crops: int = 2, seed: int = 0) -> np.n
 def test_the_official_files_are_imported(tokenizer: Path, tmp_path: Path):
     first, second = write_npy(tmp_path / "a"), write_npy(tmp_path / "b", seed=1)
     roots = [tmp_path / "a", tmp_path / "b"]
-    import_npy(roots, tokenizer, 16, ["cat", "dog", "emu"], tmp_path / "tokens", 2, Pace(Console()))
+    import_npy(roots, "llamagen", tokenizer, 16, ["cat", "dog", "emu"], tmp_path / "tokens", 2, Pace(Console()))
     data = read_token_set(tmp_path / "tokens")
     np.testing.assert_array_equal(data.tokens, np.concatenate([first, second], axis=1))
     assert data.labels.tolist() == [0, 1, 2, 0, 1]
@@ -233,7 +237,7 @@ def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: 
     write_npy(tmp_path / "a")
     harm(tmp_path / "a", kind)
     with pytest.raises(ConfigError, match=message) as error:
-        import_npy([tmp_path / "a"], tokenizer, 16, ["x", "y", "z"], tmp_path / "tokens", 2, Pace(Console()))
+        import_npy([tmp_path / "a"], "llamagen", tokenizer, 16, list("xyz"), tmp_path / "tokens", 2, Pace(Console()))
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no finished token set here"):
         read_token_set(tmp_path / "tokens")

@@ -5,13 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+from cca_ray.data.labelled_images import digits, read_folder
 from cca_ray.data.tokens import read_token_set
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
-from cca_ray.models.family import load_official, load_tokenizer
+from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group
 from cca_ray.pretrain import main
 from cca_ray.space_file import load_config
-from cca_ray.training.small_base import BaseFiles, build_base, digits, read_folder
+from cca_ray.training.small_base import BaseFiles, build_base
 from tests.conftest import TINY, some_digits
 from tests.test_cli import invoke
 

@@ -17,7 +17,8 @@ import torch
 
 from cca_ray.cluster.placement import local_device
 from cca_ray.cluster.ray_compat import quiet_data
-from cca_ray.data.images import Crop, Listing, Square, cut, decode, read_entry
+from cca_ray.data.images import Crop, Square, cut, decode
+from cca_ray.data.listing import Listing, read_entry
 from cca_ray.data.tokens import (
     MANIFEST,
     UNREADABLE,
@@ -29,7 +30,8 @@ from cca_ray.data.tokens import (
     write_unreadable,
 )
 from cca_ray.errors import ConfigError
-from cca_ray.models.family import load_tokenizer
+from cca_ray.models.official import load_tokenizer
+from cca_ray.registry import load_plugins
 from cca_ray.storage.files import atomically
 from cca_ray.storage.lease import LEASE
 from cca_ray.storage.lock import LOCK
@@ -41,6 +43,7 @@ IMAGES_A_TASK = {"cpu": 4, "cuda": 64}  # of seconds each, so that all encoders 
 PIXELS_AT_A_TIME = {"cpu": 2**19, "cuda": 2**22}  # that the tokenizer encodes: its activations are 512 bytes each
 
 Columns = dict[str, np.ndarray]
+Progress = Callable[[int, int, int], None]  # images done, images in all, images that cannot be read
 
 
 class ReadImages:
@@ -74,7 +77,8 @@ class Worker(Protocol):
 class Encode(Worker):
     """Holds a tokenizer: the centre squares -> tokens [B, crops, length] uint16."""
 
-    def __init__(self, family: str, tokenizer: str, crops: Sequence[Crop], size: int):
+    def __init__(self, plugins: Sequence[str], family: str, tokenizer: str, crops: Sequence[Crop], size: int):
+        load_plugins(plugins)
         self.device = local_device()
         pull(path := here(tokenizer))
         self.tokenizer = load_tokenizer(family, path).to(self.device)
@@ -181,11 +185,11 @@ def write_stream(
     rows_of: Callable[[Sequence[np.ndarray]], Iterator[tuple[int, Columns]]],
     meta: TokenMeta,
     limit: int,
-    progress: Callable[[int, int, int], None],
+    progress: Progress,
 ) -> str:
     """Make what is missing of a token set and finish it; returns its digest.
 
-    `progress(done, total, unreadable)` in images. ConfigError once more than `limit` images cannot be read.
+    ConfigError once more than `limit` images cannot be read.
     """
     total = sum(map(len, parts))
     missing = [number for number in range(len(parts)) if not part_path(folder, number).exists()]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cca_ray.models.family import Tokenizer
+from cca_ray.models.base import Tokenizer
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push, remove
 from cca_ray.storage.uris import cache_folder

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cca_ray.models.files import digest_of_weights, read_checkpoint
-from cca_ray.registry import EXTRACTORS
+from cca_ray.registry import EXTRACTORS, PluginInfo, owner_of
 
 Provided = Literal["pooled", "spatial", "probabilities"]
 WHERE = (
@@ -137,13 +137,13 @@ def load_extractor(path: str | Path) -> Extractor:
         if not isinstance(kind, ExtractorKind):
             raise ValueError(f"extractor {name!r}: is no cca_ray.evaluation.features.ExtractorKind")
         if kind.recognises(file):
-            return frozen(kind.load(file))
+            return frozen(kind.load(file), owner_of("extractor", name))
     if file.program is None and isinstance(file.checkpoint, str):
         raise ValueError(file.checkpoint)
     raise ValueError(f"{path}: not a feature network; score.features wants {WHERE}")
 
 
-def frozen(extractor: Extractor) -> Extractor:
-    """As it is used: with its digest, without gradients."""
-    extractor.digest = digest_of_weights(extractor)
+def frozen(extractor: Extractor, plugin: PluginInfo | None = None) -> Extractor:
+    """As it is used: with its digest, without gradients. That of a plug-in is also known by its code."""
+    extractor.digest = digest_of_weights(extractor) + (f" {plugin}" if plugin else "")
     return extractor.requires_grad_(False).eval()

@@ -29,9 +29,10 @@ class Protocol(BaseModel):
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    plugins: tuple[str, ...] = ()  # the code of others that took part: module, version, digest of its source
 
     @property
     def id(self) -> str:
         """Ten hexadecimal digits that name this protocol."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True)
+        canonical = json.dumps(self.model_dump(exclude=set() if self.plugins else {"plugins"}), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:10]

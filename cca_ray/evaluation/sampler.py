@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cca_ray.models.family import Model, Tokenizer
+from cca_ray.models.base import Model, Tokenizer
 
 CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 177 MB an image, twice that guided
 PIXELS_AT_A_TIME = 2**22  # of the images that the tokenizer decodes at once: its activations are 512 bytes a pixel

@@ -32,8 +32,10 @@ from cca_ray.evaluation.sampler import (
     sample_tokens,
     uniforms,
 )
-from cca_ray.models.family import Model, Tokenizer, load_official, load_tokenizer
+from cca_ray.models.base import Model, Tokenizer
+from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights
+from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group
 from cca_ray.storage.mirror import pull
 
@@ -118,7 +120,7 @@ def load_base(config: ResolvedStudy, checkpoint: str | None = None) -> Model:
     """The study's base, or the same architecture with another checkpoint's weights."""
     path = checkpoint or config.base.checkpoint
     meta = load_tokens(config.data.tokens).meta
-    codes = config.base.tokenizer if config.base.family == "var" else None
+    codes = config.base.tokenizer if family_of(config.base.family).needs_codes else None
     for file in (path, codes):
         if file is not None:
             pull(Path(file))
@@ -161,6 +163,7 @@ def protocol_of(
         temperature=config.score.temperature,
         top_k=config.score.top_k,
         top_p=config.score.top_p,
+        plugins=tuple(map(str, config.plugins_used())),
     )
 
 

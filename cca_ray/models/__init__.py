@@ -1,4 +1,4 @@
-"""LlamaGen, VAR and their tokenizers with the official names; their files, sharding and likelihoods.
+"""Families of models and their tokenizers: their face, LlamaGen, VAR, official files, sharding, likelihoods.
 
 May import `storage` and `cluster`.
 """

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cca_ray.models.base import Model
 from cca_ray.models.dropout import Dropout
-from cca_ray.models.family import Model
 
 CHUNK = 2**26  # logits at a time: 256 MiB in float32
 CACHED = 2**20  # of these, as many as a CPU's cache holds

@@ -8,11 +8,13 @@ H heads, D head width.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cca_ray.models.base import Model
 from cca_ray.models.dropout import Dropout
 
 Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values [B, H, T, D]
@@ -144,12 +146,13 @@ class LabelEmbedding(nn.Module):
         return self.embedding_table(labels)[:, None]
 
 
-class LlamaGen(nn.Module):
+class LlamaGen(Model):
     """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`; label `num_classes` is the null condition."""
 
+    config: LlamaGenConfig
+
     def __init__(self, config: LlamaGenConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.cls_embedding = LabelEmbedding(config.num_classes, config.dim)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -162,30 +165,18 @@ class LlamaGen(nn.Module):
     def rope_of(config: LlamaGenConfig) -> Tensor:
         return rope_table(config.grid, config.dim // config.n_head, config.rope_base)
 
-    def unfilled(self) -> "LlamaGen":
-        """A model like this one whose weights are on `meta`, to be loaded."""
-        with torch.device("meta"):
-            twin = LlamaGen(self.config)
+    def unfilled(self) -> Self:
+        twin = super().unfilled()
         twin.rope = self.rope_of(self.config)  # no checkpoint holds it
         return twin
 
-    def guidance_at(self, scale: float, step: int) -> float:
-        """The guidance of a decoding step: the same at all."""
-        return scale
-
     @property
     def stack(self) -> nn.ModuleList:
-        """The blocks, one after the other: the units that are cut, or computed again, to save memory."""
         return self.layers
 
     @property
     def head(self) -> nn.Linear:
-        """The last layer, from `hidden` to logits."""
         return self.output
-
-    @property
-    def null_label(self) -> int:
-        return self.config.num_classes
 
     @property
     def decode_steps(self) -> list[int]:
@@ -201,7 +192,6 @@ class LlamaGen(nn.Module):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
 
     def hidden(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """What the head takes: [B, L, C]. Dropout, if any, applies to embeddings and residual branches."""
         x = torch.cat([self.cls_embedding(labels), self.tok_embeddings(tokens[:, :-1])], dim=1)
         if dropout is not None:
             x = dropout(x, 0)
@@ -210,13 +200,8 @@ class LlamaGen(nn.Module):
             x = layer(x, table, dropout=dropout, number=number)
         return self.norm(x)
 
-    def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Logits [B, L, V] in float32, row t predicting token t from the label and the tokens before it."""
-        return self.output(self.hidden(labels, tokens, dropout)).float()
-
     @property
     def cache_bytes(self) -> int:
-        """What the cache takes for one sequence."""
         config = self.config
         return 2 * config.n_layer * config.block_size * config.dim * self.tok_embeddings.weight.element_size()
 

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cca_ray.models.base import Tokenizer
+
 
 @dataclass(frozen=True)
 class VQConfig:
@@ -181,14 +183,15 @@ class Quantizer(nn.Module):
         return (F.normalize(z, dim=-1) @ self.codebook().T).argmax(-1)
 
 
-class LlamaGenVQ(nn.Module):
+class LlamaGenVQ(Tokenizer):
     """`encode`: images [B, 3, H, W] in [-1, 1] -> tokens [B, L];  `decode`: tokens -> images, about [-1, 1]."""
 
     grey = 128.0  # the byte value of 0: the official sampler rounds 127.5 x + 128 down
 
+    config: VQConfig
+
     def __init__(self, config: VQConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Quantizer(config.codebook_size, config.codebook_embed_dim)
@@ -202,9 +205,9 @@ class LlamaGenVQ(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         return self.quantize.nearest(self.latents(images))
 
-    def decode_latents(self, z_BLD: Tensor) -> Tensor:
-        side = int(z_BLD.shape[1] ** 0.5)
-        z = z_BLD.transpose(1, 2).unflatten(2, (side, side))
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        side = int(latents.shape[1] ** 0.5)
+        z = latents.transpose(1, 2).unflatten(2, (side, side))
         return self.decoder(self.post_quant_conv(z))
 
     def decode(self, tokens: Tensor) -> Tensor:

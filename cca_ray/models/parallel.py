@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from cca_ray.cluster.placement import local_device, precision
 from cca_ray.config import Placement
-from cca_ray.models.family import Model
+from cca_ray.models.base import Model
 from cca_ray.models.likelihood import Scorer
 
 

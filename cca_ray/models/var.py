@@ -9,13 +9,15 @@ Shape suffixes: B batch, L image tokens, T positions of one pass, C width, V voc
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cca_ray.models.base import Model, Tokenizer
 from cca_ray.models.dropout import Dropout
-from cca_ray.models.var_vqvae import PATCH_NUMS, MultiScaleQuantizer, check_scales
+from cca_ray.models.var_vqvae import PATCH_NUMS, VARVQVAE, MultiScaleQuantizer, check_scales
 
 MAX_SCALE = math.log(100.0)  # of the learned attention temperature, as a logarithm
 
@@ -144,15 +146,17 @@ class HeadNorm(nn.Module):
         return modulated(x, scale, shift, self.eps)
 
 
-class VAR(nn.Module):
+class VAR(Model):
     """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`; label `num_classes` is the null condition.
 
-    Before use, `attach` the tokenizer's quantizer: the model's input is made of its codes.
+    Before use, `attach` the tokenizer: the model's input is made of its codes.
     """
 
+    config: VARConfig
+    head: nn.Linear
+
     def __init__(self, config: VARConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.codes: MultiScaleQuantizer | None = None
         self.word_embed = nn.Linear(config.code_dim, config.dim)
         self.class_emb = nn.Embedding(config.num_classes + 1, config.dim)
@@ -170,20 +174,17 @@ class VAR(nn.Module):
         self.attn_bias_for_masking: Tensor
 
     @property
-    def null_label(self) -> int:
-        return self.config.num_classes
-
-    @property
     def decode_steps(self) -> list[int]:
         """How many tokens each decoding step yields: a scale at a time."""
         return [p * p for p in self.config.patch_nums]
 
-    def attach(self, quantizer: MultiScaleQuantizer) -> None:
+    def attach(self, tokenizer: Tokenizer) -> None:
         """Take a frozen copy of the tokenizer's codes, on the model's device.
 
         It is in neither the parameters nor the state dict, as in the official files. ValueError if it does not fit.
         """
-        config = self.config
+        assert isinstance(tokenizer, VARVQVAE)
+        config, quantizer = self.config, tokenizer.quantize
         wanted = (config.vocab_size, config.code_dim, list(config.patch_nums))
         found = (*quantizer.embedding.weight.shape, list(quantizer.patch_nums))
         if found != wanted:
@@ -214,10 +215,8 @@ class VAR(nn.Module):
                 parameter[: 2 * dim].mul_(1e-5)  # the two gains
                 parameter[2 * dim :].mul_(0.5)
 
-    def unfilled(self) -> "VAR":
-        """A model like this one, with its codes, whose weights are on `meta`, to be loaded."""
-        with torch.device("meta"):
-            twin = VAR(self.config)
+    def unfilled(self) -> Self:
+        twin = super().unfilled()
         twin.codes = self.codes
         return twin
 
@@ -230,7 +229,6 @@ class VAR(nn.Module):
 
     @property
     def stack(self) -> nn.ModuleList:
-        """The blocks, one after the other: the units that are cut, or computed again, to save memory."""
         return self.blocks
 
     def embed(self, latents: Tensor) -> Tensor:
@@ -246,8 +244,7 @@ class VAR(nn.Module):
         return self.lvl_embed(self.lvl_1L[:, begin:end]) + self.pos_1LC[:, begin:end]
 
     def hidden(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """What the head takes: [B, L, C]. Dropout, if any, applies to embeddings and residual branches."""
-        assert self.codes is not None, "attach the tokenizer's quantizer first"
+        assert self.codes is not None, "attach the tokenizer first"
         condition = self.class_emb(labels)
         x = torch.cat([self.start(condition), self.embed(self.codes.teacher_input(tokens))], dim=1)
         x = x + self.positions(0, x.shape[1])
@@ -257,19 +254,14 @@ class VAR(nn.Module):
             x = block(x, condition, self.attn_bias_for_masking, dropout=dropout, number=number)
         return self.head_nm(x, condition)
 
-    def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Logits [B, L, V] in float32, row t predicting token t from the label and all coarser scales."""
-        return self.head(self.hidden(labels, tokens, dropout)).float()
-
     @property
     def cache_bytes(self) -> int:
-        """What the cache takes for one sequence."""
         config = self.config
         return 2 * config.depth * config.block_size * config.dim * self.head.weight.element_size()
 
     def new_cache(self, batch: int) -> VARCache:
         """Room for `batch` sequences, in the weights' dtype, on their device."""
-        assert self.codes is not None, "attach the tokenizer's quantizer first"
+        assert self.codes is not None, "attach the tokenizer first"
         config, weight = self.config, self.head.weight
         shape = (batch, config.n_head, config.block_size, config.dim // config.n_head)
         layers = [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.blocks]
@@ -277,7 +269,7 @@ class VAR(nn.Module):
 
     def decode(self, labels: Tensor, last_tokens: Tensor | None, step: int, cache: VARCache) -> Tensor:
         """Logits [B, p * p, V] of scale `step`, given the tokens of scale `step - 1` (None at step 0) and the cache."""
-        assert self.codes is not None, "attach the tokenizer's quantizer first"
+        assert self.codes is not None, "attach the tokenizer first"
         condition = self.class_emb(labels)
         if last_tokens is None:
             x = self.start(condition)

@@ -18,9 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cca_ray.models.base import Tokenizer
 from cca_ray.models.llamagen_vq import Downsample, ResnetBlock, Upsample
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # of the official models for 256 x 256 pixels
+
+
+def scales_of(side: int) -> tuple[int, ...]:
+    """The ten scales of a 16 x 16 grid, shrunk to another; those that fall together once. 4 -> 1, 2, 3, 4."""
+    return tuple(sorted({max(1, round(p * side / PATCH_NUMS[-1])) for p in PATCH_NUMS}))
 
 
 def check_scales(patch_nums: tuple[int, ...]) -> None:
@@ -275,14 +281,15 @@ class MultiScaleQuantizer(nn.Module):
         return copy
 
 
-class VARVQVAE(nn.Module):
+class VARVQVAE(Tokenizer):
     """`encode`: images [B, 3, H, W] in [-1, 1] -> tokens [B, L];  `decode`: tokens -> images in [-1, 1]."""
 
     grey = 127.5  # the byte value of 0: the official sampler rounds 255 (x + 1) / 2 down
 
+    config: VARVQConfig
+
     def __init__(self, config: VARVQConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = MultiScaleQuantizer(config)
@@ -302,9 +309,8 @@ class VARVQVAE(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         return self.quantize.encode(self.latents(images))
 
-    def decode_latents(self, f_BCPP: Tensor) -> Tensor:
-        """Latent map -> images, not clamped: for training."""
-        return self.decoder(self.post_quant_conv(f_BCPP))
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens: Tensor) -> Tensor:
         return self.decode_latents(self.quantize.decode(tokens)).clamp(-1, 1)

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from cca_ray.registry import FAMILIES
 from cca_ray.reporting.results import SizeResults, StudyResults
 from cca_ray.reporting.style import number, score
 from cca_ray.search.records import readable
 
 METRICS = {"fid": "FID", "inception_score": "inception score", "both": "the front of FID and inception score"}
 NAMED = 8  # trials that ended for the same reason, at most
-PASSES = {"llamagen": "one forward pass a token", "var": "one forward pass a scale of its token pyramid"}
 
 
 def compared(row: dict[str, Any], other: str) -> int:
@@ -137,7 +137,8 @@ def device_hours(row: dict[str, Any]) -> str:
 
 def cost(size: SizeResults) -> list[str]:
     """Of sampling and of the search."""
-    passes = PASSES.get(size.family, "one forward pass a step")
+    known = size.family in FAMILIES.names()
+    passes = FAMILIES.get(size.family).passes if known else "one forward pass a step"
     sampling = (
         f"Sampling: without guidance, as after CCA, an image takes {passes}; with guidance it takes two, one of them "
         "without the condition. Counted in passes: no times were measured."

@@ -166,6 +166,9 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, o
     for section, keys in {**PATHS, "search": ("trials", "max_concurrent", "replicates")}.items():
         for key in keys:
             content[section].pop(key)
+    content.pop("plugins")
+    if used := config.plugins_used():
+        content["plugins"] = {info.module: f"{info.version} {info.digest}".lstrip() for info in used}
     if config.score.metrics == DEFAULT_METRICS:  # version 0.1.0 knew no others, and did not say so
         content["score"].pop("metrics")
     return {**content, "files": dict(digests)}

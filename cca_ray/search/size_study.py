@@ -18,8 +18,8 @@ from cca_ray.cluster.queue import impossible, nodes_now
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import CPU, ResolvedStudy
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, scoring_of
-from cca_ray.models.family import parameters
 from cca_ray.models.files import digest_of_weights
+from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
 from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits

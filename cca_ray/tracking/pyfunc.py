@@ -15,8 +15,10 @@ from cca_ray.config import Placement, Precision, ResolvedStudy
 from cca_ray.contracts import Contract
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
-from cca_ray.models.family import load_official, load_tokenizer
+from cca_ray.models.family import family_of
+from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.registry import load_plugins
 
 SETTINGS = "settings.json"
 
@@ -38,6 +40,7 @@ class Settings(Contract):
     image_size: int  # pixels along a side
     precision: Precision
     decoding: Cut
+    plugins: tuple[str, ...] = ()  # modules that the model's family, or what the study used besides, comes from
 
     @staticmethod
     def of(config: ResolvedStudy, meta: TokenMeta) -> "Settings":
@@ -49,6 +52,7 @@ class Settings(Contract):
             image_size=score.image_size or meta.image_size,
             precision=config.placement.precision,
             decoding=Cut(temperature=score.temperature, top_k=score.top_k, top_p=score.top_p),
+            plugins=tuple(info.module for info in config.plugins_used()),
         )
 
 
@@ -57,10 +61,15 @@ class Champion:
 
     def __init__(self, folder: Path):
         settings = Settings.model_validate_json((folder / SETTINGS).read_text())
+        load_plugins(settings.plugins)
         family, self.image_size = settings.family, settings.image_size
         ((weights,), (codes,)) = ([*(folder / part).iterdir()] for part in ("model", "tokenizer"))
         model = load_official(
-            family, settings.size, weights, codes if family == "var" else None, length=settings.length
+            family,
+            settings.size,
+            weights,
+            codes if family_of(family).needs_codes else None,
+            length=settings.length,
         )
         group = Group()
         self.device, self.decoding = group.device, Decoding(**settings.decoding.model_dump())

@@ -22,6 +22,7 @@ class Job:
         config = self.config.with_paths({key: named(path) for key, path in self.config.paths().items()})
         content = {
             "config": config.model_dump_json(by_alias=True),
+            "plugins": [str(info) for info in config.plugins_used()],
             "train": self.train.model_dump_json(by_alias=True),
             "folder": named(self.folder),
             "table": named(self.table) if self.table else None,
@@ -30,9 +31,12 @@ class Job:
 
     @staticmethod
     def unpacked(packed: str) -> "Job":
-        """The job with the local places of its files on this node."""
+        """The job with the local places of its files on this node. ValueError if a plug-in's code is another here."""
         content = json.loads(packed)
         config = ResolvedStudy.model_validate_json(content["config"])
+        if others := set(content["plugins"]) - {str(info) for info in config.plugins_used()}:
+            module = min(others).split()[0]
+            raise ValueError(f"plug-in {module}: its source is not the same here as where the study was begun")
         return Job(
             config=config.with_paths({key: str(here(path)) for key, path in config.paths().items()}),
             train=Train.model_validate_json(content["train"]),

@@ -22,7 +22,7 @@ from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.evaluation.scoring import Scoring, protocol_of, score
-from cca_ray.models.family import save_official
+from cca_ray.models.official import save_official
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import drop, patiently

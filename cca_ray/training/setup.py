@@ -9,7 +9,7 @@ from cca_ray.config import ResolvedStudy, Strict, Train
 from cca_ray.data.pairs import EpochPlan, steps_per_epoch
 from cca_ray.data.tokens import TokenSet
 from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol_of, scoring_of
-from cca_ray.models.family import Model
+from cca_ray.models.base import Model
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group, Weights, distribute, weights_of, whole_model
 from cca_ray.training.checkpoint import Settings

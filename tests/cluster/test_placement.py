@@ -21,7 +21,8 @@ from cca_ray.cluster.placement import (
 )
 from cca_ray.config import Placement
 from cca_ray.inputs import SPACES
-from cca_ray.models.family import FAMILIES, configure, parameters
+from cca_ray.models.family import family_of
+from cca_ray.models.official import configure, parameters
 from cca_ray.space_file import load_config
 
 
@@ -105,7 +106,7 @@ def test_the_shipped_tables_are_what_the_arithmetic_gives(path: Path):
         config.base.family, config.base.size, **({"image_size": 384} if config.base.family == "llamagen" else {})
     )
     with torch.device("meta"):
-        model = FAMILIES[config.base.family].model(shape)
+        model = family_of(config.base.family).parts().model(shape)
     load = Load(parameters(model), len(model.stack), shape.dim, model.config.block_size)
     assert config.placement.accelerators == ways_by_arithmetic(load, config.train.global_batch)
     for way in ways(config.placement):

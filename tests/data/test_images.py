@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cca_ray.data.images import Crop, Listing, Square, centre_crop, crops_of, cut, decode, list_images, read_entry
+from cca_ray.data.images import Crop, Square, centre_crop, crops_of, cut, decode
+from cca_ray.data.listing import Listing, list_images, read_entry
 from cca_ray.errors import ConfigError
 
 

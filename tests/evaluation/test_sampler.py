@@ -12,8 +12,8 @@ from cca_ray.evaluation.sampler import (
     sample_tokens,
     uniforms,
 )
-from cca_ray.models.family import build, build_tokenizer
 from cca_ray.models.llamagen import LlamaGen
+from cca_ray.models.official import build, build_tokenizer
 
 
 @pytest.fixture(scope="module")

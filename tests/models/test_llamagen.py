@@ -4,10 +4,10 @@ import torch
 
 from cca_ray.evaluation.sampler import Decoding, sample_tokens
 from cca_ray.models.dropout import Dropout, dropout_keys
-from cca_ray.models.family import build, parameters
 from cca_ray.models.files import load_state
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.llamagen import LlamaGen
+from cca_ray.models.official import build, parameters
 from tests.conftest import golden, golden_state
 
 TINY = dict(dim=64, n_layer=2, n_head=4, num_classes=10, vocab_size=64, block_size=16, multiple_of=32)

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from cca_ray.models.family import build_tokenizer
 from cca_ray.models.files import load_state
+from cca_ray.models.official import build_tokenizer
 from tests.conftest import golden, golden_state
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cca_ray.models.family import build, build_tokenizer, load_official, load_tokenizer, parameters, save_official
+from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, parameters, save_official
 
 SMALL = dict(num_classes=10, vocab_size=64, block_size=16)
 

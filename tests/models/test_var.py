@@ -9,7 +9,7 @@ import torch
 
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.var import VAR, VARConfig
-from cca_ray.models.var_vqvae import VARVQVAE, MultiScaleQuantizer, VARVQConfig
+from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
 from tests.conftest import golden
 from tests.models.test_var_vqvae import TINY as TINY_TOKENIZER
 from tests.models.test_var_vqvae import official_state, official_tokenizer
@@ -23,7 +23,7 @@ def official_model(content: dict[str, np.ndarray], config: VARConfig, tokenizer:
     with torch.device("meta"):
         model = VAR(config)
     model.load_state_dict(official_state(content, "var"), assign=True)
-    model.attach(tokenizer.quantize)
+    model.attach(tokenizer)
     return model.requires_grad_(False)
 
 
@@ -161,12 +161,12 @@ def test_the_codes_are_neither_trained_nor_saved_but_copied_and_moved(tiny: VAR)
 
 def test_the_model_asks_for_its_codes():
     model = VAR(TINY)
-    with pytest.raises(AssertionError, match="attach the tokenizer's quantizer first"):
+    with pytest.raises(AssertionError, match="attach the tokenizer first"):
         model(torch.tensor([3]), torch.randint(64, (1, 30)))
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused():
-    other = MultiScaleQuantizer(replace(TINY_TOKENIZER, vocab_size=32))
+    other = VARVQVAE(replace(TINY_TOKENIZER, vocab_size=32))
     with pytest.raises(
         ValueError, match=r"has 32 codes of 8 channels at scales \[1, 2, 3, 4\], but the model wants 64"
     ):
@@ -198,7 +198,7 @@ def test_initial_weights_follow_the_generator_and_the_official_scales():
 def test_attention_without_l2_norm_has_no_temperature():
     model = VAR(replace(TINY, attn_l2_norm=False))
     model.initialize(torch.Generator().manual_seed(1))
-    model.attach(MultiScaleQuantizer(TINY_TOKENIZER))
+    model.attach(VARVQVAE(TINY_TOKENIZER))
     assert not any("scale_mul" in name for name in model.state_dict())
     assert model(torch.tensor([3]), torch.randint(64, (1, 30))).isfinite().all()
 

@@ -19,8 +19,8 @@ from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.fid import frechet_distance
 from cca_ray.evaluation.reference import Moments
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, sample_shards, score, scoring_of
-from cca_ray.models.family import load_official
 from cca_ray.models.files import digest_of_weights
+from cca_ray.models.official import load_official
 from cca_ray.models.parallel import Group
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.shared_files import reference_table
@@ -415,7 +415,7 @@ def test_very_few_samples_are_scored_too(make_study: MakeStudy, samples: int):
 
 
 def test_tokens_of_another_tokenizer_are_refused(make_study: MakeStudy, tmp_path: Path):
-    from cca_ray.models.family import build, save_official
+    from cca_ray.models.official import build, save_official
 
     save_official(build("llamagen", "S", num_classes=10, vocab_size=64, block_size=16), tmp_path / "other.pt")
     config = make_study(train=LIVE)

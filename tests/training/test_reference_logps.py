@@ -7,8 +7,8 @@ import torch
 
 from cca_ray.data.pairs import gather, plan_epoch
 from cca_ray.data.tokens import TokenSet, read_token_set
-from cca_ray.models.family import load_official
 from cca_ray.models.likelihood import Scorer
+from cca_ray.models.official import load_official
 from cca_ray.training.reference_logps import (
     Part,
     making,

@@ -1,0 +1,43 @@
+"""Collections of small images, all in memory: the embedded digits, or someone's own."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from cca_ray.data.images import centre_crop, decode
+from cca_ray.data.listing import list_images, read_entry
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """images [N, S, S, 3] uint8, labels [N] int64, one name a class."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        content = self.images.tobytes() + self.labels.tobytes() + "\0".join(self.class_names).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def digits() -> LabelledImages:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, grey."""
+    bunch = load_digits()
+    images = (bunch.images / 16 * 255).round().astype(np.uint8)
+    return LabelledImages(np.repeat(images[..., None], 3, axis=-1), bunch.target.astype(np.int64), tuple("0123456789"))
+
+
+def read_folder(folder: str, size: int) -> LabelledImages:
+    """A collection of images as squares of `size` pixels, all in memory. ValueError, naming the file, if one is bad."""
+    listing = list_images(folder)
+    squares = []
+    for entry in listing.entries:
+        try:
+            squares.append(centre_crop(decode(read_entry(folder, entry.path, entry.start, entry.length)), size))
+        except ValueError as error:
+            raise ValueError(f"{entry.path}: {error}") from None
+    return LabelledImages(np.stack(squares), listing.labels, listing.class_names)

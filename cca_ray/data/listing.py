@@ -1,0 +1,270 @@
+"""Collections of images: where each lies and what it shows.
+
+A collection is an ImageFolder tree (one subfolder per class), or `.tar` or `.parquet` shards; on a disk or at any
+URI that pyarrow reads, such as s3://bucket/imagenet.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from cca_ray.errors import ConfigError
+from cca_ray.space_file import is_uri
+from cca_ray.storage.uris import here
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
+MOST_CLASSES = 65_536
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image in a file. In a folder the file is the image; in a tar, `length` bytes from `start`; in a Parquet
+    file, row `start` of row group `length`. `key` is its class: a name, or a number from 0."""
+
+    path: str
+    start: int
+    length: int
+    key: str | int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of a collection, in an order that depends on their names alone; labels [N] int64."""
+
+    where: str
+    entries: tuple[Entry, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Names the images by their places and sizes."""
+        root = open_files(self.where)[1]
+        content = [[e.path.removeprefix(root), e.start, e.length, int(label)]
+                   for e, label in zip(self.entries, self.labels, strict=True)]  # fmt: skip
+        return hashlib.sha256(json.dumps([content, self.class_names]).encode()).hexdigest()[:16]
+
+    def table(self, index: np.ndarray) -> pa.Table:
+        """Rows for the workers: index, label, path, start, length."""
+        entries = [self.entries[i] for i in index]
+        columns = {
+            "index": index,
+            "label": self.labels[index],
+            "path": [e.path for e in entries],
+            "start": [e.start for e in entries],
+            "length": [e.length for e in entries],
+        }
+        return pa.table(columns)
+
+
+@lru_cache(maxsize=8)
+def open_files(where: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it."""
+    try:
+        if is_uri(where):
+            here(where)  # refuses one with credentials, which are said and kept with what is made
+            filesystem, path = fs.FileSystem.from_uri(where)
+            return filesystem, path
+        return fs.LocalFileSystem(), str(Path(where).absolute())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(f"{where}: not a path or URI that can be opened ({str(error).splitlines()[0]})") from None
+
+
+def is_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in SUFFIXES
+
+
+def list_images(
+    where: str,
+    classes: Sequence[str] | None = None,
+    each: Callable[..., Iterable[Any]] = map,
+    labelled: bool = True,
+) -> Listing:
+    """Find all images; what begins with a dot is passed over. Without `labelled`, images in no class folder will do.
+
+    `classes`: the names in the order of their labels; otherwise those found, sorted.
+    `each(function, where, paths)` lists several shards at a time.  ConfigError, naming the place, if there is
+    nothing, an empty class folder, a class that is not among `classes`, or a shard that cannot be read.
+    """
+    filesystem, root = open_files(where)
+    info = filesystem.get_file_info(root)
+    if info.type == fs.FileType.NotFound:
+        raise ConfigError(f"{where}: no such folder or file")
+    if info.is_file:
+        infos = [info]
+    else:
+        refuse_loops(where, filesystem, root)
+        found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        infos = [i for i in found if not any(part.startswith(".") for part in below(i.path, root).parts)]
+    shards = sorted(i.path for i in infos if i.is_file and i.path.endswith((".tar", ".parquet")))
+    loose = [i.path for i in infos if i.is_file and is_image(i.path)]
+    if shards and loose:
+        raise ConfigError(f"{where}: both shards and loose images, such as {shards[0]} and {loose[0]}; want one kind")
+    if shards:
+        entries = [entry for of_shard in each(list_shard, [where] * len(shards), shards) for entry in of_shard]
+    else:
+        entries = list_folder(where, root, infos, labelled)
+    if not entries:
+        packed = next((i.path for i in infos if i.path.endswith((".tar.gz", ".tgz", ".zip"))), None)
+        hint = f"; {packed} is compressed: unpack it first" if packed else ""
+        raise ConfigError(f"{where}: no images here ({', '.join(sorted(SUFFIXES))}, .tar or .parquet){hint}")
+    return with_labels(where, entries, classes)
+
+
+def below(path: str, root: str) -> PurePosixPath:
+    return PurePosixPath(path).relative_to(root)
+
+
+def refuse_loops(where: str, filesystem: fs.FileSystem, root: str) -> None:
+    """ConfigError if a link in a local folder leads nowhere, or to a folder that contains it: images without end."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return
+    for folder, names, files in os.walk(root):
+        for path in (Path(folder) / name for name in [*names, *files]):
+            if path.is_symlink() and (not path.exists() or path.resolve() in Path(folder).resolve().parents
+                                      or path.resolve() == Path(folder).resolve()):  # fmt: skip
+                raise ConfigError(f"{where}: the link {path} leads nowhere, or back to a folder that contains it")
+
+
+def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool) -> list[Entry]:
+    """An ImageFolder tree: the first folder below the root is the class, in the order of torchvision's."""
+    entries, folders = [], set()
+    for info in infos:
+        parts = below(info.path, root).parts
+        if info.type == fs.FileType.Directory or len(parts) > 1:  # a bucket may tell of no folders
+            folders.add(parts[0])
+        if info.is_file and is_image(info.path) and (len(parts) > 1 or not labelled):
+            entries.append(Entry(info.path, 0, info.size, parts[0] if labelled else "any"))
+    if not labelled:
+        return sorted(entries, key=lambda e: e.path)
+    if empty := sorted(folders - {str(entry.key) for entry in entries}):
+        raise ConfigError(f"{where}: no image in the class folder {empty[0]}")
+    if len(folders) < 2 and (folders or any(is_image(info.path) for info in infos)):
+        raise ConfigError(f"{where}: want one subfolder per class, at least 2; found {len(folders)}")
+    return sorted(entries, key=lambda e: (e.key, PurePosixPath(e.path).parent, e.path))
+
+
+def list_shard(where: str, path: str) -> list[Entry]:
+    """The images of one `.tar` or `.parquet` file."""
+    filesystem, _ = open_files(where)
+    try:
+        with filesystem.open_input_file(path) as file:
+            return list_tar(file, path) if path.endswith(".tar") else list_parquet(file, path)
+    except (tarfile.TarError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable shard ({str(error).splitlines()[0]})") from None
+
+
+def list_tar(file: Any, path: str) -> list[Entry]:
+    """WebDataset shards (`x.jpg` beside `x.cls`), trees, and ImageNet's tar per class (its name is the class)."""
+    images: list[tarfile.TarInfo] = []
+    numbers: dict[str, int] = {}
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            stem = member.name.rsplit(".", 1)[0]
+            if member.isfile() and is_image(member.name):
+                images.append(member)
+            elif member.isfile() and member.name.endswith(".cls"):
+                text = archive.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
+                if not text.isdecimal() or int(text) >= MOST_CLASSES:
+                    raise ConfigError(f"{path}: {member.name} holds {text[:20]!r}, not a class number")
+                numbers[stem] = int(text)
+    entries = []
+    for member in images:
+        parent = PurePosixPath(member.name).parent.name
+        key: str | int = parent or PurePosixPath(path).stem
+        if numbers:
+            stem = member.name.rsplit(".", 1)[0]
+            if stem not in numbers:
+                raise ConfigError(f"{path}: {member.name} has no {stem}.cls beside it")
+            key = numbers[stem]
+        entries.append(Entry(path, member.offset_data, member.size, key))
+    return entries
+
+
+def column(schema: pa.Schema, what: str, path: str) -> str:
+    found = [name for name in COLUMNS[what] if name in schema.names]
+    if not found:
+        raise ConfigError(f"{path}: no column {' or '.join(COLUMNS[what])}; it has {', '.join(schema.names)}")
+    return found[0]
+
+
+def list_parquet(file: Any, path: str) -> list[Entry]:
+    """Rows of `image` (bytes, or a struct with `bytes`, as of Hugging Face) and `label` (number or name)."""
+    parquet = pq.ParquetFile(file)
+    schema = parquet.schema_arrow
+    kind = schema.field(column(schema, "image", path)).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ConfigError(f"{path}: its images are {kind}; want bytes, or a struct with bytes")
+    labels = parquet.read(columns=[column(schema, "label", path)])[0].to_pylist()
+    if bad := [row for row, key in enumerate(labels) if not isinstance(key, int | str)]:
+        raise ConfigError(f"{path}: row {bad[0]} has no label")
+    places = [(row, group) for group in range(parquet.num_row_groups)
+              for row in range(parquet.metadata.row_group(group).num_rows)]  # fmt: skip
+    return [Entry(path, row, group, key) for (row, group), key in zip(places, labels, strict=True)]
+
+
+def with_labels(where: str, entries: list[Entry], classes: Sequence[str] | None) -> Listing:
+    """Numbers for the classes."""
+    keys = {entry.key for entry in entries}
+    if len({type(key) for key in keys}) > 1:
+        raise ConfigError(f"{where}: some classes are numbers, others names")
+    if all(isinstance(key, int) for key in keys):
+        most = min(max(int(key) for key in keys), MOST_CLASSES)
+        names = tuple(classes or (str(i) for i in range(most + 1)))
+        unknown = sorted(key for key in keys if not 0 <= int(key) < len(names))
+        number: dict[str | int, int] = {i: i for i in range(len(names))}
+    else:
+        names = tuple(classes or sorted(str(key) for key in keys))
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{where}: two of the given classes have the same name")
+        number = {name: i for i, name in enumerate(names)}
+        unknown = sorted(key for key in keys if key not in number)
+    if unknown:
+        raise ConfigError(f"{where}: class {unknown[0]!r} is not among the {len(names)} given classes")
+    labels = np.array([number[entry.key] for entry in entries], dtype=np.int64)
+    return Listing(where, tuple(entries), labels, names)
+
+
+@lru_cache(maxsize=2)
+def parquet_images(where: str, path: str, group: int) -> list[bytes]:
+    """The images of one row group, kept for its next rows."""
+    with open_files(where)[0].open_input_file(path) as file:
+        parquet = pq.ParquetFile(file)
+        name = column(parquet.schema_arrow, "image", path)
+        values = parquet.read_row_group(group, columns=[name])[0].to_pylist()
+    return [value["bytes"] if isinstance(value, dict) else value for value in values]
+
+
+def read_entry(where: str, path: str, start: int, length: int) -> bytes:
+    """The image's file, undecoded.
+
+    ValueError if it is gone or not allowed; a ConfigError, which stops all, if the storage does not answer thrice.
+    """
+    for pause_s in (1.0, 5.0, None):
+        try:
+            if path.endswith(".parquet"):
+                return parquet_images(where, path, length)[start]
+            with open_files(where)[0].open_input_file(path) as file:
+                return bytes(file.read_at(length, start))
+        except (FileNotFoundError, PermissionError) as error:
+            raise ValueError(f"cannot be read ({error.strerror or error})") from None
+        except (OSError, pa.ArrowException) as error:
+            if pause_s is None:
+                raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")

@@ -1,0 +1,25 @@
+"""A codebook while it is trained."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Codebook:
+    """Keeps a codebook from falling idle: codes that nothing chose lately are moved onto vectors that exist."""
+
+    def __init__(self, embedding: nn.Embedding, steps: int, seed: int):
+        self.embedding, self.steps = embedding, steps
+        self.used = torch.zeros(embedding.num_embeddings)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def chosen(self, tokens: Tensor) -> None:
+        self.used += torch.bincount(tokens.flatten(), minlength=len(self.used))
+
+    def revive(self, vectors: Tensor, step: int) -> None:
+        """vectors [N, D]: what codes are wanted for."""
+        if step % 50 or step >= 0.6 * self.steps:
+            return
+        dead = (self.used == 0).nonzero().squeeze(1)
+        pick = torch.randint(len(vectors), (len(dead),), generator=self.generator)
+        self.embedding.weight.data[dead] = vectors[pick].detach()
+        self.used.zero_()

@@ -1,0 +1,111 @@
+"""LlamaGen (Sun et al. 2024) as a family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cca_ray.models.family import Family, Parts, channel_multiples
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cca_ray.config import Pretrain
+    from cca_ray.models.base import Tokenizer
+    from cca_ray.models.codebook import Codebook
+    from cca_ray.models.llamagen_vq import LlamaGenVQ, VQConfig
+
+PIXELS_A_TOKEN = 16  # along a side, of the official tokenizer
+
+
+SIZES = {
+    "S": dict(n_layer=2, n_head=2, dim=16, multiple_of=32),  # S and M are ours: small bases
+    "M": dict(n_layer=2, n_head=2, dim=24, multiple_of=32),
+    "B": dict(n_layer=12, n_head=12, dim=768),  # 110.9 M parameters, whatever the image size
+    "L": dict(n_layer=24, n_head=16, dim=1024),  # 343 M
+    "XL": dict(n_layer=36, n_head=20, dim=1280),  # 775 M
+    "XXL": dict(n_layer=48, n_head=24, dim=1536),  # 1.4 B
+    "3B": dict(n_layer=24, n_head=32, dim=3200),  # 3.1 B
+}
+SHAPES = {
+    "num_classes": ("cls_embedding.embedding_table.weight", 0, -1),  # the last row is the null class
+    "vocab_size": ("tok_embeddings.weight", 0, 0),
+    "dim": ("tok_embeddings.weight", 1, 0),
+    "block_size": ("freqs_cis", 0, -1),  # where it is: the first row is the class token's
+}
+
+
+class LlamaGenFamily(Family):
+    name = "llamagen"
+    sizes = SIZES
+    passes = "one forward pass a token"
+    layers = ("n_layer", "layers.")
+    shapes = SHAPES
+    image_size = 384
+    augmentations = ("ten-crop-1.1", "ten-crop-1.05")
+    official_codes = True
+    small_sizes = ("S", "M")
+
+    def parts(self) -> Parts:
+        from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
+        from cca_ray.models.llamagen_vq import LlamaGenVQ, VQConfig
+
+        return Parts(LlamaGen, LlamaGenConfig, LlamaGenVQ, VQConfig)
+
+    def configure(self, size: str, **overrides: Any) -> Any:
+        """Overrides: fields of the config, or `image_size` in pixels (256, 384, 512, ...)."""
+        if "image_size" in overrides:
+            side, rest = divmod(overrides.pop("image_size"), PIXELS_A_TOKEN)
+            if rest or not side:
+                raise ValueError(f"image_size must be a multiple of {PIXELS_A_TOKEN} pixels, such as 256, 384 or 512")
+            overrides["block_size"] = side**2
+        return super().configure(size, **overrides)
+
+    def of_length(self, length: int) -> dict[str, Any]:
+        return {"block_size": length}
+
+    def small_tokenizer(self, settings: Pretrain) -> VQConfig:
+        from cca_ray.models.llamagen_vq import VQConfig
+
+        return VQConfig(
+            codebook_size=settings.codebook_size,
+            codebook_embed_dim=settings.code_dim,
+            ch=settings.tokenizer_width,
+            ch_mult=channel_multiples(settings.downsample),
+            num_res_blocks=1,
+            z_channels=2 * settings.tokenizer_width,
+            norm_groups=8,
+        )
+
+    def codebook_of(self, tokenizer: Tokenizer) -> nn.Embedding:
+        return own(tokenizer).quantize.embedding
+
+    def quantised(self, tokenizer: Tokenizer, latents: Tensor, codebook: Codebook, step: int) -> tuple[Tensor, Tensor]:
+        """VQ-VAE's loss: codes towards latents, latents towards codes."""
+        from torch.nn import functional as F
+
+        quantizer = own(tokenizer).quantize
+        z = F.normalize(latents, dim=-1)
+        codebook.revive(z.flatten(0, 1), step)
+        tokens = quantizer.nearest(z)
+        codebook.chosen(tokens)
+        q = quantizer.codebook()[tokens]
+        return z + (q - z).detach(), F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+
+    def small_model(self, tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+        return {"block_size": length}
+
+    def template(self, size: str) -> str:
+        return f"digits_{size.lower()}"
+
+    def space_name(self, images: str, size: str) -> str:
+        return f"{images}_{size.lower()}"
+
+
+def own(tokenizer: Tokenizer) -> LlamaGenVQ:
+    from cca_ray.models.llamagen_vq import LlamaGenVQ
+
+    assert isinstance(tokenizer, LlamaGenVQ)
+    return tokenizer
+
+
+FAMILY = LlamaGenFamily()

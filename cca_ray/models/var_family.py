@@ -1,0 +1,103 @@
+"""VAR (Tian et al. 2024) as a family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cca_ray.models.family import Family, Parts, channel_multiples
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cca_ray.config import Pretrain
+    from cca_ray.models.base import Tokenizer
+    from cca_ray.models.codebook import Codebook
+    from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
+
+
+SIZES = {
+    "S": dict(depth=1, n_head=1, dim=8),  # S and M are ours: small bases
+    "M": dict(depth=3, n_head=3, dim=48),
+    "d16": dict(depth=16, n_head=16, dim=1024),  # 310 M
+    "d20": dict(depth=20, n_head=20, dim=1280),  # 600 M
+    "d24": dict(depth=24, n_head=24, dim=1536),  # 1.0 B
+    "d30": dict(depth=30, n_head=30, dim=1920),  # 2.0 B
+}
+SHAPES = {
+    "num_classes": ("class_emb.weight", 0, -1),
+    "vocab_size": ("head.weight", 0, 0),
+    "dim": ("head.weight", 1, 0),
+    "code_dim": ("word_embed.weight", 1, 0),
+}
+
+
+class VARFamily(Family):
+    name = "var"
+    sizes = SIZES
+    passes = "one forward pass a scale of its token pyramid"
+    needs_codes = True  # the model's input is made of them
+    layers = ("depth", "blocks.")
+    shapes = SHAPES
+    image_size = 256
+    augmentations = ("var-random",)
+    small_sizes = ("S", "M")
+
+    def parts(self) -> Parts:
+        from cca_ray.models.var import VAR, VARConfig
+        from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
+
+        return Parts(VAR, VARConfig, VARVQVAE, VARVQConfig)
+
+    def content_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        found = super().content_of(state)
+        if "lvl_1L" in state:  # the scale of every token
+            counts = state["lvl_1L"].flatten().bincount().tolist()
+            found["patch_nums"] = tuple(round(count**0.5) for count in counts)
+        return found
+
+    def small_tokenizer(self, settings: Pretrain) -> VARVQConfig:
+        from cca_ray.models.var_vqvae import VARVQConfig, scales_of
+
+        return VARVQConfig(
+            vocab_size=settings.codebook_size,
+            z_channels=settings.code_dim,
+            ch=settings.tokenizer_width,
+            ch_mult=channel_multiples(settings.downsample),
+            num_res_blocks=1,
+            patch_nums=scales_of(settings.image_size // settings.downsample),
+            norm_groups=8,
+        )
+
+    def codebook_of(self, tokenizer: Tokenizer) -> nn.Embedding:
+        return own(tokenizer).quantize.embedding
+
+    def quantised(self, tokenizer: Tokenizer, latents: Tensor, codebook: Codebook, step: int) -> tuple[Tensor, Tensor]:
+        """The finer scales of the pyramid want codes for what the coarser ones leave over."""
+        import torch
+
+        quantizer, vectors, before = own(tokenizer).quantize, [], torch.zeros_like(latents)
+        with torch.no_grad():
+            for scale, (tokens, f_hat) in enumerate(quantizer.scales(latents)):
+                vectors.append(quantizer.resized(latents - before, scale).flatten(0, 1))
+                codebook.chosen(tokens)
+                before = f_hat
+        codebook.revive(torch.cat(vectors), step)
+        return quantizer.train_pass(latents)
+
+    def small_model(self, tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+        config = own(tokenizer).config
+        return {"code_dim": config.z_channels, "patch_nums": config.patch_nums}
+
+    def template(self, size: str) -> str:
+        return "digits_var"
+
+
+def own(tokenizer: Tokenizer) -> VARVQVAE:
+    from cca_ray.models.var_vqvae import VARVQVAE
+
+    assert isinstance(tokenizer, VARVQVAE)
+    return tokenizer
+
+
+FAMILY = VARFamily()

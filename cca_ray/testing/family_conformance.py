@@ -1,0 +1,308 @@
+"""What every family promises to the sampler, the objective and the worker: tests to subclass.
+
+    class TestRAR(FamilyConformance):
+        family = FAMILY
+        tokenizer_config = dict(codebook_size=32, ch=8)  # small: 32 codes, images of 8 x 8 pixels
+        model_config = dict(num_classes=10, vocab_size=32, block_size=16)
+
+`pytest --pyargs cca_ray.testing --family my_pkg.rar` runs them on the families of a module, by their small bases.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cca_ray.config import Placement, Pretrain
+from cca_ray.evaluation.sampler import Decoder, Decoding, GraphDecoder, decode_images, sample_tokens, uniforms
+from cca_ray.models.base import Model, Tokenizer
+from cca_ray.models.codebook import Codebook
+from cca_ray.models.dropout import Dropout, dropout_keys
+from cca_ray.models.family import Family
+from cca_ray.models.likelihood import Scorer
+from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, save_official
+from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.registry import FAMILIES
+
+CODES, CLASSES = 32, 10
+
+
+class Pair(NamedTuple):
+    model: Model
+    tokenizer: Tokenizer
+    length: int  # tokens an image
+
+    def some(self, count: int = 4) -> tuple[Tensor, Tensor]:
+        """Labels [count], the null label among them if there are many, and random tokens [count, L]."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.arange(count) % (CLASSES + 1), torch.randint(CODES, (count, self.length), generator=generator)
+
+
+class FamilyConformance:
+    """`tokenizer_config` and `model_config` replace fields of the configs of the official tokenizer and of `size`.
+
+    They make `CODES` codes and `CLASSES` classes. Without them a small base's tokenizer and model are tested.
+    """
+
+    family: Family
+    size = ""  # the smallest
+    tokenizer_config: Mapping[str, Any] | None = None
+    model_config: Mapping[str, Any] | None = None
+    image_size = 8
+
+    @classmethod
+    def tokens_config(cls) -> dict[str, Any]:
+        """All fields of the tokenizer's config that are not the official ones."""
+        if cls.tokenizer_config is not None:
+            return dict(cls.tokenizer_config)
+        settings = Pretrain(image_size=cls.image_size, codebook_size=CODES, tokenizer_width=8)
+        config = cls.family.small_tokenizer(settings)
+        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+    @classmethod
+    def shape(cls, tokenizer: Tokenizer) -> dict[str, Any]:
+        """All fields of the model's config that are not those of its size."""
+        if cls.model_config is not None:
+            return dict(cls.model_config)
+        more = cls.family.small_model(tokenizer, tokenizer.config.length(cls.image_size))
+        return {"num_classes": CLASSES, "vocab_size": CODES, **more}
+
+    @classmethod
+    def smallest(cls) -> str:
+        return cls.size or next(iter(cls.family.sizes))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def pair(cls) -> Pair:
+        """Random weights, the head's and the gains' too, so that everything matters."""
+        name = cls.family.name
+        if cls.tokenizer_config is None and not cls.family.small_sizes:
+            pytest.skip(f"{name} makes no small bases: want a subclass with tokenizer_config and model_config")
+        if name not in FAMILIES.names():
+            FAMILIES.add(cls.family, type(cls.family).__module__)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            tokenizer = build_tokenizer(name, **cls.tokens_config()).requires_grad_(False)
+            model = build(name, cls.smallest(), tokenizer, **cls.shape(tokenizer)).requires_grad_(False)
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        return Pair(model, tokenizer, tokenizer.config.length(cls.image_size))
+
+    def counted(self, cache: Any) -> Any:
+        """What of a cache `cache_bytes` counts."""
+        return cache
+
+    def images(self, count: int) -> Tensor:
+        """[count, 3, H, W] in [-1, 1]."""
+        generator = torch.Generator().manual_seed(2)
+        return torch.rand(count, 3, self.image_size, self.image_size, generator=generator) * 2 - 1
+
+    # What the family says of itself.
+
+    def test_sizes_and_words_are_there(self) -> None:
+        assert self.family.kind == "family"
+        assert self.family.name.isidentifier()
+        assert self.family.sizes
+        assert self.family.passes
+        assert set(self.family.small_sizes) <= set(self.family.sizes)
+
+    def test_unknown_sizes_and_fields_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="unknown size 'none'"):
+            self.family.configure("none")
+        with pytest.raises(ValueError, match="unknown override 'nothing'"):
+            self.family.configure(self.smallest(), nothing=1)
+
+    # Model and tokenizer.
+
+    def test_an_image_is_as_many_tokens_as_the_model_reads(self, pair: Pair) -> None:
+        tokens = pair.tokenizer.encode(self.images(2))
+        assert tokens.shape == (2, pair.length)
+        assert (tokens >= 0).all()
+        assert (tokens < CODES).all()
+        assert sum(pair.model.decode_steps) == pair.length == pair.model.config.block_size
+        assert pair.tokenizer.config.codebook_size == CODES == pair.model.config.vocab_size
+        assert pair.tokenizer.decode(tokens).shape == (2, 3, self.image_size, self.image_size)
+        assert decode_images(pair.tokenizer, tokens).dtype == torch.uint8
+
+    def test_logits_have_a_row_for_every_token(self, pair: Pair) -> None:
+        labels, tokens = pair.some()
+        logits = pair.model(labels, tokens)
+        assert logits.shape == (*tokens.shape, CODES)
+        assert logits.dtype == torch.float32
+
+    def test_the_head_makes_the_logits_of_what_is_hidden(self, pair: Pair) -> None:
+        labels, tokens = pair.some()
+        assert isinstance(pair.model.head, nn.Linear)
+        torch.testing.assert_close(pair.model.head(pair.model.hidden(labels, tokens)), pair.model(labels, tokens))
+
+    def test_a_token_changes_no_logit_of_its_own_step_or_an_earlier_one(self, pair: Pair) -> None:
+        labels, tokens = pair.some(1)
+        before, begin = pair.model(labels, tokens), 0
+        for count in pair.model.decode_steps[:-1]:
+            changed = tokens.clone()
+            changed[0, begin] = (changed[0, begin] + 1) % CODES
+            after, begin = pair.model(labels, changed), begin + count
+            torch.testing.assert_close(after[:, :begin], before[:, :begin])
+            assert not torch.allclose(after[:, begin], before[:, begin])
+
+    def test_the_null_label_is_a_condition_of_its_own(self, pair: Pair) -> None:
+        _, tokens = pair.some(1)
+        assert pair.model.null_label == CLASSES
+        null, first = pair.model(torch.tensor([CLASSES]), tokens), pair.model(torch.tensor([0]), tokens)
+        assert not torch.allclose(null, first)
+
+    def test_log_likelihoods_are_those_of_the_logits(self, pair: Pair) -> None:
+        labels, tokens = pair.some()
+        expected = pair.model(labels, tokens).log_softmax(-1).gather(2, tokens[..., None]).sum((1, 2))
+        torch.testing.assert_close(Scorer(pair.model)(labels, tokens), expected)
+
+    def test_dropout_is_the_rows_own(self, pair: Pair) -> None:
+        labels, tokens = pair.some()
+        keys = dropout_keys(np.arange(4), 0)
+        whole = pair.model(labels, tokens, Dropout(0.3, keys))
+        torch.testing.assert_close(pair.model(labels[2:], tokens[2:], Dropout(0.3, keys[2:])), whole[2:])
+        assert not torch.allclose(whole, pair.model(labels, tokens))
+
+    def test_every_parameter_learns(self, pair: Pair) -> None:
+        labels, tokens = pair.some()
+        model = deepcopy(pair.model).requires_grad_(True)
+        Scorer(model)(labels, tokens).sum().backward()
+        assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+    # Sampling.
+
+    def test_decoding_with_the_cache_equals_the_whole_sequence(self, pair: Pair) -> None:
+        labels, tokens = pair.some()
+        cache, logits, begin, last = pair.model.new_cache(len(labels)), [], 0, None
+        for step, count in enumerate(pair.model.decode_steps):
+            logits.append(pair.model.decode(labels, last, step, cache))
+            last, begin = tokens[:, begin : begin + count], begin + count
+        torch.testing.assert_close(torch.cat(logits, dim=1), pair.model(labels, tokens), rtol=1e-4, atol=1e-4)
+
+    def test_guidance_of_scale_1_is_no_guidance(self, pair: Pair) -> None:
+        labels, noise = torch.arange(8), uniforms(0, np.arange(8), pair.length)
+        free = sample_tokens(pair.model, labels, noise, Decoding(1.0))
+        assert torch.equal(sample_tokens(pair.model, labels, noise, Decoding(1.0 + 1e-12)), free)
+        assert not torch.equal(sample_tokens(pair.model, labels, noise, Decoding(3.0)), free)
+
+    def test_without_guidance_one_branch_is_run(self, pair: Pair) -> None:
+        rows: list[int] = []
+        handle = pair.model.stack[0].register_forward_hook(lambda block, inputs, output: rows.append(len(inputs[0])))
+        sample_tokens(pair.model, torch.arange(3), uniforms(0, np.arange(3), pair.length), Decoding(1.0))
+        handle.remove()
+        assert set(rows) == {3}
+
+    @pytest.mark.parametrize("scale", [1.0, 2.0])
+    def test_an_image_is_the_same_whatever_the_batch_and_the_room(self, pair: Pair, scale: float) -> None:
+        labels, noise, decoding = torch.arange(9), uniforms(0, np.arange(9), pair.length), Decoding(scale, 1.0, 20, 0.9)
+        whole = sample_tokens(pair.model, labels, noise, decoding)
+        little = sample_tokens(pair.model, labels, noise, decoding, cache=4 * pair.model.cache_bytes)
+        assert torch.equal(little, whole)
+        assert torch.equal(sample_tokens(pair.model, labels[4:5], noise[4:5], decoding), whole[4:5])
+
+    @pytest.mark.parametrize("scale", [1.0, 2.0])
+    def test_a_decoder_is_used_for_batch_after_batch(self, pair: Pair, scale: float) -> None:
+        check_decoder(pair.model, Decoder(pair.model), torch.device("cpu"), pair.length, scale)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
+    @pytest.mark.parametrize("scale", [1.0, 2.0])
+    def test_cuda_graphs_change_no_image(self, pair: Pair, scale: float) -> None:
+        device = torch.device("cuda")
+        model = deepcopy(pair.model).to(device)
+        check_decoder(model, GraphDecoder(model), device, pair.length, scale)
+
+    def test_the_cache_is_as_large_as_it_says(self, pair: Pair) -> None:
+        tensors = tensors_in(self.counted(pair.model.new_cache(3)))
+        assert sum(t.numel() * t.element_size() for t in tensors) == 3 * pair.model.cache_bytes
+
+    def test_half_precision_samples(self, pair: Pair) -> None:
+        group = Group(device=torch.device("cpu"))
+        model = for_sampling(deepcopy(pair.model), Placement(precision="bfloat16"), group)
+        noise = uniforms(0, np.arange(3), pair.length)
+        tokens = sample_tokens(model, torch.arange(3), noise, Decoding(2.0))
+        assert tokens.shape == (3, pair.length)
+        assert (tokens < CODES).all()
+
+    # Files.
+
+    @pytest.mark.parametrize("ending", ["pth", "safetensors"])
+    def test_what_is_saved_is_loaded(self, pair: Pair, tmp_path: Path, ending: str) -> None:
+        save_official(pair.model, tmp_path / f"model.{ending}")
+        save_official(pair.tokenizer, tmp_path / f"tokenizer.{ending}")
+        again = self.load(tmp_path / f"model.{ending}", tmp_path / f"tokenizer.{ending}")
+        labels, tokens = pair.some()
+        assert again.config == pair.model.config
+        assert torch.equal(again(labels, tokens), pair.model(labels, tokens))
+        codes = load_tokenizer(self.family.name, tmp_path / f"tokenizer.{ending}").encode(self.images(2))
+        assert torch.equal(codes, pair.tokenizer.encode(self.images(2)))
+
+    def test_a_bare_official_file_says_what_it_is(self, pair: Pair, tmp_path: Path) -> None:
+        torch.save(pair.model.state_dict(), tmp_path / "model.pth")
+        save_official(pair.tokenizer, tmp_path / "tokenizer.pth")
+        again = self.load(tmp_path / "model.pth", tmp_path / "tokenizer.pth", length=pair.length)
+        labels, tokens = pair.some()
+        assert torch.equal(again(labels, tokens), pair.model(labels, tokens))
+        with pytest.raises(ValueError, match=r"model\.pth: its num_classes is 10, not the 7"):
+            self.load(tmp_path / "model.pth", tmp_path / "tokenizer.pth", num_classes=7)
+
+    def test_a_file_of_another_size_is_refused(self, pair: Pair, tmp_path: Path) -> None:
+        torch.save(pair.model.state_dict(), tmp_path / "model.pth")
+        for size in [size for size in self.family.sizes if size != self.smallest()]:
+            with pytest.raises(ValueError, match=rf"model\.pth: its \w+ is .* of {self.family.name} {size}"):
+                load_official(self.family.name, size, tmp_path / "model.pth")
+
+    def test_a_tokenizer_that_does_not_fit_is_refused(self, pair: Pair, tmp_path: Path) -> None:
+        save_official(pair.model, tmp_path / "model.pth")
+        config = self.tokens_config()
+        other = next(
+            made for key, value in config.items() if value == CODES
+            if (made := build_tokenizer(self.family.name, **{**config, key: 16})).config.codebook_size == 16
+        )  # fmt: skip
+        save_official(other, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=r"other\.pth: .*16 codes") as error:
+            self.load(tmp_path / "model.pth", tmp_path / "other.pth")
+        assert "\n" not in str(error.value)
+
+    def load(self, checkpoint: Path, tokenizer: Path, **more: Any) -> Model:
+        return load_official(self.family.name, self.smallest(), checkpoint, tokenizer, **more)
+
+    # Small bases.
+
+    def test_a_small_tokenizers_training_goes_past_its_codes(self, pair: Pair) -> None:
+        if not self.family.small_sizes:
+            pytest.skip("pretrain makes no base of this family")
+        tokenizer = deepcopy(pair.tokenizer).requires_grad_(True)
+        codes = self.family.codebook_of(tokenizer)
+        codebook, latents = Codebook(codes, 100, 0), tokenizer.latents(self.images(4))
+        quantised, loss = self.family.quantised(tokenizer, latents, codebook, 1)
+        assert len(codes.weight) == CODES
+        assert codebook.used.sum() >= 4
+        assert tokenizer.decode_latents(quantised).shape == (4, 3, self.image_size, self.image_size)
+        (through,) = torch.autograd.grad(quantised.sum(), latents, retain_graph=True)
+        assert through.any()
+        loss.backward()
+        assert codes.weight.grad is not None
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """All, in lists, tuples or a dataclass."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree if isinstance(tree, list | tuple) else vars(tree).values()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def check_decoder(model: Model, decoder: Decoder, device: torch.device, length: int, scale: float) -> None:
+    """Batches of two sizes, one twice: each is what a decoder of its own makes."""
+    for begin, end in ((0, 6), (6, 12), (12, 15)):
+        index = np.arange(begin, end)
+        labels, noise = torch.from_numpy(index % 5).to(device), uniforms(0, index, length).to(device)
+        made = sample_tokens(model, labels, noise, Decoding(scale), decoder=decoder)
+        assert torch.equal(made, sample_tokens(model, labels, noise, Decoding(scale)))
