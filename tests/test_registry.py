@@ -25,7 +25,7 @@ from cca_ray.registry import (
     owner_of,
     used_plugins,
 )
-from cca_ray.search.ledger import difference, memory_of
+from cca_ray.search.arms import difference, memory_of
 from cca_ray.space_file import parse
 from cca_ray.training.job import Job
 from tests.conftest import MakeStudy, tiny_space

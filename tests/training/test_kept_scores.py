@@ -4,7 +4,7 @@ import numpy as np
 
 from cca_ray.contracts import Score
 from cca_ray.evaluation.scoring import Scored
-from cca_ray.training.trial import keep_score, kept_score
+from cca_ray.training.tasks import keep_score, kept_score
 
 IMAGES = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
 
