@@ -17,8 +17,8 @@ from tests.studies import make_study
 SPACES = {
     "λ and learning rate": [],
     "learning rate alone": [
-        "train.objective=unlearning", "search.space={learning_rate: {low: 0.001, high: 0.02}}",
-        "search.first_points=[]",
+        "train={objective: unlearning, global_batch: 128, epochs: 8, ema_decay: 0.95}",
+        "search.space={learning_rate: {low: 0.001, high: 0.02}}", "search.first_points=[]",
     ],
     "four settings, one whole and one not on a log scale": [
         "search.space={beta: {low: 0.02, high: 0.3, log: false}, epochs: {low: 2, high: 9}, "

@@ -315,7 +315,9 @@ def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: 
 def test_other_objectives_are_searched_the_same_way(study: Study, make_study: MakeStudy, objective: str):
     space = {"learning_rate": {"low": 1e-4, "high": 1e-2}}
     search = {"trials": 2, "space": space, "metric": "both"}
-    summary = run(study, make_study(train={"objective": objective}, search=search)).summary
+    config = make_study(search=search)
+    config = config.model_copy(update={"train": config.train_with({"objective": objective})})
+    summary = run(study, config).summary
     assert all(len(t.values) == 2 for t in study.trials())
     assert {row["trial"] for row in summary["trade_off"]} == {0, 1}
     assert any(row["front"] for row in summary["trade_off"])
