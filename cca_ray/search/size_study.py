@@ -106,7 +106,7 @@ class SizeStudy:
             self.storage = open_storage(self.database)
             self.arms = open_arms(config, context.name, self.storage, self.digests, warm_start_points)
         self.steps = total_steps(len(self.data.labels), config.train)
-        self.memory = self.arms[0].study
+        self.memory = self.arms[0].study  # keeps what is known of the whole size
         if "id" not in self.memory.user_attrs:  # tells this study from another of the same name in the same MLflow
             self.memory.set_user_attr("id", uuid.uuid4().hex[:8])
         self.key = f"{context.name}/{config.name}/{self.memory.user_attrs['id']}"  # of the size's MLflow run

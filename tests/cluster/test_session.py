@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.state import list_jobs
 
 from cca_ray.cluster.session import free_worker_group, remove_leaked_groups
+from tests.test_tune import wait_until
 
 LEAK = """
 import sys, ray
@@ -26,6 +28,14 @@ ray.get(Waiting.options(name=sys.argv[2], lifetime="detached").remote().reserve.
 """
 
 
+def dashboard_answers() -> bool:
+    try:
+        list_jobs(address=ray.get_runtime_context().gcs_address)
+    except Exception:  # of whatever kind
+        return False
+    return True
+
+
 def test_what_dead_studies_left_reserved_is_freed_and_nothing_else(ray_here: None):
     address = ray.get_runtime_context().gcs_address
     mine = placement_group([{"CPU": 0.5}])
@@ -34,6 +44,7 @@ def test_what_dead_studies_left_reserved_is_freed_and_nothing_else(ray_here: Non
         subprocess.run([sys.executable, "-c", LEAK, address, name], check=True, capture_output=True)
     lines: list[str] = []
     try:
+        wait_until(dashboard_answers)  # Ray has only just begun
         remove_leaked_groups(lines.append)
         assert lines == ["removed 1 placement group(s) that dead studies had left behind"]
         states = [group["state"] for group in ray.util.placement_group_table().values()]

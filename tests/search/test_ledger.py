@@ -10,7 +10,7 @@ from cca_ray.contracts import TrialReport
 from cca_ray.search.budget import Limits
 from cca_ray.search.listener import Listener, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.mlflow_listener import true_ends
-from cca_ray.search.records import readable, rung_scores
+from cca_ray.search.records import rung_scores
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.reports import TrialFailure
 from tests.conftest import MakeStudy
@@ -142,8 +142,3 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     assert seconds <= allowed < seconds + 30.0 or begun == 2
     assert ledger.done()
     assert sum("the budget allows no further trial" in line for line in lines) == 1
-
-
-def test_trials_are_named_as_people_speak_of_them():
-    params = {"lambda": 312.4, "learning_rate": 1.4e-5, "beta": 0.02}
-    assert readable(params) == "λ=312 lr=1.4e-05 beta=0.02"
