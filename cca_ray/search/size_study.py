@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import ray
 from optuna.distributions import IntDistribution
@@ -25,13 +26,14 @@ from ray.util.state import list_jobs, list_placement_groups
 from cca_ray.cluster.placement import accelerator_of, check_cuts, ways
 from cca_ray.cluster.queue import as_worker, impossible, nodes_now, slots
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import CPU, ResolvedStudy
+from cca_ray.config import ResolvedStudy
+from cca_ray.contracts import MlflowNames, Role, SizeSummary
 from cca_ray.data.tokens import TokenSet
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, scoring_of
 from cca_ray.models.family import parameters
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group
-from cca_ray.search.final_comparison import compare, finalists, summarize, verdict_on_ties
+from cca_ray.search.final_comparison import compare, finalists, summarize
 from cca_ray.search.ledger import (
     Arm,
     Ledger,
@@ -55,6 +57,7 @@ from cca_ray.search.mlflow_pages import (
     show_unfinished,
 )
 from cca_ray.search.ray_tune import run_trials
+from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull, push_database
 from cca_ray.storage.uris import named
 from cca_ray.tracking.tracker import Tracker
@@ -62,6 +65,7 @@ from cca_ray.training.job import Job
 from cca_ray.training.loop import reference_key, total_steps
 from cca_ray.training.reference_logps import making, missing_parts, parts_of
 from cca_ray.training.trial import TableMaker, draw_base
+from cca_ray.verdict import ties
 
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
 SAY_EVERY_S = 10.0
@@ -101,8 +105,8 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 class SizeResult:
     """The outcome for one size, and the first images of each model with the same noise."""
 
-    summary: dict[str, Any]
-    images: dict[str, Any]
+    summary: SizeSummary
+    images: dict[Role, np.ndarray]
 
 
 def remove_leaked_groups(say: Say) -> None:
@@ -197,24 +201,28 @@ def run_size(
         if state != "COMPLETE":
             show_unfinished(tracker, parent, "Failed" if state == "FAIL" else "Interrupted")
     tracker.flush(FLUSH_S)
-    summary = summarize(config, arms, outcome, numbers)
-    summary |= {"seconds": spent(memory, summary, started), "protocol": protocol.id}
+    search = next(arm for arm in arms if arm.name == "search")
+    seconds = spent(memory, len(search.ended()), started)
     push_database(storage / "study.db")
-    hours = {card: seconds / 3600 for card, seconds in used_device_seconds(arms).items()}
-    summary |= {"device_hours": sum(hours.values()), "device_hours_by_type": hours}
-    summary |= {"device": "CPU" if set(hours) <= {CPU} else "GPU"}
-    summary |= {"mlflow_key": parent, "mlflow_run_id": tracker.run_id(parent), "experiment": experiment_of(config)}
-    summary |= {"winner_key": f"{parent}/{outcome.standings['cca'].contender.key}"}
-    summary |= {"registered_model": registered_name(config)}
-    show_outcome(tracker, parent, config, data.meta, data_set, outcome, summary, steps)
-    if ties := verdict_on_ties(outcome):
-        say(f"{config.name}  {ties}")
-    return SizeResult(summary, {model: standing.images for model, standing in outcome.standings.items()})
+    winner_key = f"{parent}/{outcome.winner.key}"
+    mlflow = MlflowNames(
+        key=parent, run_id=tracker.run_id(parent), experiment=experiment_of(config), winner_key=winner_key,
+        registered_model=registered_name(config),
+    )  # fmt: skip
+    hours = {card: used / 3600 for card, used in used_device_seconds(arms).items()}
+    summary = summarize(
+        config, arms, outcome, parameters=numbers, seconds=seconds, protocol=protocol.id, device_hours=hours,
+        mlflow=mlflow,
+    )  # fmt: skip
+    show_outcome(tracker, config, data.meta, data_set, outcome, summary, steps)
+    if tied := ties(summary):
+        say(f"{config.name}  tied with the winner: {'; '.join(readable(f.params) for f in tied)}")
+    return SizeResult(summary, {role: standing.images for role, standing in outcome.standings.items()})
 
 
-def spent(memory: optuna.Study, summary: Mapping[str, Any], started: float) -> float:
+def spent(memory: optuna.Study, trials: int, started: float) -> float:
     """Seconds that the study of this size took, over all runs of the command that added a trial."""
-    before, trials = memory.user_attrs.get("seconds", 0.0), summary["trials"]
+    before = memory.user_attrs.get("seconds", 0.0)
     if memory.user_attrs.get("seconds_until") != trials:
         memory.set_user_attr("seconds", before + time.monotonic() - started)
         memory.set_user_attr("seconds_until", trials)
