@@ -6,7 +6,7 @@
 
 Nothing is trained. Lengths come from arithmetic, with the constants below; ways to place a trial, trials, rungs,
 samples and blocks from the search-space files; who may start from `cluster.queue.grant`; the driver's times from
-benchmarks/README.md. An autoscaler starts nodes as it is asked to by `cluster.queue.Line`, and gives back idle ones.
+benchmarks/README.md. An autoscaler starts nodes as it is asked to by the queue, and gives back idle ones.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from cca_ray.cluster.placement import CARDS, IMAGES, Load, accelerator_of, memor
 from cca_ray.cluster.queue import DEMAND_S, grant, slots
 from cca_ray.cluster.queue import Node as Living
 from cca_ray.config import Accelerator, Placement, StudyConfig
-from cca_ray.evaluation.metrics import SHARD
+from cca_ray.evaluation.protocol import SHARD
 from cca_ray.evaluation.sampler import CACHE_BYTES
 from cca_ray.models.family import FAMILIES, configure, parameters
-from cca_ray.search.ledger import Mark, goes_on
+from cca_ray.search.rungs import Mark, goes_on
 from cca_ray.space_file import load_config
 from cca_ray.training.reference_logps import PART_PAIRS
 
@@ -139,13 +139,13 @@ class Plan:
     start_delay: float = 5 * MINUTE  # from the autoscaler's wish to a node that works; paid
     idle: float = 10 * MINUTE  # before a node is given back (cluster.yaml)
     storage_gb_s: float = 1.0  # one worker writes or reads a checkpoint, 12 bytes a parameter
-    gang_start: float = 17.0  # processes of a gang, measured: overhead.py, documented way
+    gang_start: float = 17.0  # processes of a worker group, measured: overhead.py, documented way
     fid: float = 11 * 0.6  # CPU time of a score and its ten jackknife groups, measured: fid.py
     preemptions: float = 0.0  # of a node and hour
     back: float = 20 * MINUTE  # mean time until a lost node can be had again
 
     def storing(self, size: Size, bytes_: int = 12) -> float:
-        """One worker writes or reads so many bytes a parameter, while the others of its gang wait."""
+        """One worker writes or reads so many bytes a parameter, while the others of its group wait."""
         return bytes_ * size.parameters / (self.storage_gb_s * 1e9)
 
 
@@ -286,7 +286,7 @@ class Study:
         if job.number < 0 or rung == len(self.config.rungs) - 1:
             return True
         drawn = random.Random(f"{self.plan.seed} {self.size.name} {job.number}").gauss(0, 1)  # noqa: S311
-        mark, others, search = Draw(np.array([drawn]), np.empty((0, 1))), self.scored[rung], self.config.search
+        mark, others, search = Draw(np.array([drawn]), np.empty((1, 0))), self.scored[rung], self.config.search
         others.append(mark)
         return goes_on(mark, others[:-1], self.config.rungs[rung].keep or search.keep, search.grace_trials)
 
@@ -388,7 +388,7 @@ class Cluster:
         return taken
 
     def scale_up(self) -> None:
-        """Start the nodes that waiting jobs ask for. A trial asks for one way at a time, as `gangs.Line` does."""
+        """Start the nodes that waiting jobs ask for. A trial asks for one way at a time, as `CardQueue` does."""
         coming, off = Counter[str](), defaultdict[str, list[Node]](list)
         for node in self.nodes:
             coming[node.type] += node.free if node.state == "up" else node.gpus * (node.state == "starting")

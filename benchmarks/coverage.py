@@ -14,11 +14,11 @@ from pathlib import Path
 import optuna
 import ray
 
+from cca_ray.cluster.session import start_ray
 from cca_ray.cluster.stopping import Stop
 from cca_ray.inputs import find_space
+from cca_ray.search.arms import Arm
 from cca_ray.search.final_comparison import Scores, finalists
-from cca_ray.search.ledger import Arm
-from cca_ray.search.size_study import start_ray
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import resolve
 
@@ -37,9 +37,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     within, blocks_within, stds, true_stds = [], [], [], []
     for name in arguments.studies:
-        url = f"sqlite:///{storage / name / 'study.db'}"
-        study = optuna.load_study(study_name=f"{name}/{SPACE}/search", storage=url)
-        best = finalists(Arm("search", study, {}, 0), config.score.finalists, storage / name, lambda trial: 0)
+        database = optuna.storages.RDBStorage(f"sqlite:///{storage / name / 'study.db'}")
+        study = optuna.load_study(study_name=f"{name}/{SPACE}/search", storage=database)
+        best = finalists(Arm("search", study, database, {}, 0), config.score.finalists, storage / name, lambda trial: 0)
         scores = Scores(config, storage / name, Stop())
         models = [[contender] for contender in best]
         for reported, again in zip(

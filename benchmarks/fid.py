@@ -15,7 +15,8 @@ from functools import partial
 import numpy as np
 from scipy.linalg import sqrtm
 
-from cca_ray.evaluation.metrics import Moments, Reference, frechet_distance, frechet_distance_few
+from cca_ray.evaluation.fid import frechet_distance, frechet_distance_few
+from cca_ray.evaluation.reference import Moments, Reference
 
 WIDTH = 2048
 

@@ -28,9 +28,13 @@ from cca_ray.config import Placement, StudyConfig
 from cca_ray.evaluation.scoring import load_base, load_tokens
 from cca_ray.inputs import find_space
 from cca_ray.models.files import digest_of_weights
-from cca_ray.search.ledger import Ledger, open_arms, used_device_seconds
+from cca_ray.search.arms import open_arms, trials_of
+from cca_ray.search.ledger import Ledger
+from cca_ray.search.mlflow_listener import MlflowListener
 from cca_ray.search.ray_tune import run_trials
-from cca_ray.search.size_study import open_storage, reference_table
+from cca_ray.search.records import used_device_seconds
+from cca_ray.search.shared_files import reference_table
+from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import resolve
@@ -87,8 +91,8 @@ def study(base: StudyConfig, concurrency: int, folder: Path) -> float:
     config = base.model_copy(update={"search": base.search.model_copy(update={"max_concurrent": concurrency})})
     tracker = Tracker(f"sqlite:///{folder / 'mlflow.db'}", "overhead", folder / "artifacts", folder / "journal")
     digests = {"base": "none", "tokens": "none", "protocol": "none"}
-    ledger = Ledger(config, open_arms(config, "overhead", open_storage(folder / "study.db"), digests), tracker,
-                    "overhead", lambda line: None)  # fmt: skip
+    arms = open_arms(config, "overhead", open_storage(folder / "study.db"), digests)
+    ledger = Ledger(config, arms, [MlflowListener(tracker, config, "overhead")])
     tracker.run("overhead", "overhead")
     data = load_tokens(config.data.tokens)
     digest = digest_of_weights(load_base(config))
@@ -97,7 +101,7 @@ def study(base: StudyConfig, concurrency: int, folder: Path) -> float:
     run_trials(config, ledger, lambda train: table, folder)
     seconds = time.perf_counter() - started
     tracker.close(60)
-    return seconds * concurrency / sum(used_device_seconds(ledger.arms).values())
+    return seconds * concurrency / sum(used_device_seconds(trials_of(arms)).values())
 
 
 def compare_studies(rounds: int) -> None:

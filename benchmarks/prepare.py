@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cca_ray.cluster.session import start_ray
 from cca_ray.data.images import Listing, centre_crop, crops_of, cut, decode, list_images
 from cca_ray.data.tokens import TokenMeta, to_input, write_part
 from cca_ray.models.family import build_tokenizer, save_official
 from cca_ray.models.files import read_checkpoint
 from cca_ray.prepare import Pace, tokenize
-from cca_ray.search.size_study import start_ray
 from cca_ray.terminal.console import Console
 
 AUGMENTATION = ["ten-crop-1.1"]

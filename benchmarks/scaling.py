@@ -21,15 +21,21 @@ import ray
 from PIL import Image
 from ray import tune
 
+from cca_ray.cluster.session import start_ray
 from cca_ray.config import StudyConfig
+from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.inputs import find_space
-from cca_ray.search.ledger import Ledger, open_arms
+from cca_ray.search.arms import open_arms
+from cca_ray.search.ledger import Ledger
+from cca_ray.search.listener import Listener, TrialEnd, TrialInfo
+from cca_ray.search.mlflow_listener import MlflowListener
 from cca_ray.search.ray_tune import run_trials
-from cca_ray.search.size_study import open_storage, start_ray
+from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.job import Job
 from cca_ray.training.loop import rung_steps
+from cca_ray.training.reports import to_ray
 from cca_ray.training.trial import TrialSettings
 
 STEPS = 100
@@ -40,13 +46,15 @@ def stub(packed: TrialSettings) -> None:
     job = Job.unpacked(packed["job"])
     fid = 10 + float(np.log10(job.train.lambda_ / 5) ** 2 + np.log10(job.train.learning_rate / 5e-3) ** 2)
     for step, samples in rung_steps(job.config, STEPS).items():
-        tune.report({
-            "step": step, "total_steps": STEPS, "history": [[step, 1.0, 0.5, 0.0]], "images_per_second": 1.0,
-            "fid": fid + (STEPS - step) / STEPS, "inception_score": 1.0, "samples": samples, "protocol": "stub",
-            "grid": str(job.folder.parent / "grid.png"), "seconds": 0.1, "micro_batch": 128, "stopped": False,
-            "workers": 1, "accelerator": "CPU", "device_seconds": [("CPU", 0.1)],
-            "without": [[fid, 1.0]] * 10, "scoring_seconds": 0.1,
-        })  # fmt: skip
+        score = RungScore(
+            values={"fid": fid + (STEPS - step) / STEPS, "inception_score": 1.0}, step=step, samples=samples,
+            without={"fid": (fid,) * 10, "inception_score": (1.0,) * 10}, protocol="stub", scoring_seconds=0.1,
+            grid=str(job.folder.parent / "grid.png"),
+        )  # fmt: skip
+        tune.report(to_ray(TrialReport(
+            step=step, total_steps=STEPS, seconds=0.1, images_per_second=1.0, logged=("loss",), history=((step, 1.0),),
+            accelerator="CPU", workers=1, micro_batch=128, device_seconds={"CPU": 0.1}, score=score,
+        )))  # fmt: skip
 
 
 class TimedTracker(Tracker):
@@ -60,16 +68,14 @@ class TimedTracker(Tracker):
         self.seconds += time.perf_counter() - started
 
 
-class TimedLedger(Ledger):
+class Ends(Listener):
     """Notes when trials end."""
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        self.ends: list[float] = []
+    def __init__(self) -> None:
+        self.times: list[float] = []
 
-    def finish(self, trial_id: str, lost: bool = False) -> None:
-        super().finish(trial_id, lost)
-        self.ends.append(time.perf_counter())
+    def on_trial_complete(self, trial: TrialInfo, end: TrialEnd) -> None:
+        self.times.append(time.perf_counter())
 
 
 def study(config: StudyConfig, trials: int, folder: Path) -> str:
@@ -81,7 +87,8 @@ def study(config: StudyConfig, trials: int, folder: Path) -> str:
     digests = {"base": "none", "tokens": "none", "protocol": "none"}
     arms = open_arms(config, "scaling", open_storage(folder / "study.db"), digests)
     tracker.run("scaling", "scaling")
-    ledger = TimedLedger(config, arms, tracker, "scaling", lambda line: None)
+    ends = Ends()
+    ledger = Ledger(config, arms, [MlflowListener(tracker, config, "scaling"), ends])
     process = psutil.Process()
     before, tracker.seconds = process.memory_info().rss, 0.0
     run_trials(config, ledger, lambda train: None, folder, stub)
@@ -89,11 +96,10 @@ def study(config: StudyConfig, trials: int, folder: Path) -> str:
     ended = time.perf_counter()
     assert tracker.flush(600)
     behind = time.perf_counter() - ended
-    ends = ledger.ends
-    between = statistics.median(b - a for a, b in itertools.pairwise(ends))
-    late = statistics.median(b - a for a, b in itertools.pairwise(ends[-10:]))
+    between = statistics.median(b - a for a, b in itertools.pairwise(ends.times))
+    late = statistics.median(b - a for a, b in itertools.pairwise(ends.times[-10:]))
     held = (process.memory_info().rss - before) / 2**20
-    entered = tracker.seconds / len(ends)
+    entered = tracker.seconds / len(ends.times)
     return f"| {trials:,} | {between:.3f} | {late:.3f} | {entered:.4f} | {behind:.1f} | {held:.0f} |"
 
 

@@ -29,7 +29,8 @@ from cca_ray.config import StudyConfig
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
 from cca_ray.inputs import find_space
 from cca_ray.models.parallel import Group
-from cca_ray.search.ledger import Mark, goes_on, marks_of
+from cca_ray.search.records import rung_scores
+from cca_ray.search.rungs import Mark, goes_on
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import resolve
 from cca_ray.training.trial import trial_folder
@@ -84,8 +85,8 @@ def study(storage: Path, name: str, settings: list[str]) -> list[Tried]:
             max(trial.intermediate_values, default=0),
             trial.value if trial.state == TrialState.COMPLETE else None,
             trial_folder(storage / name, trial.user_attrs["key"]) / "model.pt",
-            Mark.of(marks_of(trial)[0], "fid"),
-            marks_of(trial)[0]["step"],
+            Mark.of(rung_scores(trial)[0], ["fid"]),
+            rung_scores(trial)[0].step,
         )
         for trial in trials
     ]
@@ -101,10 +102,8 @@ class Judge:
     @lru_cache(maxsize=1000)  # noqa: B019 (one judge a process)
     def scores(self, weights: Path) -> list[float]:
         model, samples = load_base(self.config, str(weights)), self.config.score.samples
-        return [
-            score(model, self.scoring, protocol_of(self.config, self.scoring, samples, seed=seed), self.group).fid
-            for seed in FRESH
-        ]
+        protocols = [protocol_of(self.config, self.scoring, samples, seed=seed) for seed in FRESH]
+        return [score(model, self.scoring, protocol, self.group).score.values["fid"] for protocol in protocols]
 
     def mean(self, weights: Path) -> float:
         return statistics.mean(self.scores(weights))

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cca_ray.errors import reason
+from cca_ray.registry import METRICS
 
 
 class Strict(BaseModel):
@@ -115,6 +116,9 @@ class Rung(Strict):
     keep: float | None = Field(None, gt=0, le=1)  # share of the trials that goes on from here; None: search.keep
 
 
+DEFAULT_METRICS = ("fid", "inception_score")
+
+
 class Score(Strict):
     """How samples are made and scored; with the reference's digest this becomes the protocol."""
 
@@ -126,11 +130,22 @@ class Score(Strict):
     top_k: int = Field(0, ge=0)  # 0: all tokens
     top_p: float = Field(1.0, gt=0, le=1)  # 1: all tokens
     seed: int = Field(0, ge=0)  # of the noise all trials share; fresh blocks take seed + 1, seed + 2, ...
+    metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)  # what is measured at rungs and in the end
     samples: int = Field(50_000, ge=2)  # of a fresh block
     blocks: int = Field(3, ge=1)  # fresh blocks that choose the winner, and as many others that the table shows
     finalists: int = Field(3, ge=1)  # best trials that are scored again on the fresh blocks
     guidance_scales: tuple[float, ...] = Field((1.25, 1.5, 2.0, 3.0), min_length=1)  # tried on the base
     winner_guidance_scales: tuple[float, ...] = ()  # tried on the winner too, for CCA with guidance
+
+    @field_validator("metrics")
+    @classmethod
+    def known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for i, name in enumerate(names):
+            if name not in METRICS.names():
+                raise ValueError(f"unknown metric {name!r}: one of {', '.join(METRICS.names())}")
+            if name in names[:i]:
+                raise ValueError(f"names {name} twice")
+        return names
 
     @field_validator("guidance_scales", "winner_guidance_scales")
     @classmethod
@@ -140,12 +155,19 @@ class Score(Strict):
         return scales
 
 
+def metric_names(metric: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The metrics that `search.metric` means."""
+    if metric == "both":
+        return DEFAULT_METRICS
+    return (metric,) if isinstance(metric, str) else metric
+
+
 class Search(Strict):
     """What is searched, from where, for how long. Names are those of numeric fields of `train`."""
 
     space: dict[str, Range] = Field(min_length=1)
     first_points: tuple[dict[str, float], ...] = ()  # evaluated before the sampler's own proposals
-    metric: Literal["fid", "inception_score", "both"] = "fid"  # both: the front of FID against inception score
+    metric: str | tuple[str, ...] = "fid"  # of score.metrics; several: their front; both: fid and inception_score
     trials: int = Field(20, ge=1)
     replicates: int = Field(0, ge=0)  # training seeds with which every finalist is trained again
     max_concurrent: int = Field(2, ge=1)
@@ -153,6 +175,10 @@ class Search(Strict):
     grace_trials: int = Field(4, ge=1)  # a rung stops no trial before this many have been scored there
     keep: float = Field(0.5, gt=0, le=1)  # share of the trials at a rung that goes on, and what cannot be told apart
     seed: int = Field(0, ge=0)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return metric_names(self.metric)
 
     @model_validator(mode="after")
     def known_names(self) -> Self:
@@ -285,6 +311,9 @@ class StudyConfig(Strict):
             raise ValueError("rungs must rise in `at` and end at 1")
         if self.base.embedded is None and not (self.data.tokens and self.score.features and self.score.reference):
             raise ValueError("without an embedded base, data.tokens, score.features and score.reference must be given")
+        searched = self.search.metrics
+        if not searched or len(set(searched)) < len(searched) or not set(searched) <= set(self.score.metrics):
+            raise ValueError(f"search.metric: want one of score.metrics, or several: {', '.join(self.score.metrics)}")
         for name, bounds in self.search.space.items():
             if name in UNUSED.get(self.train.objective, ()):
                 raise ValueError(f"search.space: {name} has no effect on objective {self.train.objective}")

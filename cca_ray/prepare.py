@@ -25,6 +25,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from cca_ray.cluster.placement import local_device
 from cca_ray.cluster.queue import may_grow, nodes_now
+from cca_ray.cluster.session import start_ray
 from cca_ray.data.encode import (
     Columns,
     Encode,
@@ -40,10 +41,9 @@ from cca_ray.data.images import AUGMENTATIONS, TEN_CROPS, Listing, Square, crops
 from cca_ray.data.tokens import UNREADABLE, TokenMeta, write_unreadable
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import Extractor, extract, load_extractor
-from cca_ray.evaluation.metrics import Moments, Reference
+from cca_ray.evaluation.reference import Moments, Reference, evenly_spaced
 from cca_ray.models.family import Tokenizer, load_tokenizer
 from cca_ray.models.files import digest_of_weights
-from cca_ray.search.size_study import start_ray
 from cca_ray.storage.files import atomically
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
@@ -191,8 +191,10 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
     unreadable: list[str] = []
     listed = out.with_name(f"{out.name}.{UNREADABLE}")
     arguments = {"features": named(features.absolute()), "size": size}
+    chosen = evenly_spaced(len(listing.entries))  # whose features are kept
     waiting: dict[int, dict[str, Moments]] = {}
     merged: dict[str, Moments] = {}
+    kept: dict[int, np.ndarray] = {}  # by part
     done = following = 0
     pace(0, len(listing.entries), 0)
     stream = stream_parts(listing, parts, ReadImages(listing.where, [Square("adm", size)]), ExtractFeatures, arguments)
@@ -203,6 +205,8 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
         refuse_more_than(limit, unreadable, listed)
         kinds = [kind for kind in ("pooled", "spatial") if kind in rows and good.any()]
         waiting[number] = {kind: Moments.of(rows[kind][good]) for kind in kinds}
+        if "pooled" in kinds:
+            kept[number] = rows["pooled"][good & np.isin(rows["index"], chosen)]
         while following in waiting:  # in order, whoever was first
             for kind, moments in waiting.pop(following).items():
                 merged[kind] = merged[kind].merge(moments) if kind in merged else moments
@@ -211,7 +215,8 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
     write_unreadable(listed, unreadable)
     if "pooled" not in merged or merged["pooled"].n < 2:
         raise ConfigError(f"{listing.where}: want at least 2 readable images")
-    reference = Reference.of(merged["pooled"], merged.get("spatial"))
+    some = np.concatenate([kept[number] for number in sorted(kept)])
+    reference = Reference.of(merged["pooled"], merged.get("spatial"), some if len(some) > 1 else None)
 
     def write(path: Path) -> None:
         with path.open("wb") as file:

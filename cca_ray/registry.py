@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
+from cca_ray.contracts import MetricInfo
 from cca_ray.errors import ConfigError
 
 GROUP = "cca_ray.plugins"
@@ -95,12 +96,17 @@ OBJECTIVES: Registry[ObjectiveFacts] = Registry(
 )
 EXTRACTORS: Registry[Named] = Registry(
     "extractor",
-    {name: f"cca_ray.evaluation.features:{name.upper()}" for name in ("small", "inception", "nvidia_inception")},
+    {
+        "small": "cca_ray.evaluation.small_network:SMALL",
+        "inception": "cca_ray.evaluation.inception:INCEPTION",
+        "nvidia_inception": "cca_ray.evaluation.inception:NVIDIA_INCEPTION",
+    },
 )
 METRICS: Registry[MetricFacts] = Registry(
     "metric",
     {
         "fid": "cca_ray.evaluation.fid:FID",
+        "sfid": "cca_ray.evaluation.fid:SFID",
         "inception_score": "cca_ray.evaluation.inception_score:INCEPTION_SCORE",
         "kid": "cca_ray.evaluation.kid:KID",
         "precision": "cca_ray.evaluation.precision_recall:PRECISION",
@@ -110,6 +116,12 @@ METRICS: Registry[MetricFacts] = Registry(
 REGISTRIES: Mapping[str, Registry[Any]] = {
     registry.kind: registry for registry in (FAMILIES, OBJECTIVES, EXTRACTORS, METRICS)
 }
+
+
+def metric_info(name: str) -> MetricInfo:
+    """Of a metric, for whoever cannot import it. ValueError if there is none of this name."""
+    metric = METRICS.get(name)
+    return MetricInfo(name=name, label=metric.label, lower_is_better=metric.lower_is_better)
 
 
 @dataclass(frozen=True)

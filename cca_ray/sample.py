@@ -5,46 +5,17 @@ cca-ray sample digits_s --guidance-scale 1.5 --out guided.png                   
 cca-ray sample llamagen_b --checkpoint winner.pt --count 50000 --npz all.npz     for the ADM evaluator
 """
 
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from PIL import Image
 
 from cca_ray.errors import ConfigError
-from cca_ray.evaluation.sampler import image_grid
-from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.evaluation.samples import write_samples
 from cca_ray.inputs import DEFAULT_SPACES, find_space
-from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.space_file import load_config
-from cca_ray.storage.files import atomically
 from cca_ray.terminal.console import CheckpointOption, Console, SpaceArgument, place, run
 from cca_ray.training.small_base import check_files, resolve
-
-SHOWN = 400  # images of a grid, at most
-
-
-class NpzWriter:
-    """Writes `arr_0` [N, H, W, 3] uint8 a batch at a time, for 50,000 images of 256 pixels are 10 GB."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]):
-        self.archive = zipfile.ZipFile(path, "w", allowZip64=True)
-        self.array = self.archive.open("arr_0.npy", "w", force_zip64=True)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.array, header)  # the evaluator streams this version
-
-    def add(self, images: np.ndarray) -> None:
-        self.array.write(np.ascontiguousarray(images).data)
-
-    def close(self, labels: np.ndarray) -> None:
-        """Ends the file with the labels [N]."""
-        self.array.close()
-        with self.archive.open("labels.npy", "w") as file:
-            np.save(file, labels)
-        self.archive.close()
 
 
 def main(
@@ -73,39 +44,14 @@ def main(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     config = resolve(config, storage, console.progress)
-    group = Group()
-    scoring = scoring_of(config, group.device)
-    model = for_sampling(load_base(config, str(checkpoint) if checkpoint else None), config.placement, group)
-    protocol = protocol_of(config, scoring, count, guidance_scale, seed)
-    side, made = protocol.image_size, 0
-    shown: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-
-    def images() -> Iterator[np.ndarray]:
-        nonlocal made
-        for _, batch, classes in sample_shards(model, scoring, protocol, group):
-            array = batch.cpu().numpy()
-            made += len(array)
-            labels.append(classes.cpu().numpy())
-            shown.extend(array[: max(0, SHOWN - len(shown))])
-            console.progress("images", made, count)
-            yield array
-
-    def write(partial: Path) -> None:
-        writer = NpzWriter(partial, (count, side, side, 3))
-        for batch in images():
-            writer.add(batch)
-        writer.close(np.concatenate(labels))
-
+    shown = write_samples(
+        config, checkpoint, count, guidance_scale, seed, out, npz,
+        lambda made, of: console.progress("images", made, of),
+    )  # fmt: skip
     if npz is not None:
-        atomically(npz, write)
         console.say(f"{count} images: {npz}")
-    else:
-        for _ in images():
-            pass
     if out is not None:
-        Image.fromarray(image_grid(np.stack(shown), min(scoring.num_classes, 10))).save(out)
-        console.say(f"{len(shown)} images: {out}")
+        console.say(f"{shown} images: {out}")
 
 
 if __name__ == "__main__":

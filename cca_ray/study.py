@@ -17,9 +17,9 @@ from cca_ray.cluster.stopping import LOOK_S, Stop
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import SizeSummary
 from cca_ray.reporting.summary import picture, table, write_summary
-from cca_ray.search.ledger import Limits
+from cca_ray.search.budget import Limits
 from cca_ray.search.mlflow_pages import experiment_of, register_champion
-from cca_ray.search.size_study import SizeResult, run_size
+from cca_ray.search.size_study import SizeResult, SizeStudy, StudyContext
 from cca_ray.storage.mirror import pull, push
 from cca_ray.storage.uris import named
 from cca_ray.terminal.console import Console
@@ -28,7 +28,7 @@ from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import resolve
 from cca_ray.verdict import verdict
 
-GANG_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
+GROUP_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
 PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind
 
 
@@ -68,12 +68,12 @@ def warm_start_points(sizes: Sequence[SizeSummary], family: str) -> list[dict[st
 
 def too_many_at_once(configs: Sequence[StudyConfig], side_by_side: bool, have_gib: float) -> str:
     """What to tell of a machine of so much memory that cannot drive all trials that may run at a time; else nothing."""
-    gangs = [0 if in_this_process(config.placement) else config.search.max_concurrent for config in configs]
-    most = sum(gangs) if side_by_side else max(gangs)
-    if GANG_GIB * most < 0.9 * have_gib:  # the rest is the driver's, Ray's and MLflow's
+    groups = [0 if in_this_process(config.placement) else config.search.max_concurrent for config in configs]
+    most = sum(groups) if side_by_side else max(groups)
+    if GROUP_GIB * most < 0.9 * have_gib:  # the rest is the driver's, Ray's and MLflow's
         return ""
     return (
-        f"{most} trials at a time hold about {GANG_GIB * most:.0f} GiB on this machine, which has {have_gib:.0f}: "
+        f"{most} trials at a time hold about {GROUP_GIB * most:.0f} GiB on this machine, which has {have_gib:.0f}: "
         "want a larger one, or a smaller --max-concurrent"
     )
 
@@ -143,19 +143,15 @@ class Sizes:
             self.ended.put((config, error))
             return
 
+        tracker = study.trackers[experiment_of(config)]
+        context = StudyContext(study.name, study.folder, tracker, study.console.say, study.window.show, self.stop)
+
+        def points() -> list[dict[str, int | float]]:
+            return warm_start_points(self.sizes(number), config.base.family)
+
         def work() -> None:
             try:
-                outcome: SizeResult | BaseException = run_size(
-                    resolved,
-                    study.name,
-                    study.folder,
-                    study.trackers[experiment_of(config)],
-                    study.console.say,
-                    limits,
-                    lambda: warm_start_points(self.sizes(number), config.base.family),
-                    study.window.show,
-                    self.stop,
-                )
+                outcome: SizeResult | BaseException = SizeStudy(resolved, context, limits, points).run()
             except BaseException as error:
                 outcome = error
             self.ended.put((config, outcome))

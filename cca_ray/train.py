@@ -12,8 +12,8 @@ from ray.train import UserCallback
 
 from cca_ray.cluster.placement import in_this_process
 from cca_ray.cluster.queue import first_way
+from cca_ray.cluster.session import start_ray
 from cca_ray.inputs import DEFAULT_SPACES, find_space
-from cca_ray.search.size_study import start_ray
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import reach
 from cca_ray.storage.uris import named

@@ -28,6 +28,8 @@ import typer
 import yaml
 
 from cca_ray.cluster.placement import check_cuts
+from cca_ray.cluster.ray_compat import IN_A_JOB
+from cca_ray.cluster.session import remove_leaked_groups, start_ray
 from cca_ray.cluster.stopping import Stop, heeding_signals
 from cca_ray.config import FAMILY_SIZES, StudyConfig
 from cca_ray.contracts import Contract, SizeSummary
@@ -36,7 +38,6 @@ from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.reporting.text import closing
 from cca_ray.search.mlflow_pages import experiment_of
-from cca_ray.search.size_study import remove_leaked_groups, start_ray
 from cca_ray.space_file import load_config
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
@@ -52,7 +53,6 @@ from cca_ray.training.small_base import check_files
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOG = logging.getLogger(__name__)
-IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 
 
 SpacesArgument = Annotated[

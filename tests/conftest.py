@@ -13,8 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cca_ray.cluster.session import start_ray
 from cca_ray.config import Pretrain, StudyConfig
-from cca_ray.search.size_study import start_ray
 from cca_ray.space_file import parse
 from cca_ray.training.small_base import BaseFiles, LabelledImages, build_base, digits, with_files
 from tests.golden.weights import checkpoint

@@ -13,7 +13,7 @@ from cca_ray.config import Range
 from cca_ray.contracts import Finalist, ModelScore, SizeSummary
 from cca_ray.inputs import find_space
 from cca_ray.reporting.summary import write_summary
-from cca_ray.search.ledger import Arm, distribution, memory_of, open_arm
+from cca_ray.search.arms import Arm, distribution, memory_of, open_arm
 from cca_ray.search.records import ArmName
 from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
@@ -65,9 +65,9 @@ def make_study(
 
     def arm(name: ArmName, space: dict[str, Range]) -> Arm:
         within = {key: distribution(key, bounds) for key, bounds in space.items()}
-        metric = config.search.metric if name == "search" else "fid"
-        study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metric)
-        return Arm(name, study, within, completed + 3)
+        metrics = config.search.metrics if name == "search" else ("fid",)
+        study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metrics)
+        return Arm(name, study, storage, within, completed + 3, metrics)
 
     search = arm("search", config.search.space)
     control = arm("control", {"learning_rate": Range(low=3e-4, high=3e-3)})

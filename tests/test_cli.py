@@ -82,7 +82,21 @@ def test_sample_makes_a_grid_or_an_npz_that_evaluate_scores(base_files: BaseFile
     guided = json.loads(invoke(evaluate.main, [str(space), "--samples", "80", "--guidance-scale", "2"], capsys).out)
     assert guided["protocol_id"] != direct["protocol_id"]
     assert guided["fid"] != direct["fid"]
-    assert (direct["sfid"], direct["precision"], direct["recall"]) == (None, None, None)
+    assert direct["sfid"] is None
+    assert all(np.isfinite(direct[name]) for name in ("kid", "precision", "recall"))
+
+
+def test_a_reference_of_moments_alone_gives_no_more_than_version_0_1_did(base_files: BaseFiles, tmp_path: Path, capsys):
+    space, bare = write_space(tmp_path, base_files), tmp_path / "bare.npz"
+    content = np.load(base_files.reference)
+    np.savez(bare, mu=content["mu"], sigma=content["sigma"])
+    space.write_text(space.read_text().replace(str(base_files.reference), str(bare)))
+    found = json.loads(invoke(evaluate.main, [str(space), "--samples", "80"], capsys).out)
+    assert [found[name] for name in ("sfid", "kid", "precision", "recall")] == [None] * 4
+    refused = invoke(evaluate.main, [str(space), "--set", "score.metrics=[fid, kid]"], capsys)
+    assert refused.code == 2
+    assert "score.metrics: kid cannot be had: score.reference holds no features" in refused.err
+    assert refused.err.count("\n") == 1
 
 
 def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):

@@ -56,6 +56,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "no source of the base": (changed("base.embedded", None), "base: needs embedded: digits, or both checkpoint"),
     "unknown family": (changed("base.family", "dalle"), "base.family: input should be 'llamagen' or 'var'"),
     "unknown size": (changed("base.size", "XS"), "base: size 'XS' of llamagen: one of S, M, B, L, XL, XXL, 3B"),
+    "unknown metric": (changed("score.metrics", ["fid", "lpips"]), "score.metrics: unknown metric 'lpips': one of fid"),
+    "a metric twice": (changed("score.metrics", ["fid", "fid"]), "score.metrics: names fid twice"),
+    "no metric": (changed("score.metrics", []), "score.metrics: tuple should have at least 1 item"),
+    "search of what is not scored": (changed("search.metric", "kid"), "search.metric: want one of score.metrics, or"),
+    "search of a metric twice": (changed("search.metric", ["fid", "fid"]), "search.metric: want one of score.metrics"),
     "range upside down": (changed("search.space.lambda", {"low": 5, "high": 1}), "low (5) must be below high (1)"),
     "log range from zero": (changed("search.space.lambda", {"low": 0, "high": 1}), "low must be above 0"),
     "unknown search name": (changed("search.space.gamma", {"low": 1, "high": 2}), "cannot search 'gamma'"),
@@ -163,3 +168,18 @@ def test_any_numeric_field_of_train_may_be_searched(tmp_path: Path):
 
 def test_the_sizes_are_those_that_can_be_built():
     assert {family: tuple(sizes) for family, sizes in SIZES.items()} == FAMILY_SIZES
+
+
+@pytest.mark.parametrize(
+    ("metric", "names"),
+    [
+        ("fid", ("fid",)),
+        ("kid", ("kid",)),
+        ("both", ("fid", "inception_score")),
+        (["kid", "recall"], ("kid", "recall")),
+    ],
+)
+def test_a_study_may_search_any_of_its_metrics_or_several(metric: Any, names: tuple[str, ...], tmp_path: Path):
+    content = changed("score.metrics", ["fid", "inception_score", "kid", "recall"])
+    content["search"]["metric"] = metric
+    assert load_config(write(tmp_path, content)).search.metrics == names

@@ -28,6 +28,7 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from cca_ray import tune
+from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.storage.mirror import exists, folders, listed, pull
 from cca_ray.storage.uris import here, named
@@ -35,8 +36,8 @@ from cca_ray.tracking.store import KEY
 from cca_ray.training.small_base import BaseFiles
 from tests.buckets import CREDENTIALS, s3_server
 from tests.test_cli import invoke, write_space
-from tests.test_tracking import Server, empty_mlflow, free_port
 from tests.test_tune import wait_until
+from tests.tracking.test_tracker import Server, empty_mlflow, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "CCA_RAY_JOBS"
@@ -289,7 +290,7 @@ def test_the_head_of_these_tests_is_told_what_the_head_of_the_cluster_is_told():
 def test_a_folder_that_ray_deletes_is_refused(
     base_files: BaseFiles, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv(tune.IN_A_JOB, "{}")
+    monkeypatch.setenv(IN_A_JOB, "{}")
     monkeypatch.chdir(tmp_path)
     outcome = invoke(tune.main, [str(write_space(tmp_path, base_files))], capsys)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)

@@ -14,8 +14,9 @@ from cca_ray import prepare
 from cca_ray.data.images import centre_crop, crops_of, cut, decode, list_images
 from cca_ray.data.tokens import read_token_set, to_input
 from cca_ray.errors import ConfigError
-from cca_ray.evaluation.features import FeatureNet, extract
-from cca_ray.evaluation.metrics import Moments, Reference
+from cca_ray.evaluation.features import extract
+from cca_ray.evaluation.reference import Moments, Reference
+from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.models.family import build_tokenizer, load_tokenizer, save_official
 from cca_ray.models.files import digest_of_weights, write_atomically
 from cca_ray.prepare import Pace, import_npy, make_reference, tokenize, wait_for_gpus
@@ -160,7 +161,11 @@ def test_reference_statistics_are_those_of_the_centre_crops(photos: Path, tmp_pa
     expected = Moments.of(extract(network, torch.from_numpy(np.stack(images))).pooled.numpy())
     np.testing.assert_allclose(made.mean, expected.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(made.covariance, expected.covariance, rtol=1e-4, atol=1e-7)
-    assert Reference.load(tmp_path / "reference.npz").digest == made.digest
+    found = Reference.load(tmp_path / "reference.npz")
+    assert found.digest == made.digest
+    assert found.features is not None
+    pooled = extract(network, torch.from_numpy(np.stack(images))).pooled.numpy()
+    np.testing.assert_allclose(found.features, pooled, rtol=1e-4, atol=1e-5)
     assert "dog/07.png: not an image" in (tmp_path / "reference.npz.unreadable.txt").read_text()
 
 

@@ -81,7 +81,7 @@ def outcomes(folder: Path, study: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_files: BaseFiles, tmp_path: Path):
-    points = [{"lambda": value, "learning_rate": 1e-3} for value in (1.0, 2.0, 4.0)]  # what is taught comes too late
+    points = [{"lambda": value, "learning_rate": 1e-3} for value in (1.0, 2.0, 4.0)]  # warm-start points come too late
     for name in ("one", "two"):
         write_space(tmp_path, base_files, name, epochs=20)
     first_points = f"search.first_points={json.dumps(points)}"

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from cca_ray import evaluate, pretrain, report, train, tune
 from cca_ray.data.tokens import read_token_set
-from cca_ray.evaluation.metrics import Reference
+from cca_ray.evaluation.reference import Reference
 from cca_ray.storage.lease import LEASE
 from cca_ray.storage.mirror import exists, pull, push, remove, written_at
 from cca_ray.storage.uris import COPIES, here, named

@@ -1,7 +1,8 @@
-"""Who trains where: trials stand in one line, and each takes the first way of its table that fits free capacity.
+"""Who trains where: trials wait in one queue, and each takes the first way of its table that fits free capacity.
 
-A gang, the workers of one trial, is on one type of card.  Ray's placement groups know neither preference nor line; so
-the line is kept here, by one actor for all studies on a cluster, and only who has been granted a way asks Ray for it.
+A worker group, all workers of one trial, is on one type of card. Ray's placement groups know neither preference nor
+order; so the queue is kept here, by one actor for all studies on a cluster, and only who has been granted a way asks
+Ray for it.
 """
 
 import time
@@ -11,25 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import (
-    PlacementGroup,
-    get_placement_group,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 
 from cca_ray.cluster.placement import TYPE, accelerator_of, devices, ways, worker_resources
+from cca_ray.cluster.ray_compat import ON_THE_HEAD
 from cca_ray.config import CPU, Placement
 
-REMOVED = "REMOVED"  # the state of a placement group
 NODE_GROUP = "ray.io/node-group"  # the one of nodes that an autoscaler manages
-ON_THE_HEAD = {"node:__internal_head__": 0.001}  # resources of what must outlive every other node
 DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next
 REFUSED_S = 60.0  # how long a way is not tried again that Ray could not start, as when other jobs hold the cards
-GONE_S = 60.0  # after which who no longer asks is out of the line
+GONE_S = 60.0  # after which who no longer asks is out of the queue
 DEAD_S = 120.0  # after which a study that was not heard of is dead, and holds nothing
-NAME = "line-2"  # of the actor; the number is that of its methods: studies of other versions stand in their own line
+NAME = "queue-3"  # of the actor; the number is that of its methods: studies of other versions wait in their own queue
 
 
 @dataclass(frozen=True)
@@ -75,22 +69,22 @@ def slots(way: Placement, nodes: Sequence[Node]) -> int:
 
 
 def in_use(way: Placement, held: Sequence[Placement]) -> float:
-    """How many workers of this way would fit where the held gangs of the same type are."""
+    """How many workers of this way would fit where the held worker groups of the same type are."""
     same = [other for other in held if accelerator_of(other) == accelerator_of(way)]
     return sum(map(devices, same)) / (way.gpus or way.cpus)
 
 
 def grant(
-    line: Mapping[str, Sequence[Placement]], held: Sequence[Placement], nodes: Sequence[Node]
+    waiting: Mapping[str, Sequence[Placement]], held: Sequence[Placement], nodes: Sequence[Node]
 ) -> dict[str, Placement]:
-    """Who of the line, first come first, may start now, and in which way: the first of its own that fits.
+    """Who of those that wait, first come first, may start now, and in which way: the first of its own that fits.
 
     Who cannot start keeps for itself every type on which it could once run: those behind it may only take others.
     So a large trial is not starved by small ones, and no card idles that only they want.
     """
     granted: dict[str, Placement] = {}
     kept: set[str] = set()
-    for key, wanted in line.items():
+    for key, wanted in waiting.items():
         taken = [*held, *granted.values()]
         for way in wanted:
             if accelerator_of(way) not in kept and slots(way, nodes) - in_use(way, taken) >= way.workers:
@@ -148,17 +142,8 @@ def as_worker(task: Any, placement: Placement, **options: int) -> Any:
     return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), label_selector=where, **options)
 
 
-def free(gang: str) -> bool:
-    """Remove the placement group of this id, in hexadecimal digits, if it is still there; whether it was."""
-    group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(gang)))
-    there = placement_group_table(group).get("state", REMOVED) != REMOVED
-    if there:
-        remove_placement_group(group)
-    return there
-
-
 def demand(way: Placement, name: str) -> PlacementGroup:
-    """A gang that waits, as an autoscaler sees it. It goes with the job that asks, unlike `request_resources`.
+    """A worker group that waits, as an autoscaler sees it. It goes with the job that asks, unlike `request_resources`.
 
     One of this name that a lost process left is replaced.
     """
@@ -170,7 +155,7 @@ def demand(way: Placement, name: str) -> PlacementGroup:
 
 @dataclass
 class Waiting:
-    """One in the line."""
+    """One in the queue."""
 
     ways: tuple[Placement, ...]
     since: float  # when it began to wait
@@ -188,16 +173,16 @@ class Answer:
     demanded: Placement | None = None
 
 
-class Line:
-    """The line, and those who have been granted a way. See `line_of_the_cluster`.
+class CardQueue:
+    """The queue, and those who have been granted a way. See `queue_of_the_cluster`.
 
     Keys are paths: that of a trial's folder, and of its parent the study's.
     """
 
     def __init__(self, nodes: Callable[[], list[Node]] = nodes_now) -> None:
         self.nodes = nodes
-        self.order: dict[str, int] = {}  # the place in line, which a trial that lost its nodes has still
-        self.line: dict[str, Waiting] = {}
+        self.order: dict[str, int] = {}  # the place in the queue, which a trial that lost its nodes has still
+        self.waiting: dict[str, Waiting] = {}
         self.held: dict[str, Placement] = {}
         self.refused: dict[tuple[str, int], float] = {}  # type and number of workers -> until when
         self.heard: dict[str, float] = {}  # study -> when it gave its last sign of life
@@ -209,9 +194,9 @@ class Line:
         now = time.monotonic()
         self.alive(study_of(key))
         self.order.setdefault(key, 1 + max(self.order.values(), default=0))  # some may have left
-        waiting = self.line.setdefault(key, Waiting(ways(placement), now, now))
+        waiting = self.waiting.setdefault(key, Waiting(ways(placement), now, now))
         waiting.asked = now
-        for other in [k for k, w in self.line.items() if now - w.asked > GONE_S]:
+        for other in [k for k, w in self.waiting.items() if now - w.asked > GONE_S]:
             self.leave(other)
         for other in [k for k in self.order if now - self.heard[study_of(k)] > DEAD_S]:
             self.forget(other)
@@ -224,19 +209,21 @@ class Line:
         return Answer(demanded=waiting.ways[int((now - waiting.since) / DEMAND_S) % len(waiting.ways)])
 
     def wanted(self, now: float) -> dict[str, list[Placement]]:
-        """In the order of the line, what each would take now."""
-        keys = sorted(self.line, key=lambda key: self.order[key])
+        """In the order of the queue, what each would take now."""
+        keys = sorted(self.waiting, key=lambda key: self.order[key])
         return {
-            key: [way for way in self.line[key].ways if self.refused.get((accelerator_of(way), way.workers), 0) < now]
+            key: [
+                way for way in self.waiting[key].ways if self.refused.get((accelerator_of(way), way.workers), 0) < now
+            ]
             for key in keys
         }
 
     def leave(self, key: str) -> None:
-        """The line."""
-        self.line.pop(key, None)
+        """The queue."""
+        self.waiting.pop(key, None)
 
     def release(self, key: str) -> None:
-        """Its cards are free. If it asks again, it has its old place in line."""
+        """Its cards are free. If it asks again, it has its old place in the queue."""
         self.held.pop(key, None)
         self.leave(key)
 
@@ -260,17 +247,17 @@ def study_of(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def line_of_the_cluster() -> Any:
-    """The actor in whose line all trials of this cluster stand that list accelerators, of whatever study.
+def queue_of_the_cluster() -> Any:
+    """The actor in whose queue all trials of this cluster wait that list accelerators, of whatever study.
 
     It outlives the study that needed it first, and every node but the head.
     """
     where = {"name": NAME, "namespace": "cca_ray", "lifetime": "detached", "get_if_exists": True}
     alone = {"num_cpus": 0, "resources": ON_THE_HEAD, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(Line).options(**where, **alone).remote()
+    return ray.remote(CardQueue).options(**where, **alone).remote()
 
 
-def wait_in_line(placer: Any, key: str, placement: Placement) -> Placement:
+def wait_in_queue(placer: Any, key: str, placement: Placement) -> Placement:
     """Until a way is free; where an autoscaler manages the cluster it hears of it."""
     demanded: Placement | None = None
     group: PlacementGroup | None = None

@@ -4,7 +4,6 @@ A run that was cut short goes on at the parts that are missing.
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import ray.data
 import torch
 
 from cca_ray.cluster.placement import local_device
+from cca_ray.cluster.ray_compat import quiet_data
 from cca_ray.data.images import Crop, Listing, Square, cut, decode, read_entry
 from cca_ray.data.tokens import (
     MANIFEST,
@@ -115,8 +115,7 @@ def stream_parts(
 ) -> Iterator[tuple[int, Columns]]:
     """Read images and run `work(**arguments)` on them on all nodes: (which of `parts`, its rows in order), as they
     get done. `parts`: runs of indices of the listing's images, in order, one array a part."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of every plan
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it tells that it will not tell
+    quiet_data()
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpus = int(ray.cluster_resources().get("GPU", 0))
     cpus = int(ray.cluster_resources().get("CPU", 1))

@@ -1,26 +1,25 @@
-"""Images -> features: the networks behind FID.
+"""Images -> features: the face of the networks behind FID, and how one is found in a file.
 
-Three kinds, told apart by what is in their file: our own small classifier (`pretrain` trains it), the Inception
-network of pytorch-fid and torch-fidelity (a state dict), NVIDIA's (a TorchScript program).  The last two are the
-network of the ADM evaluator, in ports that agree with it to about 1e-3 in FID.
+The networks themselves: our own small classifier (`small_network`), and Inception in two ports (`inception`).
 """
 
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cca_ray.models.files import digest_of_weights, load_state, read_checkpoint
+from cca_ray.models.files import digest_of_weights, read_checkpoint
+from cca_ray.registry import EXTRACTORS
 
-INCEPTION_SIDE = 299  # pixels
-CLASSES = 1008  # of the 2015 network
+Provided = Literal["pooled", "spatial", "probabilities"]
 WHERE = (
     "the FID Inception weights: pt_inception-2015-12-05-6726825d.pth of pytorch-fid's GitHub releases, or NVIDIA's "
     "inception-2015-12-05.pt; without them, score with your own network (python -m cca_ray.pretrain), or write "
@@ -29,230 +28,96 @@ WHERE = (
 
 
 @dataclass(frozen=True)
+class FeatureArrays:
+    """Of some images, on the CPU: pooled [N, D]; class probabilities [N, K] and spatial [N, S] where there are any."""
+
+    pooled: np.ndarray
+    probabilities: np.ndarray | None = None
+    spatial: np.ndarray | None = None
+
+    def of(self, rows: np.ndarray) -> "FeatureArrays":
+        """Those of some of the images: bool [N]."""
+        rest = (None if x is None else x[rows] for x in (self.probabilities, self.spatial))
+        return FeatureArrays(self.pooled[rows], *rest)
+
+
+@dataclass(frozen=True)
 class Features:
-    """Of a batch: pooled [B, D]; class probabilities [B, K]; spatial [B, S], where the network has them."""
+    """Of a batch: pooled [B, D]; class probabilities [B, K] and spatial [B, S], where the network has them."""
 
     pooled: Tensor
-    probabilities: Tensor
+    probabilities: Tensor | None = None
     spatial: Tensor | None = None
+
+    def arrays(self) -> FeatureArrays:
+        rest = (None if x is None else x.cpu().numpy() for x in (self.probabilities, self.spatial))
+        return FeatureArrays(self.pooled.cpu().numpy(), *rest)
 
 
 class Extractor(nn.Module):
     """`extractor(images [B, H, W, 3] uint8) -> Features`: what is scored is what would be saved."""
 
-    digest: str  # names its weights
+    digest: str  # names its weights; `load_extractor` sets it
     width: int  # D
+    provides: frozenset[Provided] = frozenset({"pooled", "probabilities"})  # what its `Features` hold
     image_size: int | None = None  # pixels along a side; None: any, it resizes them itself
 
     def forward(self, images: Tensor) -> Features:
         raise NotImplementedError
 
 
-class FeatureNet(Extractor):
-    """A small convolutional classifier. Strides until the grid is 4 or less."""
+class FeatureFile:
+    """A file that may hold a feature network. What of it is read is read once; no code in it runs but TorchScript's."""
 
-    def __init__(self, image_size: int, num_classes: int, features: int = 64, width: int = 32):
-        super().__init__()
-        self.image_size, self.width = image_size, features
-        stages, side = 0, image_size
-        while side > 4:
-            side, stages = -(-side // 2), stages + 1
-        widths = [3] + [min(width * 2**i, 128) for i in range(stages + 1)]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, stride=1 if i == 0 else 2) for i, (a, b) in enumerate(pairwise(widths))
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(8, b) for b in widths[1:])
-        self.project = nn.Linear(widths[-1] * side * side, features)
-        self.classify = nn.Linear(features, num_classes)
+    def __init__(self, path: Path):
+        self.path = path
 
-    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, D] and logits [B, K]."""
-        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.silu(norm(conv(x)))
-        features = self.project(x.flatten(1))
-        return features, self.classify(F.silu(features))
+    @cached_property
+    def program(self) -> torch.jit.ScriptModule | None:
+        """Of TorchScript, whose archives hold code; None if it is none. ValueError if it is one but cannot be read."""
+        if not zipfile.is_zipfile(self.path) or not any("/code/" in n for n in zipfile.ZipFile(self.path).namelist()):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which NVIDIA's file is
+            try:
+                return torch.jit.load(self.path, map_location="cpu").eval()
+            except RuntimeError as error:
+                raise ValueError(f"{self.path}: not a readable program ({str(error).splitlines()[0]})") from None
 
-    def forward(self, images: Tensor) -> Features:
-        features, logits = self.logits(images)
-        return Features(features, logits.softmax(-1))
+    @cached_property
+    def checkpoint(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | str:
+        """State dict and settings, which are whatever its maker wrote; or why there are none."""
+        if self.program is not None:
+            return f"{self.path}: is a program"
+        try:
+            return read_checkpoint(self.path)
+        except ValueError as error:
+            return str(error)
 
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Tensors by name; none if it is no checkpoint."""
+        return {} if isinstance(self.checkpoint, str) else self.checkpoint[0]
 
-def resize_tf1(x_BCHW: Tensor, side: int) -> Tensor:
-    """TensorFlow 1's bilinear resize (align_corners and half_pixel_centers off), with which FID was defined.
-
-    Pixel i looks at i · in / out; `F.interpolate` looks half a pixel further and is up to 7 of 255 off.
-    """
-    for axis in (2, 3):
-        size = x_BCHW.shape[axis]
-        at = torch.arange(side, device=x_BCHW.device, dtype=torch.float32) * (size / side)
-        low = at.long().clamp(max=size - 1)
-        weight = (at - low).view(-1, 1) if axis == 2 else at - low
-        high = (low + 1).clamp(max=size - 1)
-        a, b = x_BCHW.index_select(axis, low), x_BCHW.index_select(axis, high)
-        x_BCHW = a + (b - a) * weight
-    return x_BCHW
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The `config` that its maker put beside the tensors, to be checked by whoever recognises the file."""
+        return {} if isinstance(self.checkpoint, str) else self.checkpoint[1]
 
 
-Kernel = int | tuple[int, int]
-Stage = tuple[str, int, Kernel]  # what is added to the branch's name, channels, kernel
+class ExtractorKind(ABC):
+    """A kind of feature networks: knows its files by what is in them, never by their names."""
 
+    kind = "extractor"
+    name: str
 
-class ConvNorm(nn.Module):
-    """Convolution, batch norm with the stored statistics, ReLU. A strided one has no padding."""
+    @abstractmethod
+    def recognises(self, file: FeatureFile) -> bool:
+        """Whether the file holds one of this kind."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padded: bool = True):
-        super().__init__()
-        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = (height // 2, width // 2) if padded and stride == 1 else (0, 0)
-        self.conv = nn.Conv2d(inputs, outputs, (height, width), stride=stride, padding=padding, bias=False)
-        self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm = self.bn
-        y = F.batch_norm(self.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        return F.relu(y)
-
-
-class Mixed(nn.Module):
-    """Branches of convolutions side by side, and a pooling one; their outputs are concatenated.
-
-    `stride` 2: the last convolution of each branch halves the grid, and the pool has no convolution.
-    Where the last stage of a branch has kernels "a" and "b", both run on what came before.
-    """
-
-    def __init__(self, inputs: int, branches: dict[str, list[Stage]], pooled: int, maximum: bool, stride: int = 1):
-        super().__init__()
-        self.paths: list[list[str]] = []
-        self.maximum, self.stride = maximum, stride
-        for branch, stages in branches.items():
-            width = inputs
-            for i, (end, outputs, kernel) in enumerate(stages):
-                last = i == len(stages) - 1
-                self.add_module(branch + end, ConvNorm(width, outputs, kernel, stride if last else 1))
-                width = width if end.endswith("a") else outputs
-            self.paths.append([branch + end for end, _, _ in stages])
-        self.branch_pool = ConvNorm(inputs, pooled, 1) if pooled else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = []
-        for path in self.paths:
-            y = x
-            for name in path:
-                z = self.get_submodule(name)(y)
-                if name.endswith(("a", "b")):
-                    outputs.append(z)
-                else:
-                    y = z
-            if not path[-1].endswith("b"):
-                outputs.append(y)
-        return torch.cat([*outputs, self.pool(x)], dim=1)
-
-    def pool(self, x: Tensor) -> Tensor:
-        if self.branch_pool is None:
-            return F.max_pool2d(x, 3, stride=self.stride)
-        if self.maximum:
-            return self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))
-        # TensorFlow leaves the padding out of the mean.
-        return self.branch_pool(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
-
-
-def mixed_5(inputs: int, pooled: int) -> Mixed:
-    branches: dict[str, list[Stage]] = {
-        "branch1x1": [("", 64, 1)],
-        "branch5x5": [("_1", 48, 1), ("_2", 64, 5)],
-        "branch3x3dbl": [("_1", 64, 1), ("_2", 96, 3), ("_3", 96, 3)],
-    }
-    return Mixed(inputs, branches, pooled, maximum=False)
-
-
-def mixed_6(width: int) -> Mixed:
-    row, column = (1, 7), (7, 1)
-    branches: dict[str, list[Stage]] = {
-        "branch1x1": [("", 192, 1)],
-        "branch7x7": [("_1", width, 1), ("_2", width, row), ("_3", 192, column)],
-        "branch7x7dbl": [
-            ("_1", width, 1), ("_2", width, column), ("_3", width, row), ("_4", width, column), ("_5", 192, row),
-        ],
-    }  # fmt: skip
-    return Mixed(768, branches, 192, maximum=False)
-
-
-def mixed_7(inputs: int, maximum: bool) -> Mixed:
-    row, column = (1, 3), (3, 1)
-    branches: dict[str, list[Stage]] = {
-        "branch1x1": [("", 320, 1)],
-        "branch3x3": [("_1", 384, 1), ("_2a", 384, row), ("_2b", 384, column)],
-        "branch3x3dbl": [("_1", 448, 1), ("_2", 384, 3), ("_3a", 384, row), ("_3b", 384, column)],
-    }
-    return Mixed(inputs, branches, 192, maximum=maximum)
-
-
-class Inception(Extractor):
-    """The Inception-v3 of 2015 behind FID, with the names of torchvision's and pytorch-fid's checkpoints.
-
-    Features as in the ADM evaluator: `pool_3` (2048), the first 7 channels of `mixed_6/conv` (17 x 17 x 7 = 2023,
-    for sFID), probabilities from the logits without their bias.  The last block pools by maximum: a slip of the
-    original that FID has kept.
-    """
-
-    width = 2048
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3, padded=False)
-        self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3)
-        self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1)
-        self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3, padded=False)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = mixed_5(192, 32), mixed_5(256, 64), mixed_5(288, 64)
-        self.Mixed_6a = Mixed(
-            288,
-            {"branch3x3": [("", 384, 3)], "branch3x3dbl": [("_1", 64, 1), ("_2", 96, 3), ("_3", 96, 3)]},
-            0, maximum=True, stride=2,
-        )  # fmt: skip
-        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(mixed_6, (128, 160, 160, 192))
-        self.Mixed_7a = Mixed(
-            768,
-            {
-                "branch3x3": [("_1", 192, 1), ("_2", 320, 3)],
-                "branch7x7x3": [("_1", 192, 1), ("_2", 192, (1, 7)), ("_3", 192, (7, 1)), ("_4", 192, 3)],
-            },
-            0, maximum=True, stride=2,
-        )  # fmt: skip
-        self.Mixed_7b, self.Mixed_7c = mixed_7(1280, maximum=False), mixed_7(2048, maximum=True)
-        self.fc = nn.Linear(self.width, CLASSES)
-
-    def forward(self, images: Tensor) -> Features:
-        x = resize_tf1(images.permute(0, 3, 1, 2).float(), INCEPTION_SIDE)
-        x = ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = F.max_pool2d(x, 3, stride=2)
-        x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
-        x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
-        spatial = self.Mixed_6d.get_submodule("branch1x1")(x)[:, :7].permute(0, 2, 3, 1).flatten(1)
-        x = self.Mixed_6e(self.Mixed_6d(x))
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        pooled = x.mean((2, 3))
-        return Features(pooled, (pooled @ self.fc.weight.T).softmax(-1), spatial)
-
-
-class ScriptedInception(Extractor):
-    """NVIDIA's program: resizes and scales by itself; has no spatial features."""
-
-    def __init__(self, program: torch.jit.ScriptModule, path: str | Path):
-        super().__init__()
-        self.program = program
-        heads = [p for p in program.parameters() if p.ndim == 2 and p.shape[0] == CLASSES]
-        if len(heads) != 1:
-            raise ValueError(f"{path}: not NVIDIA's Inception program: no layer of {CLASSES} classes. Want {WHERE}")
-        self.head = heads[0].detach()
-        self.width = self.head.shape[1]
-
-    def forward(self, images: Tensor) -> Features:
-        pooled = self.program(images.permute(0, 3, 1, 2), return_features=True)
-        return Features(pooled, (pooled @ self.head.T).softmax(-1))
+    @abstractmethod
+    def load(self, file: FeatureFile) -> Extractor:
+        """The network in a file that was recognised. ValueError, naming the file, if it is not whole."""
 
 
 @torch.inference_mode()
@@ -262,39 +127,23 @@ def extract(extractor: Extractor, images: Tensor) -> Features:
         return extractor(images)
 
 
-def is_program(path: str | Path) -> bool:
-    """TorchScript archives hold code; state dicts do not."""
-    return zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist())
-
-
 def load_extractor(path: str | Path) -> Extractor:
-    """A frozen feature network. ValueError, which says where to get one, if there is none in the file."""
+    """A frozen feature network of any registered kind. ValueError, which says where to get one, if there is none."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; score.features wants {WHERE}")
-    extractor: Extractor
-    if is_program(path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which NVIDIA's file is
-            try:
-                program = torch.jit.load(path, map_location="cpu").eval()
-            except RuntimeError as error:
-                raise ValueError(f"{path}: not a readable program ({str(error).splitlines()[0]})") from None
-        extractor = ScriptedInception(program, path)
-    else:
-        extractor = from_state(*read_checkpoint(path), path)
+    file = FeatureFile(Path(path))
+    for name in EXTRACTORS.names():
+        kind = EXTRACTORS.get(name)
+        if not isinstance(kind, ExtractorKind):
+            raise ValueError(f"extractor {name!r}: is no cca_ray.evaluation.features.ExtractorKind")
+        if kind.recognises(file):
+            return frozen(kind.load(file))
+    if file.program is None and isinstance(file.checkpoint, str):
+        raise ValueError(file.checkpoint)
+    raise ValueError(f"{path}: not a feature network; score.features wants {WHERE}")
+
+
+def frozen(extractor: Extractor) -> Extractor:
+    """As it is used: with its digest, without gradients."""
     extractor.digest = digest_of_weights(extractor)
-    return extractor.requires_grad_(False)
-
-
-def from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], path: str | Path) -> Extractor:
-    """Ours has settings; the other is known by its first layer."""
-    if set(settings) == {"image_size", "num_classes"}:
-        network: Extractor = FeatureNet(**settings)
-    elif "Conv2d_1a_3x3.conv.weight" in state:
-        network = Inception()
-        counted = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
-        state = {**counted, **state}  # some files leave these counters out
-    else:
-        raise ValueError(f"{path}: not a feature network; score.features wants {WHERE}")
-    load_state(network, state, path)
-    return network
+    return extractor.requires_grad_(False).eval()

@@ -15,6 +15,12 @@ def jackknife_groups(index: np.ndarray, samples: int, classes: int) -> np.ndarra
     return index // classes % min(rounds, GROUPS) if rounds >= 5 else index % max(1, min(samples // 2, GROUPS))
 
 
+def fewest_left(samples: int, classes: int) -> int:
+    """How many images the values are of that leave out a group."""
+    sizes = np.bincount(jackknife_groups(np.arange(samples), samples, classes))
+    return samples if len(sizes) == 1 else samples - int(sizes.max())
+
+
 def jackknife_error(without: np.ndarray) -> float:
     """Standard error from values that each leave out one group: without [G].
 

@@ -1,34 +1,28 @@
-"""A model and a study's protocol -> a score: sample, decode, extract, FID, where the weights are.
+"""A model and a study's protocol -> a score: sample, decode, extract, measure, where the weights are.
 
 Also what that needs, loaded once a process: tokens, tokenizer, feature network, reference, models.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cca_ray.cluster.placement import precision
-from cca_ray.config import ResolvedStudy
+from cca_ray.config import DEFAULT_METRICS, ResolvedStudy
+from cca_ray.contracts import Score
 from cca_ray.data.tokens import TokenSet, read_token_set
+from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import Extractor, extract, load_extractor
-from cca_ray.evaluation.jackknife import jackknife_groups
-from cca_ray.evaluation.metrics import (
-    SHARD,
-    Divergence,
-    Moments,
-    Protocol,
-    Reference,
-    divergences,
-    frechet_distance,
-    frechet_distance_few,
-    inception_score,
-    merge_all,
-)
+from cca_ray.evaluation.jackknife import fewest_left, jackknife_groups
+from cca_ray.evaluation.metric import AnyMetric, Context, metric_named, obstacle
+from cca_ray.evaluation.protocol import SHARD, Protocol
+from cca_ray.evaluation.reference import Reference
 from cca_ray.evaluation.sampler import (
     Decoder,
     Decoding,
@@ -56,19 +50,15 @@ class Scoring:
     num_classes: int
     image_size: int  # pixels along a side of a decoded image
     graphs: bool = False  # whether decoding steps are CUDA graphs
+    metrics: tuple[AnyMetric, ...] = ()
 
 
 @dataclass(frozen=True)
 class Scored:
-    """fid; inception_score (of the extractor's own classes); the first images [n, H, W, 3] uint8.
+    """A score, and the first images [n, H, W, 3] uint8."""
 
-    `without`: both scores without each of the jackknife's groups; errors follow, also of differences of two models.
-    """
-
-    fid: float
-    inception_score: float
+    score: Score
     images: np.ndarray
-    without: tuple[tuple[float, float], ...]
 
 
 @lru_cache(maxsize=2)
@@ -97,7 +87,8 @@ def load_scoring(
 
 
 def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:
-    return load_scoring(
+    """ConfigError if a metric that the study asks for cannot be had."""
+    scoring = load_scoring(
         config.base.family,
         config.base.tokenizer,
         config.score.features,
@@ -106,6 +97,21 @@ def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:
         device,
         config.placement.compile and device.type == "cuda",
     )
+    return replace(scoring, metrics=metrics_of(config, scoring))
+
+
+def metrics_of(config: ResolvedStudy, scoring: Scoring) -> tuple[AnyMetric, ...]:
+    """Those of `score.metrics`. A default one that cannot be had, and is not searched, is left out."""
+    counts = [config.score.samples, *(rung.samples for rung in config.rungs)]
+    fewest, found = min(fewest_left(count, scoring.num_classes) for count in counts), []
+    for name in config.score.metrics:
+        metric = metric_named(name)
+        why = obstacle(metric, scoring.extractor.provides, scoring.reference, fewest)
+        if not why:
+            found.append(metric)
+        elif config.score.metrics != DEFAULT_METRICS or name in config.search.metrics:
+            raise ConfigError(f"{config.name}: score.metrics: {name} cannot be had: {why}")
+    return tuple(found)
 
 
 def load_base(config: ResolvedStudy, checkpoint: str | None = None) -> Model:
@@ -176,49 +182,6 @@ def sample_shards(
         yield index, decode_images(scoring.tokenizer, tokens, protocol.image_size), labels
 
 
-@dataclass
-class Sums:
-    """What a worker keeps of one jackknife group's images: moments, or features if they are few; divergences.
-
-    Few are fewer than there are features: then their inner products are smaller than their moments, and exact.
-    """
-
-    moments: Moments | None = None
-    features: list[np.ndarray] = field(default_factory=list)
-    divergences: list[dict[int, Divergence]] = field(default_factory=list)
-
-    def add(self, features: np.ndarray, probabilities: np.ndarray, index: np.ndarray, few: bool) -> None:
-        """features [N, D], probabilities [N, K], index [N]."""
-        if few:
-            self.features.append(features)
-        else:
-            now = Moments.of(features)
-            self.moments = self.moments.merge(now) if self.moments else now
-        self.divergences.append(divergences(probabilities, index))
-
-    @staticmethod
-    def of_all(parts: Sequence["Sums"]) -> "Sums":
-        """Of several workers, in the order of ranks."""
-        moments = [part.moments for part in parts if part.moments is not None]
-        return Sums(
-            merge_all(moments) if moments else None,
-            [x for part in parts for x in part.features],
-            [d for part in parts for d in part.divergences],
-        )
-
-
-def scores_of(groups: Sequence[Sums], reference: Reference) -> tuple[float, float]:
-    """FID and inception score of these groups together."""
-    features = [x for group in groups for x in group.features]
-    moments = [group.moments for group in groups if group.moments is not None]
-    fid = (
-        frechet_distance_few(np.concatenate(features), reference)
-        if features
-        else frechet_distance(merge_all(moments), reference)
-    )
-    return fid, inception_score(d for group in groups for d in group.divergences)
-
-
 @torch.inference_mode()
 def score(
     model: Model, scoring: Scoring, protocol: Protocol, group: Group, alive: Callable[[], None] = lambda: None
@@ -227,22 +190,29 @@ def score(
 
     `alive` is called after every shard.
     """
-    few, classes = protocol.samples < len(scoring.reference.mean), scoring.num_classes
+    metrics, classes = scoring.metrics, scoring.num_classes
+    context = Context(scoring.reference, protocol.samples, group.device)
     count = int(jackknife_groups(np.arange(protocol.samples), protocol.samples, classes).max()) + 1
-    mine, first = [Sums() for _ in range(count)], np.empty(0)
+    mine: list[list[Any]] = [[None] * len(metrics) for _ in range(count)]  # states by group and metric
+    first = np.empty(0)
     for index, images, _ in sample_shards(model, scoring, protocol, group):
-        features = extract(scoring.extractor, images)
-        pooled, probabilities = features.pooled.cpu().numpy(), features.probabilities.cpu().numpy()
+        features = extract(scoring.extractor, images).arrays()
         groups = jackknife_groups(index, protocol.samples, classes)
         for g in np.unique(groups):
-            mine[g].add(pooled[groups == g], probabilities[groups == g], index[groups == g], few)
+            some, at = features.of(groups == g), index[groups == g]
+            new = [metric.state_of(some, at, context) for metric in metrics]
+            mine[g] = merged(metrics, [mine[g], new])
         if index[0] == 0:
             first = images[:GRID_IMAGES].cpu().numpy()
         alive()
     # One group after the other: the moments of all groups of all workers together would be gigabytes.
-    groups_of_all = [Sums.of_all(group.gather(sums)) for sums in mine]
-    fid, mean_score = scores_of(groups_of_all, scoring.reference)
-    without: tuple[tuple[float, float], ...] = ((fid, mean_score),)  # of fewer than four images none can be left out
-    if count > 1:
-        without = tuple(scores_of(groups_of_all[:g] + groups_of_all[g + 1 :], scoring.reference) for g in range(count))
-    return Scored(fid, mean_score, group.gather(first)[0], without)
+    groups_of_all = [merged(metrics, group.gather(states)) for states in mine]
+    values, without = {}, {}
+    for metric, states in zip(metrics, zip(*groups_of_all, strict=True), strict=True):
+        values[metric.name], without[metric.name] = metric.with_jackknife(states, context)
+    return Scored(Score(values=values, without=without), group.gather(first)[0])
+
+
+def merged(metrics: Sequence[AnyMetric], parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """One state a metric, from several parts that have one each."""
+    return [metric.merged(states) for metric, states in zip(metrics, zip(*parts, strict=True), strict=True)]

@@ -20,12 +20,10 @@ from cca_ray.contracts import FID, INCEPTION_SCORE, OLD_OBJECTIVES, MetricInfo, 
 from cca_ray.errors import reason
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.reporting.settings import Bounds, Settings
-from cca_ray.search.records import ArmName, rung_scores
+from cca_ray.search.records import METRICS, ArmName, rung_scores
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
 from cca_ray.storage.uris import is_copy, named
 from cca_ray.verdict import best_of
-
-METRICS = "metrics"  # the attribute of a search that keeps what is measured; version 0.1.0 had two and kept none
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cca_ray.cluster.stopping import Stop
 from cca_ray.config import CPU, ResolvedStudy
 from cca_ray.contracts import (
     FID,
-    INCEPTION_SCORE,
+    OLD_METRICS,
     OLD_OBJECTIVES,
     ROLES,
     Finalist,
@@ -32,7 +32,7 @@ from cca_ray.contracts import (
 )
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.evaluation.scoring import Scored
-from cca_ray.search.ledger import Arm
+from cca_ray.search.arms import Arm
 from cca_ray.search.records import rung_scores
 from cca_ray.storage.uris import named
 from cca_ray.training.job import Job
@@ -144,20 +144,11 @@ def as_contender(trial: FrozenTrial, storage: Path, images: int) -> Contender:
     return Contender(key, path, 1.0, tuple(trial.params.items()), images, trial.number)
 
 
-def metrics_of(config: ResolvedStudy) -> tuple[MetricInfo, ...]:
-    """What is measured; by the first the winner is chosen."""
-    return FID, INCEPTION_SCORE
-
-
-def searched_of(config: ResolvedStudy) -> tuple[str, ...]:
-    """Names of the metrics that the search goes by."""
-    return ("fid", "inception_score") if config.search.metric == "both" else (config.search.metric,)
-
-
-def score_of(scored: Scored) -> Score:
-    """One block's scores by metric."""
-    values = {"fid": scored.fid, "inception_score": scored.inception_score}
-    return Score(values=values, without=dict(zip(values, zip(*scored.without, strict=True), strict=True)))
+def headline_first(config: ResolvedStudy, metrics: Sequence[MetricInfo]) -> tuple[MetricInfo, ...]:
+    """What is measured, first what chooses: what the search goes by, or FID where that is FID or inception score."""
+    searched, names = config.search.metrics, [metric.name for metric in metrics]
+    first = FID.name if FID.name in names and set(searched) <= set(OLD_METRICS) else searched[0]
+    return tuple(sorted(metrics, key=lambda metric: metric.name != first))
 
 
 class Scores:
@@ -184,7 +175,7 @@ class Scores:
         result = []
         for some in models:
             rows = [[next(scored) for _ in blocks] for _ in some]
-            scores = [[score_of(s) for s in row] for row in rows]
+            scores = [[s.score for s in row] for row in rows]
             result.append(Standing.of(some[0], scores, rows[0][0].images))
         return result
 
@@ -207,13 +198,19 @@ class Outcome:
 
 
 def compare(
-    config: ResolvedStudy, arms: Sequence[Arm], replicates: optuna.Study | None, storage: Path, images: int, stop: Stop
+    config: ResolvedStudy,
+    measured: Sequence[MetricInfo],
+    arms: Sequence[Arm],
+    replicates: optuna.Study | None,
+    storage: Path,
+    images: int,
+    stop: Stop,
 ) -> Outcome:
     """Base, guided base, control and finalists, chosen on fresh blocks of noise and scored on others.
 
     `images`: of the token set. Raises ValueError if all trials of an arm failed.
     """
-    by_name, score, metrics = {arm.name: arm for arm in arms}, config.score, metrics_of(config)
+    by_name, score, metrics = {arm.name: arm for arm in arms}, config.score, headline_first(config, measured)
     headline = metrics[0]
 
     def trained_on(trial: FrozenTrial) -> int:
@@ -229,7 +226,7 @@ def compare(
     def best_of(contenders: Sequence[Contender]) -> Contender:
         if len(contenders) == 1:
             return contenders[0]
-        found = [score_of(s).values[headline.name] for s in scores.of([(c, choosing[0]) for c in contenders])]
+        found = [s.score.values[headline.name] for s in scores.of([(c, choosing[0]) for c in contenders])]
         return min(zip(found, contenders, strict=True), key=lambda pair: headline.cost(pair[0]))[1]
 
     def guided(contender: Contender, scales: Sequence[float]) -> Contender:
@@ -299,7 +296,7 @@ def summarize(
         objective_label=OLD_OBJECTIVES.get(config.train.objective, config.train.objective),
         parameters=parameters,
         metrics=outcome.metrics,
-        searched=searched_of(config),
+        searched=config.search.metrics,
         models={role: outcome.standings[role].score() for role in ROLES if role in outcome.standings},
         winner=by_trial[winner.number],
         checkpoint=winner.checkpoint or "",

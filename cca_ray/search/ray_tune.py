@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,17 +20,22 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cca_ray.cluster.placement import in_this_process
-from cca_ray.cluster.queue import line_of_the_cluster
+from cca_ray.cluster.queue import queue_of_the_cluster
+from cca_ray.cluster.ray_compat import actor_of, last_loss
+from cca_ray.cluster.session import free_worker_group
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy, Train
-from cca_ray.search.ledger import NEVER_RAN, Ledger, Running
+from cca_ray.contracts import TrialReport
+from cca_ray.search.ledger import Ledger
+from cca_ray.search.listener import Listener, TrialInfo
 from cca_ray.storage.mirror import listed, pull, push_database, remove
 from cca_ray.storage.remote import upload
 from cca_ray.storage.uris import is_copy
 from cca_ray.training.heartbeat import started_at, stop_sign
 from cca_ray.training.job import Job
 from cca_ray.training.out_of_memory import shrink
-from cca_ray.training.trial import TrialSettings, free_gangs, run_trial, trial_folder, trial_resources
+from cca_ray.training.reports import FAILURE, REPORT, TrialFailure, from_ray
+from cca_ray.training.trial import TrialSettings, run_trial, trial_folder, trial_resources
 
 STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
 LOOK_S = 2.0  # how often workers are looked after
@@ -38,27 +43,28 @@ FREED_S = 10.0  # after a trial's end Ray itself gives back what it held
 
 LOG = logging.getLogger(__name__)
 TableOf = Callable[[Train], Path | None]
+JobOf = Callable[[TrialInfo], Job]
 
 
 class Proposer(Searcher):
     """Tune's searcher: asks the ledger. Its memory is Optuna's storage, so it has no state of its own to save.
 
-    `placer`: keeps the line for the cluster's cards, where the trials stand in one.
+    `placer`: keeps the queue for the cluster's cards, where the trials wait in one.
     """
 
-    def __init__(self, ledger: Ledger, job_of: Callable[[Train, str], Job], placer: Any = None):
+    def __init__(self, ledger: Ledger, job_of: JobOf, placer: Any = None):
         super().__init__()
         self.ledger, self.job_of, self.placer = ledger, job_of, placer
 
     def suggest(self, trial_id: str) -> Any:
-        running = self.ledger.propose(trial_id)
-        if running is None:
+        trial = self.ledger.propose(trial_id)
+        if trial is None:
             return Searcher.FINISHED
-        return TrialSettings(job=self.job_of(running.train, running.key).packed(), placer=self.placer)
+        return TrialSettings(job=self.job_of(trial).packed(), placer=self.placer)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         if self.placer and (running := self.ledger.running.get(trial_id)):
-            self.placer.forget.remote(str(self.job_of(running.train, running.key).folder))
+            self.placer.forget.remote(str(self.job_of(running.info).folder))
         self.ledger.finish(trial_id, lost=error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -71,25 +77,23 @@ class Proposer(Searcher):
 class Rungs(FIFOScheduler):
     """Tune's scheduler: passes every report to the ledger, which decides."""
 
-    def __init__(self, ledger: Ledger, job_of: Callable[[Train, str], Job]):
+    def __init__(self, ledger: Ledger, job_of: JobOf):
         super().__init__()
         self.ledger, self.job_of = ledger, job_of
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        known = trial.trial_id in self.ledger.running
-        return (
-            TrialScheduler.CONTINUE if not known or self.ledger.record(trial.trial_id, result) else TrialScheduler.STOP
-        )
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        running = self.ledger.running.get(trial.trial_id)
+        goes_on = running is None or self.ledger.record(trial.trial_id, report_of(result, running.info.train))
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Its process was lost; Tune may start it again. Tune keeps each loss as a header line and a message."""
-        running = self.ledger.running.get(trial.trial_id)
-        if running is None or not trial.error_file or not Path(trial.error_file).exists():
+        """Its process was lost; Tune may start it again."""
+        running, loss = self.ledger.running.get(trial.trial_id), last_loss(trial)
+        if running is None or loss is None:
             return
-        loss = Path(trial.error_file).read_text().split("Failure # ")[-1]
-        running.lost = f"lost its process: {loss.splitlines()[1]}" if NEVER_RAN not in loss else NEVER_RAN
-        if "OutOfMemory" in loss:  # Ray's own guard killed it before the system would have
-            shrink(self.job_of(running.train, running.key))
+        self.ledger.lose(trial.trial_id, loss.reason, loss.never_ran)
+        if loss.out_of_memory:
+            shrink(self.job_of(running.info))
 
 
 @ray.remote(num_cpus=0)
@@ -105,7 +109,7 @@ def kill_process(pid: int, started: str) -> bool:
 class Watch(tune.Callback):
     """Kills processes that have shown no sign of life for too long; their trials go on as after any loss.
 
-    By its own clock: those of other nodes may be wrong. It also tells the cluster's line that this study is alive, and
+    By its own clock: those of other nodes may be wrong. It also tells the cluster's queue that this study is alive, and
     gives back what the workers of trials that have ended still hold.
     """
 
@@ -115,7 +119,7 @@ class Watch(tune.Callback):
         self.alone = in_this_process(ledger.config.placement)  # trials are no groups
         self.told = self.looked = 0.0
         self.seen = dict[Path | str, tuple[Any, float]]()  # what was last seen of a sign, and since when
-        self.killing = dict[ray.ObjectRef, str]()  # what to say of each
+        self.killing = dict[ray.ObjectRef, tuple[TrialInfo, int]]()  # trial and pid of each
         self.ended = dict[str, float]()  # worker groups, by key, and since when they are seen to have ended
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -129,15 +133,15 @@ class Watch(tune.Callback):
         for trial in trials:
             if running := self.ledger.running.get(trial.trial_id):
                 if not self.alone:
-                    self.ended[running.key] = math.inf
+                    self.ended[running.info.key] = math.inf
                 with suppress(OSError):
-                    self.look_after(trial, running, now)
-        self.tidy({running.key for running in self.ledger.running.values()}, now)
+                    self.look_after(trial, running.info, now)
+        self.tidy({running.info.key for running in self.ledger.running.values()}, now)
         for done in ray.wait(list(self.killing), timeout=0)[0] if self.killing else []:
-            line = self.killing.pop(done)
+            hung, pid = self.killing.pop(done)
             with suppress(RayError):  # a node that is gone has no process left
                 if ray.get(done):
-                    self.ledger.say(line)
+                    self.tell(hung, f"killed process {pid}")
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         for key in list(self.ended):
@@ -154,26 +158,26 @@ class Watch(tune.Callback):
         """What the workers of this trial, which has ended, still hold."""
         del self.ended[key]
         with suppress(OSError, RayError):
-            if free_gangs(trial_folder(self.storage, key)):
+            if free_worker_group(trial_folder(self.storage, key)):
                 LOG.info("%s: Ray had left its workers' placement group; removed", key)
 
-    def look_after(self, trial: Any, running: Running, now: float) -> None:
+    def look_after(self, trial: Any, info: TrialInfo, now: float) -> None:
         """Every worker leaves a sign of its own. Who hangs before the first is the trial's own process.
 
         A group may wait long for its workers; that they start is Ray Train's to watch.
         """
-        signs = listed(trial_folder(self.storage, running.key), "alive-*")
+        signs = listed(trial_folder(self.storage, info.key), "alive-*")
         for sign, written in signs.items():
             if self.still(sign, written, now) and pull(sign):
                 process = json.loads(sign.read_text())
                 remove(sign)
                 there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
                 kill = kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
-                self.killing[kill] = self.line(running, f"killed process {process['pid']}")
-        actor = trial.temporary_state.ray_actor
+                self.killing[kill] = info, process["pid"]
+        actor = actor_of(trial)
         if self.still(trial.trial_id, (bool(signs), str(actor)), now) and self.alone and actor and not signs:
             del self.seen[trial.trial_id]
-            self.ledger.say(self.line(running, "killing its process"))
+            self.tell(info, "killing its process")
             ray.kill(actor)
 
     def still(self, what: Path | str, sign: Any, now: float) -> bool:
@@ -183,8 +187,9 @@ class Watch(tune.Callback):
             self.seen[what] = (sign, now)
         return bool(sign == before and now - since > self.limit_s)
 
-    def line(self, running: Running, what: str) -> str:
-        return f"{running.label}  no sign of life for {self.limit_s:.0f} s: {what}"
+    def tell(self, info: TrialInfo, what: str) -> None:
+        for listener in self.ledger.listeners:
+            listener.on_trial_hang(info, self.limit_s, what)
 
 
 class Ending(tune.Stopper):
@@ -193,11 +198,29 @@ class Ending(tune.Stopper):
     def __init__(self, ledger: Ledger):
         self.ledger = ledger
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         return time.monotonic() - self.ledger.halted_at > STOP_S
+
+
+class Files(Listener):
+    """The files beside a size's trials: the sign that stops them all, and the database, which may have a copy."""
+
+    def __init__(self, sign: Path, database: Path):
+        self.sign, self.database = sign, database
+        sign.parent.mkdir(parents=True, exist_ok=True)
+        remove(sign)
+
+    def on_halt(self, size: str, running: int) -> None:
+        with suppress(OSError):
+            self.sign.touch()
+            if is_copy(self.sign):
+                upload(self.sign, self.sign)
+
+    def on_write(self) -> None:
+        push_database(self.database)
 
 
 def run_trials(
@@ -213,22 +236,10 @@ def run_trials(
     Raises KeyboardInterrupt if it was asked to stop before that, ValueError if storage could not be used.
     """
 
-    def job_of(train: Train, key: str) -> Job:
-        return Job(config, train, trial_folder(storage, key), table_of(train))
+    def job_of(trial: TrialInfo) -> Job:
+        return Job(config, trial.train, trial_folder(storage, trial.key), table_of(trial.train))
 
-    sign = storage / "trials" / stop_sign(config)
-    sign.parent.mkdir(parents=True, exist_ok=True)
-    remove(sign)
-
-    def halt() -> None:
-        ledger.say(f"{config.name}  stopping: {len(ledger.running)} running trials write their checkpoints")
-        with suppress(OSError):
-            sign.touch()
-            if is_copy(sign):
-                upload(sign, sign)
-
-    ledger.on_halt.append(halt)
-    ledger.on_write.append(lambda: push_database(storage / "study.db"))
+    ledger.listeners.append(Files(storage / "trials" / stop_sign(config), storage / "study.db"))
     # Tune's own snapshots are never read again: they go where no full or absent storage can stop the study.
     with (stop or Stop()).calling(ledger.halt), TemporaryDirectory(prefix="cca_ray-") as scratch:
         try:
@@ -242,15 +253,10 @@ def run_trials(
 
 
 def tuner(
-    config: ResolvedStudy,
-    ledger: Ledger,
-    job_of: Callable[[Train, str], Job],
-    storage: Path,
-    scratch: str,
-    trainable: Any,
+    config: ResolvedStudy, ledger: Ledger, job_of: JobOf, storage: Path, scratch: str, trainable: Any
 ) -> tune.Tuner:
     placement = config.placement
-    placer = line_of_the_cluster() if placement.accelerators else None
+    placer = queue_of_the_cluster() if placement.accelerators else None
     return tune.Tuner(
         tune.with_resources(trainable, resources_of),
         tune_config=tune.TuneConfig(
@@ -274,3 +280,17 @@ def tuner(
 def resources_of(settings: TrialSettings) -> dict[str, float]:
     """By what `Proposer` suggests. Tune writes this on the trainable, which all sizes share."""
     return trial_resources(Job.unpacked(settings["job"]).config.placement)
+
+
+def report_of(result: Mapping[str, Any], train: Train) -> TrialReport | TrialFailure:
+    """Temporary: also what the loop sends today."""
+    if REPORT in result or (FAILURE in result and str(result[FAILURE]).startswith("{")):
+        return from_ray(result)
+    if "stuck" in result:
+        return TrialFailure(reason=result["stuck"], stuck=True)
+    if "failure" in result:
+        return TrialFailure(reason=result["failure"])
+    report = TrialReport.model_validate(result)
+    if train.objective == "finetune":
+        return report.model_copy(update={"logged": ("loss",), "history": tuple(row[:2] for row in report.history)})
+    return report

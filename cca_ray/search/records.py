@@ -1,6 +1,6 @@
 """What Optuna's storage keeps of a trial, read as contracts. Light on imports: `status` and `report` read by it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
@@ -9,6 +9,7 @@ from cca_ray.contracts import RungScore
 
 ArmName = Literal["search", "control", "replicate"]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+METRICS = "metrics"  # the attribute of a search that keeps what is measured; version 0.1.0 kept none
 RUNG = "rung "  # begins the names of the attributes that keep a trial's scores, one a rung
 
 
@@ -16,6 +17,33 @@ def rung_scores(trial: FrozenTrial) -> tuple[RungScore, ...]:
     """Its scores, in the order of the rungs."""
     names = sorted((name for name in trial.user_attrs if name.startswith(RUNG)), key=lambda name: int(name.split()[1]))
     return tuple(RungScore.model_validate(trial.user_attrs[name]) for name in names)
+
+
+def end_of(trial: FrozenTrial) -> tuple[str, str]:
+    """State, as MLflow shall show it, and reason."""
+    state = "INTERRUPTED" if trial.state == TrialState.RUNNING else trial.state.name
+    return state, trial.user_attrs.get("reason", "")
+
+
+def seconds_of(trial: FrozenTrial) -> float:
+    """That it took, over all its attempts; 0 before it was first interrupted or ended."""
+    seconds: float = trial.user_attrs.get("seconds", 0.0)
+    return seconds
+
+
+def device_seconds_of(trial: FrozenTrial) -> dict[str, float]:
+    """The same of all its workers, by type of card."""
+    seconds: dict[str, float] = trial.user_attrs.get("device_seconds", {})
+    return seconds
+
+
+def used_device_seconds(trials: Iterable[FrozenTrial]) -> dict[str, float]:
+    """Of all these trials, by type of card."""
+    used: dict[str, float] = {}
+    for trial in trials:
+        for card, seconds in device_seconds_of(trial).items():
+            used[card] = used.get(card, 0.0) + seconds
+    return used
 
 
 def readable(params: Mapping[str, float]) -> str:

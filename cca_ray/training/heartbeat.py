@@ -49,8 +49,8 @@ class Pulse:
         self.stop, self.life = job.folder.parent / stop_sign(job.config), job.folder / f"alive-{group.rank}"
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
         who = {"pid": os.getpid(), "started": started_at(os.getpid()), "node": node}
-        if not in_this_process(placement) and (gang := ray.util.get_current_placement_group()):
-            who["gang"] = gang.id.hex()
+        if not in_this_process(placement) and (group_held := ray.util.get_current_placement_group()):
+            who["group"] = group_held.id.hex()
         patiently(lambda: atomically(self.life, lambda partial: partial.write_text(json.dumps(who))))
         self.at_uri, self.sign_s = is_copy(self.life), min(SIGN_S, 60 * placement.hung_minutes / 4)
         self.signed = self.asked = time.monotonic()

@@ -250,15 +250,17 @@ def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -
     started = time.monotonic()
     placement = loop.job.config.placement
     scored = score(for_sampling(model, placement, loop.group), loop.scoring, protocol, loop.group, alive)
-    if not math.isfinite(scored.fid):
-        raise Diverged(f"the FID is {scored.fid} at step {step}")
+    values, without = scored.score.values, scored.score.without
+    for metric in loop.scoring.metrics:
+        if not math.isfinite(values[metric.name]):
+            raise Diverged(f"the {metric.label} is {values[metric.name]} at step {step}")
     grid = loop.job.folder / f"samples-{step:06d}.png"
     if loop.group.rank == 0:
         save_grid(scored.images, loop.scoring, grid)
     return {
-        "fid": scored.fid,
-        "without": [list(pair) for pair in scored.without],
-        "inception_score": scored.inception_score,
+        "fid": values["fid"],
+        "without": [list(pair) for pair in zip(without["fid"], without["inception_score"], strict=True)],
+        "inception_score": values["inception_score"],
         "samples": samples,
         "protocol": protocol.id,
         "grid": named(grid),

@@ -23,8 +23,9 @@ from cca_ray.data.images import centre_crop, decode, list_images, read_entry
 from cca_ray.data.pairs import steps_per_epoch
 from cca_ray.data.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, to_input, write_token_set
 from cca_ray.errors import ConfigError
-from cca_ray.evaluation.features import WHERE, FeatureNet, extract
-from cca_ray.evaluation.metrics import Moments, Reference, merge_all
+from cca_ray.evaluation.features import WHERE, extract
+from cca_ray.evaluation.reference import Moments, Reference, evenly_spaced, merge_all
+from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.inputs import find_space
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.family import Tokenizer, build, build_tokenizer, load_tokenizer, save_official
@@ -244,12 +245,12 @@ def train_model(
 
 
 def reference_of(network: FeatureNet, images: np.ndarray) -> Reference:
-    """Statistics of the real images' features."""
+    """Statistics of the real images' features, and features of some."""
     chunks = [
-        Moments.of(extract(network, torch.from_numpy(images[i : i + 1024])).pooled.numpy())
-        for i in range(0, len(images), 1024)
+        extract(network, torch.from_numpy(images[i : i + 1024])).pooled.numpy() for i in range(0, len(images), 1024)
     ]
-    return Reference.of(merge_all(chunks))
+    features = np.concatenate(chunks)[evenly_spaced(len(images))]
+    return Reference.of(merge_all(map(Moments.of, chunks)), features=features)
 
 
 def short_digest(*parts: object) -> str:

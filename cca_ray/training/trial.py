@@ -6,7 +6,6 @@ listed a trial is a worker group on one type of card at a time, and goes on on a
 """
 
 import errno
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -29,8 +28,11 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.queue import Empty, Queue
 
 from cca_ray.cluster.placement import autocast, in_this_process, local_device, micro_batch_size, ways, worker_resources
-from cca_ray.cluster.queue import ON_THE_HEAD, free, selector, wait_in_line
+from cca_ray.cluster.queue import selector, wait_in_queue
+from cca_ray.cluster.ray_compat import ON_THE_HEAD
+from cca_ray.cluster.session import free_worker_group
 from cca_ray.config import Placement
+from cca_ray.contracts import OLD_METRICS, Score
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.scoring import (
     GRID_IMAGES,
@@ -46,7 +48,7 @@ from cca_ray.models.files import digest_of_weights
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.storage.files import atomically
-from cca_ray.storage.mirror import listed, patiently, pull, written_at
+from cca_ray.storage.mirror import patiently, pull, written_at
 from cca_ray.storage.uris import here, named
 from cca_ray.training.job import Job
 from cca_ray.training.loop import Report, fine_tune, reference_key, save_grid
@@ -121,15 +123,6 @@ class Forward(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         self.queue.put(metrics[0])
-
-
-def free_gangs(folder: Path) -> bool:
-    """Give back what the workers of this trial hold that are gone; whether there was anything.
-
-    Ray Train leaves that to a helper, which fails where several Rays are on one machine, or by a race (Ray 2.60).
-    """
-    gangs = {json.loads(sign.read_text()).get("gang") for sign in listed(folder, "alive-*") if pull(sign)}
-    return sum(free(gang) for gang in gangs if gang) > 0
 
 
 def run_group(trainer: TorchTrainer, queue: Queue, report: Report) -> None:
@@ -212,8 +205,8 @@ def on_any_cards(job: Job, placer: Any, queue: Queue) -> None:
     checkpoint, losses, saved = job.folder / "checkpoint.pt", 0, 0.0
     once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
     while True:
-        free_gangs(job.folder)  # of a controller that was on a lost node
-        way = wait_in_line(placer, str(job.folder), job.config.placement)
+        free_worker_group(job.folder)  # of a controller that was on a lost node
+        way = wait_in_queue(placer, str(job.folder), job.config.placement)
         here = replace(job, config=job.config.model_copy(update={"placement": way}))
         try:
             run_group(build_trainer(here, tune.report, [Forward(queue)], once), queue, tune.report)
@@ -244,7 +237,7 @@ def run_trial(settings: TrialSettings) -> None:
         if job.config.placement.accelerators:
             on_any_cards(job, settings["placer"], queue)
         else:
-            free_gangs(job.folder)  # of this trial's process that was lost
+            free_worker_group(job.folder)  # of this trial's process that was lost
             run_group(build_trainer(job, tune.report, [Forward(queue)]), queue, tune.report)
     except Exception as error:
         tune.report(failure(error))
@@ -285,28 +278,33 @@ class TableMaker:
 
 
 def keep_score(path: Path, scored: Scored) -> None:
-    """Write a score to a file of its own."""
+    """Write a score to a file of its own: `images`, and `value NAME` and `without NAME` of every metric."""
+    score = scored.score
+    arrays = {f"value {name}": np.array(value) for name, value in score.values.items()}
+    arrays |= {f"without {name}": np.array(values) for name, values in score.without.items()}
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            np.savez(
-                file,
-                fid=scored.fid,
-                inception_score=scored.inception_score,
-                images=scored.images,
-                without=np.array(scored.without),
-            )
+            np.savez(file, images=scored.images, **arrays)  # type: ignore[arg-type]  # typeshed takes them for its flag
 
     patiently(lambda: atomically(path, write))
 
 
 def kept_score(path: Path) -> Scored | None:
-    """What `keep_score` wrote; None if there is nothing, or nothing readable: then it is made again."""
+    """What `keep_score` wrote; None if there is nothing, or nothing readable: then it is made again.
+
+    Version 0.1.0 wrote `fid`, `inception_score`, and rows of both in `without`.
+    """
     pull(path)
     try:
         with np.load(path) as content:
-            without = tuple((float(fid), float(score)) for fid, score in content["without"])
-            return Scored(float(content["fid"]), float(content["inception_score"]), content["images"], without)
+            arrays = dict(content)
+        if "fid" in arrays:
+            for name, column in zip(OLD_METRICS, arrays.pop("without").T, strict=True):
+                arrays |= {f"value {name}": arrays[name], f"without {name}": column}
+        values = {key.removeprefix("value "): float(x) for key, x in arrays.items() if key.startswith("value ")}
+        without = {name: tuple(arrays[f"without {name}"].tolist()) for name in values}
+        return Scored(Score(values=values, without=without), arrays["images"])
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None
 
@@ -326,7 +324,8 @@ def score_checkpoint(
     scoring = scoring_of(config, group.device)
     protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
     path = here(folder) / f"{key}-{protocol.id}.npz"
-    if (kept := kept_score(path)) is not None:
+    kept = kept_score(path)
+    if kept is not None and kept.score.values.keys() >= {metric.name for metric in scoring.metrics}:
         return kept
     weights = str(here(checkpoint)) if checkpoint else None
     model = for_sampling(load_base(config, weights), config.placement, group)

@@ -1,4 +1,4 @@
-"""Who trains where: the rules of the line, and a real study on a cluster of pretended cards."""
+"""Who trains where: the rules of the queue, and a real study on a cluster of pretended cards."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from cca_ray.cluster import queue
 from cca_ray.cluster.placement import accelerator_of
 from cca_ray.cluster.placement import ways as ways_of
-from cca_ray.cluster.queue import DEAD_S, DEMAND_S, GONE_S, REFUSED_S, Answer, Line, Node, grant, impossible, slots
+from cca_ray.cluster.queue import DEAD_S, DEMAND_S, GONE_S, REFUSED_S, Answer, CardQueue, Node, grant, impossible, slots
 from cca_ray.config import Placement
 from cca_ray.inputs import find_space
 from cca_ray.space_file import load_config
@@ -40,7 +40,7 @@ def names(granted: dict[str, Placement]) -> dict[str, str]:
     return {key: f"{way.workers} {way.accelerators[0].type}" for key, way in granted.items()}
 
 
-def line(*wanted: Placement) -> dict[str, tuple[Placement, ...]]:
+def waiting(*wanted: Placement) -> dict[str, tuple[Placement, ...]]:
     return {f"t{number}": ways_of(placement) for number, placement in enumerate(wanted)}
 
 
@@ -49,15 +49,15 @@ ANY = table(("H100", 4), ("A100", 8), ("A40", 8))
 
 def test_trials_take_the_first_way_that_fits_and_run_on_different_types_at_a_time():
     nodes = [HEAD, H100, A100, A40]
-    assert names(grant(line(ANY, ANY, ANY, ANY, ANY), [], nodes)) == {
+    assert names(grant(waiting(ANY, ANY, ANY, ANY, ANY), [], nodes)) == {
         "t0": "4 H100", "t1": "4 H100", "t2": "8 A100", "t3": "8 A40",
     }  # fmt: skip
-    assert names(grant(line(ANY), [ways_of(ANY)[0], ways_of(ANY)[0]], nodes)) == {"t0": "8 A100"}
+    assert names(grant(waiting(ANY), [ways_of(ANY)[0], ways_of(ANY)[0]], nodes)) == {"t0": "8 A100"}
 
 
-def test_a_gang_is_on_one_type_and_may_be_on_several_nodes():
-    assert grant(line(table(("A40", 16))), [], [A40, A100]) == {}
-    assert names(grant(line(table(("A40", 16))), [], [A40, A40])) == {"t0": "16 A40"}
+def test_a_worker_group_is_on_one_type_and_may_be_on_several_nodes():
+    assert grant(waiting(table(("A40", 16))), [], [A40, A100]) == {}
+    assert names(grant(waiting(table(("A40", 16))), [], [A40, A40])) == {"t0": "16 A40"}
 
 
 def test_where_cpus_are_few_they_bound_the_workers():
@@ -69,15 +69,15 @@ def test_small_trials_do_not_starve_a_large_one_and_take_only_what_it_cannot_use
     large, small = table(("A100", 8)), table(("A100", 1), ("A40", 1))
     busy = [ways_of(table(("A100", 2)))[0]]
     nodes = [A100, A40]
-    assert names(grant(line(large, small, small), busy, nodes)) == {"t1": "1 A40", "t2": "1 A40"}
-    assert names(grant(line(large, small), [], nodes)) == {"t0": "8 A100", "t1": "1 A40"}
+    assert names(grant(waiting(large, small, small), busy, nodes)) == {"t1": "1 A40", "t2": "1 A40"}
+    assert names(grant(waiting(large, small), [], nodes)) == {"t0": "8 A100", "t1": "1 A40"}
     never = table(("H100", 8))  # waits for an autoscaler, and keeps nothing from others
-    assert names(grant(line(never, small), [], nodes)) == {"t1": "1 A100"}
+    assert names(grant(waiting(never, small), [], nodes)) == {"t1": "1 A100"}
 
 
 def test_when_everything_is_taken_all_wait_and_none_holds_a_part():
     full = [ways_of(ANY)[0], ways_of(ANY)[0], ways_of(ANY)[1], ways_of(ANY)[2]]
-    assert grant(line(ANY, ANY), full, [H100, A100, A40]) == {}
+    assert grant(waiting(ANY, ANY), full, [H100, A100, A40]) == {}
 
 
 def test_a_placement_that_can_never_fit_is_named_unless_nodes_may_come():
@@ -101,7 +101,7 @@ def test_a_fine_tuning_outside_a_search_takes_the_first_way_too(monkeypatch: pyt
 
 def test_who_was_first_keeps_its_place_after_a_loss():
     nodes, one = [H100], table(("H100", 8), ("A40", 8))
-    queue = Line(lambda: nodes)
+    queue = CardQueue(lambda: nodes)
     assert queue.ask("a", one).granted == ways_of(one)[0]
     assert queue.ask("a", one).granted == ways_of(one)[0]  # asked again, as by a process that was lost
     assert queue.ask("b", one) == Answer()
@@ -121,7 +121,7 @@ def test_who_was_first_keeps_its_place_after_a_loss():
 def test_a_way_that_ray_could_not_start_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch):
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    queue, one = Line(lambda: [H100, A40]), table(("H100", 8), ("A40", 8))
+    queue, one = CardQueue(lambda: [H100, A40]), table(("H100", 8), ("A40", 8))
     assert queue.ask("a", one).granted == ways_of(one)[0]
     queue.refuse("a")
     assert queue.ask("a", one).granted == ways_of(one)[1]
@@ -131,10 +131,10 @@ def test_a_way_that_ray_could_not_start_is_left_alone_for_a_while(monkeypatch: p
     assert queue.ask("a", one).granted == ways_of(one)[0]
 
 
-def test_who_no_longer_asks_is_out_of_the_line(monkeypatch: pytest.MonkeyPatch):
+def test_who_no_longer_asks_is_out_of_the_queue(monkeypatch: pytest.MonkeyPatch):
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    queue, one = Line(lambda: [A40]), table(("A40", 8))
+    queue, one = CardQueue(lambda: [A40]), table(("A40", 8))
     queue.ask("a", one)
     assert queue.ask("b", one) == Answer()
     assert queue.ask("c", one) == Answer()
@@ -146,7 +146,7 @@ def test_who_no_longer_asks_is_out_of_the_line(monkeypatch: pytest.MonkeyPatch):
 def test_a_dead_study_holds_no_cards_and_a_living_one_keeps_its_own(monkeypatch: pytest.MonkeyPatch):
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    queue, one = Line(lambda: [A40]), table(("A40", 8))
+    queue, one = CardQueue(lambda: [A40]), table(("A40", 8))
     queue.ask("dead/a", one)
     for _ in range(5):
         clock[0] += DEAD_S / 4
@@ -161,7 +161,7 @@ def test_a_dead_study_holds_no_cards_and_a_living_one_keeps_its_own(monkeypatch:
 def test_who_waits_where_nodes_may_come_asks_for_one_way_after_the_other(monkeypatch: pytest.MonkeyPatch):
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    queue, two = Line(lambda: [Node("CPU", 0, 0, managed=True)]), table(("H100", 8), ("A40", 8))
+    queue, two = CardQueue(lambda: [Node("CPU", 0, 0, managed=True)]), table(("H100", 8), ("A40", 8))
     asked = []
     for _ in range(31):
         asked += [(answer := queue.ask("a", two)).demanded]
@@ -175,7 +175,7 @@ def test_small_sizes_take_the_small_cards_and_large_sizes_the_large_ones_whoever
     small, large = (load_config(find_space(name)).placement for name in ("llamagen_b", "llamagen_xxl"))
     nodes = [HEAD, H100, A40]
     for keys in (("small/1", "large/1"), ("large/1", "small/1")):
-        queue = Line(lambda: nodes)
+        queue = CardQueue(lambda: nodes)
         granted = {key: queue.ask(key, small if "small" in key else large).granted for key in keys}
         assert {key: accelerator_of(way) for key, way in granted.items() if way} == {
             "small/1": "A40",

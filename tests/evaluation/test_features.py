@@ -4,93 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cca_ray.evaluation.features import (
-    FeatureNet,
-    Inception,
-    ScriptedInception,
-    extract,
-    load_extractor,
-    resize_tf1,
-)
-from cca_ray.models.files import digest_of_weights
+from cca_ray.evaluation.features import FeatureArrays, Features, load_extractor
 from tests.conftest import golden
+from tests.evaluation.test_inception import Nvidias
 from tests.golden.weights import inception_checkpoint
 
 GOLDEN = golden("inception_fid.npz")
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as pytorch-fid's, with 472 tensors."""
-    path = tmp_path_factory.mktemp("inception") / "pt_inception.pth"
-    torch.save(inception_checkpoint(json.loads(str(GOLDEN["manifest"]))), path)
-    return path
-
-
-def close(found: Tensor, name: str, bound: float = 1e-4) -> bool:
-    expected = GOLDEN[name]
-    return bool(np.linalg.norm(found.numpy() - expected) <= bound * np.linalg.norm(expected))
-
-
-def test_inception_features_are_pytorch_fids(weights: Path):
-    extractor = load_extractor(weights)
-    assert isinstance(extractor, Inception)
-    features = extract(extractor, torch.from_numpy(GOLDEN["images"]))
-    assert features.spatial is not None
-    assert close(features.pooled, "pool")
-    assert close(features.spatial, "spatial")
-    assert close(features.probabilities, "probabilities")
-
-
-def test_a_file_with_the_batch_counters_is_read_too(weights: Path, tmp_path: Path):
-    state = torch.load(weights)
-    counters = {name.replace("weight", "num_batches_tracked"): torch.tensor(0) for name in state if "bn.weight" in name}
-    torch.save({**state, **counters}, tmp_path / "torch_fidelity.pth")
-    assert load_extractor(tmp_path / "torch_fidelity.pth").digest == load_extractor(weights).digest
-
-
-def test_images_are_resized_as_tensorflow_1_does():
-    square = torch.tensor([[0.0, 1.0], [2.0, 3.0]])[None, None]
-    expected = [[0, 0.5, 1, 1], [1, 1.5, 2, 2], [2, 2.5, 3, 3], [2, 2.5, 3, 3]]
-    assert resize_tf1(square, 4)[0, 0].tolist() == expected
-    assert resize_tf1(torch.arange(16.0).view(1, 1, 4, 4), 2)[0, 0].tolist() == [[0, 2], [8, 10]]
-    images = torch.from_numpy(GOLDEN["images"]).permute(0, 3, 1, 2).float()
-    resized = resize_tf1(images, 299).permute(0, 2, 3, 1)[:, ::37, ::37]
-    np.testing.assert_allclose(resized, GOLDEN["resized_slice"], atol=5e-3)
-
-
-class Nvidias(nn.Module):
-    """A program with the face of NVIDIA's."""
-
-    def __init__(self, classes: int):
-        super().__init__()
-        self.layers = nn.Conv2d(3, 12, 4, stride=4)
-        self.output = nn.Linear(12, classes)
-
-    def forward(self, img: Tensor, return_features: bool = False, no_output_bias: bool = False) -> Tensor:
-        features = self.layers((img.float() - 128) / 128).mean((2, 3))
-        if return_features:
-            return features
-        logits = features @ self.output.weight.t() if no_output_bias else self.output(features)
-        return logits.softmax(1)
-
-
-def test_nvidias_program_is_known_by_its_content(tmp_path: Path):
-    program = torch.jit.script(Nvidias(1008))
-    program.save(str(tmp_path / "weights.pth"))
-    extractor = load_extractor(tmp_path / "weights.pth")
-    assert isinstance(extractor, ScriptedInception)
-    images = torch.from_numpy(GOLDEN["images"])
-    features, inputs = extract(extractor, images), images.permute(0, 3, 1, 2)
-    torch.testing.assert_close(features.pooled, program(inputs, return_features=True))
-    torch.testing.assert_close(features.probabilities, program(inputs, no_output_bias=True))
-    assert features.spatial is None
-
-
 @pytest.mark.parametrize("kind", ["absent", "text", "another model", "another program", "part of it"])
-def test_what_is_no_feature_network_is_one_line_that_says_where_to_get_one(tmp_path: Path, kind: str, weights: Path):
+def test_what_is_no_feature_network_is_one_line_that_says_where_to_get_one(tmp_path: Path, kind: str):
     path = tmp_path / "features.pth"
     if kind == "text":
         path.write_text("no")
@@ -99,7 +24,7 @@ def test_what_is_no_feature_network_is_one_line_that_says_where_to_get_one(tmp_p
     elif kind == "another program":
         torch.jit.script(Nvidias(10)).save(str(path))
     elif kind == "part of it":
-        state = torch.load(weights)
+        state = inception_checkpoint(json.loads(str(GOLDEN["manifest"])))
         del state["fc.weight"]
         torch.save(state, path)
     with pytest.raises(ValueError, match=r"features\.pth: ") as error:
@@ -109,14 +34,13 @@ def test_what_is_no_feature_network_is_one_line_that_says_where_to_get_one(tmp_p
         assert "pytorch-fid" in str(error.value)
 
 
-def test_features_of_any_image_size():
-    for size in (4, 8, 32):
-        features = extract(FeatureNet(size, 7), torch.zeros(2, size, size, 3, dtype=torch.uint8))
-        assert (features.pooled.shape, features.probabilities.shape) == ((2, 64), (2, 7))
-
-
-def test_the_digest_of_weights_sees_every_weight():
-    network = FeatureNet(8, 7)
-    before = digest_of_weights(network)
-    network.classify.bias.data[3] += 1e-3
-    assert digest_of_weights(network) != before
+def test_arrays_hold_what_the_network_has_and_rows_of_it():
+    pooled, spatial = torch.arange(6.0).view(3, 2), torch.arange(3.0).view(3, 1)
+    arrays = Features(pooled, spatial=spatial).arrays()
+    assert arrays.probabilities is None
+    some = arrays.of(np.array([True, False, True]))
+    assert isinstance(some, FeatureArrays)
+    assert some.pooled.tolist() == [[0, 1], [4, 5]]
+    assert some.probabilities is None
+    assert some.spatial is not None
+    assert some.spatial.tolist() == [[0], [2]]

@@ -13,7 +13,7 @@ import pytest
 from cca_ray.contracts import FID
 from cca_ray.reporting.results import read_study
 from tests.studies import make_study
-from tests.test_contracts import OLD_SUMMARY
+from tests.test_summary import OLD_SUMMARY
 
 
 @pytest.fixture(scope="module")

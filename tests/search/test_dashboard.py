@@ -10,13 +10,13 @@ import pytest
 import requests
 
 from cca_ray.inputs import find_space
-from cca_ray.search.ledger import Ledger, open_arms
 from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
-from tests.test_ledger import DIGESTS, at_rung
-from tests.test_tracking import free_port
+from cca_ray.training.reports import TrialFailure
+from tests.search.ledgers import at_rung, new_ledger
 from tests.test_tune import wait_until
+from tests.tracking.test_tracker import free_port
 
 
 def leave_a_study(folder: Path) -> None:
@@ -24,20 +24,18 @@ def leave_a_study(folder: Path) -> None:
     settings = ["search.grace_trials=1", "search.keep=0.4", "control.learning_rates=[1e-3]"]
     config = load_config(find_space("digits_s"), settings)
     tracker = Tracker(f"sqlite:///{folder / 'mlflow.db'}", "test", folder / "artifacts")
-    tracker.run("study", "study")
-    arms = open_arms(config, "hand", open_storage(folder / "study.db"), DIGESTS)
-    ledger = Ledger(config, arms, tracker, "study", lambda line: None)
+    ledger = new_ledger(config, open_storage(folder / "study.db"), tracker, name="hand").ledger
     for name, fid in {"control": 5.0, "good": 3.0, "bad": 9.0}.items():
         assert ledger.propose(name)
-        if ledger.record(name, {**at_rung(5, 10, fid), "grid": str(Path(__file__))}):
-            ledger.record(name, {**at_rung(10, 10, fid), "grid": str(Path(__file__))})
+        if ledger.record(name, at_rung(5, 10, fid)):
+            ledger.record(name, at_rung(10, 10, fid))
         tracker.flush(60)
         ledger.finish(name)
     assert ledger.propose("broken")
-    ledger.record("broken", {"failure": "Diverged: the loss is nan at step 3"})
+    ledger.record("broken", TrialFailure(reason="Diverged: the loss is nan at step 3"))
     ledger.finish("broken")
     assert ledger.propose("at work")
-    ledger.record("at work", {**at_rung(5, 10, 2.0), "grid": str(Path(__file__))})
+    ledger.record("at work", at_rung(5, 10, 2.0))
     tracker.close(60)
 
 

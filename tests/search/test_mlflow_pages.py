@@ -17,7 +17,7 @@ from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, sc
 from cca_ray.models.parallel import Group
 from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.search.mlflow_pages import experiment_of, registered_name, trials_filter
-from cca_ray.search.size_study import run_size
+from cca_ray.search.size_study import SizeStudy, StudyContext
 from cca_ray.study import finish_size
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
@@ -56,7 +56,7 @@ class Shown:
 def finish(config: StudyConfig, folder: Path, tracker: Tracker) -> SizeSummary:
     """As the command does it."""
     folder.mkdir(exist_ok=True)
-    result = run_size(config, folder.name, folder, tracker, lambda line: None)
+    result = SizeStudy(config, StudyContext(folder.name, folder, tracker, lambda line: None)).run()
     summary = finish_size(result, folder / config.name, tracker)
     lines: list[str] = []
     report_at_end(folder, [summary], {summary.mlflow.experiment: tracker}, lines.append)

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,18 +16,22 @@ import numpy as np
 import optuna
 import psutil
 import pytest
-import ray
 from optuna.trial import TrialState
-from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util import placement_group, placement_group_table
 
+from cca_ray.cluster.session import free_worker_group
 from cca_ray.config import StudyConfig
-from cca_ray.search.ledger import Ledger, end_of, open_arms
+from cca_ray.search.arms import open_arms
+from cca_ray.search.ledger import Ledger
+from cca_ray.search.mlflow_listener import MlflowListener
 from cca_ray.search.ray_tune import Watch, run_trials
-from cca_ray.search.size_study import SizeResult, open_storage, remove_leaked_groups, run_size
+from cca_ray.search.records import end_of
+from cca_ray.search.size_study import SizeResult, SizeStudy, StudyContext, open_storage
+from cca_ray.search.terminal_listener import Lines
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.job import Job
-from cca_ray.training.trial import TrialSettings, free_gangs, run_trial, trial_folder
+from cca_ray.training.trial import TrialSettings, run_trial, trial_folder
 from tests.conftest import MakeStudy
 from tests.test_tune import wait_until
 
@@ -83,7 +85,7 @@ def run(study: Study, config: StudyConfig, slow_s: float = 0.0) -> SizeResult:
         time.sleep(slow_s * ("fid" in line))
 
     study.folder.mkdir(exist_ok=True)
-    study.result = run_size(config, "study", study.folder, study.tracker, say)
+    study.result = SizeStudy(config, StudyContext("study", study.folder, study.tracker, say)).run()
     return study.result
 
 
@@ -222,7 +224,7 @@ def test_a_process_that_hangs_before_its_first_sign_of_life_is_killed(study: Stu
     config = make_study(search={"trials": 1}, placement={"hung_minutes": 0.1})
     study.folder.mkdir()
     arms = open_arms(config, "study", open_storage(study.folder / "study.db"), {})
-    ledger = Ledger(config, arms, study.tracker, "study", study.lines.append)
+    ledger = Ledger(config, arms, [Lines(study.lines.append), MlflowListener(study.tracker, config, "study")])
     study.tracker.run("study", "study")
     run_trials(config, ledger, lambda train: None, study.folder, hangs_at_first)
     assert (study.folder / "hung").exists()
@@ -259,28 +261,28 @@ def test_what_the_workers_of_an_ended_trial_still_hold_is_given_back(
     study.folder.mkdir()
     config = make_study(placement={"workers": 2})
     arms = open_arms(config, "study", open_storage(study.folder / "study.db"), {})
-    ledger = Ledger(config, arms, study.tracker, "study", study.lines.append)
+    ledger = Ledger(config, arms)
     # All that is asked of one of Tune's.
     trial = SimpleNamespace(trial_id="a", temporary_state=SimpleNamespace(ray_actor=None))
     watch = Watch(ledger, study.folder, 60)
-    running = ledger.propose(trial.trial_id)
-    assert running
-    gang = placement_group([{"CPU": 1}])
-    assert gang.wait(30)
-    sign = trial_folder(study.folder, running.key) / "alive-0"
+    begun = ledger.propose(trial.trial_id)
+    assert begun
+    group = placement_group([{"CPU": 1}])
+    assert group.wait(30)
+    sign = trial_folder(study.folder, begun.key) / "alive-0"
     sign.parent.mkdir(parents=True)
-    sign.write_text(json.dumps({"pid": 0, "started": "", "node": "", "gang": gang.id.hex()}))
+    sign.write_text(json.dumps({"pid": 0, "started": "", "node": "", "group": group.id.hex()}))
 
     def seen() -> str:
         watch.looked = 0.0
         watch.on_step_begin(0, [trial])
-        return str(placement_group_table(gang)["state"])
+        return str(placement_group_table(group)["state"])
 
     assert seen() == "CREATED"
     ledger.finish(trial.trial_id)
     assert seen() == "CREATED"  # Ray has its time for that
     wait_until(lambda: seen() == "REMOVED")
-    assert not free_gangs(sign.parent)
+    assert not free_worker_group(sign.parent)
 
 
 def test_a_placement_that_this_machine_cannot_hold_is_refused_at_once(study: Study, make_study: MakeStudy):
@@ -320,37 +322,3 @@ def test_other_objectives_are_searched_the_same_way(study: Study, make_study: Ma
     assert run_data.params["objective"] == objective
     assert ("reward_margin" in run_data.metrics) == (objective != "finetune")
     study.assert_true_states()
-
-
-LEAK = """
-import sys, ray
-from ray.util import placement_group
-
-@ray.remote(num_cpus=0)
-class Waiting:  # outlives its driver, as a trainer that is being set up does for a moment
-    def reserve(self):
-        self.group = placement_group([{"CPU": 0.5}])
-        ray.get(self.group.ready())
-
-ray.init(address=sys.argv[1], namespace="leak", logging_level="ERROR", log_to_driver=False)
-ray.get(Waiting.options(name=sys.argv[2], lifetime="detached").remote().reserve.remote())
-"""
-
-
-def test_what_dead_studies_left_reserved_is_freed_and_nothing_else(ray_here: None):
-    address = ray.get_runtime_context().gcs_address
-    mine = placement_group([{"CPU": 0.5}])
-    ray.get(mine.ready())
-    for name in ("cca_ray", "somebody_else"):
-        subprocess.run([sys.executable, "-c", LEAK, address, name], check=True, capture_output=True)
-    lines: list[str] = []
-    try:
-        remove_leaked_groups(lines.append)
-        assert lines == ["removed 1 placement group(s) that dead studies had left behind"]
-        states = [group["state"] for group in ray.util.placement_group_table().values()]
-        assert states.count("CREATED") == 2
-        assert placement_group_table(mine)["state"] == "CREATED"
-    finally:
-        remove_placement_group(mine)
-        for name in ("cca_ray", "somebody_else"):
-            ray.kill(ray.get_actor(name, namespace="leak"))

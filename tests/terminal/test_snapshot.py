@@ -1,109 +1,34 @@
-"""How a study stands at a moment, by the ledger; and the file that says so."""
+"""How a study stands, in the file that says so."""
 
+import subprocess
+import sys
 from pathlib import Path
 
-import optuna
-import pytest
+from cca_ray.contracts import FID
+from cca_ray.terminal.snapshot import STATUS, AtWork, Best, DriverStatus, SizeSnapshot, read_driver_status
 
-from cca_ray.inputs import find_space
-from cca_ray.search.ledger import Ledger, open_arms
-from cca_ray.space_file import load_config
-from cca_ray.terminal.snapshot import STATUS, DriverStatus, SizeSnapshot, read_driver_status
-from cca_ray.terminal.snapshot_of import snapshot_of
-from cca_ray.tracking.tracker import Tracker
-from tests.search.test_ledger import DIGESTS, at_rung
-
-GRID = str(Path(__file__))
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    config = load_config(find_space("digits_s"), ["control.learning_rates=[1e-3]", "search.trials=3"])
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
-    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "test", tmp_path / "artifacts")
-    return Ledger(config, open_arms(config, "study", storage, DIGESTS), tracker, "study", lambda line: None)
+AT_WORK = AtWork(
+    arm="control", number=0, trials=1, settings="lr=1.0e-03", step=5, total=10, images_per_second=10.0, values={},
+    accelerator="CPU", workers=1, seconds_left=15.0, reported=1000.0,
+)  # fmt: skip
+BEST = Best(number=1, settings="λ=3.1", values={"fid": 4.0})
+SNAPSHOT = SizeSnapshot(
+    size="digits_s", phase="search", metric=FID, planned=4, ended={"COMPLETE": 2}, at_work=(AT_WORK,), best=BEST,
+    seconds_left=60.0, at=1000.0,
+)  # fmt: skip
 
 
-def complete(ledger: Ledger, name: str, fid: float, inception_score: float = 2.0) -> None:
-    assert ledger.propose(name)
-    ledger.record(name, {**at_rung(10, 10, fid, inception_score), "grid": GRID})
-    ledger.finish(name)
-
-
-def test_a_trial_at_work_is_shown_with_its_last_report(ledger: Ledger):
-    ledger.propose("a")
-    (begun,) = snapshot_of(ledger).at_work
-    assert (begun.arm, begun.number, begun.step, begun.total, begun.values) == ("control", 0, 0, 0, {})
-    assert begun.seconds_left is None
-    ledger.record("a", {**at_rung(5, 10, 7.5), "grid": GRID})
-    (trial,) = snapshot_of(ledger).at_work
-    assert (trial.step, trial.total, trial.images_per_second, trial.values) == (5, 10, 10.0, {"fid": 7.5})
-    assert trial.seconds_left == pytest.approx(15)  # as long again as the first half took
-    assert trial.left(trial.reported + 4) == pytest.approx(11)
-
-
-def test_the_best_is_that_of_the_search(ledger: Ledger):
-    complete(ledger, "control", 1.0)
-    assert snapshot_of(ledger).best is None
-    complete(ledger, "a", 5.0)
-    complete(ledger, "b", 4.0)
-    best = snapshot_of(ledger).best
-    assert best is not None
-    assert (best.number, best.values["fid"]) == (1, 4.0)
-
-
-def test_what_is_left_is_trials_as_long_as_those_before_and_the_final_comparison(ledger: Ledger):
-    assert snapshot_of(ledger).seconds_left is None
-    complete(ledger, "control", 5.0)
-    complete(ledger, "a", 5.0)
-    snapshot = snapshot_of(ledger)
-    assert (snapshot.planned, snapshot.ended, snapshot.phase) == (4, {"COMPLETE": 2}, "search")
-    assert snapshot.seconds_left == pytest.approx(2 * 30 + ledger.final_seconds())
-    for name in ("b", "c"):
-        complete(ledger, name, 5.0)
-    assert snapshot_of(ledger).phase == "final comparison"
-
-
-def test_between_two_trials_only_those_at_work_are_looked_at_again(ledger: Ledger):
-    ledger.propose("a")
-    before = snapshot_of(ledger)
-    ledger.record("a", {**at_rung(5, 10, 7.5), "grid": GRID})
-    now = snapshot_of(ledger, before)
-    assert now.at_work[0].step == 5
-    assert now == snapshot_of(ledger).model_copy(update={"at": before.at})
-
-
-def test_every_change_is_shown(ledger: Ledger):
-    seen: list[SizeSnapshot] = []
-
-    def show(ledger: Ledger) -> bool:
-        seen.append(snapshot_of(ledger))
-        return False
-
-    ledger.show = show
-    complete(ledger, "control", 5.0)
-    assert [(len(s.at_work), s.ended) for s in seen] == [(1, {}), (1, {}), (0, {"COMPLETE": 1})]
-
-
-def test_lines_do_not_tell_of_steps_that_are_shown(ledger: Ledger):
-    lines: list[str] = []
-    ledger.say, ledger.show = lines.append, lambda ledger: True
-    beat = {key: value for key, value in at_rung(5, 10, 7.5).items() if key != "fid"}
-    ledger.propose("a")
-    ledger.record("a", beat)
-    assert lines == []
-    ledger.show = lambda ledger: False
-    ledger.record("a", beat)
-    assert lines == ["digits_s  control 1/1  lr=1.0e-03  step 5/10"]
-
-
-def test_the_file_reads_as_it_was_written_and_a_torn_one_as_none(ledger: Ledger, tmp_path: Path):
+def test_the_file_reads_as_it_was_written_and_a_torn_one_as_none(tmp_path: Path):
     assert read_driver_status(tmp_path) is None
-    ledger.propose("a")
     written = DriverStatus.of_this_process("study", ("digits_s",), tmp_path / "log.txt").model_copy(
-        update={"snapshots": (snapshot_of(ledger),), "cluster": {"CPU": (1.0, 2.0)}}
+        update={"snapshots": (SNAPSHOT,), "cluster": {"CPU": (1.0, 2.0)}}
     )
     written.write(tmp_path)
     assert read_driver_status(tmp_path) == written
     (tmp_path / STATUS).write_text((tmp_path / STATUS).read_text()[:100])
     assert read_driver_status(tmp_path) is None
+
+
+def test_who_reads_the_file_needs_neither_torch_nor_ray():
+    look = "import sys, cca_ray.terminal.snapshot; print([name for name in ('torch', 'ray') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -25,7 +25,7 @@ from cca_ray.training.small_base import BaseFiles, with_files
 from cca_ray.verdict import verdict
 from tests.conftest import tiny_space
 from tests.search.test_mlflow_pages import Shown, finish
-from tests.test_tracking import Server, empty_mlflow
+from tests.tracking.test_tracker import Server, empty_mlflow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -15,12 +15,13 @@ from cca_ray.cluster.stopping import Stop
 from cca_ray.config import StudyConfig
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.features import extract
-from cca_ray.evaluation.metrics import Moments, frechet_distance
+from cca_ray.evaluation.fid import frechet_distance
+from cca_ray.evaluation.reference import Moments
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, sample_shards, score, scoring_of
 from cca_ray.models.family import load_official
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group
-from cca_ray.search.size_study import reference_table
+from cca_ray.search.shared_files import reference_table
 from cca_ray.storage.mirror import patiently
 from cca_ray.training.heartbeat import stop_sign
 from cca_ray.training.job import Job
@@ -350,7 +351,7 @@ def test_samples_are_scored_by_shards_of_any_number_of_workers(make_study: MakeS
     assert torch.equal(torch.cat(one), torch.cat(three))
     features = extract(scoring.extractor, torch.cat(one)).pooled.numpy()
     expected = frechet_distance(Moments.of(features), scoring.reference)
-    assert score(model, scoring, protocol, Group()).fid == pytest.approx(expected, rel=1e-9)
+    assert score(model, scoring, protocol, Group()).score.values["fid"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("samples", [2, 3, 4, 9])
@@ -358,9 +359,10 @@ def test_very_few_samples_are_scored_too(make_study: MakeStudy, samples: int):
     config = make_study()
     scoring = scoring_of(config, torch.device("cpu"))
     scored = score(load_base(config), scoring, protocol_of(config, scoring, samples), Group())
-    assert np.isfinite(scored.fid)
-    assert len(scored.without) == samples // 2
-    assert np.isfinite(scored.without).all()
+    for name in ("fid", "inception_score"):
+        assert np.isfinite(scored.score.values[name])
+        assert len(scored.score.without[name]) == samples // 2
+        assert np.isfinite(scored.score.without[name]).all()
 
 
 def test_tokens_of_another_tokenizer_are_refused(make_study: MakeStudy, tmp_path: Path):

@@ -1,0 +1,77 @@
+"""Connecting to Ray, and giving back what it leaves reserved there for those that have ended."""
+
+import json
+import logging
+import re
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.state import list_jobs, list_placement_groups
+
+from cca_ray.cluster.ray_compat import TUNE_SWITCHES, set_switches
+from cca_ray.storage.mirror import listed, pull
+
+OURS = re.compile("cca[_-]ray")  # in the command line of every driver of ours
+REMOVED = "REMOVED"  # the state of a placement group
+
+
+def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
+    """Connect to the cluster that the environment names, or start one here; where its log files are on this node.
+
+    From then on SIGTERM is as good as SIGINT. `level`: from which Ray speaks in this process; those of its other
+    processes have their log files.
+    """
+    set_switches(TUNE_SWITCHES)
+    context = ray.init(logging_level=level, log_to_driver=show_workers)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return str(Path(context.address_info["session_dir"]) / "logs")
+
+
+def group_of(id_: str) -> PlacementGroup:
+    """The placement group of this id, in hexadecimal digits."""
+    return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_)))
+
+
+def remove_leaked_groups(say: Callable[[str], None]) -> None:
+    """Free what studies that died left reserved on a cluster: placement groups that no one will ever use.
+
+    Ray frees most by itself, but not what a trainer was still waiting for when its driver was killed.
+    """
+    try:
+        here: Any = {"address": ray.get_runtime_context().gcs_address, "limit": 10_000}
+        ended = {job.job_id for job in list_jobs(**here) if job.status != "RUNNING" and OURS.search(job.entrypoint)}
+        groups = list_placement_groups(**here, detail=True, filters=[("state", "!=", REMOVED)])
+    except Exception as error:  # the dashboard does not answer
+        say(f"cannot look for leaked placement groups: {type(error).__name__}")
+        return
+    leaked = [group for group in groups if group.creator_job_id in ended and not group.is_detached]
+    for group in leaked:
+        remove_placement_group(group_of(group.placement_group_id))
+    if leaked:
+        say(f"removed {len(leaked)} placement group(s) that dead studies had left behind")
+
+
+def free_worker_group(folder: Path) -> bool:
+    """Give back what the workers of the trial of this folder hold that are gone; whether there was anything.
+
+    Ray Train leaves that to a helper, which fails where several Rays are on one machine, or by a race (Ray 2.60).
+    """
+    signs = [json.loads(sign.read_text()) for sign in listed(folder, "alive-*") if pull(sign)]
+    # Version 0.1.0 called it a gang.
+    ids = {sign.get("group") or sign.get("gang") for sign in signs} - {None}
+    return sum(removed(group_of(id_)) for id_ in ids) > 0
+
+
+def removed(group: PlacementGroup) -> bool:
+    """Remove it if it is still there; whether it was."""
+    there: bool = placement_group_table(group).get("state", REMOVED) != REMOVED
+    if there:
+        remove_placement_group(group)
+    return there

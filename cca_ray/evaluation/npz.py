@@ -1,0 +1,58 @@
+"""Images in an `.npz`, as the ADM evaluator reads them: written and read a batch at a time."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cca_ray.errors import ConfigError
+from cca_ray.evaluation.protocol import SHARD
+
+
+class NpzWriter:
+    """Writes `arr_0` [N, H, W, 3] uint8 a batch at a time, for 50,000 images of 256 pixels are 10 GB."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]):
+        self.archive = zipfile.ZipFile(path, "w", allowZip64=True)
+        self.array = self.archive.open("arr_0.npy", "w", force_zip64=True)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.array, header)  # the evaluator streams this version
+
+    def add(self, images: np.ndarray) -> None:
+        self.array.write(np.ascontiguousarray(images).data)
+
+    def close(self, labels: np.ndarray) -> None:
+        """Ends the file with the labels [N]."""
+        self.array.close()
+        with self.archive.open("labels.npy", "w") as file:
+            np.save(file, labels)
+        self.archive.close()
+
+
+def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.ndarray]]:
+    """How many images an `.npz` holds in `arr_0`, and these, [n, H, W, 3] uint8, a shard at a time.
+
+    ConfigError, naming the file, if there is no such array or, where `size` is given, of other pixels.
+    """
+    try:
+        file = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 (read by the iterator that is returned)
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: not an .npz with arr_0 ({error})") from None
+    side = size or "S"
+    square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[1] == (size or shape[1])
+    if dtype != np.uint8 or fortran or not square or shape[0] < 2:
+        raise ConfigError(f"{path}: arr_0 is {dtype} {list(shape)}; want uint8 [N, {side}, {side}, 3], N at least 2")
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, shape[0], SHARD):
+            count = min(SHARD, shape[0] - start) * shape[1] * shape[2] * 3
+            content = file.read(count)
+            if len(content) < count:
+                raise ConfigError(f"{path}: ends after {start} of {shape[0]} images")
+            yield np.frombuffer(content, np.uint8).reshape(-1, *shape[1:])
+
+    return shape[0], batches()

@@ -1,0 +1,120 @@
+"""Features of real images, by which a model's are measured: moments, and for some metrics the features themselves.
+
+Moments are summed in float64.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import IO
+from zipfile import BadZipFile
+
+import numpy as np
+
+KEPT = 10_000  # features of real images that a reference keeps, as many as the ADM evaluator's
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean [D] and summed outer products of deviations [D, D] of features, in float64."""
+
+    n: int
+    mean: np.ndarray
+    m2: np.ndarray
+
+    @staticmethod
+    def of(features: np.ndarray) -> "Moments":
+        """features [N, D]."""
+        x = np.asarray(features, dtype=np.float64)
+        mean = x.mean(0)
+        return Moments(len(x), mean, (x - mean).T @ (x - mean))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Chan, Golub & LeVeque's pairwise update."""
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        m2 = self.m2 + other.m2 + np.outer(delta, delta) * (self.n * other.n / n)
+        return Moments(n, self.mean + delta * (other.n / n), m2)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """[D, D], with N - 1 in the denominator."""
+        return self.m2 / (self.n - 1)
+
+
+def merge_all(shards: Iterable[Moments]) -> Moments:
+    """In order, and one after the other: only one is ever kept."""
+    return reduce(Moments.merge, shards)
+
+
+def evenly_spaced(count: int, most: int = KEPT) -> np.ndarray:
+    """Which of `count` images a reference keeps the features of: `most` of them at most, in order."""
+    kept = min(count, most)
+    return np.arange(kept) * count // max(kept, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Mean [D] and covariance [D, D] of the real images' features, float64; `spatial`: the same for sFID.
+
+    `features`: those of some of the images, [M, D] float32, for the metrics that moments are not enough for.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    spatial: "Reference | None" = None
+    features: np.ndarray | None = None
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """L [D, D] with L Lᵀ = covariance; made once, used for every distance."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return vectors * np.sqrt(values.clip(0))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the moments alone: they tell the images that the features are of."""
+        content = self.mean.astype("<f8").tobytes() + self.covariance.astype("<f8").tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    @staticmethod
+    def of(moments: Moments, spatial: Moments | None = None, features: np.ndarray | None = None) -> "Reference":
+        return Reference(moments.mean, moments.covariance, Reference.of(spatial) if spatial else None, features)
+
+    def save(self, path: str | Path | IO[bytes]) -> None:
+        """As the ADM evaluator keeps them: `mu` and `sigma` in an `.npz`, `mu_s` and `sigma_s` for sFID."""
+        content = {"mu": self.mean, "sigma": self.covariance}
+        if self.spatial is not None:
+            content |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
+        if self.features is not None:
+            content["features"] = self.features.astype(np.float32)
+        np.savez(path, **content)  # type: ignore[arg-type]  # typeshed takes the arrays for its flag
+
+    @staticmethod
+    def load(path: str | Path) -> "Reference":
+        """ValueError, naming the file, if there are no such statistics in it."""
+        try:
+            with np.load(path) as content:
+                statistics = {k: content[k].astype(np.float64) for k in content.files if k.startswith(("mu", "sigma"))}
+                features = content["features"].astype(np.float32) if "features" in content.files else None
+        except (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
+            raise ValueError(f"{path}: not reference statistics (an .npz with mu and sigma): {error}") from None
+
+        def read(mu: str, sigma: str) -> tuple[np.ndarray, np.ndarray]:
+            if missing := [key for key in (mu, sigma) if key not in statistics]:
+                raise ValueError(
+                    f"{path}: has no {missing[0]}; want an .npz with mu and sigma, such as ADM's "
+                    "VIRTUAL_imagenet256_labeled.npz, or one of python -m cca_ray.prepare --reference"
+                )
+            mean, covariance = statistics[mu], statistics[sigma]
+            if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+                raise ValueError(f"{path}: {mu} is {mean.shape} and {sigma} {covariance.shape}: want [D] and [D, D]")
+            return mean, covariance
+
+        spatial = Reference(*read("mu_s", "sigma_s")) if "mu_s" in statistics else None
+        mean, covariance = read("mu", "sigma")
+        if features is not None and (features.ndim != 2 or len(features) < 2 or features.shape[1] != len(mean)):
+            raise ValueError(f"{path}: features is {features.shape}: want [M, {len(mean)}], M at least 2")
+        return Reference(mean, covariance, spatial, features)

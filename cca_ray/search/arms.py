@@ -1,0 +1,182 @@
+"""The arms of a study of one size: trials of one kind each, in an Optuna study of their own; what each tries next."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train
+from cca_ray.registry import METRICS
+from cca_ray.search.records import ENDED, ArmName
+
+Distribution = FloatDistribution | IntDistribution
+WarmStart = Callable[[], Iterable[Mapping[str, float]]]  # the best settings that smaller sizes have found so far
+FID = ("fid",)  # what every arm but the search minimizes
+
+
+def no_warm_start() -> Iterable[Mapping[str, float]]:
+    return ()
+
+
+def distribution(name: str, bounds: Range) -> Distribution:
+    if Train.model_fields[name if name != "lambda" else "lambda_"].annotation is int:
+        return IntDistribution(round(bounds.low), round(bounds.high), log=bounds.log)
+    return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
+
+
+def draw(trial: optuna.Trial, name: str, values: Distribution) -> None:
+    """Give the trial a value of this name, unless it has one."""
+    if isinstance(values, IntDistribution):
+        trial.suggest_int(name, values.low, values.high, log=values.log)
+    else:
+        trial.suggest_float(name, values.low, values.high, log=values.log)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Trials of one kind: the search, the control's few learning rates, or finalists trained again.
+
+    `metrics`: what it minimizes. `warm_start_points`: settings to be tried next, once each.
+    """
+
+    name: ArmName
+    study: optuna.Study
+    storage: optuna.storages.BaseStorage  # of `study`, which does not tell it
+    space: Mapping[str, Distribution]
+    trials: int
+    metrics: tuple[str, ...] = FID
+    seed: int = 0
+    random_trials: int = 0
+    warm_start_points: WarmStart = no_warm_start
+
+    def propose(self, interrupted: list[int]) -> optuna.Trial | None:
+        """An interrupted trial, by its number, if there is one, else a new one within the number, else None."""
+        begun = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
+        if interrupted:
+            return self.taken_up(interrupted.pop(0))
+        if begun >= self.trials:
+            return None
+        for point in self.warm_start_points():
+            self.study.enqueue_trial(dict(point), skip_if_exists=True)
+        # Seeded by the trial's number, so that a study that is taken up again does not repeat its first draws.
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=(1000 * self.seed + begun) % 2**32, n_startup_trials=self.random_trials, constant_liar=True
+        )
+        return self.study.ask(dict(self.space))
+
+    def taken_up(self, number: int) -> optuna.Trial:
+        """The trial of this number that was interrupted. What it already has stays; only what is missing is drawn.
+
+        Optuna's cache must have met it, as by `get_trials`.
+        """
+        study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        trial = optuna.Trial(self.study, trial_id)
+        for name, values in self.space.items():
+            draw(trial, name, values)
+        return trial
+
+    def ended(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or ENDED)
+
+
+def trials_of(arms: Iterable[Arm]) -> list[FrozenTrial]:
+    """All that were begun."""
+    return [trial for arm in arms for trial in arm.ended(*ENDED, TrialState.RUNNING)]
+
+
+def cost_names(metrics: Sequence[str]) -> list[str]:
+    """What Optuna minimizes, as optuna-dashboard shows it."""
+    found = [METRICS.get(name) for name in metrics]
+    return [metric.label if metric.lower_is_better else f"-{metric.label}" for metric in found]
+
+
+def open_arm(
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    arm: ArmName,
+    space: Mapping[str, Distribution],
+    points: Iterable[Mapping[str, float]],
+    memory: Mapping[str, object],
+    metrics: Sequence[str] = FID,
+) -> optuna.Study:
+    """Create a study, whose first points wait in the storage in order, or load it.
+
+    ValueError if one of this name exists with another `memory`, naming the first difference.
+    """
+    directions = [optuna.study.StudyDirection.MINIMIZE] * len(metrics)
+    study = optuna.create_study(storage=storage, study_name=f"{name}/{arm}", load_if_exists=True, directions=directions)
+    if "memory" not in study.user_attrs:
+        for point in points:
+            study.enqueue_trial({key: point[key] for key in space if key in point}, skip_if_exists=True)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            study.set_metric_names(cost_names(metrics))
+        study.set_user_attr("memory", dict(memory))
+    elif study.user_attrs["memory"] != memory:
+        raise ValueError(
+            f"study {name} exists with other settings: {difference(study.user_attrs['memory'], memory)}; "
+            "use another --name, or --fresh"
+        )
+    return study
+
+
+def open_arms(
+    config: StudyConfig,
+    name: str,
+    storage: optuna.storages.BaseStorage,
+    digests: Mapping[str, str],
+    warm_start_points: WarmStart = no_warm_start,
+) -> list[Arm]:
+    """Create or load control and search. Warm-start points come after the first points, or as soon as they are known.
+
+    `digests` name what lies in the files: base, tokens and protocol.
+    """
+    search, rates, memory = config.search, config.control.learning_rates, memory_of(config, digests)
+    space = {key: distribution(key, bounds) for key, bounds in search.space.items()}
+    control = Range.model_construct(low=min(rates), high=max(rates), log=True)
+    control_space = {"learning_rate": distribution("learning_rate", control)}
+
+    def within() -> list[dict[str, float]]:
+        return [
+            {k: min(max(v, search.space[k].low), search.space[k].high) for k, v in point.items() if k in search.space}
+            for point in warm_start_points()
+        ]
+
+    name, metrics = f"{name}/{config.name}", search.metrics
+    controls = open_arm(storage, name, "control", control_space, [{"learning_rate": r} for r in rates], memory)
+    searched = open_arm(storage, name, "search", space, search.first_points, memory, metrics)
+    return [
+        Arm("control", controls, storage, control_space, len(rates)),
+        Arm("search", searched, storage, space, search.trials, metrics, search.seed, search.random_trials, within),
+    ]
+
+
+def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, object]:
+    """What must not change under one name: everything but budget and placement, which change no result.
+
+    Files count by what is in them, wherever they lie. As JSON, for Optuna's storage.
+    """
+    content = config.model_dump(mode="json", by_alias=True)
+    content["placement"] = {"precision": config.placement.precision}
+    for section, keys in {**PATHS, "search": ("trials", "max_concurrent", "replicates")}.items():
+        for key in keys:
+            content[section].pop(key)
+    if config.score.metrics == DEFAULT_METRICS:  # version 0.1.0 knew no others, and did not say so
+        content["score"].pop("metrics")
+    return {**content, "files": dict(digests)}
+
+
+def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """The first setting of two memories that differs, with both values."""
+
+    def flat(tree: object, prefix: str = "") -> dict[str, object]:
+        if not isinstance(tree, Mapping):
+            return {prefix: tree}
+        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+    old, new = flat(before), flat(now)
+    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+    return f"{key} was {old.get(key)}, is {new.get(key)}"

@@ -1,0 +1,68 @@
+"""Files that all trials of a size share, made once, by all workers of the cluster: reference table, base's samples."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.util import ActorPool
+
+from cca_ray.cluster.placement import accelerator_of, ways
+from cca_ray.cluster.queue import as_worker, nodes_now, slots
+from cca_ray.cluster.stopping import Stop
+from cca_ray.config import ResolvedStudy
+from cca_ray.data.tokens import TokenSet
+from cca_ray.storage.mirror import pull
+from cca_ray.storage.uris import named
+from cca_ray.training.job import Job
+from cca_ray.training.loop import reference_key
+from cca_ray.training.reference_logps import making, missing_parts, parts_of
+from cca_ray.training.trial import TableMaker, draw_base
+
+PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
+SAY_EVERY_S = 10.0
+
+
+def base_grid(config: ResolvedStudy, storage: Path, stop: Stop) -> Path:
+    """The picture of the base's samples."""
+    path = storage / config.name / "base.png"
+    if not pull(path):
+        packed = Job(config, config.train, storage).packed()
+        stop.get([as_worker(draw_base, config.placement).remote(packed, named(path))])
+        pull(path)
+    return path
+
+
+def workers_now(config: ResolvedStudy) -> int:
+    """How many workers of a trial the cluster can hold now; at least one, for which it may have to grow."""
+    nodes, kinds = nodes_now(), {accelerator_of(way): way for way in ways(config.placement)}
+    return max(1, sum(slots(way, nodes) for way in kinds.values()))
+
+
+def reference_table(
+    config: ResolvedStudy, base_digest: str, data: TokenSet, root: Path, say: Callable[[str], None], stop: Stop
+) -> Path | None:
+    """The folder with the reference's log-likelihoods, below `root`; what is missing is made now.
+
+    None where the table would have to be another for every trial: they score the reference themselves.
+    """
+    train, space = config.train, config.search.space
+    if train.reference == "live" or PAIRING & set(space):
+        return None
+    epochs = round(space["epochs"].high) if "epochs" in space else train.epochs
+    folder = root / reference_key(base_digest, config, train, data)
+    parts = parts_of(len(data.labels), epochs)
+    pull(folder)
+    if not missing_parts(folder, parts):
+        return folder
+    with making(folder):
+        missing = missing_parts(folder, parts)  # another study may have made it in the meantime
+        packed = Job(config, train, root).packed()
+        maker = as_worker(TableMaker, config.placement, max_restarts=2, max_task_retries=2)
+        pool = ActorPool([maker.remote(packed, named(folder)) for _ in range(min(len(missing), workers_now(config)))])
+        total, done, said = sum(part.stop - part.start for part in missing), 0, time.monotonic()
+        for pairs in stop.map_unordered(pool, lambda actor, part: actor.make.remote(part), missing):
+            done += pairs
+            if time.monotonic() - said > SAY_EVERY_S:
+                say(f"{config.name}  reference: {done:,}/{total:,} pairs scored")
+                said = time.monotonic()
+    return folder

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+from cca_ray.evaluation.features import FeatureArrays
+from cca_ray.evaluation.fid import FID, SFID, frechet_distance, frechet_distance_few
+from cca_ray.evaluation.jackknife import jackknife_error
+from cca_ray.evaluation.metric import Context
+from cca_ray.evaluation.reference import Moments, Reference
+from cca_ray.testing.metric_conformance import MetricConformance
+from tests.conftest import golden
+
+ADM = golden("adm_metrics.npz")
+
+
+class TestFID(MetricConformance):
+    metric = FID
+
+
+class TestSFID(MetricConformance):
+    metric = SFID
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    moments = Moments.of(ADM["ref"])
+    return Reference(moments.mean, moments.covariance)
+
+
+def test_fid_is_the_adm_evaluators(reference: Reference):
+    np.testing.assert_allclose(frechet_distance(Moments.of(ADM["gen"]), reference), ADM["fid"], rtol=1e-5)
+
+
+def test_fid_of_few_samples_is_the_adm_evaluators(reference: Reference):
+    few = ADM["gen"][:40]
+    np.testing.assert_allclose(frechet_distance_few(few, reference), ADM["fid_few40"], rtol=1e-4)
+    np.testing.assert_allclose(frechet_distance(Moments.of(few), reference), ADM["fid_few40"], rtol=1e-4)
+
+
+def test_the_reference_has_no_distance_from_itself(reference: Reference):
+    assert abs(frechet_distance(Moments.of(ADM["ref"]), reference)) < 1e-9
+
+
+def test_the_jackknife_error_of_a_fid_is_about_the_spread_over_fresh_samples():
+    rng, dim, count = np.random.default_rng(0), 8, 400
+    reference = Reference(np.zeros(dim), np.eye(dim))
+    fids, errors = [], []
+    for _ in range(40):
+        features = 1.2 * rng.normal(size=(count, dim)) + 0.3
+        groups = np.arange(count) % 10
+        fids.append(frechet_distance(Moments.of(features), reference))
+        errors.append(jackknife_error(np.array([
+            frechet_distance(Moments.of(features[groups != g]), reference) for g in range(10)
+        ])))  # fmt: skip
+    assert 0.7 < np.mean(errors) / np.std(fids, ddof=1) < 1.4
+
+
+@pytest.mark.parametrize(("samples", "kept"), [(40, list), (64, Moments)])
+def test_features_are_kept_where_they_are_few(samples: int, kept: type, reference: Reference):
+    context = Context(reference, samples, torch.device("cpu"))
+    made = ADM["gen"][:samples]
+    state = FID.state_of(FeatureArrays(made), np.arange(samples), context)
+    assert isinstance(state, kept)
+    assert FID.value(state, context) == pytest.approx(frechet_distance(Moments.of(made), reference), rel=1e-6)

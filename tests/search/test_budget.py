@@ -1,0 +1,39 @@
+"""When a budget allows a trial more."""
+
+import pytest
+
+from cca_ray.search.budget import Limits, Used, affordable, final_seconds
+from tests.conftest import MakeStudy
+from tests.search.ledgers import score_of
+
+USED = Used(device_seconds=60.0, running=(), completed=((20.0, 20.0), (40.0, 40.0)))
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [(139.0, False), (140.0, True)])
+def test_wall_time_must_hold_a_mean_trial_and_the_final_comparison(seconds: float, allowed: bool):
+    limits = Limits(seconds=seconds, started=1000.0)
+    assert affordable(limits, 1100.0, USED, final=10.0, devices=1.0) == allowed
+
+
+@pytest.mark.parametrize(("device_seconds", "allowed"), [(169.0, False), (170.0, True)])
+def test_device_time_must_hold_those_that_run_too(device_seconds: float, allowed: bool):
+    """60 s used, one trial that has taken 50 s already, a mean trial of 30 s, and 10 s of the comparison on 3 cards."""
+    limits = Limits(device_seconds=device_seconds, started=0.0)
+    used = Used(60.0, (50.0,), USED.completed)
+    assert affordable(limits, 0.0, used, final=10.0, devices=3.0) == allowed
+    begun = Used(60.0, (1.0,), USED.completed)  # expected to take as long as the others
+    assert affordable(Limits(device_seconds=150.0, started=0.0), 0.0, begun, final=10.0, devices=3.0)
+    assert not affordable(Limits(device_seconds=149.0, started=0.0), 0.0, begun, final=10.0, devices=3.0)
+
+
+def test_without_a_completed_trial_nothing_is_known_of_the_next():
+    assert affordable(Limits(seconds=10.0, started=0.0), 10.0, Used(0.0, (), ()), final=0.0, devices=1.0)
+
+
+def test_the_final_comparison_is_counted_from_the_scores_at_rungs(make_config: MakeStudy):
+    """27 scores of 80 samples, at 0.5 s for 40: of two finalists twice on three blocks, of base, guided base and
+    control on three, and what chooses scale and control.
+    """
+    config = make_config()
+    assert final_seconds(config, []) == 0.0
+    assert final_seconds(config, [score_of(5, {"fid": 1.0})] * 3) == pytest.approx(27.0)

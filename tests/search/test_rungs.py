@@ -1,0 +1,61 @@
+"""The rule at a rung."""
+
+import numpy as np
+import pytest
+
+from cca_ray.config import Rung
+from cca_ray.search.rungs import Mark, cost, goes_on, share_kept
+from tests.conftest import MakeStudy
+from tests.search.ledgers import score_of
+
+BOTH = ("fid", "inception_score")
+
+
+def mark(
+    fid: float, noise: list[float] | None = None, inception_score: float = 2.0, metrics: tuple[str, ...] = ("fid",)
+):
+    score = score_of(5, {"fid": fid, "inception_score": inception_score}, {"fid": noise or [0.0] * 8})
+    return Mark.of(score, metrics)
+
+
+def test_less_is_better_in_a_mark():
+    assert (cost("fid", 3.0), cost("inception_score", 3.0)) == (3.0, -3.0)
+    both = mark(3.0, inception_score=7.0, metrics=BOTH)
+    assert both.costs.tolist() == [3.0, -7.0]
+
+
+def test_the_rule_at_a_rung_keeps_the_best_share():
+    marks = [mark(1.0), mark(2.0), mark(3.0)]
+    assert goes_on(mark(9.0), marks[:2], keep=0.5, grace=3)
+    assert not goes_on(mark(9.0), marks, keep=0.5, grace=3)
+    assert goes_on(mark(1.5), marks, keep=0.5, grace=3)
+    assert not goes_on(mark(2.5), marks, keep=0.5, grace=3)
+    assert goes_on(mark(9.0), marks, keep=1.0, grace=1)
+
+
+def test_the_rule_at_a_rung_keeps_what_cannot_be_told_from_the_cut():
+    """Noise that two trials share does not count, for they are compared on the same noise."""
+    own, common = [0.3, -0.3] * 4, [1.0, -1.0] * 4  # jackknife errors of 0.79 and 2.65
+    best = [mark(1.0, common), mark(1.1, common), mark(1.2, common)]
+    assert not goes_on(mark(2.0, common), best, keep=0.5, grace=1)
+    assert goes_on(mark(2.0, [a + b for a, b in zip(common, own, strict=True)]), best, keep=0.5, grace=1)
+    assert not goes_on(mark(4.0, [a + b for a, b in zip(common, own, strict=True)]), best, keep=0.5, grace=1)
+
+
+def test_with_two_metrics_only_what_is_worse_in_both_is_stopped():
+    best = [mark(1.0, metrics=BOTH), mark(1.1, metrics=BOTH), mark(1.2, metrics=BOTH)]
+    assert not goes_on(mark(5.0, inception_score=1.5, metrics=BOTH), best, keep=0.5, grace=1)
+    assert goes_on(mark(5.0, inception_score=2.5, metrics=BOTH), best, keep=0.5, grace=1)
+
+
+def test_a_mark_is_by_the_metrics_that_are_searched():
+    score = score_of(5, {"fid": 3.0, "inception_score": 7.0}, {"inception_score": [1.0, 0.0]})
+    found = Mark.of(score, ("inception_score",))
+    np.testing.assert_array_equal(found.costs, [-7.0])
+    np.testing.assert_array_equal(found.without, [[-8.0, -7.0]])
+
+
+@pytest.mark.parametrize(("rung", "kept"), [(0, 0.25), (1, 0.5), (5, 0.5)])
+def test_a_rung_may_keep_a_share_of_its_own(make_config: MakeStudy, rung: int, kept: float):
+    config = make_config().model_copy(update={"rungs": (Rung(at=0.5, samples=60, keep=0.25), Rung(at=1.0, samples=80))})
+    assert share_kept(config, rung) == kept
