@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import Placement, StudyConfig
+from cca_ray.config import Placement, ResolvedStudy
 from cca_ray.evaluation.scoring import load_base, load_tokens
 from cca_ray.inputs import find_space
 from cca_ray.models.files import digest_of_weights
@@ -37,8 +37,9 @@ from cca_ray.search.shared_files import reference_table
 from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.group import build_group, build_local
 from cca_ray.training.small_base import resolve
-from cca_ray.training.trial import build_group, build_local, trial_resources
+from cca_ray.training.trial import trial_resources
 
 
 def nothing(config: dict[str, Any]) -> None:
@@ -86,7 +87,7 @@ def seconds(way: str, workers: int, trials: int) -> float:
     return time.perf_counter() - started
 
 
-def study(base: StudyConfig, concurrency: int, folder: Path) -> float:
+def study(base: ResolvedStudy, concurrency: int, folder: Path) -> float:
     """Wall time × concurrency, over the seconds that the trials trained and scored."""
     config = base.model_copy(update={"search": base.search.model_copy(update={"max_concurrent": concurrency})})
     tracker = Tracker(f"sqlite:///{folder / 'mlflow.db'}", "overhead", folder / "artifacts", folder / "journal")

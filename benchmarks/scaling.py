@@ -22,7 +22,7 @@ from PIL import Image
 from ray import tune
 
 from cca_ray.cluster.session import start_ray
-from cca_ray.config import StudyConfig
+from cca_ray.config import PATHS, ResolvedStudy
 from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.inputs import find_space
 from cca_ray.search.arms import open_arms
@@ -35,6 +35,7 @@ from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.job import Job
 from cca_ray.training.loop import rung_steps
+from cca_ray.training.objectives import objective_of
 from cca_ray.training.reports import to_ray
 from cca_ray.training.trial import TrialSettings
 
@@ -44,17 +45,33 @@ STEPS = 100
 def stub(packed: TrialSettings) -> None:
     """A trial that reports a smooth score at once."""
     job = Job.unpacked(packed["job"])
-    fid = 10 + float(np.log10(job.train.lambda_ / 5) ** 2 + np.log10(job.train.learning_rate / 5e-3) ** 2)
+    train, own = job.train, job.train.model_dump()
+    fid = 10 + float(np.log10(own.get("lambda", 1.0) / 5) ** 2 + np.log10(train.learning_rate / 5e-3) ** 2)
+    logged = objective_of(train).logged
     for step, samples in rung_steps(job.config, STEPS).items():
         score = RungScore(
-            values={"fid": fid + (STEPS - step) / STEPS, "inception_score": 1.0}, step=step, samples=samples,
-            without={"fid": (fid,) * 10, "inception_score": (1.0,) * 10}, protocol="stub", scoring_seconds=0.1,
+            values={"fid": fid + (STEPS - step) / STEPS, "inception_score": 1.0},
+            without={"fid": (fid,) * 10, "inception_score": (1.0,) * 10},
+            step=step,
+            samples=samples,
+            scoring_seconds=0.1,
+            protocol="stub",
             grid=str(job.folder.parent / "grid.png"),
-        )  # fmt: skip
-        tune.report(to_ray(TrialReport(
-            step=step, total_steps=STEPS, seconds=0.1, images_per_second=1.0, logged=("loss",), history=((step, 1.0),),
-            accelerator="CPU", workers=1, micro_batch=128, device_seconds={"CPU": 0.1}, score=score,
-        )))  # fmt: skip
+        )
+        report = TrialReport(
+            step=step,
+            total_steps=STEPS,
+            seconds=0.1,
+            logged=logged,
+            history=((step, *(0.5 for _ in logged)),),
+            images_per_second=1.0,
+            accelerator="CPU",
+            workers=1,
+            micro_batch=128,
+            device_seconds={"CPU": 0.1},
+            score=score,
+        )
+        tune.report(to_ray(report))
 
 
 class TimedTracker(Tracker):
@@ -78,7 +95,7 @@ class Ends(Listener):
         self.times.append(time.perf_counter())
 
 
-def study(config: StudyConfig, trials: int, folder: Path) -> str:
+def study(config: ResolvedStudy, trials: int, folder: Path) -> str:
     """One row of the table."""
     config = config.model_copy(update={"search": config.search.model_copy(update={"trials": trials})})
     (folder / "trials").mkdir(parents=True)
@@ -107,7 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
     arguments = parser.parse_args()
-    config = load_config(find_space("digits_s"))
+    paths = {key: "not read" for keys in PATHS.values() for key in keys}
+    config = ResolvedStudy.of(load_config(find_space("digits_s")), paths)
     start_ray()
     print("| trials | s a trial | the last ten | of which MLflow | MLflow done after, s | driver grew by, MiB |")
     print("|---|---|---|---|---|---|")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
-from cca_ray.training.objectives import cca_loss, counts_as_positive
+from cca_ray.training.objectives import CCA, CcaParameters, ScoredPairs
 
 BETA, LAMBDA, RATE = 0.02, 300.0, 1e-5
 SHAPES = {
@@ -79,15 +79,24 @@ def ours(config: LlamaGenConfig, batch: int, micro_batch: int) -> Step:
     labels = torch.stack([data.labels, data.negative_labels])
     with torch.no_grad():  # what the study's table holds
         reference = scorer(labels.flatten(), data.tokens.repeat(2, 1)).view(2, batch)
-    as_positive = counts_as_positive(data.labels, data.negative_labels, data.null)
+    parameters = CcaParameters(lambda_=LAMBDA, beta=BETA)
 
     def step() -> float:
         total = 0.0
         for start in range(0, batch, micro_batch):
             cut = slice(start, start + micro_batch)
             logps = scorer(labels[:, cut].flatten(), data.tokens[cut].repeat(2, 1)).view(2, -1)
-            gap, negative_gap = logps - reference[:, cut]
-            loss = cca_loss(gap, negative_gap, as_positive[cut], BETA, LAMBDA).sum() / batch
+            scored = ScoredPairs(
+                length=config.block_size,
+                logps=logps[0],
+                labels=data.labels[cut],
+                null=data.null[cut],
+                reference_logps=reference[0, cut],
+                negative_logps=logps[1],
+                negative_labels=data.negative_labels[cut],
+                negative_reference_logps=reference[1, cut],
+            )
+            loss = CCA.loss(scored, parameters).sum() / batch
             loss.backward()
             total += loss.item()
         update(model, optimizer)

@@ -3,13 +3,15 @@
 One YAML file describes the search for one model size; `space_file` reads it.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from cca_ray.errors import reason
-from cca_ray.registry import METRICS
+from cca_ray.registry import METRICS, OBJECTIVES
 
 
 class Strict(BaseModel):
@@ -50,12 +52,15 @@ class Data(Strict):
 
 
 class Train(Strict):
-    """One fine-tuning. Any numeric field may be searched."""
+    """One fine-tuning. Any numeric field may be searched, the objective's own among them.
 
-    objective: Literal["cca", "dpo", "unlearning", "finetune"] = "cca"
-    lambda_: float = Field(1.0, gt=0, alias="lambda")  # weight of the negative term
+    The objective's own parameters are keys beside these; a key that neither knows is an error.
+    """
+
+    model_config = ConfigDict(extra="allow")  # the objective's own, by their names in the file
+
+    objective: str = "cca"
     learning_rate: float = Field(1e-5, gt=0)
-    beta: float = Field(0.02, gt=0)  # of the log-likelihood ratio, summed over the tokens of an image
     null_ratio: float = Field(0.1, ge=0, lt=1)  # share of pairs trained under the null condition
     global_batch: int = Field(256, ge=1)  # images a step, over all workers
     epochs: int = Field(1, ge=1)
@@ -69,14 +74,47 @@ class Train(Strict):
     seed: int = Field(0, ge=0)  # of the order, crops, negatives and null masks
     reference: Literal["table", "live"] = "table"  # log p_ref once per study, or a second model in memory
 
+    @field_validator("objective")
+    @classmethod
+    def known(cls, objective: str) -> str:
+        return OBJECTIVES.get(objective).name
 
-SEARCHABLE = tuple(
-    field.alias or name for name, field in Train.model_fields.items() if field.annotation in (int, float)
-)
+    @model_validator(mode="after")
+    def own_parameters(self) -> Self:
+        """Checked as the objective declares them, and its defaults filled in."""
+        own = self.parameters.model_dump(mode="json", by_alias=True)
+        object.__setattr__(self, "__pydantic_extra__", own)  # frozen from here on
+        return self
+
+    @property
+    def parameters(self) -> Strict:
+        """The objective's own, as its class."""
+        # By way of JSON, for the same strictness as of a file.
+        content = json.dumps(self.model_extra, default=str)
+        own = OBJECTIVES.get(self.objective).parameters.model_validate_json(content)
+        assert isinstance(own, Strict)
+        return own
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the field of this name, as in the file, is a whole number."""
+        return keys_of_train(self.objective)[name].annotation is int
 
 
-# What does not enter an objective, and so cannot be searched with it.
-UNUSED = {"dpo": ("lambda",), "unlearning": ("beta",), "finetune": ("lambda", "beta")}
+def keys_of_train(objective: str) -> dict[str, FieldInfo]:
+    """What `train` may hold with this objective, by the names in the file: its own parameters and the common fields."""
+    common, own = Train.model_fields, OBJECTIVES.get(objective).parameters.model_fields
+    fields = {"objective": common["objective"], **own, **common}
+    return {field.alias or name: field for name, field in fields.items()}
+
+
+def searchable(objective: str) -> list[str]:
+    return [name for name, field in keys_of_train(objective).items() if field.annotation in (int, float)]
+
+
+def without_others(train: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `train` without the parameters of other objectives: version 0.1.0 wrote those of all."""
+    keys = keys_of_train(train["objective"])
+    return {name: value for name, value in train.items() if name in keys}
 
 
 class Range(Strict):
@@ -93,6 +131,9 @@ class Range(Strict):
         if self.log and self.low <= 0:
             raise ValueError("low must be above 0 on a log scale; or set log: false")
         return self
+
+
+CONTROL_OBJECTIVE = "finetune"
 
 
 class Control(Strict):
@@ -181,10 +222,7 @@ class Search(Strict):
         return metric_names(self.metric)
 
     @model_validator(mode="after")
-    def known_names(self) -> Self:
-        for name in self.space:
-            if name not in SEARCHABLE:
-                raise ValueError(f"cannot search {name!r}: one of {', '.join(SEARCHABLE)}")
+    def whole_points(self) -> Self:
         for i, point in enumerate(self.first_points):
             if set(point) != set(self.space):
                 raise ValueError(f"first_points[{i}] must give exactly {', '.join(self.space)}")
@@ -296,7 +334,7 @@ class StudyConfig(Strict):
     name: str
     base: Base
     data: Data = Data()
-    train: Train = Train()
+    train: Train = Field(default_factory=Train)
     search: Search
     control: Control = Control()
     rungs: tuple[Rung, ...] = Field(min_length=1)
@@ -315,8 +353,11 @@ class StudyConfig(Strict):
         if not searched or len(set(searched)) < len(searched) or not set(searched) <= set(self.score.metrics):
             raise ValueError(f"search.metric: want one of score.metrics, or several: {', '.join(self.score.metrics)}")
         for name, bounds in self.search.space.items():
-            if name in UNUSED.get(self.train.objective, ()):
-                raise ValueError(f"search.space: {name} has no effect on objective {self.train.objective}")
+            if name not in (names := searchable(self.train.objective)):
+                raise ValueError(
+                    f"search.space: cannot search {name!r}: {name} has no effect on objective {self.train.objective}; "
+                    f"one of {', '.join(names)}"
+                )
             for value in (bounds.low, bounds.high):
                 try:
                     self.train_with({name: value})
@@ -338,11 +379,18 @@ class StudyConfig(Strict):
             }
         )
 
-    def train_with(self, values: dict[str, Any]) -> Train:
-        """`train` with some fields replaced, by their names in the file; validated. Integer fields are rounded."""
-        whole = {field.alias or name for name, field in Train.model_fields.items() if field.annotation is int}
-        values = {name: round(value) if name in whole else value for name, value in values.items()}
-        return Train.model_validate({**self.train.model_dump(by_alias=True), **values})
+    def train_with(self, values: Mapping[str, float | str]) -> Train:
+        """`train` with some fields replaced, by their names in the file; validated. Integer fields are rounded.
+
+        With another objective, those parameters fall away that it does not have.
+        """
+        objective = str(values.get("objective", self.train.objective))
+        keys = keys_of_train(objective)
+        content = {name: value for name, value in self.train.model_dump().items() if name in keys}
+        for name, value in values.items():
+            whole = name in keys and keys[name].annotation is int
+            content[name] = round(value) if whole and not isinstance(value, str) else value
+        return Train.model_validate(content)
 
 
 class ResolvedBase(Base):

@@ -15,7 +15,7 @@ OLD_METRICS = ("fid", "inception_score")  # version 0.1.0's, in the order of its
 OLD_ROLES: dict[Role, str] = {
     "base": "base", "guided": "guided", "control": "control", "tuned": "cca", "tuned_guided": "cca_guided",
 }  # fmt: skip
-OLD_OBJECTIVES = {"cca": "CCA", "dpo": "DPO", "unlearning": "unlearning", "finetune": "fine-tuning"}  # their labels
+OLD_OBJECTIVES = {"cca": "CCA", "dpo": "DPO", "unlearning": "unlearning", "finetune": "plain fine-tuning"}  # labels
 
 
 class Contract(BaseModel):

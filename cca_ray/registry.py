@@ -41,6 +41,8 @@ class ObjectiveFacts(Named, Protocol):
     """What a search space must know of an objective; `training.objectives.Objective` is the whole."""
 
     @property
+    def label(self) -> str: ...
+    @property
     def parameters(self) -> type[BaseModel]:
         """Its own settings: keys of `train` beside the common ones."""
 

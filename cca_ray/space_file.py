@@ -5,14 +5,14 @@ Anything unknown, mistyped or impossible is a `ConfigError` of one line: the fil
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cca_ray.config import StudyConfig
+from cca_ray.config import StudyConfig, Train, keys_of_train
 from cca_ray.errors import ConfigError, reason
 
 
@@ -31,15 +31,18 @@ UniqueKeyLoader.add_implicit_resolver(
 )
 
 
-def allowed_keys(location: tuple[int | str, ...]) -> str:
-    """For an unknown key: the keys that its section knows."""
+def allowed_keys(location: tuple[int | str, ...], content: Mapping[str, Any]) -> str:
+    """For an unknown key: the keys that its section knows, which in `train` depend on the objective."""
     model: Any = StudyConfig
     for part in location[:-1]:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = model.model_fields[str(part)].annotation
         elif getattr(model, "__args__", None):
             model = next(a for a in reversed(model.__args__) if a is not Ellipsis)
-    known = [f.alias or n for n, f in model.model_fields.items() if (model, n) != (StudyConfig, "name")]
+    if model is Train:
+        known = list(keys_of_train(content["train"].get("objective", Train.model_fields["objective"].default)))
+    else:
+        known = [f.alias or n for n, f in model.model_fields.items() if (model, n) != (StudyConfig, "name")]
     return f"; allowed: {', '.join(known)}"
 
 
@@ -57,7 +60,7 @@ def parse(content: Any, name: str, source: str) -> StudyConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
-        extra = allowed_keys(first["loc"]) if first["type"] == "extra_forbidden" else ""
+        extra = allowed_keys(first["loc"], content) if first["type"] == "extra_forbidden" else ""
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ConfigError(f"{source}: {where}: {reason(error)}{extra}{more}") from None
 

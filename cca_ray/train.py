@@ -4,6 +4,7 @@ cca-ray train digits_s --lambda 3 --lr 5e-3
 cca-ray train my_s.yaml --set train.objective=finetune --out runs/plain     the same folder resumes it
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,35 +14,47 @@ from ray.train import UserCallback
 from cca_ray.cluster.placement import in_this_process
 from cca_ray.cluster.queue import first_way
 from cca_ray.cluster.session import start_ray
+from cca_ray.config import Train
+from cca_ray.contracts import TrialReport
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import reach
 from cca_ray.storage.uris import named
 from cca_ray.terminal.console import Console, SpaceArgument, place, run
+from cca_ray.training.group import build_trainer
 from cca_ray.training.job import Job
+from cca_ray.training.reports import TrialFailure, from_ray
 from cca_ray.training.small_base import check_files, resolve
-from cca_ray.training.trial import FAILURE, build_trainer
+
+SHORT = {"reward_margin": "margin"}
 
 
-def describe(report: dict[str, Any]) -> str:
+def describe(report: TrialReport | TrialFailure) -> str:
     """A report as a line."""
-    if FAILURE in report:
-        return f"FAILED: {report[FAILURE]}"
-    text = f"step {report['step']}/{report['total_steps']}"
-    if report["history"]:
-        _, loss, accuracy, margin = report["history"][-1]
-        text += f"  loss {loss:.4f}  reward accuracy {accuracy:.2f}  margin {margin:.2f}"
-        text += f"  {report['images_per_second']:.0f} images/s"
-    if "fid" in report:
-        text += f"  fid {report['fid']:.2f} ({report['samples']} samples)"
+    if isinstance(report, TrialFailure):
+        return f"FAILED: {report.reason}"
+    text = f"step {report.step}/{report.total_steps}"
+    if report.history:
+        for name, value in zip(report.logged, report.history[-1][1:], strict=True):
+            text += f"  {SHORT.get(name, name.replace('_', ' '))} {value:{'.4f' if name == 'loss' else '.2f'}}"
+        text += f"  {report.images_per_second:.0f} images/s"
+    if report.score:
+        metric, value = next(iter(report.score.values.items()))
+        text += f"  {metric} {value:.2f} ({report.score.samples} samples)"
     return text
 
 
 class PrintReports(UserCallback):
     """For a worker group, whose controller is another process: Ray brings its output here."""
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        print(describe(metrics[0]), flush=True)
+    def after_report(self, run_context: Any, metrics: list[Mapping[str, str]], checkpoint: Any) -> None:
+        print(describe(from_ray(metrics[0])), flush=True)
+
+
+def folder_name(name: str, train: Train) -> str:
+    """Of a run, by what is most often varied."""
+    kind = f"lambda{weight:g}" if (weight := train.model_dump().get("lambda")) else train.objective
+    return f"{name}-{kind}-lr{train.learning_rate:g}"
 
 
 def main(
@@ -67,12 +80,11 @@ def main(
     check_files(config)
     reach(out or storage, write=True)
     config = resolve(config, storage, console.progress)
-    train = config.train
-    folder = out or storage / "train" / f"{config.name}-lambda{train.lambda_:g}-lr{train.learning_rate:g}"
+    folder = out or storage / "train" / folder_name(config.name, config.train)
     if not in_this_process(config.placement):
         start_ray(show_workers=True)
         config = config.model_copy(update={"placement": first_way(config.placement)})
-    job = Job(config, train, folder.resolve())
+    job = Job(config, config.train, folder.resolve())
     build_trainer(job, lambda report: console.say(describe(report)), [PrintReports()]).fit()
     console.say(f"weights: {named(folder / 'model.pt')}")
 

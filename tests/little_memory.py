@@ -26,7 +26,7 @@ def main() -> None:
     limit = grown() + int(sys.argv[2]) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     tried: list[int] = []
-    fine_tune(job, lambda report: tried.append(report["micro_batch"]), Group())
+    fine_tune(job, lambda report: tried.append(report.micro_batch), Group())
     print(json.dumps(sorted(set(tried))))
 
 

@@ -64,7 +64,7 @@ def make_study(
     storage, memory = open_storage(folder / "study.db"), memory_of(config, digests)
 
     def arm(name: ArmName, space: dict[str, Range]) -> Arm:
-        within = {key: distribution(key, bounds) for key, bounds in space.items()}
+        within = {key: distribution(config.train, key, bounds) for key, bounds in space.items()}
         metrics = config.search.metrics if name == "search" else ("fid",)
         study = open_arm(storage, f"{folder.name}/{size}", name, within, [], memory, metrics)
         return Arm(name, study, storage, within, completed + 3, metrics)

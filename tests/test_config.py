@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from cca_ray.config import FAMILY_SIZES
+from cca_ray.config import CONTROL_OBJECTIVE, FAMILY_SIZES, Train, without_others
 from cca_ray.errors import ConfigError
 from cca_ray.inputs import SPACES, find_space
 from cca_ray.models.family import SIZES
@@ -74,6 +75,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "rungs out of order": (changed("rungs", [{"at": 1.0, "samples": 9}, {"at": 0.5, "samples": 9}]), "rungs must rise"),
     "rungs without an end": (changed("rungs", [{"at": 0.5, "samples": 9}]), "end at 1"),
     "a field without effect": (changed("train.objective", "dpo"), "lambda has no effect on objective dpo"),
+    "a parameter of another objective": (
+        changed("train", {"objective": "dpo", "lambda": 3.0}),
+        "train.lambda: unknown key; allowed: objective, beta, learning_rate",
+    ),
+    "an unknown objective": (
+        changed("train.objective", "ppo"),
+        "train.objective: unknown objective 'ppo': one of cca, dpo, unlearning, finetune",
+    ),
     "guidance scale of one": (changed("score.guidance_scales", [1.0]), "every scale must be above 1"),
     "top-p above one": (changed("score.top_p", 1.5), "score.top_p: input should be less than or equal to 1"),
     "checkpoint without data": (
@@ -133,14 +142,14 @@ def test_shipped_spaces_are_valid(name: str):
 def test_numbers_may_be_written_as_people_write_them(tmp_path: Path):
     content = yaml.safe_dump(tiny_space()).replace("beta: 0.1", "beta: 1e-1")
     assert "beta: 1e-1" in content
-    assert load_config(write(tmp_path, content)).train.beta == 0.1
+    assert load_config(write(tmp_path, content)).train.parameters.beta == 0.1
 
 
 @pytest.mark.parametrize(
     ("setting", "read"),
     [
-        ("train.beta=0.3", lambda c: c.train.beta == 0.3),
-        ("train.lambda=1e2", lambda c: c.train.lambda_ == 100),
+        ("train.beta=0.3", lambda c: c.train.parameters.beta == 0.3),
+        ("train.lambda=1e2", lambda c: c.train.parameters.lambda_ == 100),
         ("search.space.lambda.high=20", lambda c: c.search.space["lambda"].high == 20),
         ("control.learning_rates=[1e-3, 2e-3]", lambda c: c.control.learning_rates == (1e-3, 2e-3)),
         ("placement.workers=2", lambda c: c.placement.workers == 2),
@@ -162,8 +171,29 @@ def test_a_bad_setting_is_one_line(tmp_path: Path, setting: str):
 def test_any_numeric_field_of_train_may_be_searched(tmp_path: Path):
     content = changed("search.space.beta", {"low": 0.01, "high": 1.0})
     config = load_config(write(tmp_path, content))
-    assert config.train_with({"beta": 0.5, "lambda": 3.0}).beta == 0.5
+    assert config.train_with({"beta": 0.5, "lambda": 3.0}).parameters.beta == 0.5
     assert config.train_with({"epochs": 2.7}).epochs == 3
+
+
+def test_with_another_objective_the_parameters_that_it_lacks_fall_away(tmp_path: Path):
+    config = load_config(write(tmp_path, tiny_space()))
+    assert config.train_with({"objective": "dpo"}).model_dump().get("beta") == 0.1
+    control = config.train_with({"objective": CONTROL_OBJECTIVE, "learning_rate": 3e-3})
+    assert control.learning_rate == 3e-3
+    assert control.global_batch == config.train.global_batch
+    assert not {"beta", "lambda"} & set(control.model_dump())
+    with pytest.raises(ValidationError, match="lambda"):
+        config.train_with({"objective": "dpo", "lambda": 3.0})
+
+
+def test_the_keys_of_train_stay_flat(tmp_path: Path):
+    train = load_config(write(tmp_path, tiny_space())).train
+    content = train.model_dump(by_alias=True)
+    assert (content["objective"], content["lambda"], content["beta"]) == ("cca", 1.0, 0.1)
+    assert Train.model_validate_json(train.model_dump_json(by_alias=True)) == train
+    assert without_others({**content, "objective": "unlearning"}) == {
+        key: value for key, value in {**content, "objective": "unlearning"}.items() if key != "beta"
+    }
 
 
 def test_the_sizes_are_those_that_can_be_built():

@@ -128,7 +128,7 @@ def test_anybodys_images_become_a_base_and_a_search_space(folder: Path, tmp_path
     assert config.score.samples == 50
     space.write_text(space.read_text().replace("beta: 0.08", "beta: 0.5"))  # an edit outlives the next base
     assert invoke(main, [*arguments, "--epochs", "2"], capsys).code == 0
-    assert load_config(space).train.beta == 0.5
+    assert load_config(space).train.parameters.beta == 0.5
     assert load_config(space).base.checkpoint != config.base.checkpoint
     scoring = scoring_of(config, torch.device("cpu"))
     assert scoring.image_size == 16

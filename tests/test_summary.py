@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cca_ray.contracts import OLD_ROLES, SizeSummary, StudySummary
+from cca_ray.contracts import FID, INCEPTION_SCORE, OLD_METRICS, OLD_OBJECTIVES, OLD_ROLES, SizeSummary, StudySummary
+from cca_ray.registry import OBJECTIVES, metric_info
 from tests.studies import summary_of
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "summary.schema.json"
@@ -37,6 +38,12 @@ OLD_SUMMARY = """
 def test_the_schema_in_the_docs_is_that_of_the_summary():
     """To write it anew: python -m tests.test_summary."""
     assert json.loads(SCHEMA.read_text()) == StudySummary.model_json_schema()
+
+
+def test_what_is_said_of_old_studies_is_what_the_plug_ins_say():
+    """Contracts know it by themselves, for they import no plug-in."""
+    assert {name: OBJECTIVES.get(name).label for name in OLD_OBJECTIVES} == OLD_OBJECTIVES
+    assert [metric_info(name) for name in OLD_METRICS] == [FID, INCEPTION_SCORE]
 
 
 def test_what_is_written_is_read_back_as_it_was():

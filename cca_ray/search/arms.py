@@ -8,7 +8,7 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train
+from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train, without_others
 from cca_ray.registry import METRICS
 from cca_ray.search.records import ENDED, ArmName
 
@@ -21,8 +21,8 @@ def no_warm_start() -> Iterable[Mapping[str, float]]:
     return ()
 
 
-def distribution(name: str, bounds: Range) -> Distribution:
-    if Train.model_fields[name if name != "lambda" else "lambda_"].annotation is int:
+def distribution(train: Train, name: str, bounds: Range) -> Distribution:
+    if train.is_whole(name):
         return IntDistribution(round(bounds.low), round(bounds.high), log=bounds.log)
     return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
 
@@ -115,10 +115,12 @@ def open_arm(
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             study.set_metric_names(cost_names(metrics))
         study.set_user_attr("memory", dict(memory))
-    elif study.user_attrs["memory"] != memory:
+        return study
+    before = study.user_attrs["memory"]
+    before = {**before, "train": without_others(before["train"])}  # version 0.1.0 wrote parameters of all objectives
+    if before != memory:
         raise ValueError(
-            f"study {name} exists with other settings: {difference(study.user_attrs['memory'], memory)}; "
-            "use another --name, or --fresh"
+            f"study {name} exists with other settings: {difference(before, memory)}; use another --name, or --fresh"
         )
     return study
 
@@ -135,9 +137,9 @@ def open_arms(
     `digests` name what lies in the files: base, tokens and protocol.
     """
     search, rates, memory = config.search, config.control.learning_rates, memory_of(config, digests)
-    space = {key: distribution(key, bounds) for key, bounds in search.space.items()}
+    space = {key: distribution(config.train, key, bounds) for key, bounds in search.space.items()}
     control = Range.model_construct(low=min(rates), high=max(rates), log=True)
-    control_space = {"learning_rate": distribution("learning_rate", control)}
+    control_space = {"learning_rate": distribution(config.train, "learning_rate", control)}
 
     def within() -> list[dict[str, float]]:
         return [

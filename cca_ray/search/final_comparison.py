@@ -15,11 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.cluster.queue import as_worker
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import CPU, ResolvedStudy
+from cca_ray.config import CPU, ResolvedStudy, StudyConfig
 from cca_ray.contracts import (
     FID,
     OLD_METRICS,
-    OLD_OBJECTIVES,
     ROLES,
     Finalist,
     MetricInfo,
@@ -32,11 +31,13 @@ from cca_ray.contracts import (
 )
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.evaluation.scoring import Scored
+from cca_ray.registry import OBJECTIVES
 from cca_ray.search.arms import Arm
 from cca_ray.search.records import rung_scores
 from cca_ray.storage.uris import named
 from cca_ray.training.job import Job
-from cca_ray.training.trial import score_checkpoint, trial_folder
+from cca_ray.training.tasks import score_checkpoint
+from cca_ray.training.trial import trial_folder
 from cca_ray.verdict import front
 
 ALWAYS_TOLD = ("lambda", "learning_rate")  # of a winner's settings, also where they were not searched
@@ -144,11 +145,10 @@ def as_contender(trial: FrozenTrial, storage: Path, images: int) -> Contender:
     return Contender(key, path, 1.0, tuple(trial.params.items()), images, trial.number)
 
 
-def headline_first(config: ResolvedStudy, metrics: Sequence[MetricInfo]) -> tuple[MetricInfo, ...]:
-    """What is measured, first what chooses: what the search goes by, or FID where that is FID or inception score."""
-    searched, names = config.search.metrics, [metric.name for metric in metrics]
-    first = FID.name if FID.name in names and set(searched) <= set(OLD_METRICS) else searched[0]
-    return tuple(sorted(metrics, key=lambda metric: metric.name != first))
+def headline_of(config: StudyConfig) -> str:
+    """The metric that chooses: the first that the search goes by; FID where that is 0.1.0's other metric."""
+    searched = config.search.metrics
+    return FID.name if FID.name in config.score.metrics and set(searched) <= set(OLD_METRICS) else searched[0]
 
 
 class Scores:
@@ -210,7 +210,8 @@ def compare(
 
     `images`: of the token set. Raises ValueError if all trials of an arm failed.
     """
-    by_name, score, metrics = {arm.name: arm for arm in arms}, config.score, headline_first(config, measured)
+    by_name, score = {arm.name: arm for arm in arms}, config.score
+    metrics = tuple(sorted(measured, key=lambda metric: metric.name != headline_of(config)))
     headline = metrics[0]
 
     def trained_on(trial: FrozenTrial) -> int:
@@ -293,7 +294,7 @@ def summarize(
         size=config.name,
         family=config.base.family,
         objective=config.train.objective,
-        objective_label=OLD_OBJECTIVES.get(config.train.objective, config.train.objective),
+        objective_label=OBJECTIVES.get(config.train.objective).label,
         parameters=parameters,
         metrics=outcome.metrics,
         searched=config.search.metrics,

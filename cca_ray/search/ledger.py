@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.cluster.placement import devices, ways
-from cca_ray.config import StudyConfig
+from cca_ray.config import CONTROL_OBJECTIVE, StudyConfig
 from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.search import budget
 from cca_ray.search.arms import Arm, trials_of
@@ -134,7 +134,7 @@ class Ledger:
     def begin(self, trial_id: str, arm: Arm, trial: optuna.Trial) -> TrialInfo:
         values = dict(trial.params)
         if arm.name == "control":
-            values["objective"] = "finetune"
+            values["objective"] = CONTROL_OBJECTIVE
         key, train = f"{self.config.name}-{arm.name}-{trial.number:04d}", self.config.train_with(values)
         info = TrialInfo(self.config.name, arm.name, trial.number, arm.trials, key, trial.params, train)
         scores = rung_scores(arm.study.get_trials(deepcopy=False)[trial.number])

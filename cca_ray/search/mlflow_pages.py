@@ -8,7 +8,9 @@ from pathlib import Path, PurePosixPath
 from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.contracts import ROLES, Role, SizeSummary
 from cca_ray.data.tokens import TokenMeta, TokenSet
-from cca_ray.search.final_comparison import Outcome
+from cca_ray.registry import metric_info
+from cca_ray.search.final_comparison import Outcome, headline_of
+from cca_ray.search.mlflow_listener import SHORT
 from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import named
@@ -17,7 +19,6 @@ from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import ties, verdict
 
-SHORT = {"inception_score": "is"}  # in names of MLflow's metrics
 CHAMPION = "champion"  # alias of the winner among the versions of its registered model
 
 
@@ -53,11 +54,13 @@ def ended_filter(parent: str) -> str:
 
 def experiment_tags(config: StudyConfig) -> dict[str, str]:
     """The description, and the metric that MLflow charts first."""
+    metric = metric_info(headline_of(config))
+    name, way = SHORT.get(metric.name, metric.name), "lower" if metric.lower_is_better else "higher"
     text = f"""\
 Condition Contrastive Alignment of {config.base.family} on {data_set_name(config)}: models that sample without guidance.
 
-**Primary metric: `fid`**, lower is better: of images sampled without guidance, on the same noise for all trials. Scores
-compare only under one `protocol` (a tag).
+**Primary metric: `{name}`**, {way} is better: of images sampled without guidance, on the same noise for all trials.
+Scores compare only under one `protocol` (a tag).
 
 A run is a search for one model size: its note has the verdict and a filter for its trials, its artifacts the report.
 Below it is a run for every fine-tuning, by the tag `arm`: `search`, `control` (plain fine-tuning with the same budget)
@@ -66,8 +69,8 @@ and `replicate` (a finalist with another seed). Steps are optimizer steps. Final
 """
     return {
         "mlflow.note.content": text,
-        "mlflow.experiment.primaryMetric.name": "fid",
-        "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+        "mlflow.experiment.primaryMetric.name": name,
+        "mlflow.experiment.primaryMetric.greaterIsBetter": str(not metric.lower_is_better),
     }
 
 

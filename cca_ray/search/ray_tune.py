@@ -25,7 +25,6 @@ from cca_ray.cluster.ray_compat import actor_of, last_loss
 from cca_ray.cluster.session import free_worker_group
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy, Train
-from cca_ray.contracts import TrialReport
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.listener import Listener, TrialInfo
 from cca_ray.storage.mirror import listed, pull, push_database, remove
@@ -34,7 +33,7 @@ from cca_ray.storage.uris import is_copy
 from cca_ray.training.heartbeat import started_at, stop_sign
 from cca_ray.training.job import Job
 from cca_ray.training.out_of_memory import shrink
-from cca_ray.training.reports import FAILURE, REPORT, TrialFailure, from_ray
+from cca_ray.training.reports import from_ray
 from cca_ray.training.trial import TrialSettings, run_trial, trial_folder, trial_resources
 
 STOP_S = 5.0  # from the wish to stop until Tune is ended, whether or not the trials have written their checkpoints
@@ -81,9 +80,9 @@ class Rungs(FIFOScheduler):
         super().__init__()
         self.ledger, self.job_of = ledger, job_of
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        running = self.ledger.running.get(trial.trial_id)
-        goes_on = running is None or self.ledger.record(trial.trial_id, report_of(result, running.info.train))
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        known = trial.trial_id in self.ledger.running
+        goes_on = not known or self.ledger.record(trial.trial_id, from_ray(result))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -280,17 +279,3 @@ def tuner(
 def resources_of(settings: TrialSettings) -> dict[str, float]:
     """By what `Proposer` suggests. Tune writes this on the trainable, which all sizes share."""
     return trial_resources(Job.unpacked(settings["job"]).config.placement)
-
-
-def report_of(result: Mapping[str, Any], train: Train) -> TrialReport | TrialFailure:
-    """Temporary: also what the loop sends today."""
-    if REPORT in result or (FAILURE in result and str(result[FAILURE]).startswith("{")):
-        return from_ray(result)
-    if "stuck" in result:
-        return TrialFailure(reason=result["stuck"], stuck=True)
-    if "failure" in result:
-        return TrialFailure(reason=result["failure"])
-    report = TrialReport.model_validate(result)
-    if train.objective == "finetune":
-        return report.model_copy(update={"logged": ("loss",), "history": tuple(row[:2] for row in report.history)})
-    return report

@@ -14,9 +14,10 @@ from cca_ray.data.tokens import TokenSet
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import named
 from cca_ray.training.job import Job
-from cca_ray.training.loop import reference_key
+from cca_ray.training.objectives import objective_of
 from cca_ray.training.reference_logps import making, missing_parts, parts_of
-from cca_ray.training.trial import TableMaker, draw_base
+from cca_ray.training.setup import reference_key
+from cca_ray.training.tasks import TableMaker, draw_base
 
 PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table, depend on
 SAY_EVERY_S = 10.0
@@ -43,10 +44,11 @@ def reference_table(
 ) -> Path | None:
     """The folder with the reference's log-likelihoods, below `root`; what is missing is made now.
 
-    None where the table would have to be another for every trial: they score the reference themselves.
+    None where the objective wants no reference, and where the table would have to be another for every trial: they
+    score the reference themselves.
     """
     train, space = config.train, config.search.space
-    if train.reference == "live" or PAIRING & set(space):
+    if train.reference == "live" or PAIRING & set(space) or not objective_of(train).reference:
         return None
     epochs = round(space["epochs"].high) if "epochs" in space else train.epochs
     folder = root / reference_key(base_digest, config, train, data)

@@ -42,7 +42,7 @@ from cca_ray.search.shared_files import base_grid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
 from cca_ray.storage.mirror import pull, push_database
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.training.loop import total_steps
+from cca_ray.training.setup import total_steps
 from cca_ray.verdict import ties
 
 FLUSH_S = 5.0  # how long the end of a study waits for MLflow

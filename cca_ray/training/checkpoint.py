@@ -4,40 +4,78 @@ Pairs and samples are functions of (seed, epoch, index), so no random state need
 for one worker, DDP and FSDP: a trial may go on with another placement.
 """
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError, field_validator
 from torch import nn
 from torch.optim import Optimizer
 
+from cca_ray.config import Rung, Train, without_others
+from cca_ray.contracts import Contract, TrialReport
 from cca_ray.models.files import write_atomically
 from cca_ray.models.parallel import Group, Weights, parted, restore, state_of, whole
 from cca_ray.storage.mirror import patiently, pull
+
+
+class Settings(Contract):
+    """Everything that a checkpoint's weights and scores depend on, so that no other run is ever resumed from it."""
+
+    train: Train
+    base: str  # digests, as the next
+    tokens: str
+    rungs: tuple[Rung, ...]
+    protocol: str  # its id, whatever the number of samples
+    precision: str
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def of_version_0_1(cls, train: Any) -> Any:
+        """It had the parameters of all objectives."""
+        return without_others(train) if isinstance(train, Mapping) else train
+
+    @field_validator("train")
+    @classmethod
+    def either_reference(cls, train: Train) -> Train:
+        """A table and a second model say the same."""
+        return train.model_copy(update={"reference": Train.model_fields["reference"].default})
 
 
 @dataclass
 class Progress:
     """How far a trial is: optimizer steps done, seconds they took, and all that it has reported.
 
-    `device_seconds`: by type of card, of all workers together.
+    `device_seconds`: by type of card, of all workers together. `since`: when seconds were last counted.
     """
 
     step: int = 0
     seconds: float = 0.0
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[TrialReport] = field(default_factory=list)
     device_seconds: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
 
-    def spend(self, seconds: float, card: str, devices: float) -> None:
+    def come_to(self, step: int, card: str, devices: float) -> None:
+        """Count the seconds since the last time."""
+        seconds, self.since, self.step = (now := time.monotonic()) - self.since, now, step
         self.seconds += seconds
         self.device_seconds[card] = self.device_seconds.get(card, 0.0) + seconds * devices
 
-    def add(self, report: dict[str, Any]) -> None:
+    def add(self, report: TrialReport) -> None:
         """Keep a report. One between rungs becomes part of the next: there are never many."""
-        if self.reports and "fid" not in self.reports[-1]:
-            report = {**report, "history": self.reports.pop()["history"] + report["history"]}
+        if self.reports and self.reports[-1].score is None:
+            report = report.merged_after(self.reports.pop())
         self.reports.append(report)
+
+
+def read_report(content: Mapping[str, Any], logged: tuple[str, ...]) -> TrialReport:
+    """With these columns: version 0.1.0 wrote rewards of objectives that have none, too."""
+    report = TrialReport.model_validate(content)
+    rows = tuple((step, *(row[name] for name in logged)) for step, row in report.rows().items())
+    return report.model_copy(update={"logged": logged, "history": rows})
 
 
 def save_checkpoint(
@@ -46,13 +84,10 @@ def save_checkpoint(
     ema: Weights | None,
     optimizer: Optimizer,
     progress: Progress,
-    settings: str,
+    settings: Settings,
     group: Group,
 ) -> None:
-    """All workers gather, the first writes.
-
-    `settings` says which fine-tuning this is; a checkpoint of another one is refused on resume.
-    """
+    """All workers gather, the first writes."""
     weights, moments = state_of(model, optimizer)
     content = {
         "model": weights,
@@ -60,16 +95,31 @@ def save_checkpoint(
         "optimizer": moments,
         "step": progress.step,
         "seconds": progress.seconds,
-        "reports": progress.reports,
+        "reports": [report.model_dump() for report in progress.reports],
         "device_seconds": progress.device_seconds,
-        "settings": settings,
+        "settings": settings.model_dump_json(),
     }
     if group.rank == 0:
         patiently(lambda: write_atomically(content, path))
 
 
-def resume(path: Path, model: nn.Module, ema: Weights | None, optimizer: Optimizer, settings: str) -> Progress:
-    """Restore in place what `save_checkpoint` wrote; from the start if there is no file.
+def belongs_to(found: str, settings: Settings) -> bool:
+    """Whether a checkpoint with these settings is of this fine-tuning."""
+    try:
+        return Settings.model_validate_json(found) == settings
+    except ValidationError:  # of an objective that is not there, or of another version
+        return False
+
+
+def resume(
+    path: Path,
+    model: nn.Module,
+    ema: Weights | None,
+    optimizer: Optimizer,
+    settings: Settings,
+    logged: tuple[str, ...],
+) -> Progress:
+    """Restore in place what `save_checkpoint` wrote; from the start if there is no file. `logged`: by the objective.
 
     Raises ValueError, naming the file, if it is damaged or belongs to another fine-tuning.
     """
@@ -77,13 +127,14 @@ def resume(path: Path, model: nn.Module, ema: Weights | None, optimizer: Optimiz
         return Progress()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = content["settings"]
-        progress = Progress(content["step"], content["seconds"], content["reports"], content["device_seconds"])
+        same = belongs_to(content["settings"], settings)
+        reports = [read_report(report, logged) for report in content["reports"]] if same else []
+        progress = Progress(content["step"], content["seconds"], reports, content["device_seconds"])
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(
             f"{path}: damaged checkpoint; delete it to start this trial over ({type(error).__name__})"
         ) from None
-    if found != settings:
+    if not same:
         raise ValueError(f"{path}: belongs to another fine-tuning; delete it, or use another name")
     restore(model, optimizer, (content["model"], content["optimizer"]))
     if ema is not None:

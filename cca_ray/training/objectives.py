@@ -1,60 +1,173 @@
-"""The losses of Condition Contrastive Alignment and of what it is compared with, as pure functions.
+"""What a fine-tuning minimizes: Condition Contrastive Alignment, and what it is compared with.
 
-Losses are returned per pair [B]; the loss of a step is their mean over the *global* batch, which the training loop
-takes.
+An `Objective` says which parameters it has, what it must be given, and what it makes of it: a loss for every pair. The
+loss of a step is their mean over the *global* batch, which the training loop takes. Torch is imported where a loss is
+computed, for whoever only wants names and parameters does without.
 """
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
 
-Objective = Literal["cca", "dpo", "unlearning", "finetune"]
+from cca_ray.config import Strict, Train
+from cca_ray.registry import OBJECTIVES
 
-
-def counts_as_positive(labels: Tensor, negative_labels: Tensor, null_mask: Tensor) -> Tensor:
-    """Pairs whose second term is a positive of weight 1: null-masked, or of equal labels (official code)."""
-    return null_mask | (labels == negative_labels)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def cca_loss(gap: Tensor, negative_gap: Tensor, positive: Tensor, beta: float, lambda_: float) -> Tensor:
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Images with their true conditions and, for an objective with pairs, with negative ones; tensors are [B].
+
+    logps, negative_logps: log p of the image under either condition, summed over its tokens, in nats.
+    reference_logps, negative_reference_logps: the same of the frozen base, for an objective with a reference.
+    labels, negative_labels: the conditions; both are the null label where `null`. length: tokens of an image.
+    """
+
+    length: int
+    logps: "Tensor"
+    labels: "Tensor"
+    null: "Tensor"
+    reference_logps: "Tensor | None" = None
+    negative_logps: "Tensor | None" = None
+    negative_labels: "Tensor | None" = None
+    negative_reference_logps: "Tensor | None" = None
+
+    @property
+    def gap(self) -> "Tensor":
+        """log p - log p_ref under the true condition."""
+        assert self.reference_logps is not None
+        return self.logps - self.reference_logps
+
+    @property
+    def negative_gap(self) -> "Tensor":
+        """log p - log p_ref under the negative condition."""
+        assert self.negative_logps is not None
+        assert self.negative_reference_logps is not None
+        return self.negative_logps - self.negative_reference_logps
+
+    @property
+    def counts_as_positive(self) -> "Tensor":
+        """Pairs whose second term is a positive of weight 1: null-masked, or of equal labels (official code)."""
+        assert self.negative_labels is not None
+        return self.null | (self.labels == self.negative_labels)
+
+
+def reward_accuracy(pairs: ScoredPairs) -> "Tensor":
+    """Counts every pair, as the official code does: null-masked and equal-label pairs can never win."""
+    return (pairs.gap > pairs.negative_gap).float()
+
+
+def reward_margin(pairs: ScoredPairs) -> "Tensor":
+    return pairs.gap - pairs.negative_gap
+
+
+P = TypeVar("P", bound=Strict)
+Logged = Mapping[str, Callable[[ScoredPairs], "Tensor"]]
+REWARDS: Logged = {"reward_accuracy": reward_accuracy, "reward_margin": reward_margin}
+
+
+@dataclass(frozen=True)
+class Objective(Generic[P]):
+    """An objective. `cca_ray.testing.objective_conformance` holds what each must satisfy.
+
+    parameters: its own settings, further keys of `train`, with a default each. loss: of every pair [B].
+    pairs: whether it wants negative conditions. reference: whether it wants log-likelihoods of the frozen base.
+    log: by name, what is logged beside the loss, of every pair [B].
+    """
+
+    name: str
+    label: str  # as reports speak of it
+    parameters: type[P]
+    loss: Callable[[ScoredPairs, P], "Tensor"]
+    pairs: bool = True
+    reference: bool = True
+    log: Logged = field(default_factory=lambda: REWARDS)
+    kind: str = "objective"
+
+    def __post_init__(self) -> None:
+        if not issubclass(self.parameters, Strict):
+            raise TypeError(f"objective {self.name}: its parameters must be a subclass of {Strict.__module__}.Strict")
+        fields = self.parameters.model_fields
+        if taken := {field.alias or name for name, field in fields.items()} & set(Train.model_fields):
+            raise TypeError(f"objective {self.name}: every `train` has {', '.join(sorted(taken))} already")
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """Names of the values that a step logs."""
+        return ("loss", *self.log)
+
+    def values(self, pairs: ScoredPairs, parameters: P) -> "tuple[Tensor, ...]":
+        """Of every pair [B], in the order of `logged`; the first is the loss."""
+        return self.loss(pairs, parameters), *(value(pairs) for value in self.log.values())
+
+
+class CcaParameters(Strict):
+    lambda_: float = Field(1.0, gt=0, alias="lambda")  # weight of the negative term
+    beta: float = Field(0.02, gt=0)  # of the log-likelihood ratio, summed over the tokens of an image
+
+
+class UnlearningParameters(Strict):
+    lambda_: float = Field(1.0, gt=0, alias="lambda")  # weight of the negative term
+
+
+class DpoParameters(Strict):
+    beta: float = Field(0.02, gt=0)  # of the log-likelihood ratio, summed over the tokens of an image
+
+
+class NoParameters(Strict):
+    pass
+
+
+def cca_loss(pairs: ScoredPairs, own: CcaParameters) -> "Tensor":
     """CCA, eq. 12 of arXiv 2410.09347, with the official treatment of null-masked pairs.
 
-    gap, negative_gap [B]: log p - log p_ref under the true and under the negative condition.
-    positive [B] bool: see `counts_as_positive`. Divided by max(lambda, 1), as the official code does.
+    Divided by max(lambda, 1), as the official code does.
     """
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    positive = pairs.counts_as_positive
     sign = torch.where(positive, 1.0, -1.0)
-    weight = torch.where(positive, 1.0, lambda_)
-    loss = -F.logsigmoid(beta * gap) - weight * F.logsigmoid(sign * beta * negative_gap)
-    return loss / max(lambda_, 1.0)
+    weight = torch.where(positive, 1.0, own.lambda_)
+    loss = -logsigmoid(own.beta * pairs.gap) - weight * logsigmoid(sign * own.beta * pairs.negative_gap)
+    return loss / max(own.lambda_, 1.0)
 
 
-def unlearning_loss(gap: Tensor, negative_gap: Tensor, positive: Tensor, lambda_: float) -> Tensor:
+def unlearning_loss(pairs: ScoredPairs, own: UnlearningParameters) -> "Tensor":
     """Raise the likelihood of true pairs, lower that of negative ones, without a sigmoid (the paper's ablation)."""
+    import torch
+
+    positive = pairs.counts_as_positive
     sign = torch.where(positive, 1.0, -1.0)
-    weight = torch.where(positive, 1.0, lambda_)
-    return (-gap - weight * sign * negative_gap) / max(lambda_, 1.0)
+    weight = torch.where(positive, 1.0, own.lambda_)
+    return (-pairs.gap - weight * sign * pairs.negative_gap) / max(own.lambda_, 1.0)
 
 
-def dpo_loss(gap: Tensor, negative_gap: Tensor, beta: float) -> Tensor:
+def dpo_loss(pairs: ScoredPairs, own: DpoParameters) -> "Tensor":
     """Direct preference optimisation between the true and the negative condition (the paper's ablation)."""
-    return -F.logsigmoid(beta * (gap - negative_gap))
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(own.beta * (pairs.gap - pairs.negative_gap))
 
 
-def pair_loss(
-    objective: Objective, gap: Tensor, negative_gap: Tensor, positive: Tensor, beta: float, lambda_: float
-) -> Tensor:
-    """Loss per pair [B] of any objective that needs pairs."""
-    if objective == "cca":
-        return cca_loss(gap, negative_gap, positive, beta, lambda_)
-    if objective == "unlearning":
-        return unlearning_loss(gap, negative_gap, positive, lambda_)
-    if objective == "dpo":
-        return dpo_loss(gap, negative_gap, beta)
-    raise ValueError(f"objective {objective!r} has no pair loss")
+def finetune_loss(pairs: ScoredPairs, own: NoParameters) -> "Tensor":
+    """Plain next-token loss, nats per token: that of the control of every study."""
+    return -pairs.logps / pairs.length
 
 
-def finetune_loss(logps: Tensor, length: int) -> Tensor:
-    """Plain next-token loss per image [B], nats per token: the control of every study."""
-    return -logps / length
+CCA = Objective("cca", "CCA", CcaParameters, cca_loss)
+DPO = Objective("dpo", "DPO", DpoParameters, dpo_loss)
+UNLEARNING = Objective("unlearning", "unlearning", UnlearningParameters, unlearning_loss)
+FINETUNE = Objective("finetune", "plain fine-tuning", NoParameters, finetune_loss, pairs=False, reference=False, log={})
+
+
+def objective_of(train: Train) -> Objective[Strict]:
+    """ValueError if what has this name among the plug-ins is none of ours to call."""
+    found = OBJECTIVES.get(train.objective)
+    if not isinstance(found, Objective):
+        raise ValueError(f"objective {train.objective!r}: not an instance of {Objective.__module__}.Objective")
+    return found

@@ -3,7 +3,7 @@
 import optuna
 import pytest
 
-from cca_ray.config import Range
+from cca_ray.config import Range, Train
 from cca_ray.search.arms import cost_names, distribution, open_arms
 from tests.conftest import MakeStudy
 from tests.search.ledgers import DIGESTS
@@ -23,6 +23,17 @@ def test_another_setting_under_the_same_name_is_refused(storage: optuna.storages
     ):
         with pytest.raises(ValueError, match=told + "; use another --name, or --fresh"):
             open_arms(config, "study", storage, digests)
+
+
+def test_a_study_of_version_0_1_0_goes_on_whatever_its_objective(
+    storage: optuna.storages.RDBStorage, make_config: MakeStudy
+):
+    """Its memory has the parameters of all objectives."""
+    config = make_config(train={"objective": "dpo"}, search={"space": {"beta": {"low": 0.01, "high": 1.0}}})
+    for arm in open_arms(config, "study", storage, DIGESTS):
+        memory = arm.study.user_attrs["memory"]
+        arm.study.set_user_attr("memory", {**memory, "train": {**memory["train"], "lambda": 1.0}})
+    assert len(open_arms(config, "study", storage, DIGESTS)) == 2
 
 
 def test_a_proposal_that_was_cut_short_is_completed(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
@@ -68,8 +79,9 @@ def test_warm_start_points_are_tried_after_the_first_points(
 
 
 def test_whole_numbers_are_searched_as_whole_numbers():
-    assert isinstance(distribution("epochs", Range(low=1, high=8)), optuna.distributions.IntDistribution)
-    assert isinstance(distribution("lambda", Range(low=1, high=8)), optuna.distributions.FloatDistribution)
+    train = Train()
+    assert isinstance(distribution(train, "epochs", Range(low=1, high=8)), optuna.distributions.IntDistribution)
+    assert isinstance(distribution(train, "lambda", Range(low=1, high=8)), optuna.distributions.FloatDistribution)
 
 
 def test_a_metric_of_which_more_is_better_is_minimized_with_a_minus():

@@ -1,11 +1,29 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from cca_ray.config import Rung, Train
+from cca_ray.contracts import TrialReport
 from cca_ray.models.parallel import Group, Weights
-from cca_ray.training.checkpoint import Progress, resume, save_checkpoint
+from cca_ray.training.checkpoint import Progress, Settings, belongs_to, read_report, resume, save_checkpoint
+
+LOGGED = ("loss", "reward_accuracy", "reward_margin")
+OF_0_1_0 = {  # a report as version 0.1.0 kept it
+    "step": 3, "total_steps": 6, "history": [[2, 0.9, 0.0, 0.0], [3, 0.8, 0.0, 0.0]], "images_per_second": 10.0,
+    "accelerator": "CPU", "workers": 1, "micro_batch": 8, "load": [("cpu_utilization_percentage", 50.0)],
+    "seconds": 2.5, "device_seconds": [("CPU", 2.5)], "fid": 1.5, "without": [[1.4, 2.0], [1.6, 2.1]],
+    "inception_score": 2.0, "samples": 40, "protocol": "abc", "grid": "grid.png", "scoring_seconds": 0.5,
+}  # fmt: skip
+
+
+def settings(**train: object) -> Settings:
+    rungs = (Rung(at=1.0, samples=40),)
+    return Settings(
+        train=Train.model_validate(train), base="b", tokens="t", rungs=rungs, protocol="p", precision="auto"
+    )
 
 
 def trained(steps: int) -> tuple[nn.Linear, Weights, torch.optim.Optimizer]:
@@ -26,10 +44,11 @@ def step(model: nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> None
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
     model, ema, optimizer = trained(3)
-    save_checkpoint(path, model, ema, optimizer, Progress(3, 2.5, [{"step": 3, "fid": 1.5}]), "settings", Group())
+    report = TrialReport.model_validate(OF_0_1_0)
+    save_checkpoint(path, model, ema, optimizer, Progress(3, 2.5, [report]), settings(), Group())
     again, again_ema, again_optimizer = trained(0)
-    progress = resume(path, again, again_ema, again_optimizer, "settings")
-    assert (progress.step, progress.seconds, progress.reports) == (3, 2.5, [{"step": 3, "fid": 1.5}])
+    progress = resume(path, again, again_ema, again_optimizer, settings(), LOGGED)
+    assert (progress.step, progress.seconds, progress.reports) == (3, 2.5, [report])
     step(model, optimizer, 2)
     step(again, again_optimizer, 2)
     assert torch.equal(model.weight, again.weight)
@@ -37,19 +56,48 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path):
 
 
 def test_without_a_checkpoint_a_run_begins(tmp_path: Path):
-    assert resume(tmp_path / "none.pt", *trained(0), "settings").step == 0
+    assert resume(tmp_path / "none.pt", *trained(0), settings(), LOGGED).step == 0
 
 
 def test_a_checkpoint_of_another_fine_tuning_is_refused(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, *trained(1), Progress(1), "settings", Group())
+    save_checkpoint(path, *trained(1), Progress(1), settings(), Group())
     with pytest.raises(ValueError, match=r"checkpoint\.pt: belongs to another fine-tuning"):
-        resume(path, *trained(0), "other settings")
+        resume(path, *trained(0), settings(seed=1), LOGGED)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, *trained(1), Progress(1), "settings", Group())
+    save_checkpoint(path, *trained(1), Progress(1), settings(), Group())
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"checkpoint\.pt: damaged checkpoint"):
-        resume(path, *trained(0), "settings")
+        resume(path, *trained(0), settings(), LOGGED)
+
+
+def test_a_report_between_rungs_becomes_part_of_the_next():
+    at_rung = TrialReport.model_validate(OF_0_1_0)
+    between = at_rung.model_copy(update={"score": None, "history": ((1.0, 1.0, 0.0, 0.0),)})
+    progress = Progress()
+    for report in (between, at_rung, between):
+        progress.add(report)
+    assert [len(report.history) for report in progress.reports] == [3, 1]
+    assert [report.score is None for report in progress.reports] == [False, True]
+
+
+def test_of_an_earlier_versions_report_only_what_the_objective_logs_is_kept():
+    assert read_report(OF_0_1_0, LOGGED).rows()[3] == dict(zip(LOGGED, (0.8, 0.0, 0.0), strict=True))
+    report = read_report(OF_0_1_0, ("loss",))
+    assert (report.logged, report.rows()) == (("loss",), {2: {"loss": 0.9}, 3: {"loss": 0.8}})
+
+
+def test_a_checkpoint_of_version_0_1_0_is_taken_up():
+    """It wrote the parameters of all objectives, and no reference."""
+    now = settings(objective="finetune", reference="live")
+    before = json.loads(now.model_dump_json())
+    before["train"] = {**before["train"], "lambda": 3.0, "beta": 0.1}
+    del before["train"]["reference"]
+    before["rungs"] = [{"samples": 40, "keep": None, "at": 1.0}]
+    assert belongs_to(json.dumps(before), now)
+    before["train"]["learning_rate"] = 0.5
+    assert not belongs_to(json.dumps(before), now)
+    assert not belongs_to(json.dumps({**before, "train": {"objective": "gone"}}), now)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import StudyConfig
+from cca_ray.config import Strict, StudyConfig
+from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.fid import frechet_distance
@@ -21,33 +22,47 @@ from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, samp
 from cca_ray.models.family import load_official
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group
+from cca_ray.registry import OBJECTIVES
 from cca_ray.search.shared_files import reference_table
 from cca_ray.storage.mirror import patiently
+from cca_ray.training.checkpoint import Progress
+from cca_ray.training.group import build_trainer
 from cca_ray.training.heartbeat import stop_sign
 from cca_ray.training.job import Job
-from cca_ray.training.loop import Diverged, fine_tune
+from cca_ray.training.loop import fine_tune
+from cca_ray.training.objectives import Objective, ScoredPairs
 from cca_ray.training.out_of_memory import shrink, smaller
-from cca_ray.training.trial import build_trainer
+from cca_ray.training.step import Diverged
 from tests.conftest import MakeStudy
 
 LIVE = {"reference": "live"}
 
 
-def run(config: StudyConfig, folder: Path, table: Path | None = None, **values: Any) -> list[dict[str, Any]]:
+def run(config: StudyConfig, folder: Path, table: Path | None = None, **values: Any) -> list[TrialReport]:
     """One fine-tuning in this process; its reports at the rungs, with what slow steps reported between them."""
-    reports: list[dict[str, Any]] = []
-    fine_tune(Job(config, config.train_with(values), folder, table), reports.append, Group())
-    between: list[Any] = []
-    for report in reports:
-        between += report["history"]
-        if "fid" in report:
-            report["history"], between = between, []
-    return [report for report in reports if "fid" in report]
+    progress = Progress()
+    fine_tune(Job(config, config.train_with(values), folder, table), progress.add, Group())
+    return progress.reports
 
 
-def losses(reports: list[dict[str, Any]]) -> np.ndarray:
+def kept(folder: Path) -> list[TrialReport]:
+    """What a trial's checkpoint has of its reports."""
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return [TrialReport.model_validate(report) for report in content["reports"]]
+
+
+def score_at(report: TrialReport) -> RungScore:
+    assert report.score is not None
+    return report.score
+
+
+def fids(reports: list[TrialReport]) -> list[float]:
+    return [score_at(report).values["fid"] for report in reports]
+
+
+def losses(reports: list[TrialReport]) -> np.ndarray:
     """[steps, 4]: step, loss, reward accuracy, reward margin."""
-    return np.array([row for report in reports for row in report["history"]])
+    return np.array([row for report in reports for row in report.history])
 
 
 def weights(folder: Path) -> list[torch.Tensor]:
@@ -72,14 +87,16 @@ def placed(config: StudyConfig, **placement: Any) -> StudyConfig:
     return config.model_copy(update={"placement": config.placement.model_copy(update=placement)})
 
 
-def assert_same_run(folder: Path, reports: list[dict[str, Any]], whole) -> None:
+def assert_same_run(folder: Path, reports: list[TrialReport], whole) -> None:
     _, whole_folder, whole_reports = whole
     np.testing.assert_allclose(losses(reports), losses(whole_reports), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose([r["fid"] for r in reports], [r["fid"] for r in whole_reports], rtol=1e-4)
+    np.testing.assert_allclose(fids(reports), fids(whole_reports), rtol=1e-4)
     for ours, theirs in zip(weights(folder), weights(whole_folder), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     for report, other in zip(reports, whole_reports, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(report["grid"])), np.asarray(Image.open(other["grid"])))
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(score_at(report).grid)), np.asarray(Image.open(score_at(other).grid))
+        )
 
 
 def test_accumulation_changes_no_result(whole, tmp_path: Path):
@@ -92,7 +109,7 @@ def test_two_workers_change_no_result(whole, tmp_path: Path, ray_here: None, str
     recompute = strategy == "fsdp"
     config = placed(whole[0], workers=2, micro_batch=2, strategy=strategy, activation_checkpointing=recompute)
     build_trainer(Job(config, config.train, tmp_path), print).fit()
-    reports = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["reports"]
+    reports = kept(tmp_path)
     assert_same_run(tmp_path, reports, whole)
 
 
@@ -110,7 +127,7 @@ def test_var_gives_the_same_whatever_the_micro_batch(make_study: MakeStudy, tmp_
     one = run(config, tmp_path / "a")
     cut = run(placed(config, micro_batch=6, activation_checkpointing=True), tmp_path / "b")
     np.testing.assert_allclose(losses(cut), losses(one), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose([r["fid"] for r in cut], [r["fid"] for r in one], rtol=1e-4)
+    np.testing.assert_allclose(fids(cut), fids(one), rtol=1e-4)
     made = load_official("var", "M", tmp_path / "a" / "model.pt", config.base.tokenizer)
     assert any(not torch.equal(a, b) for a, b in zip(made.parameters(), load_base(config).parameters(), strict=True))
 
@@ -121,9 +138,9 @@ def test_var_gives_the_same_on_two_workers(make_study: MakeStudy, tmp_path: Path
     one = run(config, tmp_path / "a")
     two = placed(config, workers=2, micro_batch=6, strategy=strategy)
     build_trainer(Job(two, two.train, tmp_path / "b"), print).fit()
-    reports = torch.load(tmp_path / "b" / "checkpoint.pt", weights_only=True)["reports"]
+    reports = kept(tmp_path / "b")
     np.testing.assert_allclose(losses(reports), losses(one), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose([r["fid"] for r in reports], [r["fid"] for r in one], rtol=1e-4)
+    np.testing.assert_allclose(fids(reports), fids(one), rtol=1e-4)
 
 
 def test_dropout_does_not_depend_on_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
@@ -135,14 +152,15 @@ def test_dropout_does_not_depend_on_the_micro_batch(make_study: MakeStudy, tmp_p
 
 def test_a_run_reports_steps_scores_and_pictures(whole):
     config, folder, reports = whole
-    assert [report["step"] for report in reports] == [15, 30]
-    assert [report["samples"] for report in reports] == [60, 80]
+    assert [report.step for report in reports] == [15, 30]
+    assert [score_at(report).samples for report in reports] == [60, 80]
     assert losses(reports)[:, 0].tolist() == list(range(1, 31))
-    assert all(np.isfinite(report["fid"]) and report["inception_score"] >= 1 for report in reports)
+    assert all(np.isfinite(fids(reports)))
+    assert all(score_at(report).values["inception_score"] >= 1 for report in reports)
     names = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"}
-    assert all(names <= set(dict(report["load"])) for report in reports)
-    assert all(("gpu_memory_gib" in report) == torch.cuda.is_available() for report in reports)
-    assert all(Path(report["grid"]).is_file() for report in reports)
+    assert all(names <= set(report.load) for report in reports)
+    assert all((report.gpu_memory_gib is not None) == torch.cuda.is_available() for report in reports)
+    assert all(Path(score_at(report).grid).is_file() for report in reports)
     assert (folder / "model.pt").is_file()
     assert config.train.reference == "live"
 
@@ -158,7 +176,38 @@ def test_training_lowers_the_loss_and_raises_the_reward(make_study: MakeStudy, t
 
 @pytest.mark.parametrize("objective", ["dpo", "unlearning", "finetune"])
 def test_every_objective_runs(make_study: MakeStudy, tmp_path: Path, objective: str):
-    assert len(run(make_study(train=LIVE), tmp_path, objective=objective)) == 2
+    reports = run(make_study(train=LIVE), tmp_path, objective=objective)
+    assert len(reports) == 2
+    assert ("reward_margin" in reports[0].rows()[1]) == (objective != "finetune")
+
+
+class NoParameters(Strict):
+    pass
+
+
+def likelihood_loss(pairs: ScoredPairs, own: NoParameters) -> torch.Tensor:
+    """Sees what is there."""
+    seen.append((pairs.negative_logps is not None, pairs.reference_logps is not None))
+    assert (pairs.negative_labels is None) == (pairs.negative_logps is None)
+    assert (pairs.negative_reference_logps is not None) == (seen[-1] == (True, True))
+    return -pairs.logps / pairs.length if pairs.negative_logps is None else pairs.negative_logps - pairs.logps
+
+
+seen: list[tuple[bool, bool]] = []
+
+
+@pytest.mark.parametrize(("pairs", "reference"), [(True, False), (False, True), (False, False)])
+def test_an_objective_is_given_what_it_wants_and_no_more(
+    make_study: MakeStudy, tmp_path: Path, pairs: bool, reference: bool
+):
+    mine = Objective("mine", "mine", NoParameters, likelihood_loss, pairs, reference, log={})
+    OBJECTIVES.add(mine, "my_pkg.mine")
+    try:
+        reports = run(make_study(train={**LIVE, "dropout": 0.1}), tmp_path, objective="mine")
+    finally:
+        del OBJECTIVES.found["mine"], OBJECTIVES.owners["mine"]
+    assert reports[-1].logged == ("loss",)
+    assert set(seen[-10:]) == {(pairs, reference)}
 
 
 def table_of(config: StudyConfig, root: Path) -> Path:
@@ -207,47 +256,47 @@ def test_a_killed_run_resumes_at_its_last_rung(make_study: MakeStudy, tmp_path: 
     config = make_study(train=LIVE)
     undisturbed = run(config, tmp_path / "a")
 
-    def killed(report: dict[str, Any]) -> None:
-        if "fid" in report:
+    def killed(report: TrialReport) -> None:
+        if report.score:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fine_tune(Job(config, config.train, tmp_path / "b"), killed, Group())
     resumed = run(config, tmp_path / "b")
     np.testing.assert_array_equal(losses(resumed), losses(undisturbed))
-    assert [r["fid"] for r in resumed] == [r["fid"] for r in undisturbed]
+    assert fids(resumed) == fids(undisturbed)
     assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True))
 
 
 def test_a_run_that_is_asked_to_stop_writes_its_checkpoint_and_goes_on_later(make_study: MakeStudy, tmp_path: Path):
     config = make_study(train={**LIVE, "epochs": 3000})
-    job, reports = Job(config, config.train, tmp_path / "trial"), list[dict[str, Any]]()
+    job, reports = Job(config, config.train, tmp_path / "trial"), list[TrialReport]()
     sign = tmp_path / stop_sign(config)
 
-    def look(report: dict[str, Any]) -> None:
+    def look(report: TrialReport) -> None:
         reports.append(report)
-        if report["stopped"]:
+        if report.stopped:
             sign.unlink()
 
     stopper = threading.Timer(1.5, sign.touch)
     stopper.start()
     assert fine_tune(job, look, Group()) is None
     stopped = reports[-1]
-    assert stopped["stopped"]
-    assert torch.load(tmp_path / "trial" / "checkpoint.pt", weights_only=True)["step"] == stopped["step"]
+    assert stopped.stopped
+    assert torch.load(tmp_path / "trial" / "checkpoint.pt", weights_only=True)["step"] == stopped.step
 
-    def enough(report: dict[str, Any]) -> None:
+    def enough(report: TrialReport) -> None:
         reports.append(report)
         sign.touch()
 
-    before = [row for report in reports for row in report["history"]]
+    before = [row for report in reports for row in report.history]
     reports.clear()
     fine_tune(job, enough, Group())
-    again = [row for report in reports for row in report["history"]]
+    again = [row for report in reports for row in report.history]
     assert again[: len(before)] == before  # reported once more: what the driver had not yet written is not lost
-    assert [row[0] for row in again] == list(range(1, reports[-1]["step"] + 1))
-    assert reports[-1]["step"] > stopped["step"]
-    assert reports[-1]["seconds"] > stopped["seconds"]
+    assert [row[0] for row in again] == list(range(1, reports[-1].step + 1))
+    assert reports[-1].step > stopped.step
+    assert reports[-1].seconds > stopped.seconds
 
 
 def test_when_memory_runs_out_the_micro_batch_is_halved_and_no_result_changes(make_study: MakeStudy, tmp_path: Path):
@@ -259,9 +308,9 @@ def test_when_memory_runs_out_the_micro_batch_is_halved_and_no_result_changes(ma
     assert json.loads(found.stdout.splitlines()[-1]) == [120]
     assert json.loads((tmp_path / "little" / "micro_batch").read_text()) == {"micro_batch": 120, "halvings": 1}
     whole = run(config, tmp_path / "whole")
-    little = torch.load(tmp_path / "little" / "checkpoint.pt", weights_only=True)["reports"]
+    little = kept(tmp_path / "little")
     np.testing.assert_allclose(losses(little), losses(whole), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose([r["fid"] for r in little], [r["fid"] for r in whole], rtol=1e-4)
+    np.testing.assert_allclose(fids(little), fids(whole), rtol=1e-4)
 
 
 def test_memory_that_is_too_small_for_a_quarter_of_the_micro_batch_is_given_up(make_study: MakeStudy, tmp_path: Path):
@@ -305,9 +354,9 @@ def test_the_final_weights_are_there_when_the_end_is_reported(make_study: MakeSt
     config = make_study(train=LIVE)
     there: dict[int, bool] = {}
 
-    def look(report: dict[str, Any]) -> None:
-        there[report["step"]] = (tmp_path / "model.pt").is_file()
-        if report["step"] == report["total_steps"] and len(there) < 3:
+    def look(report: TrialReport) -> None:
+        there[report.step] = (tmp_path / "model.pt").is_file()
+        if report.step == report.total_steps and len(there) < 3:
             there[0] = True
             raise KeyboardInterrupt  # as a study that is stopped at this very moment
 

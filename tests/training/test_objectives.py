@@ -1,137 +1,157 @@
-from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from cca_ray.config import Strict, Train
 from cca_ray.models.likelihood import sequence_logps
-from cca_ray.training.objectives import (
-    cca_loss,
-    counts_as_positive,
-    dpo_loss,
-    finetune_loss,
-    pair_loss,
-    unlearning_loss,
-)
-from tests.conftest import golden, largest_tensor
+from cca_ray.registry import OBJECTIVES
+from cca_ray.testing.objective_conformance import ObjectiveConformance
+from cca_ray.training.objectives import CCA, DPO, FINETUNE, UNLEARNING, Objective, ScoredPairs, objective_of
+from tests.conftest import golden
 
-OBJECTIVES = golden("objectives.npz")
-CCA = [key for key in OBJECTIVES if key.startswith("cca_") and not key.endswith(("gpos", "gneg"))]
-UNLEARNING = [key for key in OBJECTIVES if key.startswith("unlearning_")]
-DPO = [key for key in OBJECTIVES if key.startswith("dpo_")]
-SIMPLE = [key for key in OBJECTIVES if key.startswith("ccasimple_")]
+OBJECTIVES_NPZ = golden("objectives.npz")
+OF_CCA = [key for key in OBJECTIVES_NPZ if key.startswith("cca_") and not key.endswith(("gpos", "gneg"))]
+OF_UNLEARNING = [key for key in OBJECTIVES_NPZ if key.startswith("unlearning_")]
+OF_DPO = [key for key in OBJECTIVES_NPZ if key.startswith("dpo_")]
+SIMPLE = [key for key in OBJECTIVES_NPZ if key.startswith("ccasimple_")]
+
+
+class TestCca(ObjectiveConformance):
+    objective = CCA
+
+
+class TestDpo(ObjectiveConformance):
+    objective = DPO
+
+
+class TestUnlearning(ObjectiveConformance):
+    objective = UNLEARNING
+
+
+class TestFinetune(ObjectiveConformance):
+    objective = FINETUNE
 
 
 def tensor(name: str) -> torch.Tensor:
-    return torch.from_numpy(OBJECTIVES[name])
+    return torch.from_numpy(OBJECTIVES_NPZ[name])
 
 
 def settings(key: str) -> list[float]:
     return [float(part[1:]) for part in key.split("_")[1:]]
 
 
-def positive() -> torch.Tensor:
-    return counts_as_positive(tensor("labels"), tensor("negative_labels"), tensor("uncond_mask"))
+@pytest.fixture
+def pairs() -> ScoredPairs:
+    return ScoredPairs(
+        length=16,
+        logps=tensor("policy_pos").requires_grad_(),
+        labels=tensor("labels"),
+        null=tensor("uncond_mask"),
+        reference_logps=tensor("ref_pos"),
+        negative_logps=tensor("policy_neg").requires_grad_(),
+        negative_labels=tensor("negative_labels"),
+        negative_reference_logps=tensor("ref_neg"),
+    )
 
 
-def gaps() -> tuple[torch.Tensor, torch.Tensor]:
-    return tensor("policy_pos") - tensor("ref_pos"), tensor("policy_neg") - tensor("ref_neg")
+def mean_loss(objective: Objective[Any], pairs: ScoredPairs, **parameters: float) -> torch.Tensor:
+    return objective.loss(pairs, objective.parameters.model_validate(parameters)).mean()
 
 
-@pytest.mark.parametrize("key", CCA)
-def test_cca_and_its_gradients_are_the_official_ones(key: str):
+@pytest.mark.parametrize("key", OF_CCA)
+def test_cca_and_its_gradients_are_the_official_ones(key: str, pairs: ScoredPairs):
     beta, lambda_ = settings(key)
-    policy_pos, policy_neg = tensor("policy_pos").requires_grad_(), tensor("policy_neg").requires_grad_()
-    gap, negative_gap = policy_pos - tensor("ref_pos"), policy_neg - tensor("ref_neg")
-    loss = cca_loss(gap, negative_gap, positive(), beta, lambda_).mean()
+    loss = mean_loss(CCA, pairs, beta=beta, lambda_=lambda_)
     loss.backward()
-    np.testing.assert_allclose(loss.detach(), OBJECTIVES[key], rtol=1e-5)
-    np.testing.assert_allclose(policy_pos.grad, OBJECTIVES[f"{key}_gpos"], rtol=1e-4, atol=1e-8)
-    np.testing.assert_allclose(policy_neg.grad, OBJECTIVES[f"{key}_gneg"], rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(loss.detach(), OBJECTIVES_NPZ[key], rtol=1e-5)
+    np.testing.assert_allclose(pairs.logps.grad, OBJECTIVES_NPZ[f"{key}_gpos"], rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(pairs.negative_logps.grad, OBJECTIVES_NPZ[f"{key}_gneg"], rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("key", UNLEARNING)
-def test_unlearning_is_the_official_one(key: str):
+@pytest.mark.parametrize("key", OF_UNLEARNING)
+def test_unlearning_is_the_official_one(key: str, pairs: ScoredPairs):
     _, lambda_ = settings(key)
-    np.testing.assert_allclose(unlearning_loss(*gaps(), positive(), lambda_).mean(), OBJECTIVES[key], rtol=1e-5)
+    loss = mean_loss(UNLEARNING, pairs, lambda_=lambda_)
+    np.testing.assert_allclose(loss.detach(), OBJECTIVES_NPZ[key], rtol=1e-5)
 
 
-@pytest.mark.parametrize("key", DPO)
-def test_dpo_is_the_official_one(key: str):
+@pytest.mark.parametrize("key", OF_DPO)
+def test_dpo_is_the_official_one(key: str, pairs: ScoredPairs):
     (beta,) = settings(key)
-    np.testing.assert_allclose(dpo_loss(*gaps(), beta).mean(), OBJECTIVES[key], rtol=1e-5)
+    np.testing.assert_allclose(mean_loss(DPO, pairs, beta=beta).detach(), OBJECTIVES_NPZ[key], rtol=1e-5)
 
 
 @pytest.mark.parametrize("key", SIMPLE)
-def test_cca_without_positives_is_the_simple_form_up_to_its_scale(key: str):
+def test_cca_without_positives_is_the_simple_form_up_to_its_scale(key: str, pairs: ScoredPairs):
     beta, lambda_ = settings(key)
-    nowhere = torch.zeros(12, dtype=torch.bool)
-    np.testing.assert_allclose(cca_loss(*gaps(), nowhere, beta, lambda_).mean() * lambda_, OBJECTIVES[key], rtol=1e-5)
+    apart = replace(pairs, null=torch.zeros(12, dtype=torch.bool), negative_labels=pairs.labels + 1)
+    loss = mean_loss(CCA, apart, beta=beta, lambda_=lambda_) * lambda_
+    np.testing.assert_allclose(loss.detach(), OBJECTIVES_NPZ[key], rtol=1e-5)
 
 
-def test_a_batch_cut_in_two_has_the_same_loss():
-    gap, negative_gap = gaps()
-    whole = pair_loss("cca", gap, negative_gap, positive(), 0.1, 3.0).mean()
-    halves = [pair_loss("cca", gap[s], negative_gap[s], positive()[s], 0.1, 3.0) for s in (slice(5), slice(5, 12))]
-    torch.testing.assert_close(sum(half.sum() for half in halves) / 12, whole)
+def test_finetune_loss_is_the_next_token_loss():
+    torch.manual_seed(0)
+    hidden, head, tokens = torch.randn(3, 5, 4), nn.Linear(4, 7), torch.randint(7, (3, 5))
+    expected = nn.functional.cross_entropy(head(hidden).flatten(0, 1), tokens.flatten())
+    logps, labels = sequence_logps(hidden, head, tokens), torch.zeros(3)
+    torch.testing.assert_close(mean_loss(FINETUNE, ScoredPairs(5, logps, labels, labels > 0)), expected)
+
+
+def test_rewards_are_logged_of_objectives_with_a_reference():
+    for objective in (CCA, DPO, UNLEARNING):
+        assert objective.logged == ("loss", "reward_accuracy", "reward_margin")
+    assert FINETUNE.logged == ("loss",)
+
+
+def test_the_registry_has_ours():
+    assert [OBJECTIVES.get(name) for name in OBJECTIVES.names()[:4]] == [CCA, DPO, UNLEARNING, FINETUNE]
+
+
+class HingeParameters(Strict):
+    margins: tuple[float, ...] = (1.0,)
+    rounds: int = 2
+
+
+def hinge_loss(pairs: ScoredPairs, own: HingeParameters) -> torch.Tensor:
+    return (own.margins[0] - (pairs.gap - pairs.negative_gap)).relu()
+
+
+HINGE = Objective("hinge", "hinge", HingeParameters, hinge_loss)
 
 
 @pytest.fixture
-def rows() -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
-    """hidden [3, 5, 4], a head of 7 tokens, tokens [3, 5]."""
-    torch.manual_seed(0)
-    return torch.randn(3, 5, 4, requires_grad=True), nn.Linear(4, 7), torch.randint(7, (3, 5))
+def hinge():
+    OBJECTIVES.add(HINGE, "my_pkg.hinge")
+    yield HINGE
+    del OBJECTIVES.found["hinge"], OBJECTIVES.owners["hinge"]
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunk", [10**6, 4 * 50])
-@pytest.mark.parametrize("bias", [False, True])
-def test_gradients_are_autograds_own(monkeypatch: pytest.MonkeyPatch, bias: bool, chunk: int, precision: torch.dtype):
-    monkeypatch.setattr("cca_ray.models.likelihood.CACHED", 3 * 50)  # so that rows come in pieces, the last one short
-    torch.manual_seed(0)
-    hidden, tokens, weight = torch.randn(4, 5, 8), torch.randint(50, (4, 5)), torch.randn(4)
-    head = nn.Linear(8, 50, bias=bias)
-
-    def gradients(logps: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-        inputs = [hidden.clone().requires_grad_(), *head.parameters()]
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            loss = (weight * logps(inputs[0])).sum()
-        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
-
-    ours = gradients(lambda h: sequence_logps(h, head, tokens, chunk))
-    theirs = gradients(lambda h: head(h).float().log_softmax(-1).gather(-1, tokens[..., None]).sum((1, 2)))
-    close = {"rtol": 1e-5, "atol": 1e-5} if precision == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, **close)
+def test_an_objective_of_others_brings_its_own_parameters(hinge: Objective[Any]):
+    train = Train.model_validate_json('{"objective": "hinge", "margins": [2, 3]}')
+    assert objective_of(train) is hinge
+    assert train.parameters == HingeParameters(margins=(2.0, 3.0))
+    assert train.is_whole("rounds")
+    assert Train.model_validate_json(train.model_dump_json(by_alias=True)) == train
+    with pytest.raises(ValidationError, match=r"beta\n.*Extra inputs are not permitted"):
+        Train.model_validate({"objective": "hinge", "beta": 0.1})
 
 
-def test_sequence_logps_sums_over_tokens(rows):
-    hidden, head, tokens = rows
-    expected = head(hidden).log_softmax(-1).gather(2, tokens[..., None]).squeeze(-1).sum(1)
-    torch.testing.assert_close(sequence_logps(hidden, head, tokens), expected)
+class Lenient(BaseModel):
+    margin: float = 1.0
 
 
-def test_chunks_change_neither_the_log_likelihoods_nor_the_gradients(rows):
-    hidden, head, tokens = rows
-    inputs = [hidden, *head.parameters()]
-    whole = sequence_logps(hidden, head, tokens)
-    cut = sequence_logps(hidden, head, tokens, chunk=2 * 7)
-    torch.testing.assert_close(cut, whole)
-    for ours, theirs in zip(
-        torch.autograd.grad(cut.square().sum(), inputs), torch.autograd.grad(whole.square().sum(), inputs), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
+class Clash(Strict):
+    epochs: int = 3
 
 
-def test_no_tensor_of_all_logits_is_kept_or_made():
-    """Every tensor that the forward pass makes, or keeps for the backward one, is no larger than a chunk."""
-    hidden, head, tokens = torch.randn(4, 8, 16, requires_grad=True), nn.Linear(16, 512), torch.randint(512, (4, 8))
-    largest = largest_tensor(lambda: sequence_logps(hidden, head, tokens, chunk=4 * 512).sum().backward())
-    assert largest <= 512 * 16  # the head's own weights
-
-
-def test_finetune_loss_is_the_next_token_loss(rows):
-    hidden, head, tokens = rows
-    expected = nn.functional.cross_entropy(head(hidden).flatten(0, 1), tokens.flatten())
-    torch.testing.assert_close(finetune_loss(sequence_logps(hidden, head, tokens), 5).mean(), expected)
+@pytest.mark.parametrize(
+    ("parameters", "why"), [(Lenient, "a subclass of cca_ray.config.Strict"), (Clash, "every `train` has epochs")]
+)
+def test_parameters_that_would_swallow_a_mistake_are_refused(parameters: Any, why: str):
+    with pytest.raises(TypeError, match=why):
+        Objective("mine", "mine", parameters, hinge_loss)

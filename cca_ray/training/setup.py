@@ -1,0 +1,102 @@
+"""A fine-tuning as it is set up: model, reference, optimizer, tokens and scoring, loaded and laid out over workers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cca_ray.config import ResolvedStudy, Strict, Train
+from cca_ray.data.pairs import EpochPlan, steps_per_epoch
+from cca_ray.data.tokens import TokenSet
+from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol_of, scoring_of
+from cca_ray.models.family import Model
+from cca_ray.models.files import digest_of_weights
+from cca_ray.models.parallel import Group, Weights, distribute, weights_of, whole_model
+from cca_ray.training.checkpoint import Settings
+from cca_ray.training.job import Job
+from cca_ray.training.objectives import Objective, objective_of
+from cca_ray.training.reference_logps import ReferenceTable, read_table, table_key
+
+
+@dataclass
+class Loop:
+    """A fine-tuning under way: what `fine_tune` and its steps share."""
+
+    job: Job
+    group: Group
+    objective: Objective[Strict]
+    parameters: Strict  # the objective's own
+    base_digest: str
+    model: Model
+    scorer: nn.Module  # the model's `Scorer`, wrapped for several workers
+    frozen: nn.Module | None  # that of the reference, where the objective has one and it is live
+    table: ReferenceTable | None
+    ema: Weights | None
+    optimizer: torch.optim.Optimizer
+    data: TokenSet
+    scoring: Scoring
+    plan: EpochPlan | None = None
+
+    @property
+    def steps(self) -> int:
+        return total_steps(len(self.data.labels), self.job.train)
+
+    def scored_model(self) -> Model:
+        """What is sampled at a rung: the EMA, whole, on every worker."""
+        return whole_model(self.model, self.ema or {}, self.group.device)
+
+
+def reference_key(base_digest: str, config: ResolvedStudy, train: Train, data: TokenSet) -> str:
+    return table_key(base_digest, data, train.null_ratio, train.seed, config.placement.precision)
+
+
+def prepare(job: Job, group: Group) -> Loop:
+    """Load everything; several workers share one process group that Ray Train has set up."""
+    train, placement = job.train, job.config.placement
+    data = load_tokens(job.config.data.tokens)
+    model = load_base(job.config)
+    base_digest, objective = digest_of_weights(model), objective_of(train)
+    table = frozen = None
+    if objective.reference and job.table is not None:
+        key = reference_key(base_digest, job.config, train, data)
+        table = read_table(job.table, key, len(data.labels), train.epochs)
+    elif objective.reference:
+        frozen = distribute(load_base(job.config).requires_grad_(False), placement, group)
+    scorer = distribute(model, placement, group)
+    return Loop(
+        job=job,
+        group=group,
+        objective=objective,
+        parameters=train.parameters,
+        base_digest=base_digest,
+        model=model,
+        scorer=scorer,
+        frozen=frozen,
+        table=table,
+        ema={name: tensor.clone() for name, tensor in weights_of(model).items()} if train.ema_decay else None,
+        optimizer=torch.optim.AdamW(
+            model.parameters(),
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            weight_decay=train.weight_decay,
+            fused=True,
+        ),
+        data=data,
+        scoring=scoring_of(job.config, group.device),
+    )
+
+
+def total_steps(images: int, train: Train) -> int:
+    return steps_per_epoch(images, train.global_batch) * train.epochs
+
+
+def settings_of(loop: Loop) -> Settings:
+    config = loop.job.config
+    return Settings(
+        train=loop.job.train,
+        base=loop.base_digest,
+        tokens=loop.data.digest,
+        rungs=config.rungs,
+        protocol=protocol_of(config, loop.scoring, 0).id,
+        precision=config.placement.precision,
+    )

@@ -1,0 +1,121 @@
+"""What a study computes besides its trials, as Ray tasks and actors: the reference's table, scores, a picture."""
+
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import ray
+import torch
+
+from cca_ray.cluster.placement import autocast, local_device, micro_batch_size, ways
+from cca_ray.contracts import OLD_METRICS, Score
+from cca_ray.evaluation.scoring import (
+    GRID_IMAGES,
+    Scored,
+    load_base,
+    load_tokens,
+    protocol_of,
+    sample_shards,
+    score,
+    scoring_of,
+)
+from cca_ray.models.files import digest_of_weights
+from cca_ray.models.likelihood import Scorer
+from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.storage.files import atomically
+from cca_ray.storage.mirror import patiently, pull
+from cca_ray.storage.uris import here
+from cca_ray.training.job import Job
+from cca_ray.training.loop import save_grid
+from cca_ray.training.reference_logps import Part, score_part, write_part
+from cca_ray.training.setup import reference_key
+
+
+@ray.remote
+class TableMaker:
+    """One of the workers that make a study's reference table; it holds the base, on what a trial's worker holds."""
+
+    def __init__(self, packed: str, folder: str):
+        self.job, self.folder, self.device = Job.unpacked(packed), here(folder), local_device()
+        config, model = self.job.config, load_base(self.job.config)
+        self.data = load_tokens(config.data.tokens)
+        self.key = reference_key(digest_of_weights(model), config, self.job.train, self.data)
+        self.scorer = Scorer(model).to(self.device)
+
+    def make(self, part: Part) -> int:
+        """Score a part and write its file; how many pairs it has."""
+        config, train = self.job.config, self.job.train
+        batch = min(micro_batch_size(way, train.global_batch) for way in ways(config.placement))
+        with autocast(config.placement, self.device):  # as the trials score their own model
+            scored = score_part(self.scorer, self.data, part, train.null_ratio, train.seed, batch)
+        write_part(self.folder, part, self.key, *scored)
+        return len(scored[0])
+
+
+def keep_score(path: Path, scored: Scored) -> None:
+    """Write a score to a file of its own: `images`, and `value NAME` and `without NAME` of every metric."""
+    score = scored.score
+    arrays = {f"value {name}": np.array(value) for name, value in score.values.items()}
+    arrays |= {f"without {name}": np.array(values) for name, values in score.without.items()}
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, images=scored.images, **arrays)  # type: ignore[arg-type]  # typeshed takes them for its flag
+
+    patiently(lambda: atomically(path, write))
+
+
+def kept_score(path: Path) -> Scored | None:
+    """What `keep_score` wrote; None if there is nothing, or nothing readable: then it is made again.
+
+    Version 0.1.0 wrote `fid`, `inception_score`, and rows of both in `without`.
+    """
+    pull(path)
+    try:
+        with np.load(path) as content:
+            arrays = dict(content)
+        if "fid" in arrays:
+            for name, column in zip(OLD_METRICS, arrays.pop("without").T, strict=True):
+                arrays |= {f"value {name}": arrays[name], f"without {name}": column}
+        values = {key.removeprefix("value "): float(x) for key, x in arrays.items() if key.startswith("value ")}
+        without = {name: tuple(arrays[f"without {name}"].tolist()) for name in values}
+        return Scored(Score(values=values, without=without), arrays["images"])
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        return None
+
+
+@ray.remote
+def score_checkpoint(
+    packed: str,
+    folder: str,
+    key: str,
+    checkpoint: str | None,
+    guidance_scale: float,
+    samples: int,
+    seed: int,
+) -> Scored:
+    """Score a checkpoint (None: the base) with this scale and noise, once: the score stays in `folder`, by `key`."""
+    config, group = Job.unpacked(packed).config, Group()
+    scoring = scoring_of(config, group.device)
+    protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
+    path = here(folder) / f"{key}-{protocol.id}.npz"
+    kept = kept_score(path)
+    if kept is not None and kept.score.values.keys() >= {metric.name for metric in scoring.metrics}:
+        return kept
+    weights = str(here(checkpoint)) if checkpoint else None
+    model = for_sampling(load_base(config, weights), config.placement, group)
+    scored = score(model, scoring, protocol, group)
+    keep_score(path, scored)
+    return scored
+
+
+@ray.remote
+def draw_base(packed: str, path: str) -> None:
+    """What the base makes of the noise that all trials share: a grid like those of their rungs."""
+    config, group = Job.unpacked(packed).config, Group()
+    scoring = scoring_of(config, group.device)
+    protocol = protocol_of(config, scoring, min(GRID_IMAGES, config.rungs[0].samples))
+    with torch.inference_mode():
+        model = for_sampling(load_base(config), config.placement, group)
+        _, images, _ = next(sample_shards(model, scoring, protocol, group))
+    save_grid(images.cpu().numpy(), scoring, here(path))
