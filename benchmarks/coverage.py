@@ -42,16 +42,19 @@ def main() -> None:
         best = finalists(Arm("search", study, database, {}, 0), config.score.finalists, storage / name, lambda trial: 0)
         scores = Scores(config, storage / name, Stop())
         models = [[contender] for contender in best]
-        for reported, again in zip(scores.standing(models, BLOCKS), scores.standing(models, INDEPENDENT), strict=True):
-            inside = [abs(fid - reported.mean) <= reported.std for fid in again.fids[0]]
-            within.append(abs(again.mean - reported.mean) <= reported.std)
+        for reported, again in zip(
+            scores.standings(models, BLOCKS), scores.standings(models, INDEPENDENT), strict=True
+        ):
+            mean, std, fids = reported.mean("fid"), reported.std("fid"), again.values["fid"][0]
+            inside = [abs(fid - mean) <= std for fid in fids]
+            within.append(abs(again.mean("fid") - mean) <= std)
             blocks_within += inside
-            stds.append(reported.std)
-            spread = float(again.fids[0].std(ddof=1))
+            stds.append(std)
+            spread = float(fids.std(ddof=1))
             true_stds.append(spread)
             print(
-                f"| {name} | {reported.contender.number} | {reported.mean:.2f} ± {reported.std:.2f} | "
-                f"{again.mean:.2f} ± {spread:.2f} | {sum(inside)} | {'yes' if within[-1] else 'no'} |",
+                f"| {name} | {reported.contender.number} | {mean:.2f} ± {std:.2f} | "
+                f"{again.mean('fid'):.2f} ± {spread:.2f} | {sum(inside)} | {'yes' if within[-1] else 'no'} |",
                 flush=True,
             )
     print(f"\nmeans within ± std: {sum(within)} of {len(within)}; blocks: {sum(blocks_within)} of {len(blocks_within)}")

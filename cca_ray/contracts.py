@@ -5,21 +5,39 @@ version 0.1.0, which knew two metrics and had flat keys.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["base", "guided", "control", "tuned", "tuned_guided"]  # of a model in the final comparison
+ROLES: tuple[Role, ...] = get_args(Role)
 OLD_METRICS = ("fid", "inception_score")  # version 0.1.0's, in the order of its pairs
 OLD_ROLES: dict[Role, str] = {
     "base": "base", "guided": "guided", "control": "control", "tuned": "cca", "tuned_guided": "cca_guided",
 }  # fmt: skip
+OLD_OBJECTIVES = {"cca": "CCA", "dpo": "DPO", "unlearning": "unlearning", "finetune": "plain fine-tuning"}  # labels
 
 
 class Contract(BaseModel):
-    """A frozen class; a key that it does not know is an error."""
+    """A frozen class; a key that it does not know is an error. JSON keeps numbers that are not finite, as Python's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class MetricInfo(Contract):
+    """What a table or a figure must know of a metric, wherever the metric itself cannot be imported."""
+
+    name: str
+    label: str
+    lower_is_better: bool
+
+    def cost(self, value: float) -> float:
+        """The same value so that less is better."""
+        return value if self.lower_is_better else -value
+
+
+FID = MetricInfo(name="fid", label="FID", lower_is_better=True)
+INCEPTION_SCORE = MetricInfo(name="inception_score", label="inception score", lower_is_better=False)
 
 
 class Score(Contract):
@@ -113,7 +131,7 @@ class Finalist(Contract):
     """One of the best trials, scored again on fresh noise."""
 
     trial: int  # its number in Optuna
-    params: dict[str, float]
+    params: dict[str, int | float]
     score: ModelScore
     models: int = 1  # that were trained with its settings, each with a seed of its own
     tied: bool = False  # whether it cannot be told from the best on the blocks that chose
@@ -123,7 +141,7 @@ class TradeOff(Contract):
     """A completed trial's scores at its last rung; `front`: no other trial beats it in all of them."""
 
     trial: int
-    params: dict[str, float]
+    params: dict[str, int | float]
     values: dict[str, float]
     front: bool
 
@@ -144,12 +162,14 @@ class SizeSummary(Contract):
     size: str
     family: str
     objective: str = "cca"
+    objective_label: str = OLD_OBJECTIVES["cca"]  # as people write it
     parameters: int
-    metrics: tuple[str, ...] = OLD_METRICS  # that were measured; the first is what the winner was chosen by
+    metrics: tuple[MetricInfo, ...] = Field((FID, INCEPTION_SCORE), min_length=1)  # the winner was chosen by the first
+    searched: tuple[str, ...] = ("fid",)  # names of the metrics that the search went by
     models: dict[Role, ModelScore]
     winner: Finalist
     checkpoint: str
-    settings: dict[str, float] = {}  # the searched ones of the winner, and λ and learning rate if they were fixed
+    settings: dict[str, int | float] = {}  # the searched ones of the winner, and λ and learning rate if they were fixed
     control_learning_rate: float | None = None
     finalists: tuple[Finalist, ...]
     trade_off: tuple[TradeOff, ...] = ()
@@ -170,10 +190,36 @@ class SizeSummary(Contract):
         try:
             return size_of_version_0_1(content)
         except KeyError as error:
-            raise ValueError(f"has no {error.args[0]}") from None
+            raise ValueError(f"{content.get('size', 'a size')} has no {error.args[0]}") from None
 
-    def fid(self, role: Role) -> float:
-        return self.models[role].values["fid"]
+    @model_validator(mode="after")
+    def whole(self) -> Self:
+        """Every model but the last has been scored; the last only if it was asked for."""
+        for role in ROLES[:-1]:
+            if role not in self.models:
+                raise ValueError(f"{self.size} has no scores of {role}")
+        for role, model in self.models.items():
+            if missing := [metric.name for metric in self.metrics if metric.name not in model.values]:
+                raise ValueError(f"{self.size} has no {missing[0]} of {role}")
+        return self
+
+    @property
+    def headline(self) -> MetricInfo:
+        """What the winner was chosen by."""
+        return self.metrics[0]
+
+    @property
+    def shown(self) -> tuple[MetricInfo, ...]:
+        """The headline, and what else the search went by: a table each."""
+        return (self.headline, *(m for m in self.metrics[1:] if m.name in self.searched))
+
+    def value(self, role: Role, metric: MetricInfo | None = None) -> float:
+        """Of the headline, unless another is given."""
+        return self.models[role].values[(metric or self.headline).name]
+
+    def std(self, role: Role, metric: MetricInfo | None = None) -> float | None:
+        """The same of its spread; None where there is none."""
+        return self.models[role].std.get((metric or self.headline).name)
 
 
 class StudySummary(Contract):

@@ -1,4 +1,10 @@
-"""What a person is told of an error: the user's mistakes, in one line each."""
+"""Whose fault an error is, and what a person is told of it in a line.
+
+The user's are ValueErrors, `ConfigError` where nothing else says it; the storage's are OSErrors, `Stuck` where a trial
+meets one. All else is a fault of ours, and ends in a traceback.
+"""
+
+import sys
 
 from pydantic import ValidationError
 
@@ -9,6 +15,30 @@ class ConfigError(ValueError):
 
 class Stuck(ValueError):
     """Files that cannot be read or written: no fault of this trial, and every other would meet it too."""
+
+
+def user_message(error: BaseException) -> str | None:
+    """What to tell of an error; None if it is a fault of ours."""
+    if isinstance(error, ValidationError):
+        return f"{error.title}: {reason(error)}"
+    if "ray" in sys.modules:  # too heavy to import for a mistyped option
+        from ray.exceptions import LocalRayletDiedError, RayError
+
+        if isinstance(error, LocalRayletDiedError):
+            return "Ray died on this machine; run the same command again to continue"
+        if isinstance(error, RayError):
+            return message_of_cause(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input/output'}: {error.strerror or error}"
+    return str(error) if isinstance(error, ValueError) else None
+
+
+def message_of_cause(error: BaseException) -> str | None:
+    """The same of an error that Ray has brought from another process."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ValueError | OSError):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return None if cause is None else str(cause)
 
 
 def reason(error: ValidationError) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
+from cca_ray.contracts import MetricInfo
 from cca_ray.errors import ConfigError
 
 GROUP = "cca_ray.plugins"
@@ -43,6 +44,8 @@ class FamilyFacts(Named, Protocol):
 class ObjectiveFacts(Named, Protocol):
     """What a search space must know of an objective; `training.objectives.Objective` is the whole."""
 
+    @property
+    def label(self) -> str: ...
     @property
     def parameters(self) -> type[BaseModel]:
         """Its own settings: keys of `train` beside the common ones."""
@@ -119,6 +122,12 @@ METRICS: Registry[MetricFacts] = Registry(
 REGISTRIES: Mapping[str, Registry[Any]] = {
     registry.kind: registry for registry in (FAMILIES, OBJECTIVES, EXTRACTORS, METRICS)
 }
+
+
+def metric_info(name: str) -> MetricInfo:
+    """Of a metric, for whoever cannot import it. ValueError if there is none of this name."""
+    metric = METRICS.get(name)
+    return MetricInfo(name=name, label=metric.label, lower_is_better=metric.lower_is_better)
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,23 @@ cca-ray status digits --watch 5      until it ends
 cca-ray status digits --json         for a script
 """
 
-import json
 import socket
 import time
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import optuna
 import typer
+from pydantic import Field
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from cca_ray.reporting.results import SizeResults, StudyResults, read_study
+from cca_ray.contracts import Contract, SizeSummary
+from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study
 from cca_ray.reporting.text import closing, interim, progress
 from cca_ray.search.records import readable
 from cca_ray.storage.lock import holder
@@ -29,16 +30,61 @@ from cca_ray.storage.uris import named
 from cca_ray.terminal.console import complete_study, place, run
 from cca_ray.terminal.live_view import last_lines, size_view
 from cca_ray.terminal.log_file import LOG_FILE
-from cca_ray.terminal.snapshot import STATUS, DriverStatus, read_driver_status
+from cca_ray.terminal.snapshot import STATUS, AtWork, DriverStatus, read_driver_status
 
 FRESH_S = 30.0  # how old a sign of life of another machine's driver may be
 RUNNING, STOPPED, FINISHED, BEGINS = "running", "stopped", "finished", "not begun"
 
 
+class StoredTrial(Contract):
+    """A trial that has not ended, as the storage has it. `values`: by metric, at the last rung that it passed."""
+
+    arm: str
+    number: int
+    params: dict[str, int | float]
+    step: int
+    values: dict[str, float]
+
+
+class BestTrial(Contract):
+    """Of a size; its scores at its last rung."""
+
+    trial: int
+    params: dict[str, int | float]
+    values: dict[str, float]
+
+
+class SizeStatus(Contract):
+    """How a size stands. What is not known of it is left out of the JSON."""
+
+    size: str
+    state: str
+    trials: dict[str, dict[str, int]] = Field(default_factory=dict)  # how many, by arm and state
+    phase: str = ""  # this and the next two: as the driver tells
+    planned: int = 0
+    seconds_left: float | None = None
+    running: tuple[AtWork | StoredTrial, ...] = ()
+    best: BestTrial | None = None
+    verdict: str = ""  # of a finished one, as the next
+    outcome: SizeSummary | None = None
+
+
+class StudyStatus(Contract):
+    """How a study stands at a moment."""
+
+    study: str
+    folder: str
+    state: str
+    process: str
+    mlflow: str
+    sizes: tuple[SizeStatus, ...]
+    where: dict[str, str]
+
+
 class Seen(NamedTuple):
     """A study at a moment: all that is known as plain values, and what they were made of."""
 
-    content: dict[str, Any]
+    content: StudyStatus
     study: StudyResults
     told: DriverStatus | None
 
@@ -57,33 +103,35 @@ def driver_of(folder: Path) -> tuple[str, DriverStatus | None]:
     return (f"{told.process} on {told.host}", told) if told and alive else ("", None)
 
 
-def trial_of(size: SizeResults, arm: str, number: int) -> dict[str, Any]:
-    """A trial that has not ended, as the storage has it."""
-    trial = next(t for t in size.of(arm) if t.number == number)
-    rung = trial.rungs[-1] if trial.rungs else {}
-    return {
-        "arm": arm,
-        "number": number,
-        "params": trial.params,
-        "step": rung.get("step", 0),
-        "fid": rung.get("fid"),
-    }
+def stored(trial: TrialRow) -> StoredTrial:
+    last = trial.rungs[-1] if trial.rungs else None
+    return StoredTrial(
+        arm=trial.arm,
+        number=trial.number,
+        params=trial.params,
+        step=last.step if last else 0,
+        values=last.values if last else {},
+    )
 
 
-def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> dict[str, Any]:
-    counts = {arm: Counter(t.state for t in size.of(arm)) for arm in dict.fromkeys(t.arm for t in size.trials)}
-    content: dict[str, Any] = {"size": size.name, "state": state, "trials": counts}
-    if told and (standing := told.of(size.name)):
+def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> SizeStatus:
+    counts = {arm: dict(Counter(t.state for t in size.of(arm))) for arm in dict.fromkeys(t.arm for t in size.trials)}
+    status = SizeStatus(size=size.name, state=state, trials=counts)
+    if told and (snapshot := told.of(size.name)):
         now = time.time()
-        content |= {"phase": standing.phase, "planned": standing.planned, "seconds_left": standing.left(now)}
-        content["running"] = [{**trial.model_dump(), "seconds_left": trial.left(now)} for trial in standing.at_work]
+        at_work = tuple(t.model_copy(update={"seconds_left": t.left(now)}) for t in snapshot.at_work)
+        left = snapshot.left(now)
+        changes = {"phase": snapshot.phase, "planned": snapshot.planned, "seconds_left": left, "running": at_work}
+        status = status.model_copy(update=changes)
     elif state != FINISHED:
-        content["running"] = [trial_of(size, t.arm, t.number) for t in size.trials if t.state == "RUNNING"]
-    if size.best:
-        content["best"] = {"trial": size.best.number, "params": size.best.params, "fid": size.best.last("fid")}
-    if state == FINISHED:
-        content |= {"verdict": closing(size.row), "outcome": size.row}
-    return content
+        running = tuple(stored(trial) for trial in size.trials if trial.state == "RUNNING")
+        status = status.model_copy(update={"running": running})
+    if best := size.best:
+        of_best = BestTrial(trial=best.number, params=best.params, values=best.rungs[-1].values)
+        status = status.model_copy(update={"best": of_best})
+    if state == FINISHED and size.summary:
+        status = status.model_copy(update={"verdict": closing(size.summary), "outcome": size.summary})
+    return status
 
 
 def where_to_look(folder: Path, told: DriverStatus | None) -> dict[str, str]:
@@ -107,53 +155,60 @@ def look(storage: Path, name: str) -> Seen:
         if not process:
             raise
         study = StudyResults(name, folder, ())  # it is only beginning
-    at_work = {standing.size for standing in told.standings} if told else set()
+    at_work = {snapshot.size for snapshot in told.snapshots} if told else set()
     sizes = []
     for size in study.sizes:
         state = FINISHED if size.summary and size.name not in at_work else RUNNING if process else STOPPED
         sizes.append(status_of_size(size, state, told))
     known = [size.name for size in study.sizes]
-    sizes += [{"size": size, "state": BEGINS} for size in (told.sizes if told else ()) if size not in known]
-    finished = bool(sizes) and all(size["state"] == FINISHED for size in sizes)
-    content = {
-        "study": name,
-        "folder": named(folder),
-        "state": RUNNING if process else FINISHED if finished else STOPPED,
-        "process": process,
-        "mlflow": told.mlflow if told else "",
-        "sizes": sizes,
-        "where": where_to_look(folder, told),
-    }
+    sizes += [SizeStatus(size=size, state=BEGINS) for size in (told.sizes if told else ()) if size not in known]
+    finished = bool(sizes) and all(size.state == FINISHED for size in sizes)
+    content = StudyStatus(
+        study=name,
+        folder=named(folder),
+        state=RUNNING if process else FINISHED if finished else STOPPED,
+        process=process,
+        mlflow=told.mlflow if told else "",
+        sizes=tuple(sizes),
+        where=where_to_look(folder, told),
+    )
     return Seen(content, study, told)
 
 
 def drawn(seen: Seen) -> RenderableType:
     """For people."""
     content, study, told = seen
-    by = f", by process {content['process']}" if content["process"] else ""
-    parts: list[RenderableType] = [Text.assemble((content["study"], "bold"), f": {content['state']}{by}")]
+    by = f", by process {content.process}" if content.process else ""
+    parts: list[RenderableType] = [Text.assemble((content.study, "bold"), f": {content.state}{by}")]
     results = {size.name: size for size in study.sizes}
-    for size in content["sizes"]:
+    for size in content.sizes:
         parts.append(Text())
-        if told and (standing := told.of(size["size"])):
-            parts += size_view(told, standing, time.time())
-        elif size["state"] == FINISHED:
-            parts.append(Text(size["verdict"]))
-        elif size["state"] == BEGINS:
-            parts.append(Text(f"{size['size']}: {BEGINS}", "dim"))
+        if told and (snapshot := told.of(size.size)):
+            parts += size_view(told, snapshot, time.time())
+        elif size.state == FINISHED:
+            parts.append(Text(size.verdict))
+        elif size.state == BEGINS:
+            parts.append(Text(f"{size.size}: {BEGINS}", "dim"))
         else:
-            result = results[size["size"]]
-            parts.append(Text(f"{result.name}: {size['state']}; {progress(result)}. {interim(result)}"))
-            for trial in size["running"]:
-                fid = "" if trial["fid"] is None else f", FID {trial['fid']:.2f} at step {trial['step']}"
-                parts.append(Text(f"  {trial['arm']} {trial['number'] + 1}  {readable(trial['params'])}{fid}"))
+            parts += waiting(results[size.size], size.state)
     if told and (shared := last_lines(told)):
         parts += [Text(), *shared]
-    if content["state"] == STOPPED:
+    if content.state == STOPPED:
         parts += [Text(), Text("The same `tune` command continues it.")]
-    column = max(map(len, content["where"]))
-    lines = [f"{what:{column}}  {path}" for what, path in content["where"].items()]
+    column = max(map(len, content.where))
+    lines = [f"{what:{column}}  {path}" for what, path in content.where.items()]
     return Group(*parts, Text("\n" + "\n".join(lines)))
+
+
+def waiting(size: SizeResults, state: str) -> list[RenderableType]:
+    """A size that has not finished, and of which no driver tells."""
+    lines: list[RenderableType] = [Text(f"{size.name}: {state}; {progress(size)}. {interim(size)}")]
+    for trial in (trial for trial in size.trials if trial.state == "RUNNING"):
+        score = ""
+        if trial.rungs:
+            score = f", {size.metric.label} {trial.last(size.metric):.2f} at step {trial.rungs[-1].step}"
+        lines.append(Text(f"  {trial.arm} {trial.number + 1}  {readable(trial.params)}{score}"))
+    return lines
 
 
 def main(
@@ -179,10 +234,10 @@ def main(
             if live:
                 live.update(drawn(seen), refresh=True)
             elif as_json:
-                print(json.dumps(seen.content, indent=None if watch else 1), flush=True)
+                print(seen.content.model_dump_json(indent=None if watch else 1, exclude_unset=True), flush=True)
             else:
                 console.print(drawn(seen), soft_wrap=not console.is_terminal)
-            if not watch or seen.content["state"] != RUNNING:
+            if not watch or seen.content.state != RUNNING:
                 return
             time.sleep(watch)
             seen = look(storage, name)

@@ -9,23 +9,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
 
 import psutil
 
 from cca_ray.cluster.placement import GIB, in_this_process
 from cca_ray.cluster.stopping import LOOK_S, Stop
 from cca_ray.config import StudyConfig
-from cca_ray.reporting.summary import picture, table, verdict, write_summary
+from cca_ray.contracts import SizeSummary
+from cca_ray.reporting.summary import picture, table, write_summary
 from cca_ray.search.budget import Limits
-from cca_ray.search.mlflow_pages import crown, experiment_of
+from cca_ray.search.mlflow_pages import experiment_of, register_champion
 from cca_ray.search.size_study import SizeResult, SizeStudy, StudyContext
 from cca_ray.storage.mirror import pull, push
 from cca_ray.storage.uris import named
 from cca_ray.terminal.console import Console
-from cca_ray.terminal.live_view import Window
+from cca_ray.terminal.window import Window
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import resolve
+from cca_ray.verdict import verdict
 
 GROUP_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
 PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind
@@ -60,9 +61,9 @@ class Study:
     window: Window
 
 
-def warm_start_points(sizes: Sequence[dict[str, Any]], family: str) -> list[dict[str, float]]:
+def warm_start_points(sizes: Sequence[SizeSummary], family: str) -> list[dict[str, int | float]]:
     """The best settings of the smaller sizes of a family, the last one's first."""
-    return [size["winner"] for size in reversed(sizes) if size["family"] == family]
+    return [size.winner.params for size in reversed(sizes) if size.family == family]
 
 
 def too_many_at_once(configs: Sequence[StudyConfig], side_by_side: bool, have_gib: float) -> str:
@@ -77,17 +78,17 @@ def too_many_at_once(configs: Sequence[StudyConfig], side_by_side: bool, have_gi
     )
 
 
-def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> None:
-    """Keep the winner and the picture of one size, in the study's folder and in MLflow."""
-    size = result.summary
+def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> SizeSummary:
+    """Keep the winner and the picture of one size, in the study's folder and in MLflow; where the winner is then."""
     folder.mkdir(parents=True, exist_ok=True)
     winner = folder / "winner.pt"
-    pull(Path(size["checkpoint"]))
-    shutil.copyfile(size["checkpoint"], winner)
-    size["checkpoint"] = named(winner)
-    tracker.file(size["mlflow_key"], picture(folder / "samples.png", size, result.images))
-    crown(tracker, size, verdict(size), table([size]))
+    pull(Path(result.summary.checkpoint))
+    shutil.copyfile(result.summary.checkpoint, winner)
+    size = result.summary.model_copy(update={"checkpoint": named(winner)})
+    tracker.file(size.mlflow.key, picture(folder / "samples.png", size, result.images))
+    register_champion(tracker, size, table([size]))
     push(folder)
+    return size
 
 
 class Sizes:
@@ -95,14 +96,14 @@ class Sizes:
 
     def __init__(self, study: Study, configs: Sequence[StudyConfig], budget: Budget, side_by_side: bool, stop: Stop):
         self.study, self.configs, self.budget, self.side_by_side, self.stop = study, configs, budget, side_by_side, stop
-        self.done: dict[str, dict[str, Any]] = {}  # the summaries
+        self.done: dict[str, SizeSummary] = {}
         self.ended: Queue[tuple[StudyConfig, SizeResult | BaseException]] = Queue()
 
-    def sizes(self, upto: int | None = None) -> list[dict[str, Any]]:
+    def sizes(self, upto: int | None = None) -> list[SizeSummary]:
         """The summaries of those of the first sizes that are done, in order."""
         return [self.done[config.name] for config in self.configs[:upto] if config.name in self.done]
 
-    def run(self) -> list[dict[str, Any]]:
+    def run(self) -> list[SizeSummary]:
         """The summaries of all sizes.
 
         Raises KeyboardInterrupt if it was stopped. ValueError if a size cannot go on: others at work end first.
@@ -130,7 +131,7 @@ class Sizes:
         """Start the thread of this size. Its base is made before, if it is an embedded one."""
         config, study = self.configs[number], self.study
         left = len(self.configs) if self.side_by_side else len(self.configs) - number
-        limits = self.budget.share(sum(size["device_hours"] for size in self.sizes()), left, self.side_by_side)
+        limits = self.budget.share(sum(size.device_hours or 0.0 for size in self.sizes()), left, self.side_by_side)
 
         def progress(what: str, done: int, total: int) -> None:
             self.stop.check()
@@ -145,7 +146,7 @@ class Sizes:
         tracker = study.trackers[experiment_of(config)]
         context = StudyContext(study.name, study.folder, tracker, study.console.say, study.window.show, self.stop)
 
-        def points() -> list[dict[str, float]]:
+        def points() -> list[dict[str, int | float]]:
             return warm_start_points(self.sizes(number), config.base.family)
 
         def work() -> None:
@@ -173,10 +174,10 @@ class Sizes:
         if isinstance(outcome, BaseException):
             return outcome
         try:
-            finish_size(outcome, study.folder / config.name, study.trackers[experiment_of(config)])
-            self.done[config.name] = outcome.summary
+            size = finish_size(outcome, study.folder / config.name, study.trackers[experiment_of(config)])
+            self.done[config.name] = size
             write_summary(study.folder, self.sizes())
         except OSError as error:  # others may be at work
             return error
-        study.console.say(verdict(outcome.summary))
+        study.console.say(verdict(size))
         return None

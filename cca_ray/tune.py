@@ -11,7 +11,6 @@ cca-ray tune --quiet --json > outcome.json                    for a script
 The same command continues a study that was stopped, however it was stopped.
 """
 
-import json
 import logging
 import os
 import re
@@ -19,8 +18,10 @@ import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import ray
 import typer
@@ -31,6 +32,7 @@ from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.cluster.session import remove_leaked_groups, start_ray
 from cca_ray.cluster.stopping import Stop, heeding_signals
 from cca_ray.config import StudyConfig
+from cca_ray.contracts import Contract, SizeSummary
 from cca_ray.errors import ConfigError
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.registry import FAMILIES
@@ -44,14 +46,52 @@ from cca_ray.storage.mirror import exists, reach
 from cca_ray.storage.uris import named
 from cca_ray.study import Budget, Sizes, Study
 from cca_ray.terminal.console import Console, complete_space, place, run
-from cca_ray.terminal.live_view import Window
-from cca_ray.terminal.log_file import LOG_FILE, chatter_in
+from cca_ray.terminal.log_file import LOG_FILE, logging_to
 from cca_ray.terminal.snapshot import DriverStatus
+from cca_ray.terminal.window import Window
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import check_files
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOG = logging.getLogger(__name__)
+
+
+SpacesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Search-space files, or names of shipped ones.", autocompletion=complete_space),
+]
+StorageOption = Annotated[
+    Path,
+    typer.Option(
+        envvar="CCA_RAY_STORAGE", parser=place, metavar="PATH", help="For all that a study leaves; a folder or URI."
+    ),
+]
+TrackingOption = Annotated[
+    str,
+    typer.Option(
+        envvar="MLFLOW_TRACKING_URI", help="MLflow server or database; by default a SQLite file in the storage."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a study ended with: its sizes, its report, and how to look into MLflow."""
+
+    folder: Path
+    sizes: list[SizeSummary]
+    report: Path | None
+    browse: str
+
+
+class Told(Contract):
+    """The outcome of a study as one JSON object. `told`: of each size, what won, by how much, at what cost."""
+
+    study: str
+    folder: str
+    sizes: tuple[SizeSummary, ...]
+    told: tuple[str, ...]
+    where: dict[str, str]
 
 
 def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
@@ -81,11 +121,9 @@ def fresh_name(name: str, storage: Path) -> str:
     return candidate
 
 
-def where_to_look(
-    folder: Path, sizes: list[dict[str, Any]], spaces: list[str], report: Path | None, browse: str
-) -> dict[str, str]:
+def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
     """What the study has left, and the commands that go on from there."""
-    winners = {size["size"]: size["checkpoint"] for size in sizes}
+    folder, winners = found.folder, {size.size: size.checkpoint for size in found.sizes}
     files = {Path(space).stem: space for space in spaces or DEFAULT_SPACES}
     at = ["--storage", named(folder.parent)] if folder.parent != Path("runs").resolve() else []
     first, winner = next(iter(winners.items()))
@@ -94,37 +132,37 @@ def where_to_look(
     return {
         "summary": named(folder / "summary.json"),
         **{size: f"{named(folder / size)}: winner.pt, samples.png" for size in winners},
-        **({"report": named(report)} if report else {}),
+        **({"report": named(found.report)} if found.report else {}),
         "log": str(folder / LOG_FILE),
-        "browse": browse,
+        "browse": found.browse,
         "trials": f"optuna-dashboard sqlite:///{folder / 'study.db'}",
         "status": shlex.join(status),
         "sample": shlex.join(sample),
     }
 
 
-def show_end(
-    console: Console, samples: int, sizes: list[dict[str, Any]], sentences: list[str], where: dict[str, str]
-) -> None:
-    """What won, by how much, at what cost, and where to look; of a quiet study only the table."""
+def show_end(console: Console, samples: int, end: Told) -> None:
+    """What won, by how much, at what cost, and where to look; of a quiet study only the tables."""
     width = shutil.get_terminal_size().columns if console.terminal else None
-    print(f"\nFID on fresh noise, {samples:,} samples\n{table(sizes, width)}\n")
+    for metric in dict.fromkeys(metric for size in end.sizes for metric in size.shown):
+        sizes = [size for size in end.sizes if metric in size.metrics]
+        print(f"\n{metric.label} on fresh noise, {samples:,} samples\n{table(sizes, width, metric)}\n")
     if not console.quiet:
-        for sentence in sentences:
+        for sentence in end.told:
             print(textwrap.fill(sentence, width) if width else sentence)
-        column = max(map(len, where))
-        print("", *(f"{what:{column}}  {path}" for what, path in where.items()), sep="\n")
+        column = max(map(len, end.where))
+        print("", *(f"{what:{column}}  {path}" for what, path in end.where.items()), sep="\n")
 
 
 def search(
     folder: Path, uri: str, configs: list[StudyConfig], budget: Budget, side_by_side: bool, console: Console
-) -> tuple[list[dict[str, Any]], Path | None, str]:
-    """The study in this folder: what it found for each size, its report, and how to look into MLflow, at `uri`."""
-    name, storage, sizes = folder.name, folder.parent, list[dict[str, Any]]()
+) -> Found:
+    """Run the study in this folder. `uri`: of MLflow."""
+    name, storage, sizes = folder.name, folder.parent, list[SizeSummary]()
     trackers: dict[str, Tracker] = {}
     driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), folder / LOG_FILE)
     window = Window(console, folder, driver, lambda: "; ".join(filter(None, (t.trouble for t in trackers.values()))))
-    with chatter_in(folder / LOG_FILE), window:
+    with logging_to(folder / LOG_FILE), window:
         console.say(f"opening MLflow at {uri}")
         for experiment in dict.fromkeys(map(experiment_of, configs)):
             journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
@@ -146,28 +184,43 @@ def search(
                 ended = len(sizes) == len(configs)
                 tracker.close(CLOSE_S if ended else 1.0, patient=ended)
             ray.shutdown()
-    return sizes, report, browse
+    return Found(folder, sizes, report, browse)
+
+
+def settings_of(given: Mapping[str, int | None], seed: int | None) -> list[str]:
+    """What options say of the search, and the seeds, as `--set` would say it."""
+    settings = [f"search.{key}={value}" for key, value in given.items() if value is not None]
+    if seed is None:
+        return settings
+    # Far apart, so that the noise of one study (seed, seed + 1, ...) is never that of another.
+    return [*settings, f"search.seed={seed}", f"train.seed={seed}", f"score.seed={1000 * seed}"]
+
+
+def default_name(configs: Sequence[StudyConfig], chosen: bool, seed: int | None) -> str:
+    """Of a study; `chosen`: whether its search spaces were given."""
+    name = "-".join(config.name for config in configs) if chosen else "digits"
+    return name + (f"-seed{seed}" if seed else "")
+
+
+def folder_of(storage: Path, name: str, fresh: bool) -> Path:
+    """The study's folder, made if it is not there. ConfigError if the name or the storage does not do."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
+    if IN_A_JOB in os.environ and not storage.is_absolute():
+        raise ConfigError(f"--storage {storage}: Ray deletes a job's own folder; want one that all nodes see, in full")
+    storage = storage.resolve()  # trials run in directories of their own
+    reach(storage, write=True)
+    folder = storage / (fresh_name(name, storage) if fresh else name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def main(
-    spaces: Annotated[
-        list[str] | None,
-        typer.Argument(help="Search-space files, or names of shipped ones.", autocompletion=complete_space),
-    ] = None,
+    spaces: SpacesArgument = None,
     name: Annotated[str, typer.Option(help="Name of the study; the same name continues it.")] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Under a new name, if a study of this name exists.")] = False,
-    storage: Annotated[
-        Path,
-        typer.Option(
-            envvar="CCA_RAY_STORAGE", parser=place, metavar="PATH", help="For all that a study leaves; a folder or URI."
-        ),
-    ] = Path("runs"),
-    tracking_uri: Annotated[
-        str,
-        typer.Option(
-            envvar="MLFLOW_TRACKING_URI", help="MLflow server or database; by default a SQLite file in the storage."
-        ),
-    ] = "",
+    storage: StorageOption = Path("runs"),
+    tracking_uri: TrackingOption = "",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials a size.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="Begin no trial that would end later, final comparison included.")
@@ -193,40 +246,23 @@ def main(
     ] = False,
 ) -> None:
     """Search λ and learning rate for CCA, size after size."""
-    settings = list(set_ or [])
     given = {"trials": trials, "replicates": replicates, "max_concurrent": max_concurrent}
-    settings += [f"search.{key}={value}" for key, value in given.items() if value is not None]
-    if seed is not None:
-        # Far apart, so that the noise of one study (seed, seed + 1, ...) is never that of another.
-        settings += [f"search.seed={seed}", f"train.seed={seed}", f"score.seed={1000 * seed}"]
-    configs = load_spaces(spaces or [], settings)
+    configs = load_spaces(spaces or [], [*(set_ or []), *settings_of(given, seed)])
     if dry_run:
         show(configs)
         return
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
-    if not name:
-        name = "-".join(config.name for config in configs) if spaces else "digits"
-        name += f"-seed{seed}" if seed else ""
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
-    if IN_A_JOB in os.environ and not storage.is_absolute():
-        raise ConfigError(f"--storage {storage}: Ray deletes a job's own folder; want one that all nodes see, in full")
-    storage = storage.resolve()  # trials run in directories of their own
-    reach(storage, write=True)
-    name = fresh_name(name, storage) if fresh else name
-    folder = storage / name
-    folder.mkdir(parents=True, exist_ok=True)
-    console.say(f"study {name}: {', '.join(c.name for c in configs)}; everything goes to {named(folder)}")
-    uri = tracking_uri or f"sqlite:///{storage / 'mlflow.db'}"
+    folder = folder_of(storage, name or default_name(configs, bool(spaces), seed), fresh)
+    console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; everything goes to {named(folder)}")
+    uri = tracking_uri or f"sqlite:///{folder.parent / 'mlflow.db'}"
     with alone(folder), leased(folder):
-        sizes, report, browse = search(folder, uri, configs, Budget(minutes, gpu_hours), side_by_side, console)
-    sentences = [closing(size) for size in sizes]
-    where = where_to_look(folder, sizes, spaces or [], report, browse)
+        found = search(folder, uri, configs, Budget(minutes, gpu_hours), side_by_side, console)
+    sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, spaces or [])
+    end = Told(study=folder.name, folder=named(folder), sizes=tuple(found.sizes), told=sentences, where=where)
     if as_json:
-        outcome = {"study": name, "folder": named(folder), "sizes": sizes, "told": sentences, "where": where}
-        print(json.dumps(outcome, indent=1))
+        print(end.model_dump_json(indent=1))
     else:
-        show_end(console, configs[-1].score.samples, sizes, sentences, where)
+        show_end(console, configs[-1].score.samples, end)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Studies as the search leaves them, made by hand in a moment: real Optuna storage, no Ray."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from cca_ray.config import Range
+from cca_ray.contracts import Finalist, ModelScore, SizeSummary
 from cca_ray.inputs import find_space
+from cca_ray.reporting.summary import write_summary
 from cca_ray.search.arms import Arm, distribution, memory_of, open_arm
 from cca_ray.search.records import ArmName
 from cca_ray.search.size_study import open_storage
@@ -83,29 +84,52 @@ def make_study(
     return folder
 
 
+def scored(fid: float, std: float, guidance_scale: float = 1.0) -> ModelScore:
+    values = {"fid": fid, "inception_score": 9 - fid / 20}
+    return ModelScore(values=values, std={"fid": std, "inception_score": 0.01}, guidance_scale=guidance_scale)
+
+
+def summary_of(
+    size: str = "digits_s",
+    fid: float = 17.1,
+    winner: int = 3,
+    params: Mapping[str, float] | None = None,
+    folder: Path = Path("runs/hand"),
+    std: float = 0.21,
+    **changes: Any,
+) -> SizeSummary:
+    """A row of summary.json. `fid`, `std`: of the winner."""
+    params, score = dict(params or {"lambda": 4.54, "learning_rate": 0.0098}), scored(fid, std)
+    won = Finalist(trial=winner, params=params, score=score, tied=True)
+    other = won.model_copy(update={"trial": winner + 1, "score": scored(fid + 0.1, std)})
+    summary = SizeSummary(
+        size=size,
+        family="llamagen",
+        parameters=16640,
+        models={
+            "base": scored(24.4, 0.5),
+            "guided": scored(18.0, 0.4, 1.5),
+            "control": scored(23.7, 0.3),
+            "tuned": score,
+        },
+        winner=won,
+        checkpoint=str(folder / size / "winner.pt"),
+        settings=params,
+        finalists=(won, other),
+        trials=12,
+        seconds=90.0,
+        protocol="0123456789",
+        device="GPU",
+        device_hours=0.05,
+        device_hours_by_type={"H100": 0.01, "A40": 0.04},
+    )
+    return summary.model_copy(update=changes)
+
+
 def write_outcome(folder: Path, size: str, winner: int, search: Arm, protocol: str) -> None:
     """What the final comparison writes."""
     best = search.study.trials[winner]
-    scores = {"base": (24.4, 0.5), "guided": (18.0, 0.4), "control": (23.7, 0.3), "cca": (best.values[0], 0.2)}
-    outcome: dict[str, Any] = {"size": size, "family": "llamagen", "params": 16640, "guidance_scale": 1.5}
-    for model, (fid, std) in scores.items():
-        outcome |= {f"fid_{model}": fid, f"std_{model}": std, f"inception_score_{model}": 9 - fid / 20}
-    standing = {"trial": winner, **best.params, "fid": best.values[0], "std": 0.2, "models": 1, "tied": True}
-    other = {**standing, "trial": winner + 1, "fid": standing["fid"] + 0.1}
-    outcome |= {
-        "winner": best.params,
-        "trial": winner,
-        "checkpoint": str(folder / size / "winner.pt"),
-        "trials": 12,
-        "finalists": [standing, other],
-        "seconds": 90.0,
-        "device_hours": 0.05,
-        "device_hours_by_type": {"H100": 0.01, "A40": 0.04},
-        "device": "GPU",
-        "protocol": protocol,
-    }
-    path = folder / "summary.json"
-    before = json.loads(path.read_text())["sizes"] if path.exists() else []
-    path.write_text(json.dumps({"sizes": [*before, outcome]}))
+    size_summary = summary_of(size, best.values[0], winner, best.params, folder, 0.2, protocol=protocol)
+    write_summary(folder, [size_summary])
     (folder / size).mkdir(exist_ok=True)
     Image.new("RGB", (80, 20), "grey").save(folder / size / "samples.png")

@@ -64,7 +64,7 @@ def tuned(folder: Path, space: str, *changes: str) -> tuple[dict[str, Any], Path
     )  # fmt: skip
     (size,) = json.loads((folder / "runs" / "full" / "summary.json").read_text())["sizes"]
     assert size["trials"] == 1
-    assert all(np.isfinite(size[f"fid_{model}"]) for model in ("base", "guided", "control", "cca"))
+    assert all(np.isfinite(size["models"][role]["values"]["fid"]) for role in ("base", "guided", "control", "tuned"))
     return size, folder / "runs" / "full" / space / "winner.pt"
 
 
@@ -92,7 +92,7 @@ def test_an_official_gpt_b_is_tuned_and_comes_out_as_an_official_file(tmp_path: 
         *settings(train__global_batch=4, placement__micro_batch=2, control__learning_rates=[1e-5],
                   rungs=[{"at": 1.0, "samples": 8}], score__samples=8),
     )  # fmt: skip
-    assert size["params"] == 110_888_448
+    assert size["parameters"] == 110_888_448
     assert_official_and_moved(winner, official)
     verb(
         "sample", "llamagen_b", "--checkpoint", winner, "--count", "4", "--npz", tmp_path / "samples.npz",
@@ -115,5 +115,5 @@ def test_an_official_var_d16_is_tuned_and_comes_out_as_an_official_file(tmp_path
         *settings(train__global_batch=1, placement__micro_batch=1, control__learning_rates=[2e-5],
                   rungs=[{"at": 1.0, "samples": 4}], score__samples=2),
     )  # fmt: skip
-    assert size["params"] == 310_283_520
+    assert size["parameters"] == 310_283_520
     assert_official_and_moved(winner, official)

@@ -9,34 +9,32 @@ import pytest
 from PIL import Image
 
 from cca_ray import report
+from cca_ray.contracts import FID, MetricInfo, MlflowNames, ModelScore, SizeSummary, StudySummary
 from cca_ray.reporting.results import read_study
-from cca_ray.reporting.summary import TITLES, picture, report_at_end, table, verdict, write_summary
+from cca_ray.reporting.summary import TITLES, picture, report_at_end, table, write_summary
 from cca_ray.reporting.text import closing, warnings
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.tracking.tracker import Tracker
-from tests.studies import EVIL, make_study
+from cca_ray.verdict import verdict
+from tests.studies import EVIL, make_study, scored, summary_of
 from tests.test_cli import invoke
 
 EXPERIMENT = experiment_name("llamagen", "digits")
-SIZE = {
-    "size": "digits_s", "params": 16640, "fid_base": 24.4, "fid_guided": 18.0, "guidance_scale": 1.5,
-    "fid_control": 23.7, "fid_cca": 17.1, "lambda": 4.54, "learning_rate": 0.0098, "trials": 14, "seconds": 72.0,
-    "std_base": 0.5, "std_guided": 0.4, "std_control": 0.3, "std_cca": 0.21,
-}  # fmt: skip
+SIZE = summary_of(trials=14, seconds=72.0)
 
 
 def test_the_table_has_a_row_a_size():
-    lines = table([SIZE, {**SIZE, "size": "digits_medium"}]).splitlines()
+    lines = table([SIZE, summary_of("digits_medium")]).splitlines()
     assert len(lines) == 4
     assert len({len(line) for line in lines}) == 1
     assert "| 18.00 ± 0.40 (s = 1.5) | 23.70 ± 0.30 | 17.10 ± 0.21 | 4.54 | 0.0098 | 14     | 1.2     |" in lines[2]
-    guided = table([{**SIZE, "fid_cca_guided": 15.5, "std_cca_guided": 0.25}])
+    guided = table([SIZE.model_copy(update={"models": {**SIZE.models, "tuned_guided": scored(15.5, 0.25)}})])
     assert "| CCA and guidance |" in guided
     assert "| 15.50 ± 0.25 " in guided
 
 
 def test_on_a_narrow_terminal_the_table_has_a_column_a_size():
-    sizes = [{**SIZE, "size": f"digits_{name}"} for name in "sml"]
+    sizes = [summary_of(f"digits_{name}") for name in "sml"]
     wide, narrow, narrower = (table(sizes, width).splitlines() for width in (200, 95, 60))
     assert wide == table(sizes).splitlines()
     assert narrow[0].split() == ["|", "size", "|", "digits_s", "|", "digits_m", "|", "digits_l", "|"]
@@ -45,29 +43,40 @@ def test_on_a_narrow_terminal_the_table_has_a_column_a_size():
     assert max(map(len, narrower)) <= 60
 
 
-def test_the_closing_sentence_says_what_cannot_be_told_apart(tmp_path: Path):
-    (size,) = read_study(tmp_path, make_study(tmp_path / "hand").name).sizes
-    assert size.summary is not None
-    said = closing({**size.summary, **SIZE, "fid_cca": 17.8})
+def test_the_closing_sentence_says_what_cannot_be_told_apart():
+    said = closing(summary_of(fid=17.8, trials=14, seconds=72.0))
     assert "won: FID 17.80 ± 0.21 without guidance, 0.99 × the guided base (18.00, equal within their spread)" in said
     assert "and 0.75 × plain fine-tuning (23.70). It took 14 trials, 1.2 minutes and 0.05 GPU-hours" in said
 
 
-def test_the_verdict_compares_with_guidance_and_control():
-    assert "0.95 × the guided base" in verdict(SIZE)
-    assert "0.72 × the control" in verdict(SIZE)
+def test_what_is_told_is_told_of_the_objective_and_the_metric():
+    kid = MetricInfo(name="kid", label="KID", lower_is_better=True)
+    of_kid = {
+        role: ModelScore(values={"kid": m.values["fid"] / 100}, std={"kid": 0.01}) for role, m in SIZE.models.items()
+    }
+    dpo = SIZE.model_copy(
+        update={"objective": "dpo", "objective_label": "DPO", "metrics": (kid,), "models": of_kid, "searched": ("kid",)}
+    )
+    assert "KID 0.17 after DPO, without guidance: 0.95 × the guided base" in verdict(dpo)
+    assert "| after DPO   |" in table([dpo])
+    assert "| after tuning " in table([dpo, SIZE.model_copy(update={"metrics": (kid,), "models": of_kid})])
+    assert "won: KID 0.17 ± 0.01 without guidance, 0.95 × the guided base (0.18, equal within their" in closing(dpo)
 
 
 def test_the_summary_is_json(tmp_path: Path):
-    assert json.loads(write_summary(tmp_path, [SIZE]).read_text()) == {"sizes": [SIZE]}
-    other, changed = {**SIZE, "size": "digits_m"}, {**SIZE, "fid_cca": 1.0}
+    def sizes(path: Path) -> tuple[SizeSummary, ...]:
+        return StudySummary.model_validate_json(path.read_text()).sizes
+
+    assert sizes(write_summary(tmp_path, [SIZE])) == (SIZE,)
+    assert json.loads((tmp_path / "summary.json").read_text())["schema_version"] == 2
+    other, changed = summary_of("digits_m"), summary_of(fid=1.0)
     write_summary(tmp_path, [SIZE, other])
-    assert json.loads(write_summary(tmp_path, [changed]).read_text()) == {"sizes": [changed, other]}
+    assert sizes(write_summary(tmp_path, [changed])) == (changed, other)
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_the_picture_shows_all_four_models(tmp_path: Path):
-    images = {name: np.random.default_rng(0).integers(0, 255, (80, 8, 8, 3), dtype=np.uint8) for name in TITLES}
+    images = {role: np.random.default_rng(0).integers(0, 255, (80, 8, 8, 3), dtype=np.uint8) for role in TITLES}
     with Image.open(picture(tmp_path / "samples.png", SIZE, images)) as image:
         assert image.width > 1000
         assert len(image.convert("L").getcolors() or []) > 100
@@ -117,15 +126,15 @@ def test_every_trial_is_in_the_page_and_in_the_csv(storage: Path, page: Page):
     for row, trial in zip(rows, trials, strict=True):
         assert (row["arm"], row["trial"], row["state"]) == (trial.arm, str(trial.number), trial.state)
         if trial.rungs:
-            assert f">{trial.last('fid'):.2f}<" in page.source
-            assert float(row[f"rung_{len(trial.rungs)}_fid"]) == trial.last("fid")
+            assert f">{trial.last(FID):.2f}<" in page.source
+            assert float(row[f"rung_{len(trial.rungs)}_fid"]) == trial.last(FID)
 
 
 def test_the_page_says_who_won_by_how_much_and_how_to_sample(storage: Path, page: Page):
-    size = read_study(storage, "one").sizes[0]
-    gain = size.row["fid_cca"] / size.row["fid_guided"]
+    (size,) = read_study(storage, "one").summaries
+    gain = size.value("tuned") / size.value("guided")
     assert f"{gain:.2f} × the guided base (18.00) at half its cost" in page.text
-    assert f"FID {size.row['fid_cca']:.2f} ± 0.20" in page.text
+    assert f"FID {size.value('tuned'):.2f} ± 0.20" in page.text
     assert "tied with 1 other finalist" in page.text
     assert f"cca_ray.sample digits_s --checkpoint {storage}/one/digits_s/winner.pt --out grid.png" in page.text
     assert "0.05 GPU-hours (A40 0.04, H100 0.01)" in page.text
@@ -150,7 +159,7 @@ def test_the_page_is_for_light_and_dark_paper_and_phones(page: Page):
     assert ':root[data-theme="dark"]' in page.source
     assert "@media print" in page.source
     assert 'name="viewport"' in page.source
-    assert page.source.count("--cca: ") == 3
+    assert page.source.count("--tuned: ") == 3
 
 
 def test_a_size_that_has_not_finished_says_so_and_shows_what_there_is(page: Page):
@@ -224,7 +233,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_the_end_of_a_study_makes_the_report_and_logs_it(storage: Path, tmp_path: Path):
     tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", EXPERIMENT, tmp_path / "artifacts")
     tracker.run("two/digits_s/id", "digits_s")
-    size = {"size": "digits_s", "experiment": EXPERIMENT, "mlflow_key": "two/digits_s/id"}
+    size = summary_of(mlflow=MlflowNames(experiment=EXPERIMENT, key="two/digits_s/id"))
     path = report_at_end(storage / "two", [size], {EXPERIMENT: tracker}, print)
     assert path == storage / "two" / "report" / "report.html"
     assert tracker.flush(60)

@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from cca_ray import status
+from cca_ray.contracts import FID
 from cca_ray.storage.lock import alone
-from cca_ray.terminal.snapshot import DriverStatus, Standing
+from cca_ray.terminal.snapshot import DriverStatus, SizeSnapshot
 from tests.studies import make_study
 from tests.terminal.test_live_view import at_work
 from tests.test_cli import invoke
@@ -33,12 +36,12 @@ def storage(made: Path, tmp_path: Path) -> Path:
 
 def at_this_moment(host: str = "", **changes: object) -> DriverStatus:
     """What the driver of `half`, this process, tells."""
-    standing = Standing(
-        size="digits_s", phase="search", planned=15, ended={"COMPLETE": 11}, at_work=(at_work(12),), best=None,
-        seconds_left=60.0, at=time.time(),
+    snapshot = SizeSnapshot(
+        size="digits_s", phase="search", metric=FID, planned=15, ended={"COMPLETE": 11}, at_work=(at_work(12),),
+        best=None, seconds_left=60.0, at=time.time(),
     )  # fmt: skip
     told = DriverStatus.of_this_process("half", ("digits_s", "digits_m"), Path("log.txt"))
-    return told.model_copy(update={"standings": (standing,), **({"host": host} if host else {}), **changes})
+    return told.model_copy(update={"snapshots": (snapshot,), **({"host": host} if host else {}), **changes})
 
 
 def test_a_finished_study_says_what_won_by_how_much_at_what_cost(storage: Path, capsys):
@@ -71,14 +74,14 @@ def test_a_running_study_shows_what_its_driver_tells(storage: Path, capsys):
     assert (content["state"], [size["state"] for size in content["sizes"]]) == ("running", ["running", "not begun"])
     assert content["sizes"][0]["trials"]["search"] == {"COMPLETE": 10, "PRUNED": 1, "FAIL": 1, "RUNNING": 1}
     (trial,) = content["sizes"][0]["running"]
-    assert (trial["step"], trial["fid"], trial["images_per_second"]) == (50, 17.25, 1234.5)
+    assert (trial["step"], trial["values"], trial["images_per_second"]) == (50, {"fid": 17.25}, 1234.5)
     assert 0 < content["sizes"][0]["seconds_left"] <= 60
 
 
 def test_a_study_that_makes_its_base_runs_too(storage: Path, capsys):
     (storage / "new").mkdir()
     with alone(storage / "new"):
-        at_this_moment(standings=()).write(storage / "new")
+        at_this_moment(snapshots=()).write(storage / "new")
         content = json.loads(invoke(status.main, ["new", "--storage", str(storage), "--json"], capsys).out)
     assert content["state"] == "running"
     assert [size["state"] for size in content["sizes"]] == ["not begun", "not begun"]
@@ -101,6 +104,19 @@ def test_a_watch_ends_with_the_study(storage: Path, capsys):
     outcome = invoke(status.main, ["whole", "--storage", str(storage), "--watch", "1", "--json"], capsys)
     assert outcome.code == 0
     assert json.loads(outcome.out)["sizes"][0]["outcome"]["size"] == "digits_s"
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+@pytest.mark.parametrize("study", ["whole", "half"])
+def test_who_only_looks_waits_for_nothing_heavy(verb: str, study: str, storage: Path):
+    program = (
+        f"import sys; from cca_ray.{verb} import main; from cca_ray.terminal.console import command; "
+        "command(main).main(sys.argv[1:], standalone_mode=False); "
+        "sys.exit(', '.join({'torch', 'ray', 'mlflow'} & set(sys.modules)) or None)"
+    )
+    arguments = [sys.executable, "-c", program, study, "--storage", str(storage)]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_looking_changes_nothing(storage: Path, capsys):

@@ -17,15 +17,15 @@ from cca_ray.status import look
 from cca_ray.study import Budget, too_many_at_once, warm_start_points
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
+from tests.studies import summary_of
 from tests.test_cli import write_space
 from tests.test_tune import EXPERIMENT, start, wait_until
 
 
-def test_what_a_size_found_starts_the_next_of_its_family_the_last_first():
+def test_what_a_size_found_is_tried_first_by_the_next_of_its_family_the_last_first():
     sizes = [
-        {"family": "llamagen", "winner": {"lambda": 1.0}},
-        {"family": "var", "winner": {"lambda": 2.0}},
-        {"family": "llamagen", "winner": {"lambda": 3.0}},
+        summary_of(family=family, params={"lambda": value})
+        for family, value in (("llamagen", 1.0), ("var", 2.0), ("llamagen", 3.0))
     ]
     assert warm_start_points(sizes, "llamagen") == [{"lambda": 3.0}, {"lambda": 1.0}]
 
@@ -74,7 +74,7 @@ def states(folder: Path, study: str) -> dict[str, Counter[str]]:
 def outcomes(folder: Path, study: str) -> dict[str, Any]:
     """What does not depend on when a trial ran."""
     sizes = json.loads((folder / "runs" / study / "summary.json").read_text())["sizes"]
-    keys = ("trials", "winner", "trial", "finalists", "fid_base", "fid_guided", "fid_control", "fid_cca")
+    keys = ("trials", "winner", "finalists", "models")
     return {size["size"]: {key: size[key] for key in keys} for size in sizes}
 
 

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from cca_ray.search.mlflow_pages import experiment_name
-from cca_ray.status import RUNNING, look
+from cca_ray.status import RUNNING, SizeStatus, look
 from cca_ray.terminal.snapshot import STATUS
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
@@ -135,7 +134,7 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     assert (tmp_path / "runs" / "tiny" / "tiny" / "samples.png").is_file()
     report = tmp_path / "runs" / "tiny" / "report" / "report.html"
     assert f"report   {report}" in output
-    assert f"FID {size['fid_cca']:.2f}" in report.read_text()
+    assert f"FID {size['models']['tuned']['values']['fid']:.2f}" in report.read_text()
 
 
 @pytest.mark.nightly
@@ -148,10 +147,10 @@ def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_
         reading = pool.submit(read_all, master)
         wait_until((runs / "tiny" / STATUS).exists, 240)
         looks = iter(lambda: look(runs, "tiny"), None)
-        seen = next(seen for seen in looks if any(map(begun, seen.content["sizes"])))
+        seen = next(seen for seen in looks if any(map(begun, seen.content.sizes)))
         shown = reading.result()
     assert process.wait(60) == 0
-    assert seen.content["state"] == RUNNING
+    assert seen.content.state == RUNNING
     assert re.search(r"^ search [12]/2 λ=.* \d+/600 [\d,]+ img/s", shown, re.MULTILINE)
     assert re.search(r"^cluster  CPU [12]/\d+ in use", shown, re.MULTILINE)
     assert not re.search(r"step \d+/600$", shown, re.MULTILINE)  # what the view shows, no lines tell
@@ -170,9 +169,9 @@ def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_
     outcome = json.loads(again.stdout)
     assert outcome["sizes"] == json.loads((runs / "tiny" / "summary.json").read_text())["sizes"]
     assert outcome["where"]["report"] == str(runs / "tiny" / "report" / "report.html")
-    assert outcome["told"] == [look(runs, "tiny").content["sizes"][0]["verdict"]]
+    assert outcome["told"] == [look(runs, "tiny").content.sizes[0].verdict]
     assert again.stderr == ""
 
 
-def begun(size: dict[str, Any]) -> bool:
-    return any(trial["step"] for trial in size.get("running", []))
+def begun(size: SizeStatus) -> bool:
+    return any(trial.step for trial in size.running)

@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from cca_ray.contracts import FID, MetricInfo, Role, SizeSummary
+from cca_ray.reporting.numbers import number, score, setting_name
 from cca_ray.reporting.results import SizeResults, TrialRow
+from cca_ray.reporting.settings import Bounds
 from cca_ray.reporting.style import (
     HEIGHT,
     INK,
@@ -29,32 +32,27 @@ from cca_ray.reporting.style import (
     end_labels,
     is_x,
     log_axis,
-    number,
-    score,
     score_axis,
     steps_of_colour,
     steps_of_setting,
     styled,
 )  # fmt: skip
-from cca_ray.search.final_comparison import front
+from cca_ray.reporting.text import tuning
+from cca_ray.verdict import front
 
-MODELS: dict[str, tuple[str, str, Any]] = {  # of the final comparison: what they are called, mark, dash
+MODELS: dict[Role, tuple[str, str, Any]] = {  # of the final comparison: what they are called, mark, dash
     "base": ("without guidance", "o", (0, (1, 1.5))),
     "guided": ("with guidance, 2× cost", "s", (0, (5, 2))),
     "control": ("control", "^", (0, (3, 1.5, 1, 1.5))),
-    "cca": ("CCA, no guidance", "D", "-"),
+    "tuned": ("{}, no guidance", "D", "-"),
 }
-AXIS = {"fid": "FID", "inception_score": "inception score", "lambda": "λ", "learning_rate": "learning rate"}
+SIDES = {True: ("better to the left", "better below"), False: ("better to the right", "better above")}  # by low is best
 FEWEST = 8  # completed trials from which importances are told
 LABELLED = 20  # points that carry their values, at most
 
 
-def named(name: str) -> str:
-    return AXIS.get(name, name.replace("_", " "))
-
-
 @styled
-def by_size(sizes: Sequence[SizeResults], metrics: Sequence[str] = ("fid",)) -> Figure:
+def by_size(sizes: Sequence[SizeSummary], metrics: Sequence[MetricInfo] = (FID,)) -> Figure:
     """The paper's figure: scores of finished sizes against their parameters; a row a family, a column a metric."""
     families = list(dict.fromkeys(size.family for size in sizes))
     shape = (len(families), len(metrics))
@@ -63,30 +61,32 @@ def by_size(sizes: Sequence[SizeResults], metrics: Sequence[str] = ("fid",)) -> 
         for axes, metric in zip(row, metrics, strict=True):
             draw_by_size(axes, [size for size in sizes if size.family == family], metric)
             if len(families) * len(metrics) > 1:
-                axes.set_title(f"{family}: {named(metric)} by size", fontsize=10, loc="left")
+                axes.set_title(f"{family}: {metric.label} by size", fontsize=10, loc="left")
     return figure
 
 
-def draw_by_size(axes: Axes, sizes: Sequence[SizeResults], metric: str) -> None:
-    sizes = sorted(sizes, key=lambda size: size.row["params"])
-    x = [size.row["params"] for size in sizes]
+def draw_by_size(axes: Axes, sizes: Sequence[SizeSummary], metric: MetricInfo) -> None:
+    sizes = sorted(sizes, key=lambda size: size.parameters)
+    x = [size.parameters for size in sizes]
     one_protocol = len({size.protocol for size in sizes}) == 1
-    for model, (_, mark, dash) in MODELS.items():
-        y = [size.row[f"{metric}_{model}"] for size in sizes]
-        spread = [size.row[f"std_{model}"] for size in sizes] if metric == "fid" else None
+    for role, (_, mark, dash) in MODELS.items():
+        y = [size.value(role, metric) for size in sizes]
+        error = [std for size in sizes if (std := size.std(role, metric)) is not None]
         line = dash if one_protocol else "none"
-        style: dict[str, Any] = {"color": LIGHT[model], "marker": mark, "markersize": 5, "linestyle": line}
-        axes.errorbar(x, y, spread, elinewidth=0.9, capsize=2, linewidth=1.8 if model == "cca" else 1.2, **style)
+        looks: dict[str, Any] = {"color": LIGHT[role], "marker": mark, "markersize": 5, "linestyle": line}
+        looks |= {"elinewidth": 0.9, "capsize": 2, "linewidth": 1.8 if role == "tuned" else 1.2}
+        axes.errorbar(x, y, error if len(error) == len(y) else None, **looks)
     log_axis(axes.xaxis, min(x), max(x))
     axes.xaxis.set_major_locator(FixedLocator(x))
     axes.set_xlim(min(x) / 1.35, max(x) * 1.2)
-    if metric == "fid":
+    if metric.lower_is_better:
         axes.set_ylim(bottom=0)
     axes.set_xlabel("parameters")
-    axes.set_ylabel(named(metric))
+    axes.set_ylabel(metric.label)
     axes.yaxis.grid(visible=True, color=LINE, linewidth=0.5)
     axes.set_axisbelow(True)
-    ends = [(sizes[-1].row[f"{metric}_{model}"], MODELS[model][0], LIGHT[model]) for model in MODELS]
+    called = tuning(sizes)
+    ends = [(sizes[-1].value(role, metric), MODELS[role][0].format(called), LIGHT[role]) for role in MODELS]
     end_labels(axes, ends)
 
 
@@ -103,10 +103,10 @@ def landscape(size: SizeResults) -> Figure:
 
     if done:
         values = [t.last(size.metric) for t in done]
-        colours, norm = steps_of_colour(values, size.high_is_best)
+        colours, norm = steps_of_colour(values, not size.metric.lower_is_better)
         mapped = axes.scatter(*place(done), c=values, cmap=colours, norm=norm, s=46, edgecolor=INK, linewidth=0.6)
         if other:
-            coloured(figure, axes, mapped, named(size.metric))
+            coloured(figure, axes, mapped, size.metric.label)
         if other and len(done) <= LABELLED:
             for x, y, value in zip(*place(done), values, strict=True):
                 axes.annotate(score(value), (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
@@ -124,15 +124,15 @@ def landscape(size: SizeResults) -> Figure:
             span(axis, size.space[name])
     if not other:
         score_axis(axes.yaxis, [t.last(size.metric) for t in done])
-    axes.set_xlabel(named(names[0]))
-    axes.set_ylabel(named(other or size.metric))
+    axes.set_xlabel(setting_name(names[0]))
+    axes.set_ylabel(setting_name(other) if other else size.metric.label)
     key(axes, size)
     return figure
 
 
-def span(axis: Any, bounds: dict[str, Any]) -> None:
+def span(axis: Any, bounds: Bounds) -> None:
     """The whole of what was searched."""
-    low, high, log = bounds["low"], bounds["high"], bounds["log"]
+    low, high, log = bounds.low, bounds.high, bounds.log
     room = (high / low) ** 0.06 if log else 0.06 * (high - low)
     if log:
         log_axis(axis, low, high)
@@ -152,14 +152,14 @@ def key(axes: Axes, size: SizeResults) -> None:
     handles = [Line2D([], [], linestyle="", markersize=6, **look) for s, look in looks.items() if size.of("search", s)]
     if size.best:
         what = "winner" if size.summary else "best so far"
-        ring: dict[str, Any] = {"markeredgecolor": LIGHT["cca"], "markeredgewidth": 1.8, "markersize": 9}
+        ring: dict[str, Any] = {"markeredgecolor": LIGHT["tuned"], "markeredgewidth": 1.8, "markersize": 9}
         handles.append(Line2D([], [], linestyle="", marker="o", label=what, markerfacecolor="none", **ring))
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, columnspacing=1.2)
 
 
 def circled(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
     """The winner."""
-    axes.scatter(x, y, s=130, facecolor="none", edgecolor=LIGHT["cca"], linewidth=1.8, zorder=4)
+    axes.scatter(x, y, s=130, facecolor="none", edgecolor=LIGHT["tuned"], linewidth=1.8, zorder=4)
 
 
 def crossed(axes: Axes, x: Sequence[float]) -> None:
@@ -178,27 +178,27 @@ def history(size: SizeResults) -> Figure:
     figure, axes = canvas()
     trials = [t for t in size.of("search") if t.rungs]
     for t in trials:
-        values = [rung[size.metric] for rung in t.rungs]
+        values = [rung.values[size.metric.name] for rung in t.rungs]
         axes.plot([t.number] * len(values), values, color=LINE, linewidth=1.2, marker="_", markersize=5, zorder=1)
     done, stopped = scored(size), [t for t in trials if t.state == "PRUNED"]
     if done:
         x, y = [t.number for t in done], [t.last(size.metric) for t in done]
-        error = [2 * t.error for t in done] if size.metric == "fid" else None
+        error = [2 * t.error(size.metric) for t in done]
         axes.errorbar(x, y, error, linestyle="none", marker="o", markersize=5.5, color=INK, elinewidth=0.7)
-        best = np.maximum.accumulate(y) if size.high_is_best else np.minimum.accumulate(y)
+        best = np.minimum.accumulate(y) if size.metric.lower_is_better else np.maximum.accumulate(y)
         last = max(t.number for t in size.of("search"))
-        axes.step([*x, last], [*best, best[-1]], where="post", color=LIGHT["cca"], linewidth=1.4, zorder=2)
-        axes.annotate("best\nso far", (last, best[-1]), (7, 0), textcoords="offset points", color=LIGHT["cca"],
+        axes.step([*x, last], [*best, best[-1]], where="post", color=LIGHT["tuned"], linewidth=1.4, zorder=2)
+        axes.annotate("best\nso far", (last, best[-1]), (7, 0), textcoords="offset points", color=LIGHT["tuned"],
                       va="center", fontsize=9, annotation_clip=False)  # fmt: skip
     hollow: dict[str, Any] = {"s": 30, "facecolor": PAPER, "edgecolor": MUTED, "linewidth": 1, "zorder": 3}
     axes.scatter([t.number for t in stopped], [t.last(size.metric) for t in stopped], **hollow)
     if size.best:
         circled(axes, [size.best.number], [size.best.last(size.metric)])
-    score_axis(axes.yaxis, [rung[size.metric] for t in trials for rung in t.rungs])
+    score_axis(axes.yaxis, [rung.values[size.metric.name] for t in trials for rung in t.rungs])
     crossed(axes, [t.number for t in size.of("search", "FAIL")])
     axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.set_xlabel("trial")
-    axes.set_ylabel(named(size.metric))
+    axes.set_ylabel(size.metric.label)
     key(axes, size)
     return figure
 
@@ -209,23 +209,23 @@ def rungs(size: SizeResults) -> Figure:
     figure, axes = canvas()
     trials = [t for t in size.of("search") if t.rungs]
     for t in trials:
-        steps, values = [rung["step"] for rung in t.rungs], [rung[size.metric] for rung in t.rungs]
+        steps, values = [rung.step for rung in t.rungs], [rung.values[size.metric.name] for rung in t.rungs]
         wins = size.best is not None and t.number == size.best.number
-        colour, width = (LIGHT["cca"], 2.0) if wins else (MUTED, 0.7)
+        colour, width = (LIGHT["tuned"], 2.0) if wins else (MUTED, 0.7)
         axes.plot(steps, values, color=colour, linewidth=width, zorder=3 if wins else 1, alpha=1 if wins else 0.7)
         hollow = t.state == "PRUNED"
         axes.plot(steps[-1:], values[-1:], "o", markersize=5, markeredgecolor=MUTED if hollow else INK,
-                  markerfacecolor=PAPER if hollow else (LIGHT["cca"] if wins else LINE), zorder=4)  # fmt: skip
+                  markerfacecolor=PAPER if hollow else (LIGHT["tuned"] if wins else LINE), zorder=4)  # fmt: skip
         if wins:
             text = f"{'winner' if size.summary else 'best so far'} {score(values[-1])}"
             place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(text, (steps[-1], values[-1]), **place, color=colour, fontsize=9)
-    at = sorted({rung["step"] for t in trials for rung in t.rungs})
+    at = sorted({rung.step for t in trials for rung in t.rungs})
     axes.xaxis.set_major_locator(FixedLocator(at[:: max(1, len(at) // 6)]))
     axes.set_xlim(at[0] - 0.15 * (at[-1] - at[0] or 1), at[-1] + 0.3 * (at[-1] - at[0] or 1))
-    score_axis(axes.yaxis, [rung[size.metric] for t in trials for rung in t.rungs])
+    score_axis(axes.yaxis, [rung.values[size.metric.name] for t in trials for rung in t.rungs])
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel(named(size.metric))
+    axes.set_ylabel(size.metric.label)
     axes.set_title("every line a trial, from rung to rung", fontsize=9, loc="left")
     return figure
 
@@ -246,7 +246,9 @@ def importances(size: SizeResults) -> Figure | None:
     )
     figure, axes = canvas(0.9 + 0.35 * len(shares))
     names = list(shares)[::-1]
-    bars = axes.barh([named(name) for name in names], [shares[name] for name in names], height=0.55, color=LIGHT["cca"])
+    bars = axes.barh(
+        [setting_name(name) for name in names], [shares[name] for name in names], height=0.55, color=LIGHT["tuned"]
+    )
     axes.bar_label(bars, [f"{100 * shares[name]:.0f} %" for name in names], padding=4)
     axes.set_xlim(0, 1.12)
     axes.xaxis.set_major_locator(NullLocator())
@@ -259,37 +261,33 @@ def importances(size: SizeResults) -> Figure | None:
 def parallel(size: SizeResults) -> Figure:
     """Every completed trial a line over all that was searched, to its score: better is higher."""
     figure, axes = canvas()
-    done, names = scored(size), [*size.space, size.metric]
-    scores = [t.last(size.metric) for t in done]
+    done, metric = scored(size), size.metric
+    scores = [t.last(metric) for t in done]
     low, high = min(scores), max(scores)
-    low, high = (float(np.quantile(scores, 0.1)), high) if size.high_is_best else (low, float(np.quantile(scores, 0.9)))
-    bounds = {**size.space, size.metric: {"low": low, "high": max(high, low * 1.01), "log": high > STEEP * low}}
-
-    def height(name: str, value: float) -> float:
-        b = bounds[name]
-        at = [math.log(v) if b["log"] else v for v in (value, b["low"], b["high"])]
-        share = min(max((at[0] - at[1]) / (at[2] - at[1]), 0.0), 1.0)
-        return 1 - share if name == size.metric and not size.high_is_best else share
-
-    colours, norm = steps_of_colour(scores, size.high_is_best)
+    if metric.lower_is_better:
+        high = float(np.quantile(scores, 0.9))
+    else:
+        low = float(np.quantile(scores, 0.1))
+    of_scores = Bounds(low=low, high=max(high, low * 1.01), log=high > STEEP * low)
+    colours, norm = steps_of_colour(scores, not metric.lower_is_better)
     for t in sorted(done, key=lambda t: t is size.best):
-        y = [height(name, t.params[name]) for name in size.space] + [height(size.metric, t.last(size.metric))]
+        at = height(of_scores, t.last(metric))
+        y = [height(bounds, t.params[name]) for name, bounds in size.space.items()]
         wins = t is size.best
-        axes.plot(range(len(names)), y, color=LIGHT["cca"] if wins else colours(norm(t.last(size.metric))),
+        axes.plot(range(len(y) + 1), [*y, 1 - at if metric.lower_is_better else at],
+                  color=LIGHT["tuned"] if wins else colours(norm(t.last(metric))),
                   linewidth=2.6 if wins else 1, alpha=1 if wins else 0.85)  # fmt: skip
-    for i, name in enumerate(names):
-        axes.axvline(i, color=MUTED, linewidth=0.6, zorder=0)
-        b = bounds[name]
-        middle = math.sqrt(b["low"] * b["high"]) if b["log"] else (b["low"] + b["high"]) / 2
-        say = score if name == size.metric else number
-        for value in (b["low"], middle, b["high"]):
-            worst = b["low"] if size.high_is_best else b["high"]  # what is worse yet is drawn there
-            more = ("≤ " if size.high_is_best else "≥ ") if name == size.metric and value == worst else ""
-            box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
-            place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "bbox": box}
-            axes.annotate(more + say(value), (i, height(name, value)), **place, fontsize=8)
+    for i, bounds in enumerate(size.space.values()):
+        scale(axes, i, [(height(bounds, value), number(value)) for value in low_middle_high(bounds)])
+    worst = of_scores.high if metric.lower_is_better else of_scores.low  # what is worse yet is drawn there
+    more = "≥ " if metric.lower_is_better else "≤ "
+    places = [
+        (height(of_scores, value), more * (value == worst) + score(value)) for value in low_middle_high(of_scores)
+    ]
+    scale(axes, len(size.space), [(1 - y if metric.lower_is_better else y, text) for y, text in places])
+    names = [*map(setting_name, size.space), metric.label]
     axes.set_xlim(-0.1, len(names) - 1 + 0.25)
-    axes.set_xticks(range(len(names)), [named(name) for name in names])
+    axes.set_xticks(range(len(names)), names)
     axes.yaxis.set_major_locator(NullLocator())
     axes.tick_params(axis="x", length=0)
     for side in ("left", "bottom"):
@@ -297,13 +295,42 @@ def parallel(size: SizeResults) -> Figure:
     return figure
 
 
+def height(bounds: Bounds, value: float) -> float:
+    """Where on an axis of these bounds, from 0 to 1."""
+    value, low, high = (math.log(v) if bounds.log else v for v in (value, bounds.low, bounds.high))
+    return min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+def low_middle_high(bounds: Bounds) -> tuple[float, float, float]:
+    middle = math.sqrt(bounds.low * bounds.high) if bounds.log else (bounds.low + bounds.high) / 2
+    return bounds.low, middle, bounds.high
+
+
+def scale(axes: Axes, x: float, labels: Sequence[tuple[float, str]]) -> None:
+    """An axis of parallel coordinates, with text at these heights."""
+    axes.axvline(x, color=MUTED, linewidth=0.6, zorder=0)
+    for y, text in labels:
+        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+        place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "bbox": box}
+        axes.annotate(text, (x, y), **place, fontsize=8)
+
+
+def of_trade_off(size: SizeResults) -> tuple[MetricInfo, ...]:
+    """The two metrics whose trade-off is drawn: the first that were searched, or else that were measured."""
+    two = tuple(dict.fromkeys([*size.searched, *size.metrics]))[:2]
+    return tuple(metric for metric in size.metrics if metric in two)
+
+
 @styled
-def trade_off(size: SizeResults) -> Figure:
-    """FID against inception score of every completed trial; the front, which no trial beats in both, is joined."""
+def trade_off(size: SizeResults) -> Figure | None:
+    """Two scores of every completed trial; the front, which no trial beats in both, is joined. None of one metric."""
+    if len(of_trade_off(size)) < 2:
+        return None
     figure, axes = canvas()
+    across, up = of_trade_off(size)
     done, name = scored(size), next(iter(size.space))
-    points = np.array([[t.last("fid"), t.last("inception_score")] for t in done])
-    best = front(points * [1, -1])
+    points = np.array([[t.last(across), t.last(up)] for t in done])
+    best = front(np.array([[across.cost(x), up.cost(y)] for x, y in points]))
     values = [t.params[name] for t in done]
     colours, norm = steps_of_setting(values)
     order = np.argsort(points[best][:, 0])
@@ -311,11 +338,11 @@ def trade_off(size: SizeResults) -> Figure:
     x, y = points.T.tolist()
     mapped = axes.scatter(x, y, c=values, cmap=colours, norm=norm, s=42, edgecolor=INK, linewidth=0.6, zorder=2)
     for (x, y), value in zip(points[best], np.array(values)[best], strict=True):
-        axes.annotate(f"{named(name)} {number(value)}", (x, y), (7, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(f"{setting_name(name)} {number(value)}", (x, y), (7, 5), textcoords="offset points", fontsize=8)
     if size.best:
-        circled(axes, [size.best.last("fid")], [size.best.last("inception_score")])
+        circled(axes, [size.best.last(across)], [size.best.last(up)])
     score_axis(axes.xaxis, points[:, 0].tolist())
-    axes.set_xlabel("FID (better to the left)")
-    axes.set_ylabel("inception score (better above)")
-    coloured(figure, axes, mapped, named(name))
+    axes.set_xlabel(f"{across.label} ({SIDES[across.lower_is_better][0]})")
+    axes.set_ylabel(f"{up.label} ({SIDES[up.lower_is_better][1]})")
+    coloured(figure, axes, mapped, setting_name(name))
     return figure

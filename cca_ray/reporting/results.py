@@ -4,6 +4,7 @@ Of a study that still runs, or was stopped, it is what there is so far.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any, get_args
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
+from pydantic import ValidationError
 
+from cca_ray.contracts import FID, INCEPTION_SCORE, OLD_OBJECTIVES, MetricInfo, RungScore, SizeSummary, StudySummary
+from cca_ray.errors import reason
 from cca_ray.evaluation.jackknife import jackknife_error
-from cca_ray.search.records import ArmName, rung_scores
+from cca_ray.reporting.settings import Bounds, Settings
+from cca_ray.search.records import METRICS, ArmName, rung_scores
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
 from cca_ray.storage.uris import is_copy, named
-
-NEEDED = ("family", "params", "guidance_scale", "winner", "trial", "checkpoint", "trials", "finalists")  # of a summary
-MODELS = ("base", "guided", "control", "cca")  # that every summary has scores of
+from cca_ray.verdict import best_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class TrialRow:
     number: int
     state: str  # COMPLETE, PRUNED, FAIL; RUNNING: at work or interrupted; WAITING: planned
     params: dict[str, float]
-    rungs: tuple[dict[str, Any], ...]  # step, fid, inception_score, samples, without
+    rungs: tuple[RungScore, ...]
     seconds: float
     reason: str
     accelerators: str  # the types of cards that it ran on
@@ -45,71 +48,69 @@ class TrialRow:
             trial.number,
             trial.state.name,
             dict(trial.params),
-            tuple(
-                {
-                    "step": s.step,
-                    "samples": s.samples,
-                    **s.values,
-                    "without": list(zip(*s.without.values(), strict=True)),
-                }
-                for s in rung_scores(trial)
-            ),
+            rung_scores(trial),
             kept.get("seconds", 0.0),
             kept.get("reason", ""),
             ", ".join(sorted(kept.get("device_seconds", {}))),
             trial,
         )
 
-    def last(self, metric: str) -> float:
+    def last(self, metric: MetricInfo) -> float:
         """Its score at the last rung that it reached; NaN if it reached none."""
-        return float(self.rungs[-1][metric]) if self.rungs else float("nan")
+        return self.rungs[-1].values[metric.name] if self.rungs else float("nan")
 
-    @property
-    def error(self) -> float:
-        """Standard error of its last FID, by the jackknife."""
-        return jackknife_error(np.array(self.rungs[-1]["without"])[:, 0]) if self.rungs else float("nan")
+    def error(self, metric: MetricInfo) -> float:
+        """Standard error of its last score, by the jackknife; NaN where the metric has none."""
+        without = self.rungs[-1].without.get(metric.name, ()) if self.rungs else ()
+        return jackknife_error(np.array(without)) if without else float("nan")
 
 
 @dataclass(frozen=True)
 class SizeResults:
-    """The study of one model size. `summary`: its row of summary.json, once it has finished."""
+    """The study of one model size. `summary`: its row of summary.json, once it has finished.
+
+    `metrics`: all that were measured.
+    """
 
     name: str
-    settings: dict[str, Any]  # the search space as it was resolved, budget and placement left out
+    settings: Settings
+    metrics: tuple[MetricInfo, ...]
     trials: tuple[TrialRow, ...]
-    summary: dict[str, Any] | None
+    summary: SizeSummary | None
     picture: Path | None
 
-    @property
-    def row(self) -> dict[str, Any]:
-        """Of summary.json; only a finished size has it."""
-        assert self.summary is not None
-        return self.summary
+    @cached_property
+    def searched(self) -> tuple[MetricInfo, ...]:
+        """What the search went by."""
+        by_name = {metric.name: metric for metric in self.metrics}
+        return tuple(by_name[name] for name in self.settings.search.metric if name in by_name)
 
     @property
-    def metric(self) -> str:
-        """What the search went by: `fid` or `inception_score`; of both, FID, which also chooses the winner."""
-        return "inception_score" if self.settings["search"]["metric"] == "inception_score" else "fid"
+    def metric(self) -> MetricInfo:
+        """The first of these: figures of the search show it."""
+        return self.searched[0]
 
     @property
-    def high_is_best(self) -> bool:
-        return self.metric == "inception_score"
+    def objective(self) -> str:
+        """As people write it."""
+        name = self.settings.train.objective
+        return self.summary.objective_label if self.summary else OLD_OBJECTIVES.get(name, name)
 
-    @property
-    def space(self) -> dict[str, dict[str, Any]]:
-        """Low, high and log of what was searched; λ and the learning rate first."""
-        space: dict[str, dict[str, Any]] = self.settings["search"]["space"]
+    @cached_property
+    def space(self) -> dict[str, Bounds]:
+        """What was searched, λ and the learning rate first."""
+        space = self.settings.search.space
         first = [name for name in ("lambda", "learning_rate") if name in space]
         return {name: space[name] for name in [*first, *(n for n in space if n not in first)]}
 
     @property
     def family(self) -> str:
-        return str(self.settings["base"]["family"])
+        return self.settings.base.family
 
     @property
     def protocol(self) -> str:
         """The id of the final scores' protocol."""
-        return str(self.settings["files"]["protocol"])
+        return self.settings.files.protocol
 
     def of(self, arm: str, *states: str) -> list[TrialRow]:
         return [t for t in self.trials if t.arm == arm and (not states or t.state in states)]
@@ -117,11 +118,11 @@ class SizeResults:
     @cached_property
     def best(self) -> TrialRow | None:
         """The winner; of an unfinished study the best completed trial of the search, by its last rung."""
-        searched = self.of("search", "COMPLETE")
+        completed = {t.number: t for t in self.of("search", "COMPLETE")}
         if self.summary:
-            return next((t for t in searched if t.number == self.summary["trial"]), None)
-        sign = -1 if self.high_is_best else 1
-        return min(searched, key=lambda t: (sign * t.last(self.metric), t.number), default=None)
+            return completed.get(self.summary.winner.trial)
+        best = best_of({number: t.rungs[-1] for number, t in completed.items()}, self.metric)
+        return None if best is None else completed[best]
 
     @property
     def trial_seconds(self) -> float:
@@ -134,6 +135,11 @@ class StudyResults:
     folder: Path
     sizes: tuple[SizeResults, ...]
 
+    @property
+    def summaries(self) -> list[SizeSummary]:
+        """Of the sizes that have finished."""
+        return [size.summary for size in self.sizes if size.summary]
+
 
 def read_study(storage: Path, name: str) -> StudyResults:
     """ValueError, in a line, if there is no such study or its files cannot be read."""
@@ -145,36 +151,51 @@ def read_study(storage: Path, name: str) -> StudyResults:
         found = ", ".join(path.name for path in folders(storage) if exists(path / "study.db")) or "none"
         raise ValueError(f"{named(folder)}: no study here; there are: {found}")
     pull(folder / "summary.json")
-    rows, arms = read_summary(folder / "summary.json"), read_database(database)
+    rows = {row.size: row for row in read_summary(folder / "summary.json").sizes}
+    arms = read_database(database)
     if lost := [size for size in rows if size not in arms]:
         raise ValueError(f"{database}: has nothing of {', '.join(lost)}, which summary.json tells of")
     order = [*rows, *(size for size in arms if size not in rows)]
     return StudyResults(name, folder, tuple(size_of(folder, size, arms[size], rows.get(size)) for size in order))
 
 
-def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: dict[str, Any] | None) -> SizeResults:
-    kept, picture = arms["search"][0], folder / size / "samples.png"
+def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSummary | None) -> SizeResults:
+    kept, picture = arms["search"].attributes, folder / size / "samples.png"
     pull(picture)
-    trials = tuple(TrialRow.of(arm, trial) for arm in get_args(ArmName) if arm in arms for trial in arms[arm][1])
-    return SizeResults(size, kept["memory"], trials, summary, picture if picture.is_file() else None)
+    trials = tuple(TrialRow.of(arm, trial) for arm in get_args(ArmName) if arm in arms for trial in arms[arm].trials)
+    settings = Settings.model_validate(kept["memory"])
+    if summary and summary.objective != (name := settings.train.objective):  # version 0.1.0's rows say nothing of it
+        summary = summary.model_copy(update={"objective": name, "objective_label": OLD_OBJECTIVES.get(name, name)})
+    metrics: tuple[MetricInfo, ...] = (FID, INCEPTION_SCORE)
+    if METRICS in kept:
+        metrics = tuple(map(MetricInfo.model_validate, kept[METRICS]))
+    elif summary:
+        metrics = summary.metrics
+    return SizeResults(size, settings, metrics, trials, summary, picture if picture.is_file() else None)
 
 
-def read_summary(path: Path) -> dict[str, dict[str, Any]]:
-    """Its rows by size; none if the file is not there yet."""
+def read_summary(path: Path) -> StudySummary:
+    """Of no sizes if the file is not there yet. ValueError, in a line, if it cannot be read."""
     if not path.exists():
-        return {}
+        return StudySummary(sizes=())
     try:
-        rows = {row["size"]: row for row in json.loads(path.read_text(encoding="utf-8"))["sizes"]}
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path}: not a study's summary ({type(error).__name__}: {error})") from None
-    needed = (*NEEDED, *(f"{what}_{model}" for what in ("fid", "std", "inception_score") for model in MODELS))
-    for size, row in rows.items():
-        if missing := [key for key in needed if key not in row]:
-            raise ValueError(f"{path}: {size} has no {missing[0]}")
-    return rows
+    try:
+        return StudySummary.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "" if first["type"] == "value_error" else f"{'.'.join(map(str, first['loc']))}: "  # ours name the size
+        raise ValueError(f"{path}: {where}{reason(error)}") from None
 
 
-Kept = tuple[dict[str, Any], list[FrozenTrial]]  # an Optuna study's own attributes, and its trials
+@dataclass(frozen=True)
+class Kept:
+    """An Optuna study's own attributes, and its trials."""
+
+    attributes: Mapping[str, Any]  # JSON; `Settings` and `MetricInfo` read what is in it
+    trials: tuple[FrozenTrial, ...]
 
 
 def read_database(path: Path) -> dict[str, dict[str, Kept]]:
@@ -184,13 +205,15 @@ def read_database(path: Path) -> dict[str, dict[str, Kept]]:
             storage = optuna.storages.RDBStorage(f"sqlite:///{snapshot(path, Path(scratch))}")
             try:
                 kept: dict[str, dict[str, Kept]] = {}
-                for study in storage.get_all_studies():
-                    _, size, arm = study.study_name.rsplit("/", 2)
-                    kept.setdefault(size, {})[arm] = (study.user_attrs, storage.get_all_trials(study._study_id))
+                for name in optuna.get_all_study_names(storage):
+                    _, size, arm = name.rsplit("/", 2)
+                    study = optuna.load_study(study_name=name, storage=storage)
+                    trials = tuple(study.get_trials(deepcopy=False))
+                    kept.setdefault(size, {})[arm] = Kept(study.user_attrs, trials)
             finally:
                 storage.engine.dispose()
         except Exception as error:  # SQLite's, SQLAlchemy's and Optuna's many kinds
             said = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
             raise ValueError(f"{path}: not a readable study ({type(error).__name__}: {said})") from None
     # What was stopped before its first trial has no settings yet.
-    return {size: arms for size, arms in kept.items() if "search" in arms and "memory" in arms["search"][0]}
+    return {size: arms for size, arms in kept.items() if "search" in arms and "memory" in arms["search"].attributes}

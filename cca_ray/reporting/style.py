@@ -20,6 +20,8 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from cca_ray.reporting.numbers import number
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -32,7 +34,7 @@ THEME = {
     "base": ("#69717b", "#a4acb7"),
     "guided": ("#c0500c", "#f29a56"),
     "control": ("#0b7a5a", "#4fc3a0"),
-    "cca": ("#0a68ad", "#62b1ee"),
+    "tuned": ("#0a68ad", "#62b1ee"),
 }
 # Steps of a scale, after viridis: what matters most, the first step, is what stands out most, in either theme.
 STEPS = ("#440154", "#462f7c", "#38578c", "#2b788e", "#1f998a", "#40ba72", "#94d741", "#f4e61e")
@@ -114,20 +116,6 @@ def save(figure: Figure, path: Path, title: str) -> str:
     path.with_suffix(".svg").write_text(svg[:opening] + dark_style() + svg[opening:], encoding="utf-8")
     figure.savefig(path.with_suffix(".png"), dpi=DPI, facecolor="white")
     return svg
-
-
-def number(value: float) -> str:
-    """As people write it: 1e-5, 0.003, 20, 4153, 111M."""
-    if value >= 1e4:
-        power, unit = next((p, u) for p, u in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if value >= p)
-        return f"{value / power:.3g}{unit}"
-    text = f"{value:.0f}" if value >= 1e3 else f"{value:.3g}"
-    return re.sub(r"e-0?", "e-", text)
-
-
-def score(value: float) -> str:
-    """Three digits, also those that are 0."""
-    return f"{value:#.3g}".rstrip(".") if value < 1e3 else f"{value:.0f}"
 
 
 def is_x(axis: Axis) -> bool:

@@ -1,56 +1,63 @@
 """What a study ends with: its table, `summary.json`, the picture of each size, the report."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from cca_ray.contracts import MetricInfo, Role, SizeSummary, StudySummary
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.reporting.page import write_report
-from cca_ray.reporting.results import read_study
+from cca_ray.reporting.results import read_study, read_summary
+from cca_ray.reporting.text import tuning
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.verdict import scored
 
-COLUMNS = {
-    "size": "{size}",
-    "parameters": "{params:,}",
-    "without guidance": "{fid_base:.2f} ± {std_base:.2f}",
-    "with guidance": "{fid_guided:.2f} ± {std_guided:.2f} (s = {guidance_scale:g})",
-    "control": "{fid_control:.2f} ± {std_control:.2f}",
-    "after CCA": "{fid_cca:.2f} ± {std_cca:.2f}",
-    "CCA and guidance": "{fid_cca_guided:.2f} ± {std_cca_guided:.2f}",
-    "λ": "{lambda:.3g}",
-    "lr": "{learning_rate:.2g}",
-    "trials": "{trials}",
-    "minutes": "{minutes:.1f}",
-}
-TITLES = {
+TITLES: dict[Role, str] = {
     "base": "base, no guidance",
     "guided": "base, guided (2× cost)",
     "control": "plain fine-tuning, no guidance",
-    "cca": "after CCA, no guidance",
+    "tuned": "after {}, no guidance",
 }
 
 
-def table(sizes: list[dict[str, Any]], width: int | None = None) -> str:
-    """FID by size, as a Markdown table that also reads well on a terminal; ± is the spread of one block of noise.
+def columns_of(size: SizeSummary, metric: MetricInfo, called: str) -> dict[str, str]:
+    """A row of the table, by the heads of its columns. `called`: how the models were tuned."""
+    settings = size.settings
+    return {
+        "size": size.size,
+        "parameters": f"{size.parameters:,}",
+        "without guidance": scored(size, "base", metric),
+        "with guidance": f"{scored(size, 'guided', metric)} (s = {size.models['guided'].guidance_scale:g})",
+        "control": scored(size, "control", metric),
+        f"after {called}": scored(size, "tuned", metric),
+        f"{called} and guidance": scored(size, "tuned_guided", metric) if "tuned_guided" in size.models else "",
+        "λ": f"{settings['lambda']:.3g}" if "lambda" in settings else "",
+        "lr": f"{settings['learning_rate']:.2g}" if "learning_rate" in settings else "",
+        "trials": f"{size.trials}",
+        "minutes": f"{size.seconds / 60:.1f}",
+    }
 
-    Where that is wider than `width`, a column a size, as many beside each other as fit.
+
+def table(sizes: Sequence[SizeSummary], width: int | None = None, metric: MetricInfo | None = None) -> str:
+    """Scores by size, as a Markdown table that also reads well on a terminal; ± is the spread of one block of noise.
+
+    Of the headline metric, unless another is given. Where that is wider than `width`, a column a size, as many beside
+    each other as fit.
     """
-    columns = dict(COLUMNS)
-    if not all("fid_cca_guided" in size for size in sizes):
-        del columns["CCA and guidance"]
-    rows = [[form.format(**size, minutes=size["seconds"] / 60) for form in columns.values()] for size in sizes]
-    lines = markdown([list(columns), *rows])
+    called = tuning(sizes)
+    found = [columns_of(size, metric or size.headline, called) for size in sizes]
+    columns = [name for name in found[0] if any(row[name] for row in found)]
+    rows = [[row[name] for name in columns] for row in found]
+    lines = markdown([columns, *rows])
     if width is None or len(lines[0]) <= width:
         return "\n".join(lines)
     for beside in range(len(rows), 0, -1):
-        blocks = [[list(columns), *rows[first : first + beside]] for first in range(0, len(rows), beside)]
+        blocks = [[columns, *rows[first : first + beside]] for first in range(0, len(rows), beside)]
         turned = [markdown([list(row) for row in zip(*block, strict=True)]) for block in blocks]
         if beside == 1 or max(len(lines[0]) for lines in turned) <= width:
             break
@@ -68,41 +75,32 @@ def markdown(cells: list[list[str]]) -> list[str]:
     return [line(cells[0]), rule, *map(line, cells[1:])]
 
 
-def verdict(size: dict[str, Any]) -> str:
-    """The outcome in one sentence."""
-    guided, control = size["fid_cca"] / size["fid_guided"], size["fid_cca"] / size["fid_control"]
-    return (
-        f"{size['size']}: FID {size['fid_cca']:.2f} after CCA, without guidance: "
-        f"{guided:.2f} × the guided base, at half its cost, and {control:.2f} × the control"
-    )
-
-
-def write_summary(folder: Path, sizes: list[dict[str, Any]]) -> Path:
+def write_summary(folder: Path, sizes: Sequence[SizeSummary]) -> Path:
     """Write the rows of these sizes, in this order; other rows that the file has already stay in their places."""
     path = folder / "summary.json"
     pull(path)
-    before = json.loads(path.read_text())["sizes"] if path.exists() else []
-    made, rows = {size["size"] for size in sizes}, iter(sizes)
-    sizes = [*(next(rows) if size["size"] in made else size for size in before), *rows]
-    atomically(path, lambda partial: partial.write_text(json.dumps({"sizes": sizes}, indent=1)))
+    made, rows = {size.size for size in sizes}, iter(sizes)
+    kept = [next(rows) if size.size in made else size for size in read_summary(path).sizes]
+    summary = StudySummary(sizes=(*kept, *rows))
+    atomically(path, lambda partial: partial.write_text(summary.model_dump_json(indent=1), encoding="utf-8"))
     return path
 
 
-def picture(path: Path, size: dict[str, Any], images: dict[str, np.ndarray], columns: int = 10) -> Path:
+def picture(path: Path, size: SizeSummary, images: Mapping[Role, np.ndarray], columns: int = 10) -> Path:
     """The four models' first samples side by side; every column is a class, every place the same noise."""
     matplotlib.use("agg")
-    figure = Figure(figsize=(14, 2.5), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
-        axes.imshow(image_grid(images[name][: 5 * columns], columns))
-        axes.set_title(f"{title}\nFID {size[f'fid_{name}']:.1f}", fontsize=11)
+    figure, headline = Figure(figsize=(14, 2.5), layout="constrained"), size.headline
+    for axes, (role, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
+        axes.imshow(image_grid(images[role][: 5 * columns], columns))
+        axes.set_title(f"{title.format(size.objective_label)}\n{headline.label} {size.value(role):.1f}", fontsize=11)
         axes.set_axis_off()
-    figure.suptitle(f"{size['size']}, {size['params']:,} parameters", fontsize=11)
+    figure.suptitle(f"{size.size}, {size.parameters:,} parameters", fontsize=11)
     figure.savefig(path, dpi=90)
     return path
 
 
 def report_at_end(
-    folder: Path, sizes: Sequence[dict[str, Any]], trackers: Mapping[str, Tracker], say: Callable[[str], None]
+    folder: Path, sizes: Sequence[SizeSummary], trackers: Mapping[str, Tracker], say: Callable[[str], None]
 ) -> Path | None:
     """The report of a study that has just finished, also on the MLflow runs of its sizes, in `report/`.
 
@@ -113,8 +111,8 @@ def report_at_end(
         page = write_report([read_study(folder.parent, folder.name)], folder / "report")
         push(page.parent)
         for size in sizes:
-            for path in (page, *sorted((page.parent / size["size"]).glob("*.png"))):
-                trackers[size["experiment"]].file(size["mlflow_key"], path, "report")
+            for path in (page, *sorted((page.parent / size.size).glob("*.png"))):
+                trackers[size.mlflow.experiment].file(size.mlflow.key, path, "report")
     except Exception as error:
         say(f"no report ({type(error).__name__}: {error}); python -m cca_ray.report {folder.name} tries again")
         return None

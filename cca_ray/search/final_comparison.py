@@ -5,10 +5,9 @@ shows others.  Every score is kept in a file, so that a comparison that was cut 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -16,15 +15,32 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.cluster.queue import as_worker
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import ResolvedStudy
+from cca_ray.config import CPU, ResolvedStudy, StudyConfig
+from cca_ray.contracts import (
+    FID,
+    OLD_METRICS,
+    ROLES,
+    Finalist,
+    MetricInfo,
+    MlflowNames,
+    ModelScore,
+    Role,
+    Score,
+    SizeSummary,
+    TradeOff,
+)
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.evaluation.scoring import Scored
+from cca_ray.registry import OBJECTIVES
 from cca_ray.search.arms import Arm
-from cca_ray.search.records import readable, rung_scores
+from cca_ray.search.records import rung_scores
 from cca_ray.storage.uris import named
 from cca_ray.training.job import Job
 from cca_ray.training.tasks import score_checkpoint
 from cca_ray.training.trial import trial_folder
+from cca_ray.verdict import front
+
+ALWAYS_TOLD = ("lambda", "learning_rate")  # of a winner's settings, also where they were not searched
 
 
 @dataclass(frozen=True)
@@ -43,54 +59,67 @@ class Contender:
 class Standing:
     """How a finalist did on several blocks of fresh noise, with all models that were trained with its settings.
 
-    fids [R, B] of R models and B blocks; without [R, B, G]: the same without each group of the jackknife.
+    By metric: values [R, B] of R models and B blocks; without [R, B, G]: the same without each group of the jackknife.
     `images`: the first of the first model on the first block.
     """
 
     contender: Contender
-    fids: np.ndarray
-    without: np.ndarray
-    inception_scores: np.ndarray
+    values: dict[str, np.ndarray]
+    without: dict[str, np.ndarray]
     images: np.ndarray
 
-    @property
-    def mean(self) -> float:
-        return float(self.fids.mean())
+    @staticmethod
+    def of(contender: Contender, scores: Sequence[Sequence[Score]], images: np.ndarray) -> "Standing":
+        """scores: of every model, on every block."""
+        names = list(scores[0][0].values)
+        values = {name: np.array([[score.values[name] for score in row] for row in scores]) for name in names}
+        without = {name: np.array([[score.without[name] for score in row] for row in scores]) for name in names}
+        return Standing(contender, values, without, images)
 
-    @property
-    def std(self) -> float:
-        """Of one block's FID by the jackknife, or, where models of several training seeds were scored, of one model's.
+    def mean(self, metric: str) -> float:
+        return float(self.values[metric].mean())
+
+    def std(self, metric: str) -> float:
+        """Of one block by the jackknife, or, where models of several training seeds were scored, of one model.
 
         A few blocks' own spread would be a poor estimate of it: from three it is wrong by half as often as not.
         """
-        if len(self.fids) > 1:
-            return float(self.fids.mean(1).std(ddof=1))
-        return float(np.sqrt(np.mean([jackknife_error(without) ** 2 for without in self.without[0]])))
+        values = self.values[metric]
+        if len(values) > 1:
+            return float(values.mean(1).std(ddof=1))
+        return float(np.sqrt(np.mean([jackknife_error(without) ** 2 for without in self.without[metric][0]])))
 
-    def error_beside(self, other: "Standing") -> float:
+    def error_beside(self, other: "Standing", metric: str) -> float:
         """Standard error of the difference of the means: of training seeds where there are several, else of noise.
 
         All were scored on the same blocks, and the jackknife has groups enough where blocks are few.
         """
-        if len(self.fids) > 1:
-            difference = self.fids.mean(1) - other.fids.mean(1)
+        ours, theirs = self.values[metric], other.values[metric]
+        if len(ours) > 1:
+            difference = ours.mean(1) - theirs.mean(1)
             return float(difference.std(ddof=1) / math.sqrt(len(difference)))
-        errors = [jackknife_error(a - b) for a, b in zip(self.without[0], other.without[0], strict=True)]
+        pairs = zip(self.without[metric][0], other.without[metric][0], strict=True)
+        errors = [jackknife_error(a - b) for a, b in pairs]
         return float(np.sqrt(np.square(errors).sum()) / len(errors))
 
+    def score(self) -> ModelScore:
+        """For the summary: means over the blocks, the spread of one."""
+        return ModelScore(
+            values={name: self.mean(name) for name in self.values},
+            std={name: self.std(name) for name in self.values},
+            guidance_scale=self.contender.guidance_scale,
+        )
 
-def winner_of(standings: Sequence[Standing]) -> tuple[Standing, list[Standing]]:
+
+def winner_of(standings: Sequence[Standing], metric: MetricInfo) -> tuple[Standing, list[Standing]]:
     """The winner, and all that cannot be told from the best; of these the cheapest wins, then the better mean."""
-    best = min(standings, key=lambda s: (s.mean, s.contender.number))
-    tied = [s for s in standings if s is best or s.mean - best.mean <= 2 * s.error_beside(best)]
-    return min(tied, key=lambda s: (s.contender.images, s.mean, s.contender.number)), tied
 
+    def cost(standing: Standing) -> float:
+        return metric.cost(standing.mean(metric.name))
 
-def front(points: np.ndarray) -> np.ndarray:
-    """Which of these points [N, M] no other beats in every coordinate or equals in some and beats in the rest: [N]."""
-    no_worse = (points[:, None] <= points[None]).all(-1)
-    better = (points[:, None] < points[None]).any(-1)
-    return np.logical_not((no_worse & better).any(0))
+    best = min(standings, key=lambda s: (cost(s), s.contender.number))
+    tied = [s for s in standings if s is best or cost(s) - cost(best) <= 2 * s.error_beside(best, metric.name)]
+    return min(tied, key=lambda s: (s.contender.images, cost(s), s.contender.number)), tied
 
 
 def finalists(arm: Arm, most: int, storage: Path, of_trial: Callable[[FrozenTrial], int]) -> list[Contender]:
@@ -116,6 +145,12 @@ def as_contender(trial: FrozenTrial, storage: Path, images: int) -> Contender:
     return Contender(key, path, 1.0, tuple(trial.params.items()), images, trial.number)
 
 
+def headline_of(config: StudyConfig) -> str:
+    """The metric that chooses: the first that the search goes by; FID where that is 0.1.0's other metric."""
+    searched = config.search.metrics
+    return FID.name if FID.name in config.score.metrics and set(searched) <= set(OLD_METRICS) else searched[0]
+
+
 class Scores:
     """Scores of contenders on blocks of fresh noise, made by all workers that the cluster holds, kept in files."""
 
@@ -133,42 +168,51 @@ class Scores:
             refs.append(task.remote(self.packed, folder, c.key, weights, c.guidance_scale, samples, seed + block))
         return self.stop.get(refs)
 
-    def standing(self, models: Sequence[Sequence[Contender]], blocks: Sequence[int]) -> list[Standing]:
+    def standings(self, models: Sequence[Sequence[Contender]], blocks: Sequence[int]) -> list[Standing]:
         """For every setting, given as all models that were trained with it, how it did on these blocks."""
         wanted = [(c, block) for some in models for c in some for block in blocks]
         scored = iter(self.of(wanted))
         result = []
         for some in models:
             rows = [[next(scored) for _ in blocks] for _ in some]
-            result.append(
-                Standing(
-                    some[0],
-                    np.array([[s.score.values["fid"] for s in row] for row in rows]),
-                    np.array([[s.score.without["fid"] for s in row] for row in rows]),
-                    np.array([[s.score.values["inception_score"] for s in row] for row in rows]),
-                    rows[0][0].images,
-                )
-            )
+            scores = [[s.score for s in row] for row in rows]
+            result.append(Standing.of(some[0], scores, rows[0][0].images))
         return result
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The final comparison of one size: standings on the blocks that the table shows; who ties with the winner."""
+    """The final comparison of one size: standings on the blocks that the table shows; who ties with the winner.
 
-    standings: dict[str, Standing]  # base, guided, control, cca, and cca_guided if it was asked for
+    `metrics`: that were measured; the first one chose.
+    """
+
+    metrics: tuple[MetricInfo, ...]
+    standings: dict[Role, Standing]  # tuned_guided only if it was asked for
     finalists: list[Standing]
     tied: list[Contender]
 
+    @property
+    def winner(self) -> Contender:
+        return self.standings["tuned"].contender
+
 
 def compare(
-    config: ResolvedStudy, arms: Sequence[Arm], replicates: optuna.Study | None, storage: Path, images: int, stop: Stop
+    config: ResolvedStudy,
+    measured: Sequence[MetricInfo],
+    arms: Sequence[Arm],
+    replicates: optuna.Study | None,
+    storage: Path,
+    images: int,
+    stop: Stop,
 ) -> Outcome:
     """Base, guided base, control and finalists, chosen on fresh blocks of noise and scored on others.
 
     `images`: of the token set. Raises ValueError if all trials of an arm failed.
     """
     by_name, score = {arm.name: arm for arm in arms}, config.score
+    metrics = tuple(sorted(measured, key=lambda metric: metric.name != headline_of(config)))
+    headline = metrics[0]
 
     def trained_on(trial: FrozenTrial) -> int:
         return images * round(trial.params.get("epochs", config.train.epochs))
@@ -180,24 +224,25 @@ def compare(
     best = finalists(by_name["search"], score.finalists, storage, trained_on)
     models = [[c, *again(c, replicates, storage)] for c in best]
 
-    def lowest(contenders: Sequence[Contender]) -> Contender:
+    def best_of(contenders: Sequence[Contender]) -> Contender:
         if len(contenders) == 1:
             return contenders[0]
-        fids = scores.of([(c, choosing[0]) for c in contenders])
-        return min(zip(fids, contenders, strict=True), key=lambda pair: pair[0].score.values["fid"])[1]
+        found = [s.score.values[headline.name] for s in scores.of([(c, choosing[0]) for c in contenders])]
+        return min(zip(found, contenders, strict=True), key=lambda pair: headline.cost(pair[0]))[1]
 
     def guided(contender: Contender, scales: Sequence[float]) -> Contender:
-        return lowest([replace(contender, guidance_scale=scale) for scale in scales])
+        return best_of([replace(contender, guidance_scale=scale) for scale in scales])
 
-    winner, tied = winner_of(scores.standing(models, choosing))
-    chosen = {"base": base, "guided": guided(base, score.guidance_scales), "control": lowest(controls)}
+    winner, tied = winner_of(scores.standings(models, choosing), headline)
+    chosen: dict[Role, Contender] = {
+        "base": base, "guided": guided(base, score.guidance_scales), "control": best_of(controls),
+    }  # fmt: skip
     if score.winner_guidance_scales:
-        chosen["cca_guided"] = guided(winner.contender, score.winner_guidance_scales)
-    standings = scores.standing([*([c] for c in chosen.values()), *models], shown)
-    named = dict(zip(chosen, standings, strict=False))
-    of_finalists = standings[len(chosen) :]
-    named["cca"] = next(s for s in of_finalists if s.contender == winner.contender)
-    return Outcome(named, of_finalists, [s.contender for s in tied])
+        chosen["tuned_guided"] = guided(winner.contender, score.winner_guidance_scales)
+    standings = scores.standings([*([c] for c in chosen.values()), *models], shown)
+    by_role, of_finalists = dict(zip(chosen, standings, strict=False)), standings[len(chosen) :]
+    by_role["tuned"] = next(s for s in of_finalists if s.contender == winner.contender)
+    return Outcome(metrics, by_role, of_finalists, [s.contender for s in tied])
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path) -> list[Contender]:
@@ -209,56 +254,62 @@ def again(contender: Contender, replicates: optuna.Study | None, storage: Path) 
     return [as_contender(trial, storage, contender.images) for trial in same]
 
 
-def trade_off(arm: Arm) -> list[dict[str, Any]]:
-    """FID and inception score of all completed trials by λ, and whether a trial is on their front."""
+def trade_off(arm: Arm, metrics: Sequence[MetricInfo]) -> tuple[TradeOff, ...]:
+    """The scores of all completed trials by λ, and whether a trial is on their front."""
     trials = arm.ended(TrialState.COMPLETE)
-    marks = [rung_scores(trial)[-1].values for trial in trials]
-    on_front = front(np.array([[mark["fid"], -mark["inception_score"]] for mark in marks]))
+    scores = [rung_scores(trial)[-1].values for trial in trials]
+    on_front = front(np.array([[metric.cost(values[metric.name]) for metric in metrics] for values in scores]))
     rows = [
-        {"trial": t.number, **t.params, "fid": m["fid"], "inception_score": m["inception_score"], "front": bool(f)}
-        for t, m, f in zip(trials, marks, on_front, strict=True)
+        TradeOff(trial=t.number, params=t.params, values=values, front=bool(f))
+        for t, values, f in zip(trials, scores, on_front, strict=True)
     ]
-    return sorted(rows, key=lambda row: (row.get("lambda", 0), row["trial"]))
+    return tuple(sorted(rows, key=lambda row: (row.params.get("lambda", 0), row.trial)))
 
 
-def summarize(config: ResolvedStudy, arms: Sequence[Arm], outcome: Outcome, parameters: int) -> dict[str, Any]:
-    """What `summary.json` says of one size: means over the shown blocks, `std_*` of one."""
-    standings, winner = outcome.standings, outcome.standings["cca"].contender
+def summarize(
+    config: ResolvedStudy,
+    arms: Sequence[Arm],
+    outcome: Outcome,
+    *,
+    parameters: int,
+    seconds: float,
+    protocol: str,
+    device_hours: Mapping[str, float],
+    mlflow: MlflowNames,
+) -> SizeSummary:
+    """What `summary.json` says of one size. `device_hours`: by type of card."""
+    winner, train = outcome.winner, config.train.model_dump(by_alias=True)
     search = next(arm for arm in arms if arm.name == "search")
-    params = dict(winner.params)
-    return {
-        "size": config.name,
-        "family": config.base.family,
-        "params": parameters,
-        **{f"fid_{name}": standing.mean for name, standing in standings.items()},
-        **{f"std_{name}": standing.std for name, standing in standings.items()},
-        **{f"inception_score_{name}": float(s.inception_scores.mean()) for name, s in standings.items()},
-        "guidance_scale": standings["guided"].contender.guidance_scale,
-        "lambda": params.get("lambda", config.train.model_dump().get("lambda", 1.0)),
-        "learning_rate": params.get("learning_rate", config.train.learning_rate),
-        "trials": len(search.ended()),
-        "winner": params,
-        "trial": winner.number,
-        "checkpoint": winner.checkpoint,
-        "control_learning_rate": dict(standings["control"].contender.params)["learning_rate"],
-        "finalists": [
-            {
-                "trial": s.contender.number,
-                **dict(s.contender.params),
-                "fid": s.mean,
-                "std": s.std,
-                "models": len(s.fids),
-                "tied": s.contender in outcome.tied,
-            }
-            for s in outcome.finalists
-        ],
-        "trade_off": trade_off(search),
+    by_trial = {
+        s.contender.number: Finalist(
+            trial=s.contender.number,
+            params=dict(s.contender.params),
+            score=s.score(),
+            models=len(s.values[outcome.metrics[0].name]),
+            tied=s.contender in outcome.tied,
+        )
+        for s in outcome.finalists
     }
-
-
-def verdict_on_ties(outcome: Outcome) -> str:
-    """A line on the finalists that cannot be told from the winner; empty if there are none."""
-    others = [c for c in outcome.tied if c != outcome.standings["cca"].contender]
-    if not others:
-        return ""
-    return f"tied with the winner: {'; '.join(readable(dict(c.params)) for c in others)}"
+    return SizeSummary(
+        size=config.name,
+        family=config.base.family,
+        objective=config.train.objective,
+        objective_label=OBJECTIVES.get(config.train.objective).label,
+        parameters=parameters,
+        metrics=outcome.metrics,
+        searched=config.search.metrics,
+        models={role: outcome.standings[role].score() for role in ROLES if role in outcome.standings},
+        winner=by_trial[winner.number],
+        checkpoint=winner.checkpoint or "",
+        settings={**{name: train[name] for name in ALWAYS_TOLD if name in train}, **dict(winner.params)},
+        control_learning_rate=dict(outcome.standings["control"].contender.params)["learning_rate"],
+        finalists=tuple(by_trial.values()),
+        trade_off=trade_off(search, outcome.metrics),
+        trials=len(search.ended()),
+        seconds=seconds,
+        protocol=protocol,
+        device="CPU" if set(device_hours) <= {CPU} else "GPU",
+        device_hours=sum(device_hours.values()),
+        device_hours_by_type=dict(device_hours),
+        mlflow=mlflow,
+    )

@@ -2,19 +2,22 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cca_ray.config import ResolvedStudy, StudyConfig
+from cca_ray.contracts import ROLES, Role, SizeSummary
 from cca_ray.data.tokens import TokenMeta, TokenSet
-from cca_ray.search.final_comparison import Outcome
+from cca_ray.registry import metric_info
+from cca_ray.search.final_comparison import Outcome, headline_of
+from cca_ray.search.mlflow_listener import SHORT
 from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import named
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.verdict import ties, verdict
 
 CHAMPION = "champion"  # alias of the winner among the versions of its registered model
 
@@ -51,11 +54,13 @@ def ended_filter(parent: str) -> str:
 
 def experiment_tags(config: StudyConfig) -> dict[str, str]:
     """The description, and the metric that MLflow charts first."""
+    metric = metric_info(headline_of(config))
+    name, way = SHORT.get(metric.name, metric.name), "lower" if metric.lower_is_better else "higher"
     text = f"""\
 Condition Contrastive Alignment of {config.base.family} on {data_set_name(config)}: models that sample without guidance.
 
-**Primary metric: `fid`**, lower is better: of images sampled without guidance, on the same noise for all trials. Scores
-compare only under one `protocol` (a tag).
+**Primary metric: `{name}`**, {way} is better: of images sampled without guidance, on the same noise for all trials.
+Scores compare only under one `protocol` (a tag).
 
 A run is a search for one model size: its note has the verdict and a filter for its trials, its artifacts the report.
 Below it is a run for every fine-tuning, by the tag `arm`: `search`, `control` (plain fine-tuning with the same budget)
@@ -64,8 +69,8 @@ and `replicate` (a finalist with another seed). Steps are optimizer steps. Final
 """
     return {
         "mlflow.note.content": text,
-        "mlflow.experiment.primaryMetric.name": "fid",
-        "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+        "mlflow.experiment.primaryMetric.name": name,
+        "mlflow.experiment.primaryMetric.greaterIsBetter": str(not metric.lower_is_better),
     }
 
 
@@ -106,45 +111,54 @@ def show_unfinished(tracker: Tracker, parent: str, how: str) -> None:
     tracker.note(parent, f"**{how}**; the verdict comes at the end.\n\n{note_of_trials(parent)}")
 
 
+def names_of(summary: SizeSummary) -> dict[Role, str]:
+    """What the models are called in names of metrics: those of the tuned ones by the objective."""
+    return {role: role.replace("tuned", summary.objective) for role in ROLES if role in summary.models}
+
+
+def figures_of(summary: SizeSummary) -> dict[str, float]:
+    """The final scores under MLflow's names: `fid_base`, `is_cca`, ...; `std_*` is that of the headline metric."""
+    names, figures = names_of(summary), {"guidance_scale": summary.models["guided"].guidance_scale}
+    for role, name in names.items():
+        figures |= {f"{SHORT.get(m.name, m.name)}_{name}": summary.value(role, m) for m in summary.metrics}
+        figures[f"std_{name}"] = summary.std(role) or 0.0
+    return figures
+
+
 def show_outcome(
     tracker: Tracker,
-    parent: str,
     config: ResolvedStudy,
     meta: TokenMeta,
     data_set: DataSet,
     outcome: Outcome,
-    summary: Mapping[str, Any],
+    summary: SizeSummary,
     steps: int,
 ) -> None:
     """Figures on the size's MLflow run; its finalists as models that can be loaded."""
-    figures = {key.replace("inception_score_", "is_"): value for key, value in summary.items()}
-    shown = ("fid_", "std_", "is_", "guidance_scale")
-    tracker.metrics(parent, {steps: {k: v for k, v in figures.items() if k.startswith(shown)}})
-    tracker.tags(parent, {"protocol": summary["protocol"], "winner": readable(summary["winner"])})
+    parent = summary.mlflow.key
+    tracker.metrics(parent, {steps: figures_of(summary)})
+    tracker.tags(parent, {"protocol": summary.protocol, "winner": readable(summary.winner.params)})
     for standing in outcome.finalists:
         run, checkpoint = f"{parent}/{standing.contender.key}", standing.contender.checkpoint
         assert checkpoint is not None  # only the base has none
         pull(Path(checkpoint))
-        own = {"fid_final": float(standing.fids[0].mean()), "is_final": float(standing.inception_scores[0].mean())}
+        own = {f"{SHORT.get(m, m)}_final": float(values[0].mean()) for m, values in standing.values.items()}
         tracker.scores(run, own, data_set)
         files = {"model": checkpoint, "tokenizer": config.base.tokenizer}
         tracker.pack(run, parent, files, Settings.of(config, meta))
 
 
-def crown(tracker: Tracker, summary: Mapping[str, Any], verdict: str, table: str) -> None:
+def register_champion(tracker: Tracker, summary: SizeSummary, table: str) -> None:
     """Register the winner as champion; the verdict, and the table in Markdown, in the note of the size's run."""
-    parent, name, winner = summary["mlflow_key"], summary["registered_model"], summary["winner"]
+    parent, name, winner = summary.mlflow.key, summary.mlflow.registered_model, summary.winner
     study, size, _ = parent.split("/")
-    tags = {KEY: parent, "study": study, "size": size, "protocol": summary["protocol"], "trial": summary["trial"]}
-    tags |= {**winner, "fid": summary["fid_cca"], "std": summary["std_cca"]}
-    what = f"{readable(winner)}, trial {summary['trial']} of {study}.{ties_of(summary)}"
-    tracker.register(summary["winner_key"], name, CHAMPION, f"{verdict}. {what}", tags)
+    headline = SHORT.get(summary.headline.name, summary.headline.name)
+    tags = {KEY: parent, "study": study, "size": size, "protocol": summary.protocol, "trial": str(winner.trial)}
+    tags |= {setting: str(value) for setting, value in winner.params.items()}
+    tags |= {headline: str(summary.value("tuned")), "std": str(summary.std("tuned"))}
+    tied = "; ".join(readable(finalist.params) for finalist in ties(summary))
+    what = f"{readable(winner.params)}, trial {winner.trial} of {study}." + f" Tied with it: {tied}." * bool(tied)
+    said = verdict(summary)
+    tracker.register(summary.mlflow.winner_key, name, CHAMPION, f"{said}. {what}", tags)
     load = f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}").predict({{"label": [0, 1]}})'
-    tracker.note(parent, f"**{verdict}.**\n\n{table}\n\nWinner: {what}\n\n    {load}\n\n{note_of_trials(parent)}")
-
-
-def ties_of(summary: Mapping[str, Any]) -> str:
-    """The finalists that cannot be told from the winner, in a sentence; empty if there are none."""
-    others = [f for f in summary["finalists"] if f["tied"] and f["trial"] != summary["trial"]]
-    named = [readable({key: f[key] for key in summary["winner"]}) for f in others]
-    return f" Tied with it: {'; '.join(named)}." if named else ""
+    tracker.note(parent, f"**{said}.**\n\n{table}\n\nWinner: {what}\n\n    {load}\n\n{note_of_trials(parent)}")

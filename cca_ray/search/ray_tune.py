@@ -27,7 +27,8 @@ from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy, Train
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.listener import Listener, TrialInfo
-from cca_ray.storage.mirror import listed, pull, push_database, remove, upload
+from cca_ray.storage.mirror import listed, pull, push_database, remove
+from cca_ray.storage.remote import upload
 from cca_ray.storage.uris import is_copy
 from cca_ray.training.heartbeat import started_at, stop_sign
 from cca_ray.training.job import Job

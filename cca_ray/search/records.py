@@ -9,6 +9,7 @@ from cca_ray.contracts import RungScore
 
 ArmName = Literal["search", "control", "replicate"]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+METRICS = "metrics"  # the attribute of a search that keeps what is measured; version 0.1.0 kept none
 RUNG = "rung "  # begins the names of the attributes that keep a trial's scores, one a rung
 
 

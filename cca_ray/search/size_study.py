@@ -8,22 +8,24 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
 
 from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.queue import impossible, nodes_now
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import CPU, ResolvedStudy
+from cca_ray.config import ResolvedStudy
+from cca_ray.contracts import MlflowNames, Role, SizeSummary
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, scoring_of
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
+from cca_ray.registry import metric_info
 from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
-from cca_ray.search.final_comparison import Outcome, compare, finalists, summarize, verdict_on_ties
+from cca_ray.search.final_comparison import Outcome, compare, finalists, summarize
 from cca_ray.search.ledger import Ledger, Say
 from cca_ray.search.mlflow_listener import MlflowListener, true_ends
 from cca_ray.search.mlflow_pages import (
@@ -35,12 +37,13 @@ from cca_ray.search.mlflow_pages import (
     show_unfinished,
 )
 from cca_ray.search.ray_tune import TableOf, run_trials
-from cca_ray.search.records import used_device_seconds
+from cca_ray.search.records import METRICS, readable, used_device_seconds
 from cca_ray.search.shared_files import base_grid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
 from cca_ray.storage.mirror import pull, push_database
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.setup import total_steps
+from cca_ray.verdict import ties
 
 FLUSH_S = 5.0  # how long the end of a study waits for MLflow
 OPENING = threading.Lock()  # one size at a time: memory holds one base, and a database's tables are made once
@@ -74,8 +77,8 @@ class StudyContext:
 class SizeResult:
     """The outcome for one size, and the first images of each model with the same noise."""
 
-    summary: dict[str, Any]
-    images: dict[str, Any]
+    summary: SizeSummary
+    images: dict[Role, np.ndarray]
 
 
 class SizeStudy:
@@ -98,19 +101,27 @@ class SizeStudy:
         with OPENING:
             context.stop.check()
             model, self.data = load_base(config), load_tokens(config.data.tokens)
-            protocol = protocol_of(config, scoring_of(config, Group().device), config.score.samples)
+            scoring = scoring_of(config, Group().device)
+            protocol = protocol_of(config, scoring, config.score.samples)
             self.digests = {"base": digest_of_weights(model), "tokens": self.data.digest, "protocol": protocol.id}
             self.parameters = parameters(model)
             del model
             self.database = context.folder / "study.db"
             self.storage = open_storage(self.database)
             self.arms = open_arms(config, context.name, self.storage, self.digests, warm_start_points)
+        self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
+        if METRICS not in self.search.study.user_attrs:  # for the report, which imports none of them
+            self.search.study.set_user_attr(METRICS, [metric.model_dump() for metric in self.metrics])
         self.steps = total_steps(len(self.data.labels), config.train)
         self.memory = self.arms[0].study  # keeps what is known of the whole size
         if "id" not in self.memory.user_attrs:  # tells this study from another of the same name in the same MLflow
             self.memory.set_user_attr("id", uuid.uuid4().hex[:8])
         self.key = f"{context.name}/{config.name}/{self.memory.user_attrs['id']}"  # of the size's MLflow run
         self.data_set = data_set_of(config, self.data)
+
+    @property
+    def search(self) -> Arm:
+        return next(arm for arm in self.arms if arm.name == "search")
 
     def run(self) -> SizeResult:
         """Search, control and final comparison.
@@ -132,7 +143,8 @@ class SizeStudy:
             replicates = self.replicate() if config.search.replicates else None
             context.show(ledger)
             self.tell("scoring base, guided base, control and finalists on fresh noise")
-            outcome = compare(config, self.arms, replicates, context.folder, len(self.data.labels), context.stop)
+            images = len(self.data.labels)
+            outcome = compare(config, self.metrics, self.arms, replicates, context.folder, images, context.stop)
             state = "COMPLETE"
         except KeyboardInterrupt:
             state = "INTERRUPTED"
@@ -187,7 +199,7 @@ class SizeStudy:
     def replicate(self) -> optuna.Study:
         """Train the finalists again with `search.replicates` other seeds, as trials of an arm of their own."""
         config, context = self.config, self.context
-        search = next(arm for arm in self.arms if arm.name == "search")
+        search = self.search
         seeds = [config.train.seed + 1 + r for r in range(config.search.replicates)]
         best = finalists(search, config.score.finalists, context.folder, lambda trial: 0)
         memory = dict(search.study.user_attrs["memory"])
@@ -207,20 +219,29 @@ class SizeStudy:
     def result(self, outcome: Outcome) -> SizeResult:
         """What is kept of the outcome, and shown in MLflow."""
         config, tracker = self.config, self.context.tracker
-        summary = summarize(config, self.arms, outcome, self.parameters)
-        summary |= {"seconds": self.spent(summary["trials"]), "protocol": self.digests["protocol"]}
+        seconds = self.spent(len(self.search.ended()))
         push_database(self.database)
-        used = used_device_seconds(trials_of(self.arms))
-        hours = {card: seconds / 3600 for card, seconds in used.items()}
-        summary |= {"device_hours": sum(hours.values()), "device_hours_by_type": hours}
-        summary |= {"device": "CPU" if set(hours) <= {CPU} else "GPU"}
-        summary |= {"mlflow_key": self.key, "mlflow_run_id": tracker.run_id(self.key)}
-        summary |= {"experiment": experiment_of(config), "registered_model": registered_name(config)}
-        summary |= {"winner_key": f"{self.key}/{outcome.standings['cca'].contender.key}"}
-        show_outcome(tracker, self.key, config, self.data.meta, self.data_set, outcome, summary, self.steps)
-        if ties := verdict_on_ties(outcome):
-            self.tell(ties)
-        return SizeResult(summary, {model: standing.images for model, standing in outcome.standings.items()})
+        mlflow = MlflowNames(
+            key=self.key,
+            run_id=tracker.run_id(self.key),
+            experiment=experiment_of(config),
+            winner_key=f"{self.key}/{outcome.winner.key}",
+            registered_model=registered_name(config),
+        )
+        summary = summarize(
+            config,
+            self.arms,
+            outcome,
+            parameters=self.parameters,
+            seconds=seconds,
+            protocol=self.digests["protocol"],
+            device_hours={card: s / 3600 for card, s in used_device_seconds(trials_of(self.arms)).items()},
+            mlflow=mlflow,
+        )
+        show_outcome(tracker, config, self.data.meta, self.data_set, outcome, summary, self.steps)
+        if tied := ties(summary):
+            self.tell(f"tied with the winner: {'; '.join(readable(finalist.params) for finalist in tied)}")
+        return SizeResult(summary, {role: standing.images for role, standing in outcome.standings.items()})
 
     def spent(self, trials: int) -> float:
         """Seconds that the study of this size took, over all runs of the command that added a trial."""

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cca_ray.errors import ConfigError
-from cca_ray.storage.mirror import pull, push, remove, upload, written_at
+from cca_ray.storage.mirror import pull, push, remove, written_at
+from cca_ray.storage.remote import upload
 from cca_ray.storage.uris import cache_folder, is_copy, named
 
 LEASE = "driver.json"

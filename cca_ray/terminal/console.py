@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.live import Live
@@ -22,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cca_ray.errors import ConfigError, reason
+from cca_ray.errors import ConfigError, user_message
 from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import here
 
@@ -145,7 +144,7 @@ def examples(main: Callable[..., Any]) -> list[tuple[str, str]]:
     """The commands that the docstring of a verb's module shows, each with what it is for, if that is said."""
     lines = (main.__globals__["__doc__"] or "").splitlines()
     found = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if line.strip().startswith(PROGRAM)]
-    return [(words[0], words[1] if len(words) > 1 else "") for words in found]
+    return [(line[0], line[1] if len(line) > 1 else "") for line in found]
 
 
 def command(main: Callable[..., Any], name: str | None = None) -> Any:
@@ -166,36 +165,10 @@ def run_command(command: Any, arguments: list[str] | None = None, program: str |
     try:
         code = command.main(arguments, prog_name=program, standalone_mode=False)
     except Exception as error:
-        message = told(error)
+        message = error.format_message() if isinstance(error, typer.TyperException) else user_message(error)
         if message is None:
             raise
         fail(message, getattr(error, "__notes__", None))
     if code == INTERRUPTED:
         print("interrupted; run the same command again to continue", file=sys.stderr)
     sys.exit(code or 0)
-
-
-def told(error: Exception) -> str | None:
-    """What to tell of an error; None if it is a fault of ours."""
-    if isinstance(error, ValidationError):
-        return f"{error.title}: {reason(error)}"
-    if isinstance(error, typer.TyperException):
-        return error.format_message()
-    if "ray" in sys.modules:  # too heavy to import for a mistyped option
-        from ray.exceptions import LocalRayletDiedError, RayError
-
-        if isinstance(error, LocalRayletDiedError):
-            return "Ray died on this machine; run the same command again to continue"
-        if isinstance(error, RayError):
-            return told_elsewhere(error)
-    if isinstance(error, OSError):
-        return f"{error.filename or 'input/output'}: {error.strerror or error}"
-    return str(error) if isinstance(error, ValueError) else None
-
-
-def told_elsewhere(error: BaseException) -> str | None:
-    """The same of an error that Ray has brought from another process."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ValueError | OSError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return None if cause is None else str(cause)

@@ -22,7 +22,7 @@ class LogFile(logging.FileHandler):
 
 
 @contextmanager
-def chatter_in(path: Path) -> Iterator[None]:
+def logging_to(path: Path) -> Iterator[None]:
     """Append all that goes through Python's logging, and its warnings, to a file.
 
     An exception that passes is written there with its traceback, and takes along a note that names the file.

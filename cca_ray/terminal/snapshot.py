@@ -1,6 +1,6 @@
 """How a study stands at a moment, as plain values: for the live view, and in `status.json` for `status`.
 
-Light on imports, for `status`; `snapshot_of` makes these values.
+Light on imports; `snapshot_of` makes them from a ledger.
 """
 
 import os
@@ -10,8 +10,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cca_ray.contracts import MetricInfo
+
 STATUS = "status.json"  # in a study's folder, while it runs
-COMPARING = "final comparison"
+COMPARING = "final comparison"  # a phase
 
 
 class Frozen(BaseModel):
@@ -28,7 +30,7 @@ class AtWork(Frozen):
     step: int
     total: int  # steps; 0 before the first report
     images_per_second: float
-    fid: float | None  # at the last rung that it has passed
+    values: dict[str, float]  # by metric, at the last rung that it has passed; empty before
     accelerator: str  # type of card; empty before the first report
     workers: int
     seconds_left: float | None  # as of `reported`; None before the first report
@@ -44,15 +46,15 @@ class Best(Frozen):
 
     number: int
     settings: str
-    fid: float
-    inception_score: float | None  # None where it was not measured
+    values: dict[str, float]  # by metric
 
 
-class Standing(Frozen):
+class SizeSnapshot(Frozen):
     """How the study of one size stands."""
 
     size: str
     phase: str  # search, replicates, final comparison
+    metric: MetricInfo  # that is shown: the first that the search goes by
     planned: int  # trials of all arms
     ended: dict[str, int]  # by state, as in Optuna
     at_work: tuple[AtWork, ...]
@@ -78,7 +80,7 @@ class DriverStatus(Frozen):
     browse: str = ""  # how to look into MLflow
     mlflow: str = ""  # what is amiss with it
     cluster: dict[str, tuple[float, float]] = {}  # CPU, GPU: in use, in all
-    standings: tuple[Standing, ...] = ()  # of the sizes at work, from their first trial on
+    snapshots: tuple[SizeSnapshot, ...] = ()  # of the sizes at work, from their first trial on
 
     @staticmethod
     def of_this_process(study: str, sizes: tuple[str, ...], log: Path) -> "DriverStatus":
@@ -88,9 +90,9 @@ class DriverStatus(Frozen):
             log=str(log),
         )  # fmt: skip
 
-    def of(self, size: str) -> Standing | None:
+    def of(self, size: str) -> SizeSnapshot | None:
         """How this size stands; None if it is not at work."""
-        return next((standing for standing in self.standings if standing.size == size), None)
+        return next((snapshot for snapshot in self.snapshots if snapshot.size == size), None)
 
     def write(self, folder: Path) -> None:
         """Raises OSError, and leaves what was there before."""

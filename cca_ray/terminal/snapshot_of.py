@@ -6,16 +6,18 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
+from cca_ray.contracts import MetricInfo
+from cca_ray.registry import metric_info
 from cca_ray.search.arms import trials_of
 from cca_ray.search.ledger import Ledger, Running
 from cca_ray.search.records import ENDED, readable, rung_scores, seconds_of
-from cca_ray.search.rungs import cost
-from cca_ray.terminal.snapshot import COMPARING, AtWork, Best, Standing
+from cca_ray.terminal.snapshot import COMPARING, AtWork, Best, SizeSnapshot
+from cca_ray.verdict import best_of
 
 PHASES = {"control": "search", "search": "search", "replicate": "replicates"}
 
 
-def standing_of(ledger: Ledger, before: Standing | None = None) -> Standing:
+def snapshot_of(ledger: Ledger, before: SizeSnapshot | None = None) -> SizeSnapshot:
     """Of a study at this moment. `before`: how it stood since which no trial began or ended; spares the storage."""
     at_work = tuple(at_work_of(running) for running in ledger.running.values())
     if before is not None:
@@ -24,13 +26,15 @@ def standing_of(ledger: Ledger, before: Standing | None = None) -> Standing:
     states = Counter(trial.state for trial in trials)
     planned, ended = sum(arm.trials for arm in ledger.arms), sum(states[state] for state in ENDED)
     comparing = not at_work and (ended >= planned or (ledger.used_up and not states[TrialState.RUNNING]))
-    return Standing(
+    metric = metric_info(search.metrics[0])
+    return SizeSnapshot(
         size=ledger.config.name,
         phase=COMPARING if comparing else PHASES[search.name],
         planned=planned,
         ended={state.name: states[state] for state in ENDED if states[state]},
         at_work=at_work,
-        best=best_of(search.ended(TrialState.COMPLETE), search.metrics[0]),
+        metric=metric,
+        best=best_trial(search.ended(TrialState.COMPLETE), metric),
         seconds_left=None if comparing else seconds_left(ledger, trials, at_work),
         at=time.time(),
     )
@@ -48,7 +52,7 @@ def at_work_of(running: Running) -> AtWork:
         step=step,
         total=total,
         images_per_second=running.images_per_second,
-        fid=running.score.values.get("fid") if running.score else None,
+        values=running.score.values if running.score else {},
         accelerator=place.accelerator if place else "",
         workers=place.workers if place else 0,
         seconds_left=None if pace is None else pace * (total - step),
@@ -56,18 +60,14 @@ def at_work_of(running: Running) -> AtWork:
     )
 
 
-def best_of(completed: Sequence[FrozenTrial], metric: str) -> Best | None:
-    """Of trials that are complete, by the score of the last rung."""
-    if not completed:
+def best_trial(completed: Sequence[FrozenTrial], metric: MetricInfo) -> Best | None:
+    """By the score of the last rung."""
+    trials = {trial.number: trial for trial in completed}
+    scores = {number: rung_scores(trial)[-1] for number, trial in trials.items()}
+    number = best_of(scores, metric)
+    if number is None:
         return None
-    scored = [(rung_scores(trial)[-1].values, trial) for trial in completed]
-    values, trial = min(scored, key=lambda pair: (cost(metric, pair[0][metric]), pair[1].number))
-    return Best(
-        number=trial.number,
-        settings=readable(trial.params),
-        fid=values["fid"],
-        inception_score=values.get("inception_score"),
-    )
+    return Best(number=number, settings=readable(trials[number].params), values=scores[number].values)
 
 
 def seconds_left(ledger: Ledger, trials: Sequence[FrozenTrial], at_work: Sequence[AtWork]) -> float | None:

@@ -16,7 +16,8 @@ from cca_ray.models.parallel import (
     Group,
 )
 from cca_ray.storage.files import atomically
-from cca_ray.storage.mirror import exists, patiently, upload
+from cca_ray.storage.mirror import exists, patiently
+from cca_ray.storage.remote import upload
 from cca_ray.storage.uris import is_copy
 from cca_ray.training.job import Job
 

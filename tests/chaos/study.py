@@ -273,7 +273,7 @@ class Study:
 
     def tracked(self, database: Path | None = None) -> tuple[list["Tracked"], str]:
         """What MLflow has of the study: a row for every trial's run, and the status of the size's own."""
-        parent_key = self.summary()["mlflow_key"]
+        parent_key = self.summary()["mlflow"]["key"]
         with snapshot(database or self.storage / "mlflow.db") as path:
             client = MlflowClient(f"sqlite:///{path}")
             experiment = client.get_experiment_by_name(experiment_name("llamagen", "digits"))
@@ -372,12 +372,14 @@ def judge(study: Study, before: list[Trial], twin: Twin, rtol: float, database: 
         if text := theirs.differs(ours, rtol):
             verdict.differs.append(f"{ours.key}: {text}")
     summary = study.summary()
-    for name in (name for name in twin.summary if name.startswith("fid_")):
-        if not math.isclose(summary[name], twin.summary[name], rel_tol=rtol):
-            verdict.differs.append(f"{name} {summary[name]}, not {twin.summary[name]}")
+    for role, theirs in twin.summary["models"].items():
+        now, then = summary["models"][role]["values"]["fid"], theirs["values"]["fid"]
+        if not math.isclose(now, then, rel_tol=rtol):
+            verdict.differs.append(f"FID of {role} {now}, not {then}")
     for name in ("lambda", "learning_rate"):
-        if not math.isclose(summary[name], twin.summary[name], rel_tol=1e-9):
-            verdict.differs.append(f"the winner's {name} is {summary[name]}, not {twin.summary[name]}")
+        now, then = summary["settings"][name], twin.summary["settings"][name]
+        if not math.isclose(now, then, rel_tol=1e-9):
+            verdict.differs.append(f"the winner's {name} is {now}, not {then}")
 
     runs, parent = study.tracked(database)
     if parent != "FINISHED":

@@ -9,9 +9,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from cca_ray.reporting import charts
+from cca_ray.reporting.numbers import number, score
 from cca_ray.reporting.page import SEARCH
 from cca_ray.reporting.results import SizeResults, read_study
-from cca_ray.reporting.style import LIGHT, STEPS, as_svg, canvas, number, save, score, spread, steps_of_colour
+from cca_ray.reporting.style import LIGHT, STEPS, as_svg, canvas, save, spread, steps_of_colour
 from tests.studies import make_study
 
 SPACES = {
@@ -68,7 +69,7 @@ def test_only_sizes_of_one_protocol_are_joined(tmp_path: Path):
     same = the_size(tmp_path / "c", size="digits_m")
 
     def joined(sizes: list[SizeResults]) -> set[bool]:
-        (axes,) = charts.by_size(sizes).axes
+        (axes,) = charts.by_size([size.summary for size in sizes if size.summary]).axes
         return {container[0].get_linestyle() != "None" for container in axes.containers}
 
     assert joined([one, same]) == {True}
@@ -83,12 +84,12 @@ def test_an_svg_takes_its_colours_from_the_page_and_is_the_same_each_time(tmp_pa
     assert not re.findall(r"<image|<metadata|font-family|\bid=\"(?!\w+\")", svg)
     plain = re.sub(r"var\(--\w+, #\w{6}\)", "", svg)
     assert set(re.findall(r"#[0-9a-f]{6}\b", plain)) == set()
-    assert {"ink", "cca", "step0"} <= set(re.findall(r"var\(--(\w+)", svg))
+    assert {"ink", "tuned", "step0"} <= set(re.findall(r"var\(--(\w+)", svg))
 
 
 def test_a_file_that_stands_alone_knows_the_dark(tmp_path: Path):
     figure, axes = canvas()
-    axes.plot([1, 2], [1, 2], color=LIGHT["cca"])
+    axes.plot([1, 2], [1, 2], color=LIGHT["tuned"])
     save(figure, tmp_path / "figure", "a line")
     assert "prefers-color-scheme:dark" in (tmp_path / "figure.svg").read_text()
     assert (tmp_path / "figure.png").stat().st_size > 1000

@@ -1,5 +1,6 @@
 """Reading a study changes nothing in it, and whatever is wrong with it is one line."""
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cca_ray.contracts import FID
 from cca_ray.reporting.results import read_study
 from tests.studies import make_study
+from tests.test_summary import OLD_SUMMARY
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +28,10 @@ def test_all_trials_are_read_with_their_rungs_and_reasons(study: Path):
         ("search", "RUNNING"): 1,
     }  # fmt: skip
     (stopped,) = size.of("search", "PRUNED")
-    assert (stopped.last("fid"), len(stopped.rungs), stopped.reason) == (40, 1, "not among the best at a rung")
+    assert (stopped.last(FID), len(stopped.rungs), stopped.reason) == (40, 1, "not among the best at a rung")
     assert size.best is not None
-    assert size.best.number == size.row["trial"]
+    assert size.summary is not None
+    assert size.best.number == size.summary.winner.trial
     assert list(size.space) == ["lambda", "learning_rate"]
 
 
@@ -36,7 +40,7 @@ def test_of_an_unfinished_study_the_best_is_that_of_the_last_rung(tmp_path: Path
     (size,) = read_study(tmp_path, "half").sizes
     assert size.summary is None
     assert size.best is not None
-    assert size.best.last("fid") == min(t.last("fid") for t in size.of("search", "COMPLETE"))
+    assert size.best.last(FID) == min(t.last(FID) for t in size.of("search", "COMPLETE"))
 
 
 def test_reading_leaves_the_folder_as_it_was(study: Path):
@@ -70,6 +74,7 @@ def test_a_study_whose_driver_was_killed_in_the_middle_of_a_write_is_read(study:
         ("another database", "study.db: not a readable study"),
         ("summary", "summary.json: not a study's summary (JSONDecodeError"),
         ("summary of another time", "summary.json: digits_s has no std_cca"),
+        ("summary without a model", "summary.json: sizes.0.models.guide.[key]: input should be"),
         ("lost size", "study.db: has nothing of digits_s"),
     ],
 )
@@ -89,7 +94,11 @@ def test_what_cannot_be_read_is_one_line(damage: str, message: str, study: Path,
     elif damage == "summary":
         summary.write_text("{")
     elif damage == "summary of another time":
-        summary.write_text(summary.read_text().replace("std_cca", "cca_std"))
+        (row,) = json.loads(OLD_SUMMARY)["sizes"]
+        del row["std_cca"]
+        summary.write_text(json.dumps({"sizes": [row]}))
+    elif damage == "summary without a model":
+        summary.write_text(summary.read_text().replace('"guided":', '"guide":', 1))
     elif damage == "lost size":
         with sqlite3.connect(database) as connection:
             connection.execute("update studies set study_name = replace(study_name, 'digits_s', 'digits_x')")

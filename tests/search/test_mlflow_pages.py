@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -13,14 +12,16 @@ import pytest
 from mlflow.entities import Run
 
 from cca_ray.config import StudyConfig
+from cca_ray.contracts import SizeSummary
 from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group
-from cca_ray.reporting.summary import report_at_end, table, verdict
+from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.search.mlflow_pages import experiment_of, registered_name, trials_filter
 from cca_ray.search.size_study import SizeStudy, StudyContext
 from cca_ray.study import finish_size
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.verdict import verdict
 from tests.conftest import MakeStudy
 from tests.tracking.test_tracker import contents, server, the_server
 
@@ -34,14 +35,14 @@ class Shown:
     config: StudyConfig
     folder: Path
     tracker: Tracker
-    summary: dict[str, Any]
+    summary: SizeSummary
 
     def runs(self, query: str, *order: str) -> list[Run]:
         return list(self.tracker.client.search_runs([self.tracker.experiment_id], query, order_by=list(order)))
 
     @property
     def parent(self) -> Run:
-        return self.tracker.client.get_run(self.summary["mlflow_run_id"])
+        return self.tracker.client.get_run(self.summary.mlflow.run_id)
 
     @property
     def page(self) -> str:
@@ -49,19 +50,19 @@ class Shown:
         return f"/experiments/{self.tracker.experiment_id}/runs"
 
     def files(self, folder: str | None = None) -> set[str]:
-        return {f.path for f in self.tracker.client.list_artifacts(self.summary["mlflow_run_id"], folder)}
+        return {f.path for f in self.tracker.client.list_artifacts(self.summary.mlflow.run_id, folder)}
 
 
-def finish(config: StudyConfig, folder: Path, tracker: Tracker) -> dict[str, Any]:
+def finish(config: StudyConfig, folder: Path, tracker: Tracker) -> SizeSummary:
     """As the command does it."""
     folder.mkdir(exist_ok=True)
     result = SizeStudy(config, StudyContext(folder.name, folder, tracker, lambda line: None)).run()
-    finish_size(result, folder / config.name, tracker)
+    summary = finish_size(result, folder / config.name, tracker)
     lines: list[str] = []
-    report_at_end(folder, [result.summary], {result.summary["experiment"]: tracker}, lines.append)
+    report_at_end(folder, [summary], {summary.mlflow.experiment: tracker}, lines.append)
     assert lines == []
     assert tracker.flush(120)
-    return result.summary
+    return summary
 
 
 @pytest.fixture(params=["sqlite", "server"])
@@ -89,7 +90,7 @@ def test_a_finished_study_is_shown_whole_and_once(shown: Shown, monkeypatch: pyt
 
 
 def has_experiment(shown: Shown) -> None:
-    assert shown.summary["experiment"] == experiment_of(shown.config) == "cca_ray llamagen digits"
+    assert shown.summary.mlflow.experiment == experiment_of(shown.config) == "cca_ray llamagen digits"
     tags = shown.tracker.client.get_experiment(shown.tracker.experiment_id).tags
     assert "Primary metric: `fid`" in tags["mlflow.note.content"]
     assert tags["mlflow.experiment.primaryMetric.name"] == "fid"
@@ -119,7 +120,7 @@ def has_parent(shown: Shown) -> None:
 def has_trials(shown: Shown) -> None:
     """Names, tags, metrics by optimizer step, the machine's load, the data set."""
     history = shown.tracker.client.get_metric_history
-    for run in shown.runs(trials_filter(shown.summary["mlflow_key"])):
+    for run in shown.runs(trials_filter(shown.summary.mlflow.key)):
         tags, control = run.data.tags, run.data.tags["arm"] == "control"
         assert re.fullmatch(r"(control )?(λ=\S+ )?lr=\d\.\de-\d\d", run.info.run_name)
         assert (tags["study"], tags["size"], tags["family"], tags["dataset"]) == ("study", "tiny", "llamagen", "digits")
@@ -153,12 +154,12 @@ def has_models(shown: Shown) -> None:
         assert packed == ("fid_final" in scores) == ("fid_final" in run.data.metrics)
     packed = {m.model_id for m in models.values() if "mlflow.model.isExternal" not in m.tags}
     assert {output.model_id for output in shown.parent.outputs.model_outputs} == packed
-    assert len(packed) == len(summary["finalists"])
+    assert len(packed) == len(summary.finalists)
     name = registered_name(shown.config)
     version = client.get_model_version_by_alias(name, "champion")
-    assert models[version.run_id].params["lambda"] == str(summary["lambda"])
-    assert (version.tags["study"], version.tags[KEY]) == ("study", summary["mlflow_key"])
-    assert float(version.tags["fid"]) == summary["fid_cca"]
+    assert models[version.run_id].params["lambda"] == str(summary.settings["lambda"])
+    assert (version.tags["study"], version.tags[KEY]) == ("study", summary.mlflow.key)
+    assert float(version.tags["fid"]) == summary.value("tuned")
     assert verdict(summary) in version.description
 
 
@@ -171,7 +172,7 @@ def predicts(shown: Shown) -> None:
         mlflow.set_tracking_uri(None)
     scoring = scoring_of(shown.config, Group().device)
     protocol = protocol_of(shown.config, scoring, 20, seed=3)
-    winner = load_base(shown.config, shown.summary["checkpoint"])
+    winner = load_base(shown.config, shown.summary.checkpoint)
     ((_, images, labels),) = sample_shards(winner, scoring, protocol, Group())
     asked = {"label": labels.tolist()}
     for given in (asked, pd.DataFrame(asked), [{"label": label} for label in asked["label"]]):

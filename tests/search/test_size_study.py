@@ -125,16 +125,15 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     assert [t.params["learning_rate"] for t in study.trials("control")] == [1e-3]
     study.assert_true_states()
 
-    expected = {"size", "params", "fid_base", "fid_guided", "guidance_scale", "fid_control", "fid_cca", "lambda",
-                "learning_rate", "trials", "seconds"}  # fmt: skip
-    assert expected <= set(summary)
-    assert (summary["size"], summary["trials"], summary["guidance_scale"]) == ("tiny", 5, 1.5)
-    assert Path(summary["checkpoint"]).is_file()
+    assert set(summary.models) == {"base", "guided", "control", "tuned"}
+    assert set(summary.settings) == {"lambda", "learning_rate"}
+    assert (summary.size, summary.trials, summary.models["guided"].guidance_scale) == ("tiny", 5, 1.5)
+    assert Path(summary.checkpoint).is_file()
     finalists = sorted((t for t in trials if t.value is not None), key=lambda t: t.value or 0)[:2]
-    assert summary["winner"] in [t.params for t in finalists]
+    assert summary.winner.params in [t.params for t in finalists]
 
     child = study.run_of(trials[0])
-    assert child.data.tags["mlflow.parentRunId"] == summary["mlflow_run_id"]
+    assert child.data.tags["mlflow.parentRunId"] == summary.mlflow.run_id
     assert child.data.params["lambda"] == "2.0"
     assert child.data.params["beta"] == "0.1"
     assert {"loss", "reward_accuracy", "reward_margin", "fid", "images_per_second"} <= set(child.data.metrics)
@@ -158,7 +157,7 @@ def test_a_finished_study_run_again_repeats_no_trial(study: Study, make_study: M
     assert [path.stat().st_mtime_ns for path in kept[2:]] == times[2:]
     assert "tiny  found 4 of 4 trials ended (4 complete), 0 interrupted" in study.lines
     more = run(study, make_study(search={"trials": 4}, placement={"micro_batch": 8})).summary
-    assert more["trials"] == 4
+    assert more.trials == 4
     assert study.trials()[:3] == before
     study.assert_true_states()
 
@@ -299,13 +298,13 @@ def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: 
     first = study.trials("replicate")
     assert [t.params["seed"] for t in first] == [1, 1]
     assert {t.state for t in first} == {TrialState.COMPLETE}
-    assert [f["models"] for f in summary["finalists"]] == [2, 2]
-    assert np.isfinite([summary["fid_cca_guided"], summary["std_cca"]]).all()
+    assert [f.models for f in summary.finalists] == [2, 2]
+    assert np.isfinite([summary.value("tuned_guided"), summary.std("tuned")]).all()
     settings["search"]["replicates"] = 2
     again = run(study, make_study(**settings)).summary
     assert study.trials("replicate")[:2] == first
     assert sorted(t.params["seed"] for t in study.trials("replicate")) == [1, 1, 2, 2]
-    assert [f["models"] for f in again["finalists"]] == [3, 3]
+    assert [f.models for f in again.finalists] == [3, 3]
     assert study.run_of(first[0]).data.tags["arm"] == "replicate"
     runs = study.tracker.client.search_runs([study.tracker.experiment_id])
     assert {r.info.status for r in runs} == {"FINISHED"}
@@ -319,8 +318,8 @@ def test_other_objectives_are_searched_the_same_way(study: Study, make_study: Ma
     config = config.model_copy(update={"train": config.train_with({"objective": objective})})
     summary = run(study, config).summary
     assert all(len(t.values) == 2 for t in study.trials())
-    assert {row["trial"] for row in summary["trade_off"]} == {0, 1}
-    assert any(row["front"] for row in summary["trade_off"])
+    assert {row.trial for row in summary.trade_off} == {0, 1}
+    assert any(row.front for row in summary.trade_off)
     run_data = study.run_of(study.trials()[0]).data
     assert run_data.params["objective"] == objective
     assert ("reward_margin" in run_data.metrics) == (objective != "finetune")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cca_ray.errors import ConfigError
-from cca_ray.storage import mirror
+from cca_ray.storage import mirror, remote
 from cca_ray.storage.files import atomically
 from cca_ray.storage.lease import LEASE, leased
 from cca_ray.storage.mirror import (
@@ -132,7 +132,7 @@ def test_what_one_node_pushed_another_pulls(uri_of: UriOf, elsewhere: Callable[[
 def test_a_file_larger_than_a_request_arrives_whole(
     uri_of: UriOf, elsewhere: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(mirror, "CHUNK", 1000)
+    monkeypatch.setattr(remote, "CHUNK", 1000)
     content = np.arange(5001, dtype=np.uint16).tobytes()
     atomically(here(uri_of("large")), lambda partial: partial.write_bytes(content))
     elsewhere("2")

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 
+from cca_ray.contracts import FID
 from cca_ray.terminal.console import Console
-from cca_ray.terminal.live_view import MOST_ROWS, Window, duration, view
-from cca_ray.terminal.snapshot import STATUS, AtWork, Best, DriverStatus, Standing, read_driver_status
+from cca_ray.terminal.live_view import MOST_ROWS, duration, view
+from cca_ray.terminal.snapshot import STATUS, AtWork, Best, DriverStatus, SizeSnapshot, read_driver_status
+from cca_ray.terminal.window import Window
 from tests.test_tune import wait_until
 
 NOW = 1000.0
@@ -16,18 +18,18 @@ NOW = 1000.0
 def at_work(number: int, step: int = 50, settings: str = "λ=312 lr=1.4e-05") -> AtWork:
     return AtWork(
         arm="search", number=number, trials=14, settings=settings, step=step, total=100, images_per_second=1234.5,
-        fid=17.25, accelerator="A40", workers=2, seconds_left=90.0, reported=NOW - 10,
+        values={"fid": 17.25}, accelerator="A40", workers=2, seconds_left=90.0, reported=NOW - 10,
     )  # fmt: skip
 
 
 def driver(*trials: AtWork, phase: str = "search", mlflow: str = "", best: Best | None = None) -> DriverStatus:
-    standing = Standing(
-        size="digits_s", phase=phase, planned=17, ended={"COMPLETE": 3, "PRUNED": 1}, at_work=trials, best=best,
-        seconds_left=None if phase != "search" else 3730.0, at=NOW - 10,
+    snapshot = SizeSnapshot(
+        size="digits_s", phase=phase, metric=FID, planned=17, ended={"COMPLETE": 3, "PRUNED": 1}, at_work=trials,
+        best=best, seconds_left=None if phase != "search" else 3730.0, at=NOW - 10,
     )  # fmt: skip
     return DriverStatus(
         study="digits", sizes=("digits_s",), process=7, host="here", started=0, at=NOW, log="log.txt", mlflow=mlflow,
-        cluster={"CPU": (2, 8), "GPU": (4, 6)}, standings=(standing,),
+        cluster={"CPU": (2, 8), "GPU": (4, 6)}, snapshots=(snapshot,),
     )  # fmt: skip
 
 
@@ -38,7 +40,7 @@ def drawn(status: DriverStatus, width: int = 80) -> list[str]:
 
 
 def test_a_running_study_at_80_columns():
-    best = Best(number=4, settings="λ=100 lr=2.0e-05", fid=16.5, inception_score=8.0)
+    best = Best(number=4, settings="λ=100 lr=2.0e-05", values={"fid": 16.5, "inception_score": 8.0})
     head, first, second, best_line, cluster = drawn(driver(at_work(5), at_work(6, step=100), best=best))
     assert head == "digits_s  search 4/17, 3 completed, 1 stopped; about 1:02:00 left"
     assert first.startswith(" search 6/14 λ=312 lr=1.4e-05")
@@ -50,7 +52,7 @@ def test_a_running_study_at_80_columns():
 
 def test_a_trial_that_has_not_reported_yet_and_a_long_name_fit_a_line():
     starts = at_work(5, 0, "λ=312 lr=1.4e-05 beta=0.02 null_ratio=0.1 weight_decay=0.05").model_copy(
-        update={"total": 0, "images_per_second": 0.0, "fid": None, "seconds_left": None}
+        update={"total": 0, "images_per_second": 0.0, "values": {}, "seconds_left": None}
     )
     rows = [line for line in drawn(driver(starts, at_work(6))) if line.startswith(" search")]
     assert len(rows) == 2
@@ -67,8 +69,8 @@ def test_of_very_many_trials_the_first_are_shown():
 
 def test_sizes_side_by_side_share_the_rows_and_the_last_line():
     one = driver(*(at_work(number) for number in range(10)))
-    (standing,) = one.standings
-    lines = drawn(one.model_copy(update={"standings": (standing, standing.model_copy(update={"size": "digits_m"}))}))
+    (snapshot,) = one.snapshots
+    lines = drawn(one.model_copy(update={"snapshots": (snapshot, snapshot.model_copy(update={"size": "digits_m"}))}))
     heads = [number for number, line in enumerate(lines) if "search 4/17" in line]
     assert [lines[number].split()[0] for number in heads] == ["digits_s", "digits_m"]
     assert sum(line.startswith(" search") for line in lines) == MOST_ROWS

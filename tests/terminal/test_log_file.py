@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cca_ray.terminal.log_file import chatter_in
+from cca_ray.terminal.log_file import logging_to
 from tests.test_cli import invoke
 
 
@@ -21,7 +21,7 @@ def library() -> logging.Logger:
 
 def test_loggers_and_warnings_go_to_the_file_and_come_back(library: logging.Logger, tmp_path: Path, capfd):
     before = list(library.handlers)
-    with chatter_in(tmp_path / "log.txt"):
+    with logging_to(tmp_path / "log.txt"):
         library.info("starting")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     assert capfd.readouterr() == ("", "")
@@ -33,14 +33,14 @@ def test_loggers_and_warnings_go_to_the_file_and_come_back(library: logging.Logg
 
 
 def test_a_full_disk_is_for_others_to_tell(library: logging.Logger, capfd):
-    with chatter_in(Path("/dev/full")):
+    with logging_to(Path("/dev/full")):
         library.warning("a line")
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_second_run_appends(library: logging.Logger, tmp_path: Path):
     for text in ("first", "second"):
-        with chatter_in(tmp_path / "log.txt"):
+        with logging_to(tmp_path / "log.txt"):
             library.warning(text)
     assert [line.split()[-1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["first", "second"]
 
@@ -49,7 +49,7 @@ def test_an_error_names_the_file_in_its_line_and_leaves_its_traceback_there(tmp_
     path = tmp_path / "log.txt"
 
     def main() -> None:
-        with chatter_in(path):
+        with logging_to(path):
             raise ValueError("tiny: the disk is full")
 
     outcome = invoke(main, [], capsys)
@@ -58,7 +58,7 @@ def test_an_error_names_the_file_in_its_line_and_leaves_its_traceback_there(tmp_
 
 
 def test_a_fault_of_ours_is_a_traceback_on_the_terminal_too(tmp_path: Path):
-    with pytest.raises(ZeroDivisionError) as error, chatter_in(tmp_path / "log.txt"):
+    with pytest.raises(ZeroDivisionError) as error, logging_to(tmp_path / "log.txt"):
         print(1 / 0)
     assert error.value.__notes__ == [f"log: {tmp_path / 'log.txt'}"]
     assert "ZeroDivisionError" in (tmp_path / "log.txt").read_text()

@@ -8,8 +8,8 @@ import pytest
 from cca_ray.inputs import find_space
 from cca_ray.search.ledger import Ledger
 from cca_ray.space_file import load_config
-from cca_ray.terminal.snapshot import Standing
-from cca_ray.terminal.snapshot_of import standing_of
+from cca_ray.terminal.snapshot import SizeSnapshot
+from cca_ray.terminal.snapshot_of import snapshot_of
 from cca_ray.tracking.tracker import Tracker
 from tests.search.ledgers import Told, at_rung, heartbeat, new_ledger
 
@@ -35,52 +35,52 @@ def complete(ledger: Ledger, name: str, fid: float, inception_score: float = 2.0
 
 def test_a_trial_at_work_is_shown_with_its_last_report(ledger: Ledger):
     ledger.propose("a")
-    (begun,) = standing_of(ledger).at_work
-    assert (begun.arm, begun.number, begun.step, begun.total, begun.fid) == ("control", 0, 0, 0, None)
+    (begun,) = snapshot_of(ledger).at_work
+    assert (begun.arm, begun.number, begun.step, begun.total, begun.values) == ("control", 0, 0, 0, {})
     assert begun.seconds_left is None
     ledger.record("a", at_rung(5, 10, 7.5))
-    (trial,) = standing_of(ledger).at_work
-    assert (trial.step, trial.total, trial.images_per_second, trial.fid) == (5, 10, 10.0, 7.5)
+    (trial,) = snapshot_of(ledger).at_work
+    assert (trial.step, trial.total, trial.images_per_second, trial.values["fid"]) == (5, 10, 10.0, 7.5)
     assert trial.seconds_left == pytest.approx(15)  # as long again as the first half took
     assert trial.left(trial.reported + 4) == pytest.approx(11)
 
 
 def test_the_best_is_that_of_the_search(ledger: Ledger):
     complete(ledger, "control", 1.0)
-    assert standing_of(ledger).best is None
+    assert snapshot_of(ledger).best is None
     complete(ledger, "a", 5.0)
     complete(ledger, "b", 4.0)
-    best = standing_of(ledger).best
+    best = snapshot_of(ledger).best
     assert best is not None
-    assert (best.number, best.fid) == (1, 4.0)
+    assert (best.number, best.values["fid"]) == (1, 4.0)
 
 
 def test_what_is_left_is_trials_as_long_as_those_before_and_the_final_comparison(ledger: Ledger):
-    assert standing_of(ledger).seconds_left is None
+    assert snapshot_of(ledger).seconds_left is None
     complete(ledger, "control", 5.0)
     complete(ledger, "a", 5.0)
-    standing = standing_of(ledger)
-    assert (standing.planned, standing.ended, standing.phase) == (4, {"COMPLETE": 2}, "search")
-    assert standing.seconds_left == pytest.approx(2 * 30 + ledger.final_seconds())
+    snapshot = snapshot_of(ledger)
+    assert (snapshot.planned, snapshot.ended, snapshot.phase) == (4, {"COMPLETE": 2}, "search")
+    assert snapshot.seconds_left == pytest.approx(2 * 30 + ledger.final_seconds())
     for name in ("b", "c"):
         complete(ledger, name, 5.0)
-    assert standing_of(ledger).phase == "final comparison"
+    assert snapshot_of(ledger).phase == "final comparison"
 
 
 def test_between_two_trials_only_those_at_work_are_looked_at_again(ledger: Ledger):
     ledger.propose("a")
-    before = standing_of(ledger)
+    before = snapshot_of(ledger)
     ledger.record("a", at_rung(5, 10, 7.5))
-    now = standing_of(ledger, before)
+    now = snapshot_of(ledger, before)
     assert now.at_work[0].step == 5
-    assert now == standing_of(ledger).model_copy(update={"at": before.at})
+    assert now == snapshot_of(ledger).model_copy(update={"at": before.at})
 
 
 def test_every_change_is_shown(told: Told):
-    seen: list[Standing] = []
+    seen: list[SizeSnapshot] = []
 
     def show(ledger: Ledger) -> bool:
-        seen.append(standing_of(ledger))
+        seen.append(snapshot_of(ledger))
         return False
 
     told.view.show = show

@@ -18,11 +18,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from cca_ray.reporting.summary import verdict
 from cca_ray.search.mlflow_pages import CHAMPION, ended_filter, experiment_of, registered_name
 from cca_ray.space_file import parse
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles, with_files
+from cca_ray.verdict import verdict
 from tests.conftest import tiny_space
 from tests.search.test_mlflow_pages import Shown, finish
 from tests.tracking.test_tracker import Server, empty_mlflow
@@ -121,7 +121,7 @@ def test_the_experiments_page_lists_ours_with_its_description(shown: tuple[Shown
 def test_sorted_by_fid_the_best_run_is_on_top(shown: tuple[Shown, Browser]):
     """By the filter of the size's own note."""
     study, browser = shown
-    query = ended_filter(study.summary["mlflow_key"])
+    query = ended_filter(study.summary.mlflow.key)
     best = study.runs(query, "metrics.fid ASC")
     browser.open(f"{study.page}?searchFilter={quote(query)}&orderByKey=metrics.%60fid%60&orderByAsc=true")
     browser.wait_for("Sort: fid", f"{len(best)} matching runs")
@@ -144,7 +144,7 @@ def test_the_page_of_a_size_tells_the_verdict(shown: tuple[Shown, Browser]):
 def test_a_trial_has_charts_and_a_slider_through_its_samples(shown: tuple[Shown, Browser]):
     """From the base's samples, step 0, to those of the last rung."""
     study, browser = shown
-    best = study.runs(ended_filter(study.summary["mlflow_key"]), "metrics.fid ASC")[0]
+    best = study.runs(ended_filter(study.summary.mlflow.key), "metrics.fid ASC")[0]
     browser.open(f"{study.page}/{best.info.run_id}/model-metrics", height=1900)
     browser.wait_for("fid", "is", "loss", "reward_accuracy", "reward_margin", "images_per_second", "samples")
     browser.all(".js-plotly-plot", 5)

@@ -1,4 +1,4 @@
-"""What MLflow loads as a study's winner, here without MLflow: `test_showcase.py` has the way through a store."""
+"""What MLflow loads as a study's winner, without MLflow: `search/test_mlflow_pages.py` has the way through a store."""
 
 import shutil
 from pathlib import Path

@@ -1,0 +1,181 @@
+"""The report's tables: on the page, and as CSV."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cca_ray.contracts import ROLES, MetricInfo, Role, SizeSummary
+from cca_ray.reporting.numbers import number, setting_name
+from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow
+from cca_ray.reporting.text import finalist_scored, tuning
+from cca_ray.storage.files import atomically
+from cca_ray.verdict import scored
+
+CsvRow = Mapping[str, str | float | None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`value`: what the table is sorted by."""
+
+    text: str
+    value: str | float
+
+
+@dataclass(frozen=True)
+class Row:
+    cells: list[Cell]
+    winner: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: list[str]
+    rows: list[Row]
+    note: str = ""
+
+
+EMPTY = Cell("", "")
+
+
+def cell(text: str, value: str | float | None = None) -> Cell:
+    return Cell(text, text if value is None else value)
+
+
+def real(value: float | None, form: str = ".2f") -> Cell:
+    return EMPTY if value is None or math.isnan(value) else cell(f"{value:{form}}", value)
+
+
+def overviews(studies: Sequence[StudyResults]) -> list[Table]:
+    """Of all finished sizes, a table for every metric that they are judged by."""
+    several = len(studies) > 1
+    done = [(f"{study.name}: " * several + size.size, size) for study in studies for size in study.summaries]
+    metrics = dict.fromkeys(metric for _, size in done for metric in size.shown)
+    return [overview([(name, size) for name, size in done if metric in size.metrics], metric) for metric in metrics]
+
+
+def overview(sizes: Sequence[tuple[str, SizeSummary]], metric: MetricInfo) -> Table:
+    """Sizes with the names that they go by."""
+    protocols, called = {size.protocol for _, size in sizes}, tuning([size for _, size in sizes])
+    rows = []
+    for name, size in sizes:
+        guided, scale = of_model(size, "guided", metric), size.models["guided"].guidance_scale
+        value = size.value("tuned", metric)
+        cells = {
+            "size": cell(name),
+            "parameters": cell(f"{size.parameters:,}", size.parameters),
+            "without guidance": of_model(size, "base", metric),
+            "with guidance": cell(f"{guided.text} (s = {scale:g})", guided.value),
+            "control": of_model(size, "control", metric),
+            f"after {called}": of_model(size, "tuned", metric),
+            f"{called} and guidance": of_model(size, "tuned_guided", metric),
+            f"{called} / guided": real(value / size.value("guided", metric)),
+            f"{called} / control": real(value / size.value("control", metric)),
+            "λ": real(size.winner.params.get("lambda"), ".3g"),
+            "lr": real(size.winner.params.get("learning_rate"), ".2g"),
+            "trials": cell(str(size.trials)),
+            "hours": real(size.device_hours, ".2g"),
+            "protocol": cell(size.protocol if len(protocols) > 1 else ""),
+        }
+        rows.append(cells)
+    columns = [name for name in rows[0] if any(row[name].text for row in rows)]
+    alike = f"all under protocol {min(protocols)}" if len(protocols) < 2 else (
+        "protocols differ: compare along a row, not down a column"
+    )  # fmt: skip
+    note = (
+        f"{metric.label}, mean over fresh blocks of noise ± the spread of one; {alike}. Models count as equal here if "
+        "they are no further apart than that spread. Hours are those of GPUs, or of CPUs where a trial has no GPU."
+    )
+    return Table(columns, [Row([row[name] for name in columns]) for row in rows], note)
+
+
+def of_model(size: SizeSummary, role: Role, metric: MetricInfo) -> Cell:
+    return cell(scored(size, role, metric), size.value(role, metric)) if role in size.models else EMPTY
+
+
+def finalists(size: SizeResults) -> Table:
+    done, names = size.summary, list(size.space)
+    if not done:
+        return Table([], [])
+    metrics = [m for m in done.metrics if all(m.name in f.score.values for f in done.finalists)]
+    rows = []
+    for f in sorted(done.finalists, key=lambda f: done.headline.cost(f.score.values[done.headline.name])):
+        wins = f.trial == done.winner.trial
+        standing = "winner" if wins else "tied with the winner" if f.tied else ""
+        settings = [number(f.params[name]) if name in f.params else "" for name in names]
+        scores = [finalist_scored(f, metric) for metric in metrics]
+        rows.append(Row([*map(cell, [str(f.trial), *settings, *scores, str(f.models), standing])], wins))
+    of_metrics = [f"{metric.label} on fresh noise" for metric in metrics]
+    note = (
+        "Ties cannot be told from the best by two standard errors on the blocks that chose; of ties the cheaper wins, "
+        "then the better mean there. What is shown here are other blocks."
+    )
+    return Table(["trial", *map(setting_name, names), *of_metrics, "models", ""], rows, note)
+
+
+def trials(size: SizeResults) -> Table:
+    """All trials, of all arms; the first metric at every rung, others at the last."""
+    names = list(dict.fromkeys([*size.space, *(name for t in size.trials for name in t.params)]))
+    rungs = max((len(t.rungs) for t in size.trials), default=0)
+    first, *others = size.metrics
+    rows = []
+    for t in size.trials:
+        scores = [*t.rungs, *[None] * (rungs - len(t.rungs))]
+        cells = [
+            cell(t.arm),
+            cell(str(t.number)),
+            cell(t.state.lower()),
+            *(cell(number(t.params[name]), t.params[name]) if name in t.params else EMPTY for name in names),
+            *(real(rung.values[first.name] if rung else None) for rung in scores),
+            *(real(t.last(metric)) for metric in others),
+            real(t.seconds, ".0f"),
+            cell(t.reason),
+        ]
+        rows.append(Row(cells, bool(size.summary) and t.arm == "search" and t is size.best))
+    of_rungs = [f"{first.label} at rung {i + 1}" for i in range(rungs)]
+    labels = [metric.label for metric in others]
+    columns = ["arm", "trial", "state", *map(setting_name, names), *of_rungs, *labels, "seconds", "reason"]
+    return Table(columns, rows)
+
+
+def row_of(study: StudyResults, size: SizeSummary) -> CsvRow:
+    """For `sizes.csv`."""
+    row: dict[str, str | float | None] = {
+        "study": study.name, "size": size.size, "family": size.family, "objective": size.objective,
+        "parameters": size.parameters, "guidance_scale": size.models["guided"].guidance_scale,
+    }  # fmt: skip
+    for role in (role for role in ROLES if role in size.models):
+        row |= {f"{metric.name}_{role}": size.value(role, metric) for metric in size.metrics}
+        row |= {f"{metric.name}_std_{role}": size.std(role, metric) for metric in size.metrics}
+    row |= {f"winner_{name}": value for name, value in size.winner.params.items()}
+    return row | {
+        "trial": size.winner.trial, "checkpoint": size.checkpoint, "trials": size.trials, "seconds": size.seconds,
+        "device_hours": size.device_hours, "device": size.device, "protocol": size.protocol,
+        "control_learning_rate": size.control_learning_rate,
+    }  # fmt: skip
+
+
+def trial_of(study: StudyResults, size: SizeResults, t: TrialRow) -> CsvRow:
+    """For `trials.csv`."""
+    row: dict[str, str | float | None] = {
+        "study": study.name, "size": size.name, "arm": t.arm, "trial": t.number, "state": t.state, **t.params,
+    }  # fmt: skip
+    for i, rung in enumerate(t.rungs):
+        row |= {f"rung_{i + 1}_step": rung.step, f"rung_{i + 1}_samples": rung.samples}
+        row |= {f"rung_{i + 1}_{name}": value for name, value in rung.values.items()}
+    return row | {"seconds": t.seconds, "accelerators": t.accelerators, "reason": t.reason}
+
+
+def write_csv(path: Path, rows: Sequence[CsvRow]) -> None:
+    """The columns of all rows, in the order in which they come up."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    atomically(path, write)

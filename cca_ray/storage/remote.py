@@ -1,0 +1,162 @@
+"""What is at a URI: a file system of pyarrow's, behind plain values. It is imported when the first URI is met.
+
+Paths are those of local copies; `uris` says of which URIs. Errors are OSErrors that name the URI.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from cca_ray.storage.uris import copy_of, named
+
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+CHUNK = 2**24  # bytes of a request
+AT_ONCE = 8  # requests
+
+REASONS = {  # what S3's errors mean, by what is in them
+    "NO_SUCH_BUCKET": "no such bucket; make it first, or mend the name",
+    "' not found": "no such bucket; make it first, or mend the name",
+    "ACCESS_DENIED": "access denied; the node needs a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for it",
+    "INVALID_ACCESS_KEY": "no such access key; see AWS_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH": "the access key's secret is wrong; see AWS_SECRET_ACCESS_KEY",
+    "NO_CREDENTIALS": "no credentials; the node needs a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "resolve host": "no such host; see endpoint_override in the URI, or AWS_ENDPOINT_URL",
+    "NETWORK_CONNECTION": "does not answer; see endpoint_override in the URI, or AWS_ENDPOINT_URL",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or a folder at a URI."""
+
+    is_folder: bool
+    size: int
+    mtime_ns: int
+
+    @staticmethod
+    def of(info: "fs.FileInfo") -> "Entry":
+        from pyarrow import fs
+
+        return Entry(info.type == fs.FileType.Directory, info.size or 0, info.mtime_ns or 0)
+
+    @property
+    def version(self) -> list[int]:
+        """Of a file: another content has another one."""
+        return [self.size, self.mtime_ns]
+
+
+@lru_cache(maxsize=16)
+def filesystem(root: str) -> tuple["fs.FileSystem", str]:
+    """Of a bucket's URI, and the bucket's path in it."""
+    from pyarrow import fs
+
+    files, path = fs.FileSystem.from_uri(root)
+    return files, path.rstrip("/")
+
+
+def remote(path: Path) -> tuple["fs.FileSystem", str]:
+    """The file system that a copy is of, and its path there."""
+    found = copy_of(path)
+    assert found is not None
+    scheme, authority, below, query = found
+    with telling(path):
+        files, root = filesystem(f"{scheme}://{authority}/{f'?{query}' if query else ''}")
+    return files, f"{root}/{below}".rstrip("/") or "/"
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong and what to do, in a line."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return next((said for sign, said in REASONS.items() if sign in text), text[:300])
+
+
+@contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """What the file system raises as an OSError that names the URI."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or error.filename):
+            raise  # this node's own disk; or told already
+        raise OSError(errno.EIO, reason(error), named(path)) from None
+
+
+def state(path: Path) -> Entry | None:
+    """Of the file or folder at the URI; None if there is none."""
+    from pyarrow import fs
+
+    with telling(path):
+        files, name = remote(path)
+        info = files.get_file_info(name)
+    return None if info.type == fs.FileType.NotFound else Entry.of(info)
+
+
+def inside(folder: Path, recursive: bool = False) -> dict[PurePosixPath, Entry]:
+    """What lies in a folder, by its path there; nothing if there is none."""
+    from pyarrow import fs
+
+    with telling(folder):
+        files, name = remote(folder)
+        found = files.get_file_info(fs.FileSelector(name, allow_not_found=True, recursive=recursive))
+    return {PurePosixPath(info.path).relative_to(name): Entry.of(info) for info in found}
+
+
+def folders_in(folder: Path) -> set[str]:
+    """Names of those in a folder."""
+    with telling(folder):
+        # In Google's buckets pyarrow sees only folders that were made as such, not those that are parts of names.
+        found = inside(folder, recursive=remote(folder)[0].type_name == "gcs").items()
+    return {name.parts[0] for name, entry in found if len(name.parts) > 1 or entry.is_folder}
+
+
+def upload(path: Path, source: Path) -> None:
+    """Put `source` at the path's URI: whole, or not at all."""
+    with telling(path):
+        files, name = remote(path)
+        object_store = files.type_name not in ("local", "hdfs")  # an object appears when it is complete
+        if not object_store:
+            files.create_dir(str(PurePosixPath(name).parent))
+        target = name if object_store else f"{name}.partial-{os.getpid()}"
+        with source.open("rb") as file, files.open_output_stream(target) as stream:
+            shutil.copyfileobj(file, stream, CHUNK)
+        if not object_store:
+            files.move(target, name)
+
+
+def download(path: Path, target: Path) -> Entry:
+    """Bring what is at the path's URI to `target`; which version it was."""
+    while True:
+        before = state(path)
+        with telling(path):
+            files, name = remote(path)
+            with files.open_input_file(name) as source, target.open("wb") as file:
+                size = before.size if before else 0
+
+                def part(start: int, source: Any = source, file: Any = file) -> None:
+                    content = source.read_at(CHUNK, start)
+                    if os.pwrite(file.fileno(), content, start) < len(content):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+                with ThreadPoolExecutor(AT_ONCE) as pool:
+                    list(pool.map(part, range(0, size, CHUNK)))
+        if before and before == state(path):  # else it was replaced in the meantime, and this may be of both
+            return before
+
+
+def delete(path: Path) -> None:
+    """The file at the URI; it need not be there."""
+    with telling(path):
+        files, name = remote(path)
+        with suppress(FileNotFoundError):
+            files.delete_file(name)
