@@ -31,25 +31,24 @@ class Block(nn.Module):
         self.before_mix, self.before_mlp = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
         self.up, self.down = nn.Linear(config.dim, 4 * config.dim), nn.Linear(4 * config.dim, config.dim)
 
-    def mlp(self, x: Tensor) -> Tensor:
-        return self.down(nn.functional.gelu(self.up(self.before_mlp(x))))
-
-    def forward(self, x_BTC: Tensor, dropout: Dropout | None, number: int) -> Tensor:
-        """All positions at once. Dropout's second argument numbers the places of its use."""
-        y = self.mix.tril() @ self.before_mix(x_BTC)
-        x = x_BTC + (y if dropout is None else dropout(y, 2 * number + 1))
-        y = self.mlp(x)
+    def forward(
+        self, x_BTC: Tensor, dropout: Dropout | None, number: int, step: int = 0, seen_BTC: Tensor | None = None
+    ) -> Tensor:
+        """All positions at once or, given what was `seen`, one: `step`, which it adds. A second time is no change."""
+        y = self.before_mix(x_BTC)
+        if seen_BTC is None:
+            y = self.mix.tril() @ y
+        else:
+            seen_BTC[:, step : step + 1] = y
+            y = self.mix[step : step + 1, : step + 1] @ seen_BTC[:, : step + 1]
+        x = x_BTC + (y if dropout is None else dropout(y, 2 * number + 1))  # numbers of the places of its use
+        y = self.down(nn.functional.gelu(self.up(self.before_mlp(x))))
         return x + (y if dropout is None else dropout(y, 2 * number + 2))
-
-    def step(self, x_B1C: Tensor, step: int, seen_BTC: Tensor) -> Tensor:
-        """One position; `seen` keeps what the mixing takes. A step done twice gives the same: it writes its own row."""
-        seen_BTC[:, step] = self.before_mix(x_B1C)[:, 0]
-        x = x_B1C + self.mix[step : step + 1, : step + 1] @ seen_BTC[:, : step + 1]
-        return x + self.mlp(x)
 
 
 class Mixer(Model):
     config: MixerConfig
+    head: nn.Linear  # from `hidden` to logits
 
     def __init__(self, config: MixerConfig):
         super().__init__(config)
@@ -58,7 +57,7 @@ class Mixer(Model):
         self.positions = nn.Parameter(torch.zeros(config.block_size, config.dim))
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.dim)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)  # from `hidden` to logits
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     @property
     def stack(self) -> nn.ModuleList:
@@ -98,6 +97,6 @@ class Mixer(Model):
     def decode(self, labels: Tensor, last_tokens: Tensor | None, step: int, cache: list[Tensor]) -> Tensor:
         x = self.classes(labels)[:, None] if last_tokens is None else self.tokens(last_tokens)
         x = x + self.positions[step]
-        for block, seen in zip(self.layers, cache, strict=True):
-            x = block.step(x, step, seen)
+        for number, (block, seen) in enumerate(zip(self.layers, cache, strict=True)):
+            x = block(x, None, number, step, seen)
         return self.head(self.norm(x)).float()
