@@ -88,9 +88,9 @@ def test_a_family_an_objective_and_a_metric_from_outside_are_searched_with(insta
     said = json.loads(run(command, tmp_path))
     folder = tmp_path / "runs" / "outside"
     (size,) = json.loads((folder / "summary.json").read_text())["sizes"]
-    assert (size["family"], size["objective"]) == ("mixer", "ipo")
+    assert (size["family"], size["objective"], size["objective_label"]) == ("mixer", "ipo", "IPO")
     assert set(size["winner"]["params"]) == {"margin", "learning_rate"}
-    assert any("IPO" in line for line in said["told"])  # the objective's label
+    assert any("IPO" in line for line in said["told"])
     for role in ("base", "guided", "control", "tuned"):
         assert size["models"][role]["values"]["mean_distance"] > 0
     memory = memory_of(folder / "study.db")
@@ -113,5 +113,6 @@ def memory_of(database: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.slow
 def test_the_example_passes_the_suites_for_plug_ins(installed: Path, tmp_path: Path):
     shutil.copy2(EXAMPLE / "test_plugin.py", tmp_path)
-    said = run([installed / "python", "-m", "pytest", "test_plugin.py"], tmp_path)
-    assert "passed" in said
+    pytest_there = [installed / "python", "-m", "pytest"]
+    assert "passed" in run([*pytest_there, "test_plugin.py"], tmp_path)
+    assert "passed" in run([*pytest_there, "--pyargs", "cca_ray.testing", "--family", "cca_ray_example"], tmp_path)
