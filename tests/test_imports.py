@@ -1,6 +1,7 @@
 """A package imports only from packages above it, and a file from no file that imports it."""
 
 import ast
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -63,3 +64,9 @@ def test_a_package_says_what_it_is_for_and_what_it_may_import(name: str):
 def test_only_the_tracker_and_what_it_writes_with_import_mlflow():
     importers = {name for name, path in FILES.items() if any(m.split(".")[0] == "mlflow" for m in imported(path))}
     assert importers == {"tracking.logged_models", "tracking.store", "tracking.tracker"}
+
+
+def test_every_package_is_in_the_wheel():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(project["tool"]["setuptools"]["packages"]) == folders | {"cca_ray.search_spaces"}

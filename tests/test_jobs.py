@@ -35,8 +35,8 @@ from cca_ray.tracking.store import KEY
 from cca_ray.training.small_base import BaseFiles
 from tests.buckets import CREDENTIALS, s3_server
 from tests.test_cli import invoke, write_space
-from tests.test_tracking import Server, empty_mlflow, free_port
 from tests.test_tune import wait_until
+from tests.tracking.test_tracker import Server, empty_mlflow, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "CCA_RAY_JOBS"

@@ -12,8 +12,8 @@ from cca_ray import status
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.snapshot import DriverStatus, Standing
 from tests.studies import make_study
+from tests.terminal.test_live_view import at_work
 from tests.test_cli import invoke
-from tests.test_view import at_work
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from cca_ray.search.final_comparison import Outcome
 from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import named
-from cca_ray.tracking.pyfunc import settings_of
+from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
 
@@ -128,7 +128,7 @@ def show_outcome(
         own = {"fid_final": float(standing.fids[0].mean()), "is_final": float(standing.inception_scores[0].mean())}
         tracker.scores(run, own, data_set)
         files = {"model": checkpoint, "tokenizer": config.base.tokenizer}
-        tracker.pack(run, parent, files, settings_of(config, meta))
+        tracker.pack(run, parent, files, Settings.of(config, meta))
 
 
 def crown(tracker: Tracker, summary: Mapping[str, Any], verdict: str, table: str) -> None:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
@@ -19,7 +18,7 @@ from mlflow.pyfunc import save_model
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL, MLFLOW_MODEL_VERSIONS
 
-from cca_ray.tracking.pyfunc import SETTINGS, Champion
+from cca_ray.tracking.pyfunc import SETTINGS, Champion, Settings
 
 CROWNED = "cca_ray.crowned"  # tag of a version that was given the alias: once, then it may go to others
 SIGNATURE = ModelSignature(
@@ -86,7 +85,7 @@ def log_scores(
         client.log_batch(model.source_run_id, metrics=new)
 
 
-def pack_model(client: MlflowClient, model: LoggedModel, files: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+def pack_model(client: MlflowClient, model: LoggedModel, files: Mapping[str, str], settings: Settings) -> None:
     """Add what `Champion` loads. `files`: folder there -> the file, which goes up from where it lies, never copied.
 
     ValueError if one cannot be read.
@@ -99,7 +98,7 @@ def pack_model(client: MlflowClient, model: LoggedModel, files: Mapping[str, str
     with TemporaryDirectory() as scratch:
         data, package = Path(scratch) / "champion", Path(scratch) / "package"
         data.mkdir()
-        (data / SETTINGS).write_text(json.dumps(settings, indent=1))
+        (data / SETTINGS).write_text(settings.model_dump_json(indent=1))
         described = Model(
             artifact_path=model.artifact_location,
             run_id=model.source_run_id,

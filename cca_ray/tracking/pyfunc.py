@@ -4,7 +4,6 @@
 imported. The folder: `settings.json`, and one official checkpoint each in `model/` and `tokenizer/`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cca_ray.config import Placement, ResolvedStudy
+from cca_ray.config import Placement, Precision, ResolvedStudy
+from cca_ray.contracts import Contract
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
 from cca_ray.models.family import load_official, load_tokenizer
@@ -21,32 +21,50 @@ from cca_ray.models.parallel import Group, for_sampling
 SETTINGS = "settings.json"
 
 
-def settings_of(config: ResolvedStudy, meta: TokenMeta) -> dict[str, Any]:
-    """What must be known besides the weights to sample as the study does; for `settings.json`."""
-    score = config.score
-    return {
-        "family": config.base.family,
-        "size": config.base.size,
-        "length": meta.length,
-        "image_size": score.image_size or meta.image_size,
-        "precision": config.placement.precision,
-        "decoding": {"temperature": score.temperature, "top_k": score.top_k, "top_p": score.top_p},
-    }
+class Cut(Contract):
+    """How probabilities become tokens, without guidance."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+class Settings(Contract):
+    """What must be known besides the weights to sample as the study does: `settings.json`."""
+
+    family: str
+    size: str
+    length: int  # tokens an image
+    image_size: int  # pixels along a side
+    precision: Precision
+    decoding: Cut
+
+    @staticmethod
+    def of(config: ResolvedStudy, meta: TokenMeta) -> "Settings":
+        score = config.score
+        return Settings(
+            family=config.base.family,
+            size=config.base.size,
+            length=meta.length,
+            image_size=score.image_size or meta.image_size,
+            precision=config.placement.precision,
+            decoding=Cut(temperature=score.temperature, top_k=score.top_k, top_p=score.top_p),
+        )
 
 
 class Champion:
     """Samples without guidance, by the study's protocol, on a GPU if there is one."""
 
     def __init__(self, folder: Path):
-        settings = json.loads((folder / SETTINGS).read_text())
-        family, self.image_size = settings["family"], settings["image_size"]
+        settings = Settings.model_validate_json((folder / SETTINGS).read_text())
+        family, self.image_size = settings.family, settings.image_size
         ((weights,), (codes,)) = ([*(folder / part).iterdir()] for part in ("model", "tokenizer"))
         model = load_official(
-            family, settings["size"], weights, codes if family == "var" else None, length=settings["length"]
+            family, settings.size, weights, codes if family == "var" else None, length=settings.length
         )
         group = Group()
-        self.device, self.decoding = group.device, Decoding(**settings["decoding"])
-        self.model = for_sampling(model, Placement(precision=settings["precision"]), group)
+        self.device, self.decoding = group.device, Decoding(**settings.decoding.model_dump())
+        self.model = for_sampling(model, Placement(precision=settings.precision), group)
         self.tokenizer = load_tokenizer(family, codes).to(group.device)
 
     def predict(self, model_input: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> np.ndarray:

@@ -27,7 +27,9 @@ from cca_ray.tracking.logged_models import (
     pack_model,
     register_model,
 )
+from cca_ray.tracking.pyfunc import Settings
 
+JsonObject = dict[str, Any]  # what a line of the journal holds: JSON, checked by the method that it is for
 KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is found again
 # Optuna's states as MLflow's own Optuna storage maps them; an interrupted run is reopened when the study goes on.
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
@@ -213,9 +215,9 @@ class Store:
         model = self.known_model(key)
         log_scores(self.client, model, at, last_step(model), scores, data_set)
 
-    def pack(self, key: str, at: int, parent: str, files: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    def pack(self, key: str, at: int, parent: str, files: Mapping[str, str], settings: JsonObject) -> None:
         model = self.known_model(key)
-        pack_model(self.client, model, files, settings)
+        pack_model(self.client, model, files, Settings.model_validate(settings))
         add_output(self.client, self.known(parent).id, model.model_id, last_step(model))
 
     def register(self, key: str, at: int, name: str, alias: str, description: str, tags: Mapping[str, str]) -> None:

@@ -21,7 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
-from cca_ray.tracking.store import STATUS, DataSet, Store
+from cca_ray.tracking.pyfunc import Settings
+from cca_ray.tracking.store import STATUS, DataSet, JsonObject, Store
 
 LONGEST_PAUSE_S = 15.0  # between two tries
 FOR_EVER, A_FEW, ONCE = math.inf, 6, 1
@@ -66,7 +67,7 @@ class Journal:
     def __init__(self, path: Path | None):
         """Takes up what the file holds; a last line that was torn by a kill is dropped. Raises OSError."""
         self.where = str(path) if path else "memory"
-        self.entries: deque[dict[str, Any]] = deque()
+        self.entries: deque[JsonObject] = deque()
         self.file, self.size = None, 0  # size: of the whole lines, in bytes
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ class Journal:
                 with suppress(ValueError, TypeError):  # a disk that lost its power
                     self.entries.append(dict(json.loads(line)))
 
-    def append(self, entry: dict[str, Any]) -> None:
+    def append(self, entry: JsonObject) -> None:
         """Raises OSError if the file cannot take it: then the entry is in memory only."""
         line = json.dumps(entry).encode() + b"\n"
         self.entries.append(entry)
@@ -173,7 +174,7 @@ class Tracker:
         """Make the run of this key, or reopen it as RUNNING if an interrupted study left it. `parent`: a key."""
         self._enter("run", key=key, name=name, parent=parent, tags={k: f"{v}" for k, v in (tags or {}).items()})
 
-    def params(self, key: str, params: Mapping[str, Any]) -> None:
+    def params(self, key: str, params: Mapping[str, object]) -> None:
         """Log parameters; the same again is no change."""
         self._enter("params", key=key, params={name: f"{value}" for name, value in params.items()})
 
@@ -212,7 +213,7 @@ class Tracker:
         self,
         key: str,
         name: str,
-        params: Mapping[str, Any],
+        params: Mapping[str, object],
         tags: Mapping[str, str],
         step: int,
         scores: Mapping[str, float],
@@ -227,13 +228,13 @@ class Tracker:
         """More scores of this run's model, at its last step."""
         self._enter("scores", key=key, scores=finite(scores), data_set=data_set.id)
 
-    def pack(self, key: str, parent: str, files: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    def pack(self, key: str, parent: str, files: Mapping[str, str], settings: Settings) -> None:
         """Make the model of this run one that `mlflow.pyfunc` loads: see `Champion`. Also an output of `parent`.
 
         `files`: `model` and `tokenizer`; they must stay until they are sent.
         """
         found = {folder: str(Path(path).resolve()) for folder, path in files.items()}
-        self._enter("pack", key=key, parent=parent, files=found, settings=dict(settings))
+        self._enter("pack", key=key, parent=parent, files=found, settings=settings.model_dump())
 
     def register(self, key: str, name: str, alias: str, description: str, tags: Mapping[str, str]) -> None:
         """Register the model of this run, once, and give it the alias; `tags` has `KEY`, which names the study."""
@@ -311,7 +312,7 @@ class Tracker:
                 self._done += 1
                 self._changed.notify_all()
 
-    def _carry(self, entry: dict[str, Any]) -> bool:
+    def _carry(self, entry: JsonObject) -> bool:
         """Bring one entry to MLflow, however long it takes; what can never succeed is dropped. False: told to stop."""
         pause_s, tried = 1.0, 0
         while True:

@@ -20,7 +20,7 @@ from typing import Any
 
 from cca_ray.training.small_base import BaseFiles
 from tests.chaos.study import KEYS, LONGEST_S, End, Study, Trial, Twin, Verdict, judge, wait_until
-from tests.test_tracking import Server, empty_mlflow
+from tests.tracking.test_tracker import Server, empty_mlflow
 
 INTERRUPTED = (130, 143)
 STOP_S = 10.0  # from SIGTERM or SIGINT to the end

@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.faults import FAULTS, Fault, Session, can_mount
 from tests.chaos.study import tiny_base
 
-# The short form; kill -9 of a trial's process and of a worker are in tests/test_search.py.
+# The short form; kill -9 of a trial's process and of a worker are in tests/search/test_size_study.py.
 SHORT = ("kill -9 of the driver", "MLflow server dies and returns", "full storage", "SIGTERM")
 SEED = int(os.environ.get("CHAOS_SEED", SystemRandom().randrange(10**6)))
 

@@ -14,9 +14,9 @@ from cca_ray.search.ledger import Ledger, open_arms
 from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
-from tests.test_ledger import DIGESTS, at_rung
-from tests.test_tracking import free_port
+from tests.search.test_ledger import DIGESTS, at_rung
 from tests.test_tune import wait_until
+from tests.tracking.test_tracker import free_port
 
 
 def leave_a_study(folder: Path) -> None:

@@ -22,7 +22,7 @@ from cca_ray.study import finish_size
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
 from tests.conftest import MakeStudy
-from tests.test_tracking import contents, server, the_server
+from tests.tracking.test_tracker import contents, server, the_server
 
 __all__ = ["server", "the_server"]  # fixtures
 

@@ -10,7 +10,7 @@ from cca_ray.search.ledger import Ledger, open_arms
 from cca_ray.space_file import load_config
 from cca_ray.terminal.snapshot import STATUS, DriverStatus, Standing, read_driver_status, standing_of
 from cca_ray.tracking.tracker import Tracker
-from tests.test_ledger import DIGESTS, at_rung
+from tests.search.test_ledger import DIGESTS, at_rung
 
 GRID = str(Path(__file__))
 

@@ -24,8 +24,8 @@ from cca_ray.space_file import parse
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles, with_files
 from tests.conftest import tiny_space
-from tests.test_showcase import Shown, finish
-from tests.test_tracking import Server, empty_mlflow
+from tests.search.test_mlflow_pages import Shown, finish
+from tests.tracking.test_tracker import Server, empty_mlflow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -1,6 +1,5 @@
 """What MLflow loads as a study's winner, here without MLflow: `test_showcase.py` has the way through a store."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,20 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cca_ray.config import StudyConfig
+from cca_ray.config import ResolvedStudy
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group
-from cca_ray.tracking.pyfunc import SETTINGS, Champion, settings_of
+from cca_ray.tracking.pyfunc import SETTINGS, Champion, Settings
 from tests.conftest import MakeStudy
 
 
-def champion_of(config: StudyConfig, folder: Path) -> Champion:
+def champion_of(config: ResolvedStudy, folder: Path) -> Champion:
     """The base of a study, packed."""
     for part, path in (("model", config.base.checkpoint), ("tokenizer", config.base.tokenizer)):
         (folder / part).mkdir(parents=True)
         shutil.copy(path, folder / part)
     meta = load_tokens(config.data.tokens).meta
-    (folder / SETTINGS).write_text(json.dumps(settings_of(config, meta)))
+    (folder / SETTINGS).write_text(Settings.of(config, meta).model_dump_json())
     return Champion(folder)
 
 

@@ -17,8 +17,18 @@ import requests
 from mlflow.entities import LoggedModel, Run
 from PIL import Image
 
+from cca_ray.tracking.pyfunc import Cut, Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Journal, Tracker
+
+SETTINGS = Settings(
+    family="llamagen",
+    size="S",
+    length=16,
+    image_size=8,
+    precision="auto",
+    decoding=Cut(temperature=1.0, top_k=0, top_p=1.0),
+)
 
 
 def free_port() -> int:
@@ -294,7 +304,7 @@ def win(tracker: Tracker, key: str, weights: Path, name: str = "digits") -> None
     """The run's model, which becomes the champion."""
     tracker.model(key, "λ=0.1", {"lambda": 0.1}, {"size": "s"}, 800, {"fid": 1 / 7, "is": 2.5}, DIGITS)
     tracker.scores(key, {"fid_final": 1 / 9}, DIGITS)
-    tracker.pack(key, key.split("/")[0], {"model": weights, "tokenizer": weights}, {"size": "S"})
+    tracker.pack(key, key.split("/")[0], {"model": weights, "tokenizer": weights}, SETTINGS)
     tracker.register(key, name, "champion", f"{key} won", {KEY: key.split("/")[0], "fid": 1 / 9})
 
 

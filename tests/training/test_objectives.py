@@ -88,7 +88,7 @@ def rows() -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
 @pytest.mark.parametrize("chunk", [10**6, 4 * 50])
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_are_autograds_own(monkeypatch: pytest.MonkeyPatch, bias: bool, chunk: int, precision: torch.dtype):
-    monkeypatch.setattr("cca_ray.training.objectives.CACHED", 3 * 50)  # so that rows come in pieces, the last one short
+    monkeypatch.setattr("cca_ray.models.likelihood.CACHED", 3 * 50)  # so that rows come in pieces, the last one short
     torch.manual_seed(0)
     hidden, tokens, weight = torch.randn(4, 5, 8), torch.randint(50, (4, 5)), torch.randn(4)
     head = nn.Linear(8, 50, bias=bias)
