@@ -25,8 +25,9 @@ OFFLINE = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
 
 
 def run(arguments: Sequence[str | Path], folder: Path) -> str:
-    """A command's output. The environment variables of a checkout are not passed on."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    """A command's output. What names this checkout or another storage is not passed on."""
+    ours = ("PYTHONPATH", "MLFLOW_", "CCA_RAY_", "PYTEST_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     environment = {**kept, "RAY_ADDRESS": "local", "CCA_RAY_CACHE": str(folder / "cache")}
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
@@ -51,7 +52,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` of a fresh environment with both wheels."""
     folder = tmp_path_factory.mktemp("installed")
     environment = folder / "environment"
-    venv.create(environment)
+    venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     # Of the folder named here, .pth files are not read: an editable cca_ray of this environment is not seen.
     (packages / "dependencies.pth").write_text("\n".join(getsitepackages()))
@@ -68,7 +69,8 @@ def small_space(folder: Path) -> Path:
     content["control"]["learning_rates"] = [3e-3]
     content["rungs"] = [{"at": 0.5, "samples": 100}, {"at": 1.0, "samples": 200}]
     content["score"] |= {"samples": 200, "blocks": 1, "guidance_scales": [1.5]}
-    content["pretrain"] |= {"epochs": 5}
+    content["train"]["epochs"] = 1
+    content["pretrain"] |= {"epochs": 5, "tokenizer_epochs": 2, "feature_epochs": 2}
     path = folder / f"{SPACE}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -83,6 +85,7 @@ def test_the_package_runs_from_its_own_place(installed: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_family_an_objective_and_a_metric_from_outside_are_searched_with(installed: Path, tmp_path: Path):
     command = [installed / "cca-ray", "tune", small_space(tmp_path), "--name", "outside", "--json"]
     said = json.loads(run(command, tmp_path))
@@ -111,6 +114,7 @@ def memory_of(database: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_example_passes_the_suites_for_plug_ins(installed: Path, tmp_path: Path):
     shutil.copy2(EXAMPLE / "test_plugin.py", tmp_path)
     pytest_there = [installed / "python", "-m", "pytest"]
