@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cca_ray.storage.mirror import pull
-from cca_ray.storage.uris import here
+from cca_ray.storage.uris import local_path
 
 PACKAGE = Path(__file__).resolve().parent
 SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
@@ -12,7 +12,7 @@ DEFAULT_SPACES = ("digits_s", "digits_m", "digits_var")
 
 def find_space(name: str) -> Path:
     """A search space's file: a path or URI, or the bare name of one that comes with the project."""
-    path = here(name)
+    path = local_path(name)
     pull(path)
     shipped = SPACES / f"{path.stem}.yaml"
     bare = path.parent == Path() and not path.exists()

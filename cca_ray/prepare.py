@@ -32,7 +32,7 @@ from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import pull, reach
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console, place, run
 
 SAY_EVERY_S = 10.0
@@ -180,7 +180,7 @@ def from_npy(roots: list[Path], names: list[str] | None, tokens: Tokens, console
         digest = import_npy(
             roots, tokens.family, tokens.tokenizer, tokens.size, names, tokens.out, tokens.part_images, Pace(console)
         )
-    console.say(f"token set {digest}: {named(tokens.out)}")
+    console.say(f"token set {digest}: {to_uri(tokens.out)}")
 
 
 def from_images(
@@ -212,9 +212,9 @@ def from_images(
 
 
 def tell(console: Console, what: str, path: Path, unreadable: Path) -> None:
-    console.say(f"{what}: {named(path)}")
+    console.say(f"{what}: {to_uri(path)}")
     if unreadable.exists():
-        console.say(f"unreadable images, left out: {named(unreadable)}")
+        console.say(f"unreadable images, left out: {to_uri(unreadable)}")
 
 
 def main(

@@ -22,7 +22,7 @@ from cca_ray.models.family import family_of
 from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import push, reach
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console, place, run
 from cca_ray.training.small_base import build_base, space_for, template_of
 
@@ -65,8 +65,8 @@ def main(
     path.write_text(yaml.safe_dump(space_for(files, len(data.images), kind, size, path), sort_keys=False))
     load_config(path)
     push(path)
-    console.say(f"base: {named(files.checkpoint)}")
-    console.say(f"search: python -m cca_ray.tune {quote(named(path))}")
+    console.say(f"base: {to_uri(files.checkpoint)}")
+    console.say(f"search: python -m cca_ray.tune {quote(to_uri(path))}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from cca_ray.reporting.text import closing, interim, progress
 from cca_ray.search.records import readable
 from cca_ray.storage.lock import holder
 from cca_ray.storage.mirror import exists, pull
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import complete_study, place, run
 from cca_ray.terminal.live_view import last_lines, size_view
 from cca_ray.terminal.log_file import LOG_FILE
@@ -137,7 +137,7 @@ def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> 
 def where_to_look(folder: Path, told: DriverStatus | None) -> dict[str, str]:
     folder = folder.resolve()
     found = {"summary": "summary.json", "report": "report/report.html", "log": LOG_FILE}
-    where = {what: named(folder / path) for what, path in found.items() if exists(folder / path)}
+    where = {what: to_uri(folder / path) for what, path in found.items() if exists(folder / path)}
     if told and told.browse:
         where["browse"] = told.browse
     elif (database := folder.parent / "mlflow.db").exists():
@@ -165,7 +165,7 @@ def look(storage: Path, name: str) -> Seen:
     finished = bool(sizes) and all(size.state == FINISHED for size in sizes)
     content = StudyStatus(
         study=name,
-        folder=named(folder),
+        folder=to_uri(folder),
         state=RUNNING if process else FINISHED if finished else STOPPED,
         process=process,
         mlflow=told.mlflow if told else "",

@@ -21,7 +21,7 @@ from cca_ray.search.budget import Limits
 from cca_ray.search.mlflow_pages import experiment_of, register_champion
 from cca_ray.search.size_study import SizeResult, SizeStudy, StudyContext
 from cca_ray.storage.mirror import pull, push
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.window import Window
 from cca_ray.tracking.tracker import Tracker
@@ -84,7 +84,7 @@ def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> SizeSumma
     winner = folder / "winner.pt"
     pull(Path(result.summary.checkpoint))
     shutil.copyfile(result.summary.checkpoint, winner)
-    size = result.summary.model_copy(update={"checkpoint": named(winner)})
+    size = result.summary.model_copy(update={"checkpoint": to_uri(winner)})
     tracker.file(size.mlflow.key, picture(folder / "samples.png", size, result.images))
     register_champion(tracker, size, table([size]))
     push(folder)

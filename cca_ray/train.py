@@ -19,7 +19,7 @@ from cca_ray.contracts import TrialReport
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import reach
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console, SpaceArgument, place, run
 from cca_ray.training.group import build_trainer
 from cca_ray.training.job import Job
@@ -86,7 +86,7 @@ def main(
         config = config.model_copy(update={"placement": first_way(config.placement)})
     job = Job(config, config.train, folder.resolve())
     build_trainer(job, lambda report: console.say(describe(report)), [PrintReports()]).fit()
-    console.say(f"weights: {named(folder / 'model.pt')}")
+    console.say(f"weights: {to_uri(folder / 'model.pt')}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from cca_ray.space_file import load_config
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import exists, reach
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.study import Budget, Sizes, Study
 from cca_ray.terminal.console import Console, complete_space, place, run
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
@@ -125,14 +125,14 @@ def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
     """What the study has left, and the commands that go on from there."""
     folder, winners = found.folder, {size.size: size.checkpoint for size in found.sizes}
     files = {Path(space).stem: space for space in spaces or DEFAULT_SPACES}
-    at = ["--storage", named(folder.parent)] if folder.parent != Path("runs").resolve() else []
+    at = ["--storage", to_uri(folder.parent)] if folder.parent != Path("runs").resolve() else []
     first, winner = next(iter(winners.items()))
     status = ["cca-ray", "status", folder.name, *at]
     sample = ["cca-ray", "sample", files[first], "--checkpoint", winner, *at]
     return {
-        "summary": named(folder / "summary.json"),
-        **{size: f"{named(folder / size)}: winner.pt, samples.png" for size in winners},
-        **({"report": named(found.report)} if found.report else {}),
+        "summary": to_uri(folder / "summary.json"),
+        **{size: f"{to_uri(folder / size)}: winner.pt, samples.png" for size in winners},
+        **({"report": to_uri(found.report)} if found.report else {}),
         "log": str(folder / LOG_FILE),
         "browse": found.browse,
         "trials": f"optuna-dashboard sqlite:///{folder / 'study.db'}",
@@ -253,12 +253,12 @@ def main(
         return
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
     folder = folder_of(storage, name or default_name(configs, bool(spaces), seed), fresh)
-    console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; everything goes to {named(folder)}")
+    console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; everything goes to {to_uri(folder)}")
     uri = tracking_uri or f"sqlite:///{folder.parent / 'mlflow.db'}"
     with alone(folder), leased(folder):
         found = search(folder, uri, configs, Budget(minutes, gpu_hours), side_by_side, console)
     sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, spaces or [])
-    end = Told(study=folder.name, folder=named(folder), sizes=tuple(found.sizes), told=sentences, where=where)
+    end = Told(study=folder.name, folder=to_uri(folder), sizes=tuple(found.sizes), told=sentences, where=where)
     if as_json:
         print(end.model_dump_json(indent=1))
     else:

@@ -31,7 +31,7 @@ from cca_ray import tune
 from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.storage.mirror import exists, folders, listed, pull
-from cca_ray.storage.uris import here, named
+from cca_ray.storage.uris import local_path, to_uri
 from cca_ray.tracking.store import KEY
 from cca_ray.training.small_base import BaseFiles
 from tests.buckets import CREDENTIALS, s3_server
@@ -180,7 +180,7 @@ def runs_of(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The studies of the cluster, as a machine sees them that has only the bucket."""
     for name, value in {**CREDENTIALS, "CCA_RAY_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
-    return here(cluster.storage)
+    return local_path(cluster.storage)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -227,7 +227,7 @@ def test_a_study_is_a_job_from_a_checkout_and_is_found_in_mlflow(
     code, output = end(cluster.submit("first", space, "--name", "first"))
     assert code == 0, output
     assert "Job 'first' succeeded" in output
-    assert f"everything goes to {named(runs_of / 'first')}" in output
+    assert f"everything goes to {to_uri(runs_of / 'first')}" in output
     assert "| tiny | " in output
     workers = [sign for trial in folders(runs_of / "first" / "trials") for sign in signs(trial)]
     assert len(workers) == 4

@@ -22,7 +22,7 @@ from cca_ray.data.tokens import read_token_set
 from cca_ray.evaluation.reference import Reference
 from cca_ray.storage.lease import LEASE
 from cca_ray.storage.mirror import exists, pull, push, remove, written_at
-from cca_ray.storage.uris import COPIES, here, named
+from cca_ray.storage.uris import COPIES, local_path, to_uri
 from cca_ray.training.small_base import BaseFiles, digits
 from tests.buckets import CREDENTIALS, s3_server
 from tests.conftest import apart, some_digits
@@ -55,14 +55,14 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], N
 def in_bucket(files: BaseFiles, uri: str) -> BaseFiles:
     """The base's files, brought to the bucket; their names there."""
     root = files.features.parent
-    folder = here(uri)
+    folder = local_path(uri)
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.name != "lock":
             copy = folder / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     push(folder)
-    return BaseFiles(**{key: named(folder / path.relative_to(root)) for key, path in vars(files).items()})
+    return BaseFiles(**{key: to_uri(folder / path.relative_to(root)) for key, path in vars(files).items()})
 
 
 def start(folder: Path, node: str, verb: str, *arguments: str) -> subprocess.Popen[str]:
@@ -111,7 +111,7 @@ def test_a_base_made_at_a_uri_is_fine_tuned_and_scored_on_other_machines(
 @pytest.mark.timeout(600)
 def test_tokens_and_statistics_are_prepared_from_and_to_uris(base_files: BaseFiles, tmp_path: Path, template: str):
     files = in_bucket(base_files, template.format("base"))
-    images, data = here(template.format("photos")), some_digits(40)
+    images, data = local_path(template.format("photos")), some_digits(40)
     for i, (pixels, label) in enumerate(zip(data.images, data.labels, strict=True)):
         (images / str(label)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(images / str(label) / f"{i}.png")
@@ -122,10 +122,10 @@ def test_tokens_and_statistics_are_prepared_from_and_to_uris(base_files: BaseFil
     command += ("--features", str(files.features), "--reference", reference, "--reference-size", "8")
     output = finish(start(tmp_path, "first", *command))
     assert f": {tokens}\n" in output
-    set_ = read_token_set(here(tokens))
+    set_ = read_token_set(local_path(tokens))
     assert set_.tokens.shape == (40, 1, 16)
-    assert pull(here(reference))
-    assert len(Reference.load(here(reference)).mean) == len(Reference.load(base_files.reference).mean)
+    assert pull(local_path(reference))
+    assert len(Reference.load(local_path(reference)).mean) == len(Reference.load(base_files.reference).mean)
     assert f"token set {set_.digest}: {tokens}" in finish(start(tmp_path, "second", *command[:-6]))
 
 
@@ -191,7 +191,7 @@ def test_nodes_that_share_nothing_but_a_uri_find_who_hangs_and_stop_when_asked(
     placement = "placement={workers: 2, hung_minutes: 0.5, checkpoint_minutes: 0.05}"
     monkeypatch.setenv("RAY_ADDRESS", two_nodes)
     process = start(tmp_path, "head", "tune", str(space), "--storage", storage, "--set", placement)
-    trial = here(storage) / "tiny" / "trials" / "tiny-control-0000"
+    trial = local_path(storage) / "tiny" / "trials" / "tiny-control-0000"
     checkpoint, life = trial / "checkpoint.pt", trial / "alive-1"
     wait_until(lambda: exists(checkpoint), process)
     assert pull(life)
@@ -232,7 +232,7 @@ def test_a_study_whose_machine_was_lost_goes_on_on_another_to_the_same_result(
     finish(undisturbed)
 
     first = start(tmp_path, "first", *command)
-    scored = here(storage) / "tiny" / "trials" / "tiny-search-0000" / "checkpoint.pt"
+    scored = local_path(storage) / "tiny" / "trials" / "tiny-search-0000" / "checkpoint.pt"
     wait_until(lambda: exists(scored), first)
     first.kill()
     first.communicate(timeout=60)
@@ -240,14 +240,14 @@ def test_a_study_whose_machine_was_lost_goes_on_on_another_to_the_same_result(
     output, _ = refused.communicate(timeout=60)
     assert refused.returncode == 2
     assert f"in use by process {first.pid} on" in output
-    remove(here(storage) / "tiny" / LEASE)  # as good as a minute later
+    remove(local_path(storage) / "tiny" / LEASE)  # as good as a minute later
 
     output = finish(start(tmp_path, "second", *command))
     assert re.search("found [12] of 4 trials ended", output), output
-    summary = here(storage) / "tiny" / "summary.json"
+    summary = local_path(storage) / "tiny" / "summary.json"
     assert pull(summary)
     assert outcome(summary) == outcome(tmp_path / "here" / "runs" / "tiny" / "summary.json")
-    assert json.loads(summary.read_text())["sizes"][0]["checkpoint"] == named(summary.parent / "tiny" / "winner.pt")
+    assert json.loads(summary.read_text())["sizes"][0]["checkpoint"] == to_uri(summary.parent / "tiny" / "winner.pt")
     assert exists(summary.parent / "report" / "report.html")
     assert not list(tmp_path.glob("runs"))
 

@@ -36,7 +36,7 @@ from cca_ray.storage.files import atomically
 from cca_ray.storage.lease import LEASE
 from cca_ray.storage.lock import LOCK
 from cca_ray.storage.mirror import pull
-from cca_ray.storage.uris import here
+from cca_ray.storage.uris import local_path
 
 PLAN = "plan.json"
 IMAGES_A_TASK = {"cpu": 4, "cuda": 64}  # of seconds each, so that all encoders end together
@@ -80,7 +80,7 @@ class Encode(Worker):
     def __init__(self, plugins: Sequence[str], family: str, tokenizer: str, crops: Sequence[Crop], size: int):
         load_plugins(plugins)
         self.device = local_device()
-        pull(path := here(tokenizer))
+        pull(path := local_path(tokenizer))
         self.tokenizer = load_tokenizer(family, path).to(self.device)
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.crops, self.size = crops, size

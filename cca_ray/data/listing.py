@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from cca_ray.errors import ConfigError
 from cca_ray.space_file import is_uri
-from cca_ray.storage.uris import here
+from cca_ray.storage.uris import local_path
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
@@ -75,7 +75,7 @@ def open_files(where: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it."""
     try:
         if is_uri(where):
-            here(where)  # refuses one with credentials, which are said and kept with what is made
+            local_path(where)  # refuses one with credentials, which are said and kept with what is made
             filesystem, path = fs.FileSystem.from_uri(where)
             return filesystem, path
         return fs.LocalFileSystem(), str(Path(where).absolute())

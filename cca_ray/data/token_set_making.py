@@ -15,7 +15,7 @@ from cca_ray.models.base import Tokenizer
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_tokenizer
 from cca_ray.registry import owner_of
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 
 
 def cut_into_parts(count: int, size: int) -> list[np.ndarray]:
@@ -63,7 +63,7 @@ def tokenize(
     owner = owner_of("family", family)
     plugins = [owner.module] if owner else []
     arguments = {
-        "plugins": plugins, "family": family, "tokenizer": named(tokenizer.absolute()), "crops": crops, "size": size
+        "plugins": plugins, "family": family, "tokenizer": to_uri(tokenizer.absolute()), "crops": crops, "size": size
     }  # fmt: skip
     return write_stream(
         out,

@@ -24,14 +24,14 @@ from cca_ray.evaluation.features import Extractor, extract, load_extractor
 from cca_ray.evaluation.reference import Moments, Reference, evenly_spaced
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull
-from cca_ray.storage.uris import here, named
+from cca_ray.storage.uris import local_path, to_uri
 
 
 class ExtractFeatures(Worker):
     """Holds a feature network: the centre squares -> pooled [B, D] and, if it has them, spatial [B, S]."""
 
     def __init__(self, features: str, size: int):
-        pull(path := here(features))
+        pull(path := local_path(features))
         self.extractor: Extractor = load_extractor(path).to(local_device())
         self.square = Square("adm", size)
 
@@ -47,7 +47,7 @@ def make_reference(listing: Listing, features: Path, size: int, out: Path, limit
     parts = cut_into_parts(len(listing.entries), 2048)
     unreadable: list[str] = []
     listed = out.with_name(f"{out.name}.{UNREADABLE}")
-    arguments = {"features": named(features.absolute()), "size": size}
+    arguments = {"features": to_uri(features.absolute()), "size": size}
     chosen = evenly_spaced(len(listing.entries))  # whose features are kept
     waiting: dict[int, dict[str, Moments]] = {}
     merged: dict[str, Moments] = {}

@@ -17,7 +17,7 @@ from cca_ray.reporting.results import SizeResults, StudyResults
 from cca_ray.reporting.style import THEME, save
 from cca_ray.reporting.tables import Table, overviews, row_of, trial_of, write_csv
 from cca_ray.storage.files import atomically
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
@@ -154,7 +154,7 @@ def size_part(study: StudyResults, size: SizeResults, folder: Path, several: boo
 def shown(path: Path) -> str:
     """As a person here would type it."""
     here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else named(path)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else to_uri(path)
 
 
 def space_of(size: SizeResults) -> str:

@@ -22,7 +22,7 @@ from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.reporting.settings import Bounds, Settings
 from cca_ray.search.records import METRICS, ArmName, rung_scores
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
-from cca_ray.storage.uris import is_copy, named
+from cca_ray.storage.uris import is_copy, to_uri
 from cca_ray.verdict import best_of
 
 
@@ -145,11 +145,11 @@ def read_study(storage: Path, name: str) -> StudyResults:
     """ValueError, in a line, if there is no such study or its files cannot be read."""
     reach(storage)
     if not (exists(storage) if is_copy(storage) else storage.is_dir()):
-        raise ValueError(f"{named(storage)}: no such folder; --storage names the one that studies lie in")
+        raise ValueError(f"{to_uri(storage)}: no such folder; --storage names the one that studies lie in")
     folder, database = storage / name, storage / name / "study.db"
     if not pull(database):
         found = ", ".join(path.name for path in folders(storage) if exists(path / "study.db")) or "none"
-        raise ValueError(f"{named(folder)}: no study here; there are: {found}")
+        raise ValueError(f"{to_uri(folder)}: no study here; there are: {found}")
     pull(folder / "summary.json")
     rows = {row.size: row for row in read_summary(folder / "summary.json").sizes}
     arms = read_database(database)

@@ -34,7 +34,7 @@ from cca_ray.evaluation.scoring import Scored
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.arms import Arm
 from cca_ray.search.records import rung_scores
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.training.job import Job
 from cca_ray.training.tasks import score_checkpoint
 from cca_ray.training.trial import trial_folder
@@ -161,10 +161,10 @@ class Scores:
     def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
         """Of contenders on the block of this number, from 1; in order. KeyboardInterrupt if it was asked to stop."""
         task = as_worker(score_checkpoint, self.config.placement)
-        samples, seed, folder = self.config.score.samples, self.config.score.seed, named(self.storage / "scores")
+        samples, seed, folder = self.config.score.samples, self.config.score.seed, to_uri(self.storage / "scores")
         refs = []
         for c, block in wanted:
-            weights = named(c.checkpoint) if c.checkpoint else None
+            weights = to_uri(c.checkpoint) if c.checkpoint else None
             refs.append(task.remote(self.packed, folder, c.key, weights, c.guidance_scale, samples, seed + block))
         return self.stop.get(refs)
 

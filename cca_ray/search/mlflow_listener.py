@@ -9,7 +9,7 @@ from cca_ray.search.arms import Arm
 from cca_ray.search.listener import Listener, Place, TrialEnd, TrialInfo
 from cca_ray.search.records import end_of
 from cca_ray.storage.mirror import pull
-from cca_ray.storage.uris import here
+from cca_ray.storage.uris import local_path
 from cca_ray.tracking.store import DataSet
 from cca_ray.tracking.tracker import Tracker
 
@@ -78,7 +78,7 @@ class MlflowListener(Listener):
     def scored(self, trial: TrialInfo, score: RungScore, total_steps: int) -> dict[str, float]:
         """Show a score; what of it belongs to the run, and not to a model of it."""
         run, scores = self.run_of(trial), {SHORT.get(name, name): value for name, value in score.values.items()}
-        pull(grid := here(score.grid))
+        pull(grid := local_path(score.grid))
         self.tracker.image(run, "samples", grid, score.step)
         self.tracker.tags(run, {"protocol": score.protocol})
         if not self.data_set or score.step < total_steps:

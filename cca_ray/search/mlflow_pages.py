@@ -13,7 +13,7 @@ from cca_ray.search.final_comparison import Outcome, headline_of
 from cca_ray.search.mlflow_listener import SHORT
 from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
@@ -93,7 +93,7 @@ def data_set_of(config: ResolvedStudy, data: TokenSet) -> DataSet:
         "codebook_size": meta.codebook_size,
         "image_size": meta.image_size,
     }
-    source = named(config.data.tokens)
+    source = to_uri(config.data.tokens)
     schema = json.dumps({"mlflow_tensorspec": columns})
     return DataSet(data_set_name(config), data.digest, source, schema, json.dumps(profile))
 

@@ -12,7 +12,7 @@ from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy
 from cca_ray.data.tokens import TokenSet
 from cca_ray.storage.mirror import pull
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.training.job import Job
 from cca_ray.training.objectives import objective_of
 from cca_ray.training.reference_logps import making, missing_parts, parts_of
@@ -28,7 +28,7 @@ def base_grid(config: ResolvedStudy, storage: Path, stop: Stop) -> Path:
     path = storage / config.name / "base.png"
     if not pull(path):
         packed = Job(config, config.train, storage).packed()
-        stop.get([as_worker(draw_base, config.placement).remote(packed, named(path))])
+        stop.get([as_worker(draw_base, config.placement).remote(packed, to_uri(path))])
         pull(path)
     return path
 
@@ -60,7 +60,7 @@ def reference_table(
         missing = missing_parts(folder, parts)  # another study may have made it in the meantime
         packed = Job(config, train, root).packed()
         maker = as_worker(TableMaker, config.placement, max_restarts=2, max_task_retries=2)
-        pool = ActorPool([maker.remote(packed, named(folder)) for _ in range(min(len(missing), workers_now(config)))])
+        pool = ActorPool([maker.remote(packed, to_uri(folder)) for _ in range(min(len(missing), workers_now(config)))])
         total, done, said = sum(part.stop - part.start for part in missing), 0, time.monotonic()
         for pairs in stop.map_unordered(pool, lambda actor, part: actor.make.remote(part), missing):
             done += pairs

@@ -20,7 +20,7 @@ from typing import Any
 from cca_ray.errors import ConfigError
 from cca_ray.storage.mirror import pull, push, remove, written_at
 from cca_ray.storage.remote import upload
-from cca_ray.storage.uris import cache_folder, is_copy, named
+from cca_ray.storage.uris import cache_folder, is_copy, to_uri
 
 LEASE = "driver.json"
 RENEW_S, STALE_S = 10.0, 60.0
@@ -67,7 +67,7 @@ def leased(folder: Path) -> Iterator[None]:
     # A holder with this very cache is dead: it would have the folder's lock.
     if holder and holder.get("cache") != cache_id() and (age := age_s(path)) < STALE_S:
         raise ConfigError(
-            f"{named(folder)}: in use by {holder.get('who')}, which was seen {max(age, 0):.0f} s ago; "
+            f"{to_uri(folder)}: in use by {holder.get('who')}, which was seen {max(age, 0):.0f} s ago; "
             f"a holder that is gone is followed after {STALE_S:.0f} s"
         )
     who = {"who": f"process {os.getpid()} on {socket.gethostname()}", "cache": cache_id(), "id": mine}
@@ -76,14 +76,14 @@ def leased(folder: Path) -> Iterator[None]:
     if holder.get("cache") != who["cache"]:
         time.sleep(SETTLE_S)
     if (now := holder_of(path)).get("id") != mine:
-        raise ConfigError(f"{named(folder)}: in use by {now.get('who')}, which began at the same time")
+        raise ConfigError(f"{to_uri(folder)}: in use by {now.get('who')}, which began at the same time")
     ended = threading.Event()
 
     def renew() -> None:
         while not ended.wait(RENEW_S):
             with suppress(OSError):  # as long as the storage is away, nobody else gets it either
                 if (now := holder_of(path)).get("id") not in (mine, None):
-                    print(f"error: {named(folder)}: taken over by {now.get('who')}", file=sys.stderr, flush=True)
+                    print(f"error: {to_uri(folder)}: taken over by {now.get('who')}", file=sys.stderr, flush=True)
                     os._exit(2)  # as a kill: whatever this process wrote now would be the other's
                 path.write_text(json.dumps(who))
                 upload(path, path)

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from cca_ray.errors import ConfigError
 from cca_ray.storage.remote import AT_ONCE, Entry, delete, download, folders_in, inside, state, upload
-from cca_ray.storage.uris import COPIES, cache_folder, is_copy, named
+from cca_ray.storage.uris import COPIES, cache_folder, is_copy, to_uri
 
 RECORDS = "records"  # below the cache: of each copy, which version it is
 PATIENCE_S = (1.0, 2.0, 4.0, 8.0)  # waits between tries
@@ -209,7 +209,7 @@ def reach(folder: Path, write: bool = False) -> None:
             upload(probe, Path(os.devnull))
             remove(probe)
     except OSError as error:
-        raise ConfigError(f"{named(folder)}: {error.strerror}") from None
+        raise ConfigError(f"{to_uri(folder)}: {error.strerror}") from None
 
 
 def snapshot(path: Path, folder: Path) -> Path:

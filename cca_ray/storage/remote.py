@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cca_ray.storage.uris import copy_of, named
+from cca_ray.storage.uris import copy_of, to_uri
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -89,7 +89,7 @@ def telling(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or error.filename):
             raise  # this node's own disk; or told already
-        raise OSError(errno.EIO, reason(error), named(path)) from None
+        raise OSError(errno.EIO, reason(error), to_uri(path)) from None
 
 
 def state(path: Path) -> Entry | None:

@@ -23,7 +23,7 @@ def cache_folder() -> Path:
     return Path(folder).resolve()
 
 
-def here(place: str | Path) -> Path:
+def local_path(place: str | Path) -> Path:
     """The local path of a URI; a path stays as it is. ConfigError, without them, if it has credentials."""
     if not is_uri(place):
         return Path(place)
@@ -60,7 +60,7 @@ def copy_of(path: str | Path) -> tuple[str, str, str, str] | None:
     return scheme, "" if authority == NO_AUTHORITY else of_name(authority), "/".join(parts), query
 
 
-def named(path: str | Path) -> str:
+def to_uri(path: str | Path) -> str:
     """The URI of a local copy; any other path as it is."""
     found = copy_of(path)
     if found is None:

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from cca_ray.errors import ConfigError, user_message
 from cca_ray.inputs import SPACES
-from cca_ray.storage.uris import here
+from cca_ray.storage.uris import local_path
 
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 PROGRAM = "cca-ray"
@@ -33,7 +33,7 @@ LOG = logging.getLogger(__name__)
 def place(where: str | Path) -> Path:
     """An option that takes a path or a URI; the local path."""
     try:
-        return here(where)
+        return local_path(where)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
 

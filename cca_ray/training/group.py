@@ -22,7 +22,7 @@ from cca_ray.cluster.ray_compat import TRAIN_SWITCHES, set_switches
 from cca_ray.config import Placement
 from cca_ray.errors import Stuck
 from cca_ray.models.parallel import Group
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.training.failures import failure_of
 from cca_ray.training.job import Job
 from cca_ray.training.loop import Report, fine_tune
@@ -133,5 +133,5 @@ def build_trainer(
     placement, folder = job.config.placement, job.folder
     if in_this_process(placement):
         return build_local(lambda: fine_tune(job, report, Group()))
-    storage = named(folder.parent.resolve() / "train")
+    storage = to_uri(folder.parent.resolve() / "train")
     return build_group(worker_loop, {"job": job.packed()}, placement, folder.name, storage, callbacks, failures)

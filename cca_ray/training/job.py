@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cca_ray.config import ResolvedStudy, Train
-from cca_ray.storage.uris import here, named
+from cca_ray.storage.uris import local_path, to_uri
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Job:
 
     def packed(self) -> str:
         """As JSON, for Ray; files by names that are good on every node."""
-        config = self.config.with_paths({key: named(path) for key, path in self.config.paths().items()})
+        config = self.config.with_paths({key: to_uri(path) for key, path in self.config.paths().items()})
         content = {
             "config": config.model_dump_json(by_alias=True),
             "plugins": [str(info) for info in config.plugins_used()],
             "train": self.train.model_dump_json(by_alias=True),
-            "folder": named(self.folder),
-            "table": named(self.table) if self.table else None,
+            "folder": to_uri(self.folder),
+            "table": to_uri(self.table) if self.table else None,
         }
         return json.dumps(content)
 
@@ -38,8 +38,8 @@ class Job:
             module = min(others).split()[0]
             raise ValueError(f"plug-in {module}: its source is not the same here as where the study was begun")
         return Job(
-            config=config.with_paths({key: str(here(path)) for key, path in config.paths().items()}),
+            config=config.with_paths({key: str(local_path(path)) for key, path in config.paths().items()}),
             train=Train.model_validate_json(content["train"]),
-            folder=here(content["folder"]),
-            table=here(content["table"]) if content["table"] else None,
+            folder=local_path(content["folder"]),
+            table=local_path(content["table"]) if content["table"] else None,
         )

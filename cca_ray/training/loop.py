@@ -26,7 +26,7 @@ from cca_ray.models.official import save_official
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import drop, patiently
-from cca_ray.storage.uris import named
+from cca_ray.storage.uris import to_uri
 from cca_ray.training.checkpoint import Progress, resume, save_checkpoint
 from cca_ray.training.heartbeat import Pulse
 from cca_ray.training.job import Job
@@ -77,7 +77,7 @@ def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -
         samples=samples,
         scoring_seconds=time.monotonic() - started,
         protocol=protocol.id,
-        grid=named(grid),
+        grid=to_uri(grid),
     )
 
 

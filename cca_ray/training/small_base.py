@@ -25,7 +25,7 @@ from cca_ray.models.official import load_tokenizer, save_official
 from cca_ray.registry import owner_of
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import exists, pull, push
-from cca_ray.storage.uris import here, named
+from cca_ray.storage.uris import local_path, to_uri
 from cca_ray.training.small_networks import (
     Progress,
     feature_settings,
@@ -133,14 +133,14 @@ def check_files(config: StudyConfig) -> None:
     for section, keys in PATHS.items():
         for key in keys:
             path = getattr(getattr(config, section), key)
-            if not exists(here(path)):
+            if not exists(local_path(path)):
                 raise ConfigError(f"{config.name}: {section}.{key}: no such file: {path}; want {HINTS[key]}")
 
 
 def resolve(config: StudyConfig, storage: Path, progress: Progress) -> ResolvedStudy:
     """Make the embedded base on first use; of a study with its own files, URIs become local paths."""
     if config.base.embedded is None:
-        return ResolvedStudy.of(config, {key: str(here(path)) for key, path in config.paths().items()})
+        return ResolvedStudy.of(config, {key: str(local_path(path)) for key, path in config.paths().items()})
     base = config.base
     files = build_base(digits(), "digits", base.family, base.size, config.pretrain, storage / "bases", progress)
     return with_files(config, files)
@@ -156,7 +156,7 @@ def space_for(files: BaseFiles, images: int, family: Family, size: str, path: Pa
 
     If there is one at `path`, it keeps its settings, which someone may have edited, and gets the files.
     """
-    paths = {key: named(path.resolve()) for key, path in vars(files).items()}
+    paths = {key: to_uri(path.resolve()) for key, path in vars(files).items()}
     space: dict[str, Any]
     if pull(path):
         space = load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})

@@ -24,7 +24,7 @@ from cca_ray.models.likelihood import Scorer
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import patiently, pull
-from cca_ray.storage.uris import here
+from cca_ray.storage.uris import local_path
 from cca_ray.training.job import Job
 from cca_ray.training.loop import save_grid
 from cca_ray.training.reference_logps import Part, score_part, write_part
@@ -36,7 +36,7 @@ class TableMaker:
     """One of the workers that make a study's reference table; it holds the base, on what a trial's worker holds."""
 
     def __init__(self, packed: str, folder: str):
-        self.job, self.folder, self.device = Job.unpacked(packed), here(folder), local_device()
+        self.job, self.folder, self.device = Job.unpacked(packed), local_path(folder), local_device()
         config, model = self.job.config, load_base(self.job.config)
         self.data = load_tokens(config.data.tokens)
         self.key = reference_key(digest_of_weights(model), config, self.job.train, self.data)
@@ -98,11 +98,11 @@ def score_checkpoint(
     config, group = Job.unpacked(packed).config, Group()
     scoring = scoring_of(config, group.device)
     protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
-    path = here(folder) / f"{key}-{protocol.id}.npz"
+    path = local_path(folder) / f"{key}-{protocol.id}.npz"
     kept = kept_score(path)
     if kept is not None and kept.score.values.keys() >= {metric.name for metric in scoring.metrics}:
         return kept
-    weights = str(here(checkpoint)) if checkpoint else None
+    weights = str(local_path(checkpoint)) if checkpoint else None
     model = for_sampling(load_base(config, weights), config.placement, group)
     scored = score(model, scoring, protocol, group)
     keep_score(path, scored)
@@ -118,4 +118,4 @@ def draw_base(packed: str, path: str) -> None:
     with torch.inference_mode():
         model = for_sampling(load_base(config), config.placement, group)
         _, images, _ = next(sample_shards(model, scoring, protocol, group))
-    save_grid(images.cpu().numpy(), scoring, here(path))
+    save_grid(images.cpu().numpy(), scoring, local_path(path))

@@ -26,7 +26,7 @@ from cca_ray.storage.mirror import (
     remove,
     written_at,
 )
-from cca_ray.storage.uris import here, is_copy, named
+from cca_ray.storage.uris import is_copy, local_path, to_uri
 from tests.buckets import CREDENTIALS, gs_server, s3_server
 
 UriOf = Callable[[str], str]
@@ -78,15 +78,15 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str]
     ],
 )
 def test_a_uri_has_one_local_path_which_names_it(uri: str):
-    assert named(here(uri)) == uri
-    assert is_copy(here(uri))
-    assert named(here(uri) / "y") == uri.replace("?", "/y?") if "?" in uri else f"{uri}/y"
+    assert to_uri(local_path(uri)) == uri
+    assert is_copy(local_path(uri))
+    assert to_uri(local_path(uri) / "y") == uri.replace("?", "/y?") if "?" in uri else f"{uri}/y"
 
 
 def test_a_local_path_stays_what_it_is(tmp_path: Path):
     path = tmp_path / "file"
-    assert here(path) == path
-    assert named(path) == str(path)
+    assert local_path(path) == path
+    assert to_uri(path) == str(path)
     assert not pull(path)
     path.write_text("x")
     push(path)
@@ -101,14 +101,14 @@ def test_a_local_path_stays_what_it_is(tmp_path: Path):
 def test_credentials_in_a_uri_are_refused_and_not_repeated():
     for uri in ("s3://key:hidden@bucket/runs", "abfs://files@account/runs?client_id=x&client_secret=hidden"):
         with pytest.raises(ConfigError, match="credentials") as error:
-            here(uri)
+            local_path(uri)
         assert "hidden" not in str(error.value)
     with pytest.raises(ConfigError, match=r"with '\.\.'"):
-        here("s3://bucket/../../etc")
+        local_path("s3://bucket/../../etc")
 
 
 def test_what_one_node_pushed_another_pulls(uri_of: UriOf, elsewhere: Callable[[str], None]):
-    folder, content = here(uri_of("runs/tiny")), os.urandom(3 * 2**20)
+    folder, content = local_path(uri_of("runs/tiny")), os.urandom(3 * 2**20)
     atomically(folder / "a.bin", lambda partial: partial.write_bytes(content))
     (folder / "sub").mkdir()
     (folder / "sub" / "empty").touch()
@@ -116,7 +116,7 @@ def test_what_one_node_pushed_another_pulls(uri_of: UriOf, elsewhere: Callable[[
     assert [path.name for path in folder.iterdir() if "partial" in path.name] == []
 
     elsewhere("2")
-    folder = here(uri_of("runs/tiny"))
+    folder = local_path(uri_of("runs/tiny"))
     assert not folder.exists()
     assert exists(folder)
     assert folders(folder.parent) == [folder]
@@ -134,38 +134,38 @@ def test_a_file_larger_than_a_request_arrives_whole(
 ):
     monkeypatch.setattr(remote, "CHUNK", 1000)
     content = np.arange(5001, dtype=np.uint16).tobytes()
-    atomically(here(uri_of("large")), lambda partial: partial.write_bytes(content))
+    atomically(local_path(uri_of("large")), lambda partial: partial.write_bytes(content))
     elsewhere("2")
-    assert pull(here(uri_of("large")))
-    assert here(uri_of("large")).read_bytes() == content
+    assert pull(local_path(uri_of("large")))
+    assert local_path(uri_of("large")).read_bytes() == content
 
 
 def test_only_another_version_is_brought(uri_of: UriOf, elsewhere: Callable[[str], None]):
-    path = here(uri_of("file"))
+    path = local_path(uri_of("file"))
     atomically(path, lambda partial: partial.write_text("one"))
     path.write_text("changed here alone")
     assert pull(path)
     assert path.read_text() == "changed here alone"
     elsewhere("2")
-    atomically(here(uri_of("file")), lambda partial: partial.write_text("three"))
+    atomically(local_path(uri_of("file")), lambda partial: partial.write_text("three"))
     elsewhere("")
     assert pull(path)
     assert path.read_text() == "three"
 
 
 def test_what_was_removed_there_goes_here_but_not_what_never_was_there(uri_of: UriOf, elsewhere: Callable[[str], None]):
-    folder = here(uri_of("runs"))
+    folder = local_path(uri_of("runs"))
     for name in ("a", "b"):
         atomically(folder / name, lambda partial: partial.write_text("x"))
     (folder / "mine").write_text("x")
     elsewhere("2")
-    remove(here(uri_of("runs")) / "a")
-    remove(here(uri_of("runs")) / "never")
+    remove(local_path(uri_of("runs")) / "a")
+    remove(local_path(uri_of("runs")) / "never")
     elsewhere("")
     assert pull(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["b", "mine"]
     elsewhere("2")
-    remove(here(uri_of("runs")) / "b")
+    remove(local_path(uri_of("runs")) / "b")
     elsewhere("")
     assert not pull(folder / "b")
 
@@ -176,7 +176,7 @@ def rows(path: Path) -> list[int]:
 
 
 def test_a_database_that_is_open_arrives_as_it_was_at_its_last_write(uri_of: UriOf, elsewhere: Callable[[str], None]):
-    path = here(uri_of("study.db"))
+    path = local_path(uri_of("study.db"))
     path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(path)) as database:
         database.execute("create table t (n)")
@@ -193,7 +193,7 @@ def test_a_database_that_is_open_arrives_as_it_was_at_its_last_write(uri_of: Uri
         push_database(path)
         database.execute("insert into t values (3)")  # not committed
         elsewhere("2")
-        copy = here(uri_of("study.db"))
+        copy = local_path(uri_of("study.db"))
         copy.parent.mkdir(parents=True)
         copy.write_bytes(b"an older one")
         copy.with_name("study.db-journal").write_bytes(b"of the older one")
@@ -202,12 +202,12 @@ def test_a_database_that_is_open_arrives_as_it_was_at_its_last_write(uri_of: Uri
 
 
 def test_a_study_has_one_driver_also_of_two_machines(uri_of: UriOf, elsewhere: Callable[[str], None]):
-    folder = here(uri_of("runs/tiny"))
+    folder = local_path(uri_of("runs/tiny"))
     folder.mkdir(parents=True)
     with leased(folder):
         elsewhere("2")
         message = rf"in use by process {os.getpid()} on .*, which was seen \d s ago"
-        with pytest.raises(ConfigError, match=message), leased(here(uri_of("runs/tiny"))):
+        with pytest.raises(ConfigError, match=message), leased(local_path(uri_of("runs/tiny"))):
             pass
         elsewhere("")
     assert not exists(folder / LEASE)
@@ -216,7 +216,7 @@ def test_a_study_has_one_driver_also_of_two_machines(uri_of: UriOf, elsewhere: C
 def test_who_died_is_followed_at_once_here_and_after_a_while_elsewhere(
     uri_of: UriOf, elsewhere: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ):
-    folder = here(uri_of("runs/tiny"))
+    folder = local_path(uri_of("runs/tiny"))
     folder.mkdir(parents=True)
     lease = leased(folder)
     lease.__enter__()
@@ -228,8 +228,8 @@ def test_who_died_is_followed_at_once_here_and_after_a_while_elsewhere(
     atomically(folder / LEASE, lambda partial: partial.write_text(json.dumps(content)))
     elsewhere("2")
     monkeypatch.setattr("cca_ray.storage.lease.STALE_S", -1.0)
-    with leased(here(uri_of("runs/tiny"))):
-        assert exists(here(uri_of("runs/tiny")) / LEASE)
+    with leased(local_path(uri_of("runs/tiny"))):
+        assert exists(local_path(uri_of("runs/tiny")) / LEASE)
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_who_died_is_followed_at_once_here_and_after_a_while_elsewhere(
 def test_a_uri_that_cannot_be_used_is_told_in_a_line_that_names_it(change: tuple[str, str], message: str, server: str):
     uri = server.format("runs").replace(*change)
     with pytest.raises(ConfigError) as error:
-        reach(here(uri), write=True)
+        reach(local_path(uri), write=True)
     assert str(error.value).startswith(f"{uri}: {message}")
-    path = here(uri) / "file"
+    path = local_path(uri) / "file"
     path.parent.mkdir(parents=True)
     path.touch()
     with pytest.raises(Unreachable, match=message):

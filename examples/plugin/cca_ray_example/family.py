@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from cca_ray.models.llamagen_family import LlamaGenFamily
-
 from cca_ray.models.family import Parts
+from cca_ray.models.llamagen_family import LlamaGenFamily
 
 # From small to large: fields of the model's config.
 SIZES = {"S": dict(n_layer=2, dim=32), "M": dict(n_layer=4, dim=64)}

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from cca_ray.evaluation.metric import Context, Metric
 
 from cca_ray.evaluation.features import FeatureArrays
+from cca_ray.evaluation.metric import Context, Metric
 
 
 @dataclass(frozen=True)

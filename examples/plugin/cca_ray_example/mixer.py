@@ -7,9 +7,9 @@ and then channels by an MLP. Shapes: B batch, T positions, C width, V codes.
 from dataclasses import dataclass
 
 import torch
-from cca_ray.models.base import Model
 from torch import Tensor, nn
 
+from cca_ray.models.base import Model
 from cca_ray.models.dropout import Dropout
 
 
