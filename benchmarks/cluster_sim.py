@@ -27,11 +27,12 @@ import torch
 from cca_ray.cluster.placement import CARDS, IMAGES, Load, accelerator_of, memory_gib, ways
 from cca_ray.cluster.queue import DEMAND_S, grant, slots
 from cca_ray.cluster.queue import Node as Living
-from cca_ray.config import Accelerator, Placement, StudyConfig
+from cca_ray.config import StudyConfig
 from cca_ray.evaluation.protocol import SHARD
 from cca_ray.evaluation.sampler import CACHE_BYTES
 from cca_ray.models.family import family_of
 from cca_ray.models.official import configure, parameters
+from cca_ray.placement_config import Accelerator, Placement
 from cca_ray.search.rungs import Mark, goes_on
 from cca_ray.space_file import load_config
 from cca_ray.training.reference_logps import PART_PAIRS

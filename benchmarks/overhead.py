@@ -24,10 +24,11 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import Placement, ResolvedStudy
+from cca_ray.config import ResolvedStudy
 from cca_ray.evaluation.scoring import load_base, load_tokens
 from cca_ray.inputs import find_space
 from cca_ray.models.files import digest_of_weights
+from cca_ray.placement_config import Placement
 from cca_ray.search.arms import open_arms, trials_of
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.mlflow_listener import MlflowListener

@@ -7,15 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from cca_ray.contracts import Strict
 from cca_ray.errors import reason
+from cca_ray.placement_config import Placement
 from cca_ray.registry import FAMILIES, METRICS, OBJECTIVES, PluginInfo, load_plugins, used_plugins
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
 
 class Base(Strict):
@@ -231,73 +229,6 @@ class Search(Strict):
                 bounds = self.space[name]
                 if not bounds.low <= value <= bounds.high:
                     raise ValueError(f"first_points[{i}].{name} = {value:g} is outside {bounds.low:g}..{bounds.high:g}")
-        return self
-
-
-CPU = "CPU"  # the type of "accelerator" that every node without one has
-Strategy = Literal["ddp", "fsdp"]  # of several workers: a whole model each, or a part each
-Precision = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 autocast on GPUs that have it
-
-
-class Accelerator(Strict):
-    """One way to place a trial: so many workers, all on one type of card. What is not given is as in `placement`.
-
-    `type` is the value of Ray's node label `ray.io/accelerator-type`; CPU: any node without such a label.
-    """
-
-    type: str = Field(pattern=r"^[\w.-]+$")
-    workers: int | None = Field(None, ge=1)
-    micro_batch: int | None = Field(None, ge=1)
-    cpus: int | None = Field(None, ge=1)
-    gpus: float | None = Field(None, ge=0)
-    precision: Precision | None = None  # the same in all ways
-    strategy: Strategy | None = None
-    activation_checkpointing: bool | None = None
-    compile: bool | None = None
-
-    @model_validator(mode="after")
-    def has_gpus(self) -> Self:
-        if self.type == CPU and self.gpus:
-            raise ValueError("type CPU has no gpus")
-        if self.type != CPU and self.gpus == 0:
-            raise ValueError(f"type {self.type} needs gpus above 0")
-        return self
-
-
-class Placement(Strict):
-    """How many workers train a trial, and how much each holds at a time; accumulation is derived.
-
-    On a cluster of several types of cards `accelerators` lists the ways to place a trial, the preferred first: each
-    trial takes the first that fits. They compute in one precision, for another would change results.
-    """
-
-    workers: int = Field(1, ge=1)
-    micro_batch: int | None = Field(None, ge=1)  # pairs a forward pass and worker; None: all of a worker's share
-    cpus: int = Field(1, ge=1)  # a worker
-    gpus: float = Field(0, ge=0)  # a worker
-    precision: Precision = "auto"  # of all accelerators, if they say one
-    strategy: Strategy = "ddp"
-    backend: Literal["auto", "nccl", "gloo"] = "auto"  # between several workers; auto: NCCL on GPUs, gloo on CPUs
-    activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
-    compile: bool = False  # torch.compile of every block (off with a warning where that fails); CUDA graphs to sample
-    max_failures: int = Field(2, ge=0)  # lost workers a trial survives
-    checkpoint_minutes: float = Field(10, gt=0)  # between two checkpoints of a trial, which also has one at each rung
-    hung_minutes: float = Field(30, gt=0)  # without a sign of life, after which a worker counts as lost
-    accelerators: tuple[Accelerator, ...] = ()  # none: wherever Ray finds room
-
-    @model_validator(mode="after")
-    def one_precision(self) -> Self:
-        said = {way.precision or self.precision for way in self.accelerators} or {self.precision}
-        if len(said) > 1:
-            raise ValueError(
-                f"accelerators have more than one precision, {' and '.join(sorted(said))}: a result must not depend on "
-                "the card; want one for all"
-            )
-        (precision,) = said
-        types = {way.type for way in self.accelerators}
-        if CPU in types and len(types) > 1 and precision == "auto":
-            raise ValueError("with accelerators of type CPU beside others, precision must be said: float32 or bfloat16")
-        object.__setattr__(self, "precision", precision)  # frozen from here on
         return self
 
 

@@ -40,6 +40,12 @@ FID = MetricInfo(name="fid", label="FID", lower_is_better=True)
 INCEPTION_SCORE = MetricInfo(name="inception_score", label="inception score", lower_is_better=False)
 
 
+class Strict(BaseModel):
+    """A frozen class that is read from a user's file: no key too many, no number for a word, nothing infinite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
 class Score(Contract):
     """The scores of one model on one set of samples, by metric.
 
@@ -229,11 +235,14 @@ class StudySummary(Contract):
     sizes: tuple[SizeSummary, ...]
 
 
-def size_of_version_0_1(row: Mapping[str, Any]) -> dict[str, Any]:
+Json = dict[str, Any]  # of a file that version 0.1.0 wrote; a contract checks it
+
+
+def size_of_version_0_1(row: Mapping[str, Any]) -> Json:
     """The content of a `SizeSummary` from a row that version 0.1.0 wrote. Raises KeyError."""
     params = dict(row["winner"])
 
-    def finalist(content: Mapping[str, Any]) -> dict[str, Any]:
+    def finalist(content: Mapping[str, Any]) -> Json:
         return {
             "trial": content["trial"],
             "params": {key: content[key] for key in params},
@@ -242,7 +251,7 @@ def size_of_version_0_1(row: Mapping[str, Any]) -> dict[str, Any]:
             "tied": content["tied"],
         }
 
-    def model(role: Role, name: str) -> dict[str, Any]:
+    def model(role: Role, name: str) -> Json:
         scale = row["guidance_scale"] if role == "guided" else 1.0
         values = {metric: row[f"{metric}_{name}"] for metric in OLD_METRICS}
         return {"values": values, "std": {"fid": row[f"std_{name}"]}, "guidance_scale": scale}

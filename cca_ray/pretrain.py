@@ -9,7 +9,7 @@ cca-ray pretrain --family var --size M               on the digits
 import re
 from pathlib import Path, PurePosixPath
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -53,10 +53,9 @@ def main(
         raise ConfigError(f"--size {size}: one of {made}")
     reach(out, write=True)
     template = load_config(template_of(kind, size))
-    changes: dict[str, Any] = {"seed": seed, "epochs": epochs or template.pretrain.epochs}
-    if images is not None:
-        changes |= {"image_size": image_size, "downsample": downsample}
-    settings = Pretrain.model_validate({**template.pretrain.model_dump(), **changes})
+    changes = {"seed": seed, "epochs": epochs or template.pretrain.epochs}
+    of_images = {"image_size": image_size, "downsample": downsample} if images is not None else {}
+    settings = Pretrain.model_validate({**template.pretrain.model_dump(), **changes, **of_images})
     data = digits() if images is None else read_folder(images, image_size)
     name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
     console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")

@@ -23,7 +23,7 @@ from ray.runtime_env import RuntimeEnv
 
 from cca_ray import evaluate, prepare, pretrain, report, sample, train, tune
 from cca_ray.cluster.placement import Load, check_cuts, memory_gib
-from cca_ray.config import Accelerator
+from cca_ray.placement_config import Accelerator
 from cca_ray.space_file import load_config
 from tests import clusters
 

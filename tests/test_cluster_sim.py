@@ -27,9 +27,9 @@ from benchmarks.cluster_sim import (
 )
 from cca_ray.cluster.placement import CARDS, USABLE, accelerator_of, memory_gib, ways, ways_by_arithmetic
 from cca_ray.cluster.queue import DEMAND_S, Node, grant
-from cca_ray.config import Accelerator, Placement
 from cca_ray.models.family import family_of
 from cca_ray.models.official import configure
+from cca_ray.placement_config import Accelerator, Placement
 
 SMALL = ("llamagen_b", "llamagen_xl", "var_d16")
 MIXED = {"A40": 3, "A100": 1, "H100": 1}  # XL's eight A40s are on two nodes

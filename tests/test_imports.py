@@ -9,9 +9,10 @@ import pytest
 
 # Files of the package's own folder stand here by their names; the verbs at the door come last.
 ORDER = [
-    "errors", "contracts", "verdict", "registry", "config", "space_file", "storage", "inputs", "cluster", "models",
-    "data", "evaluation", "training", "tracking", "champion", "search", "terminal", "reporting", "testing", "report",
-    "pretrain", "prepare", "train", "sample", "evaluate", "status", "study", "tune", "cli", "__main__",
+    "errors", "contracts", "verdict", "registry", "placement_config", "config", "space_file", "storage", "inputs",
+    "cluster", "models", "data", "evaluation", "training", "tracking", "champion", "search", "terminal", "reporting",
+    "testing", "report", "pretrain", "prepare", "train", "sample", "evaluate", "status", "study", "tune", "cli",
+    "__main__",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cca_ray.config import CPU, Accelerator, Placement, Strategy
+from cca_ray.placement_config import CPU, Accelerator, Placement, Strategy
 
 GIB = 2**30
 TYPE = "ray.io/accelerator-type"  # the node label by which Ray names a card

@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, get_placement_group, placem
 
 from cca_ray.cluster.placement import TYPE, accelerator_of, devices, ways, worker_resources
 from cca_ray.cluster.ray_compat import ON_THE_HEAD
-from cca_ray.config import CPU, Placement
+from cca_ray.placement_config import CPU, Placement
 
 NODE_GROUP = "ray.io/node-group"  # the one of nodes that an autoscaler manages
 DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next

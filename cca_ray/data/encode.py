@@ -4,10 +4,10 @@ A run that was cut short goes on at the parts that are missing.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -115,7 +115,7 @@ class Part:
 
 
 def stream_parts(
-    listing: Listing, parts: Sequence[np.ndarray], read: ReadImages, work: type[Worker], arguments: dict[str, Any]
+    listing: Listing, parts: Sequence[np.ndarray], read: ReadImages, work: type[Worker], arguments: Mapping[str, object]
 ) -> Iterator[tuple[int, Columns]]:
     """Read images and run `work(**arguments)` on them on all nodes: (which of `parts`, its rows in order), as they
     get done. `parts`: runs of indices of the listing's images, in order, one array a part."""
@@ -124,15 +124,15 @@ def stream_parts(
     gpus = int(ray.cluster_resources().get("GPU", 0))
     cpus = int(ray.cluster_resources().get("CPU", 1))
     # Without a GPU, encoding takes a thousand times as long as reading, which then shares its cores.
-    worker: dict[str, Any] = dict(num_gpus=1) if gpus else dict(num_cpus=0.9)
+    resources = {"num_gpus": 1.0} if gpus else {"num_cpus": 0.9}
     images = IMAGES_A_TASK["cuda" if gpus else "cpu"]
     blocks = [listing.table(index[i : i + images]) for index in parts
               for i in range(0, len(index), images)]  # fmt: skip
     rows = (
         ray.data.from_arrow(blocks)
         .map_batches(read, batch_size=None, batch_format="numpy", num_cpus=1 if gpus else 0.1)
-        .map_batches(work, fn_constructor_kwargs=arguments, batch_size=images // 4, batch_format="numpy",
-                     compute=ray.data.ActorPoolStrategy(size=min(gpus or cpus, len(blocks))), **worker)
+        .map_batches(work, fn_constructor_kwargs=dict(arguments), batch_size=images // 4, batch_format="numpy",
+                     compute=ray.data.ActorPoolStrategy(size=min(gpus or cpus, len(blocks))), **resources)
     )  # fmt: skip
     starts = np.array([index[0] for index in parts])  # they rise
     waiting = {number: Part(len(index)) for number, index in enumerate(parts)}
@@ -146,7 +146,7 @@ def stream_parts(
                 yield int(number), part.in_order()
 
 
-def claim(folder: Path, plan: dict[str, Any]) -> str | None:
+def claim(folder: Path, plan: Mapping[str, object]) -> str | None:
     """Begin, or take up, a token set in this folder; its digest if it is finished. The caller holds its lock.
 
     ConfigError if there is another one.
@@ -165,7 +165,7 @@ def claim(folder: Path, plan: dict[str, Any]) -> str | None:
     if folder.exists() and {entry.name for entry in folder.iterdir()} - {LOCK, LEASE}:
         raise ConfigError(f"{folder}: is not empty and not a token set begun here; use another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    atomically(path, lambda partial: partial.write_text(json.dumps(plan, indent=1)))
+    atomically(path, lambda partial: partial.write_text(json.dumps(dict(plan), indent=1)))
     return None
 
 

@@ -1,8 +1,7 @@
 """A collection of images -> a token set, by Ray Data on all nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def token_meta(tokenizer: Tokenizer, size: int, names: Sequence[str], class_name
     )
 
 
-def plan_of(source: str, meta: TokenMeta, part_images: int) -> dict[str, Any]:
+def plan_of(source: str, meta: TokenMeta, part_images: int) -> Mapping[str, object]:
     """What must be the same for a run to go on in a folder."""
     return {"images": source, "part_images": part_images, **meta.model_dump(mode="json")}
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cca_ray.models.base import Model, Tokenizer
     from cca_ray.models.codebook import Codebook
 
+Fields = dict[str, Any]  # of a model's or tokenizer's config, by name: each family has its own
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -70,16 +72,16 @@ class Family(ABC):
             raise ValueError(f"unknown override {unknown[0]!r} of {self.name}: one of {', '.join(sorted(allowed))}")
         return kind(**{**self.sizes[size], **overrides})
 
-    def content_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    def content_of(self, state: Mapping[str, Tensor]) -> Fields:
         """What names and shapes in an official file say of its model: fields of the config."""
         field, prefix = self.layers
-        found: dict[str, Any] = {field: len({name.split(".")[1] for name in state if name.startswith(prefix)})}
+        found: Fields = {field: len({name.split(".")[1] for name in state if name.startswith(prefix)})}
         for key, (name, axis, extra) in self.shapes.items():
             if name in state and state[name].ndim > axis:
                 found[key] = state[name].shape[axis] + extra
         return found
 
-    def of_length(self, length: int) -> dict[str, Any]:
+    def of_length(self, length: int) -> Fields:
         """Fields of the config of a model for so many tokens an image, where the file does not say how many."""
         return {}
 
@@ -98,7 +100,7 @@ class Family(ABC):
         """
         raise NotImplementedError
 
-    def small_model(self, tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+    def small_model(self, tokenizer: Tokenizer, length: int) -> Fields:
         """Fields of the config of a small base's model beside `vocab_size` and `num_classes`; `length`: its tokens."""
         raise NotImplementedError
 

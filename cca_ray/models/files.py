@@ -97,6 +97,6 @@ def write_checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], pat
         write_atomically({"model": dict(state), "config": dict(config)}, path)
 
 
-def write_atomically(content: dict[str, Any], path: str | Path) -> None:
+def write_atomically(content: Mapping[str, object], path: str | Path) -> None:
     """`torch.save`, complete or not at all."""
-    atomically(path, lambda partial: torch.save(content, partial))
+    atomically(path, lambda partial: torch.save(dict(content), partial))

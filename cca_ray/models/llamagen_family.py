@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cca_ray.models.family import Family, Parts, channel_multiples
+from cca_ray.models.family import Family, Fields, Parts, channel_multiples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +60,7 @@ class LlamaGenFamily(Family):
             overrides["block_size"] = side**2
         return super().configure(size, **overrides)
 
-    def of_length(self, length: int) -> dict[str, Any]:
+    def of_length(self, length: int) -> Fields:
         return {"block_size": length}
 
     def small_tokenizer(self, settings: Pretrain) -> VQConfig:
@@ -91,7 +91,7 @@ class LlamaGenFamily(Family):
         q = quantizer.codebook()[tokens]
         return z + (q - z).detach(), F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
 
-    def small_model(self, tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+    def small_model(self, tokenizer: Tokenizer, length: int) -> Fields:
         return {"block_size": length}
 
     def template(self, size: str) -> str:

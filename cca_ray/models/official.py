@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cca_ray.models.base import Model, Tokenizer
-from cca_ray.models.family import family_of
+from cca_ray.models.family import Fields, family_of
 from cca_ray.models.files import load_state, read_checkpoint, write_checkpoint
 
 
@@ -37,7 +37,7 @@ def build_tokenizer(family: str, **overrides: Any) -> Tokenizer:
     return parts.tokenizer(parts.tokenizer_config(**overrides))
 
 
-def known(config: Mapping[str, Any], kind: type, source: str | Path) -> dict[str, Any]:
+def known(config: Mapping[str, Any], kind: type, source: str | Path) -> Fields:
     """A file's own `config`, if it is one of this kind. ValueError, naming the file, if it is of another."""
     if unknown := set(config) - {f.name for f in fields(kind)}:
         raise ValueError(

@@ -22,9 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cca_ray.cluster.placement import local_device, precision
-from cca_ray.config import Placement
 from cca_ray.models.base import Model
 from cca_ray.models.likelihood import Scorer
+from cca_ray.placement_config import Placement
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cca_ray.models.family import Family, Parts, channel_multiples
+from cca_ray.models.family import Family, Fields, Parts, channel_multiples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,7 +49,7 @@ class VARFamily(Family):
 
         return Parts(VAR, VARConfig, VARVQVAE, VARVQConfig)
 
-    def content_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    def content_of(self, state: Mapping[str, Tensor]) -> Fields:
         found = super().content_of(state)
         if "lvl_1L" in state:  # the scale of every token
             counts = state["lvl_1L"].flatten().bincount().tolist()
@@ -85,7 +85,7 @@ class VARFamily(Family):
         codebook.revive(torch.cat(vectors), step)
         return quantizer.train_pass(latents)
 
-    def small_model(self, tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+    def small_model(self, tokenizer: Tokenizer, length: int) -> Fields:
         config = own(tokenizer).config
         return {"code_dim": config.z_channels, "patch_nums": config.patch_nums}
 

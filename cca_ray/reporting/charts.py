@@ -49,6 +49,7 @@ MODELS: dict[Role, tuple[str, str, Any]] = {  # of the final comparison: what th
 SIDES = {True: ("better to the left", "better below"), False: ("better to the right", "better above")}  # by low is best
 FEWEST = 8  # completed trials from which importances are told
 LABELLED = 20  # points that carry their values, at most
+Look = dict[str, Any]  # matplotlib's keywords
 
 
 @styled
@@ -73,7 +74,7 @@ def draw_by_size(axes: Axes, sizes: Sequence[SizeSummary], metric: MetricInfo) -
         y = [size.value(role, metric) for size in sizes]
         error = [std for size in sizes if (std := size.std(role, metric)) is not None]
         line = dash if one_protocol else "none"
-        looks: dict[str, Any] = {"color": LIGHT[role], "marker": mark, "markersize": 5, "linestyle": line}
+        looks: Look = {"color": LIGHT[role], "marker": mark, "markersize": 5, "linestyle": line}
         looks |= {"elinewidth": 0.9, "capsize": 2, "linewidth": 1.8 if role == "tuned" else 1.2}
         axes.errorbar(x, y, error if len(error) == len(y) else None, **looks)
     log_axis(axes.xaxis, min(x), max(x))
@@ -143,7 +144,7 @@ def span(axis: Any, bounds: Bounds) -> None:
 
 def key(axes: Axes, size: SizeResults) -> None:
     """What the marks mean, of those that are there, above the figure."""
-    looks: dict[str, dict[str, Any]] = {
+    looks: dict[str, Look] = {
         "COMPLETE": {"label": "completed", "marker": "o", "markerfacecolor": LINE, "markeredgecolor": INK},
         "PRUNED": {"label": "stopped at a rung", "marker": "o", "markerfacecolor": "none", "markeredgecolor": MUTED},
         "FAIL": {"label": "failed", "marker": "x", "markeredgecolor": LIGHT["guided"], "markeredgewidth": 1.4},
@@ -152,7 +153,7 @@ def key(axes: Axes, size: SizeResults) -> None:
     handles = [Line2D([], [], linestyle="", markersize=6, **look) for s, look in looks.items() if size.of("search", s)]
     if size.best:
         what = "winner" if size.summary else "best so far"
-        ring: dict[str, Any] = {"markeredgecolor": LIGHT["tuned"], "markeredgewidth": 1.8, "markersize": 9}
+        ring: Look = {"markeredgecolor": LIGHT["tuned"], "markeredgewidth": 1.8, "markersize": 9}
         handles.append(Line2D([], [], linestyle="", marker="o", label=what, markerfacecolor="none", **ring))
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, columnspacing=1.2)
 
@@ -164,7 +165,7 @@ def circled(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
 
 def crossed(axes: Axes, x: Sequence[float]) -> None:
     """Trials that failed, and so have no score: at the upper edge."""
-    edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    edge: Look = {"transform": axes.get_xaxis_transform(), "clip_on": False}
     axes.scatter(x, [1.0] * len(x), **edge, marker="x", color=LIGHT["guided"], linewidth=1.4, s=30)
 
 
@@ -190,7 +191,7 @@ def history(size: SizeResults) -> Figure:
         axes.step([*x, last], [*best, best[-1]], where="post", color=LIGHT["tuned"], linewidth=1.4, zorder=2)
         axes.annotate("best\nso far", (last, best[-1]), (7, 0), textcoords="offset points", color=LIGHT["tuned"],
                       va="center", fontsize=9, annotation_clip=False)  # fmt: skip
-    hollow: dict[str, Any] = {"s": 30, "facecolor": PAPER, "edgecolor": MUTED, "linewidth": 1, "zorder": 3}
+    hollow: Look = {"s": 30, "facecolor": PAPER, "edgecolor": MUTED, "linewidth": 1, "zorder": 3}
     axes.scatter([t.number for t in stopped], [t.last(size.metric) for t in stopped], **hollow)
     if size.best:
         circled(axes, [size.best.number], [size.best.last(size.metric)])
@@ -218,7 +219,7 @@ def rungs(size: SizeResults) -> Figure:
                   markerfacecolor=PAPER if hollow else (LIGHT["tuned"] if wins else LINE), zorder=4)  # fmt: skip
         if wins:
             text = f"{'winner' if size.summary else 'best so far'} {score(values[-1])}"
-            place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            place: Look = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(text, (steps[-1], values[-1]), **place, color=colour, fontsize=9)
     at = sorted({rung.step for t in trials for rung in t.rungs})
     axes.xaxis.set_major_locator(FixedLocator(at[:: max(1, len(at) // 6)]))
@@ -311,7 +312,7 @@ def scale(axes: Axes, x: float, labels: Sequence[tuple[float, str]]) -> None:
     axes.axvline(x, color=MUTED, linewidth=0.6, zorder=0)
     for y, text in labels:
         box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
-        place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "bbox": box}
+        place: Look = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "bbox": box}
         axes.annotate(text, (x, y), **place, fontsize=8)
 
 

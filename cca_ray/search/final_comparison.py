@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.cluster.queue import as_worker
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import CPU, ResolvedStudy, StudyConfig
+from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.contracts import (
     FID,
     OLD_METRICS,
@@ -31,6 +31,7 @@ from cca_ray.contracts import (
 )
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.evaluation.scoring import Scored
+from cca_ray.placement_config import CPU
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.arms import Arm
 from cca_ray.search.records import rung_scores

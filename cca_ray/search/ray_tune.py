@@ -80,7 +80,7 @@ class Rungs(FIFOScheduler):
         super().__init__()
         self.ledger, self.job_of = ledger, job_of
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         known = trial.trial_id in self.ledger.running
         goes_on = not known or self.ledger.record(trial.trial_id, from_ray(result))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP

@@ -5,7 +5,6 @@ by reading back what was written; a driver that could not renew for `STALE_S` ma
 when it sees that.
 """
 
-import json
 import os
 import socket
 import sys
@@ -15,8 +14,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
+from cca_ray.contracts import Contract
 from cca_ray.errors import ConfigError
 from cca_ray.storage.mirror import pull, push, remove, written_at
 from cca_ray.storage.remote import upload
@@ -36,12 +35,20 @@ def cache_id() -> str:
     return path.read_text()
 
 
-def holder_of(path: Path) -> dict[str, Any]:
-    """Who holds the lease, as its object says; nothing if there is none."""
+class Holder(Contract):
+    """What the object says of who holds the lease."""
+
+    who: str
+    cache: str  # its `cache_id`
+    id: str  # of this hold
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Who holds the lease; None if nobody does, or the object is no holder's."""
     with suppress(ValueError):
         if pull(path):
-            return dict(json.loads(path.read_text()))
-    return {}
+            return Holder.model_validate_json(path.read_text())
+    return None
 
 
 def age_s(path: Path) -> float:
@@ -62,30 +69,31 @@ def leased(folder: Path) -> Iterator[None]:
     if not is_copy(folder):
         yield
         return
-    path, mine = folder / LEASE, uuid.uuid4().hex
+    path = folder / LEASE
     holder = holder_of(path)
     # A holder with this very cache is dead: it would have the folder's lock.
-    if holder and holder.get("cache") != cache_id() and (age := age_s(path)) < STALE_S:
+    if holder and holder.cache != cache_id() and (age := age_s(path)) < STALE_S:
         raise ConfigError(
-            f"{to_uri(folder)}: in use by {holder.get('who')}, which was seen {max(age, 0):.0f} s ago; "
+            f"{to_uri(folder)}: in use by {holder.who}, which was seen {max(age, 0):.0f} s ago; "
             f"a holder that is gone is followed after {STALE_S:.0f} s"
         )
-    who = {"who": f"process {os.getpid()} on {socket.gethostname()}", "cache": cache_id(), "id": mine}
-    path.write_text(json.dumps(who))
+    me = Holder(who=f"process {os.getpid()} on {socket.gethostname()}", cache=cache_id(), id=uuid.uuid4().hex)
+    path.write_text(me.model_dump_json())
     push(path)
-    if holder.get("cache") != who["cache"]:
+    if holder is None or holder.cache != me.cache:
         time.sleep(SETTLE_S)
-    if (now := holder_of(path)).get("id") != mine:
-        raise ConfigError(f"{to_uri(folder)}: in use by {now.get('who')}, which began at the same time")
+    if (now := holder_of(path)) != me:
+        other = now.who if now else "a process"
+        raise ConfigError(f"{to_uri(folder)}: in use by {other}, which began at the same time")
     ended = threading.Event()
 
     def renew() -> None:
         while not ended.wait(RENEW_S):
             with suppress(OSError):  # as long as the storage is away, nobody else gets it either
-                if (now := holder_of(path)).get("id") not in (mine, None):
-                    print(f"error: {to_uri(folder)}: taken over by {now.get('who')}", file=sys.stderr, flush=True)
+                if (now := holder_of(path)) not in (me, None):
+                    print(f"error: {to_uri(folder)}: taken over by {now.who}", file=sys.stderr, flush=True)
                     os._exit(2)  # as a kill: whatever this process wrote now would be the other's
-                path.write_text(json.dumps(who))
+                path.write_text(me.model_dump_json())
                 upload(path, path)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
@@ -96,5 +104,5 @@ def leased(folder: Path) -> Iterator[None]:
         ended.set()
         thread.join(SETTLE_S)
         with suppress(OSError):
-            if holder_of(path).get("id") == mine:
+            if holder_of(path) == me:
                 remove(path)

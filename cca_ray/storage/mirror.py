@@ -5,7 +5,6 @@ nobody's copy is what it is: then all this does nothing.
 """
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -17,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import TextIO
 from urllib.parse import quote
 
+from cca_ray.contracts import Contract
 from cca_ray.errors import ConfigError
 from cca_ray.storage.remote import AT_ONCE, Entry, delete, download, folders_in, inside, state, upload
 from cca_ray.storage.uris import COPIES, cache_folder, is_copy, to_uri
@@ -66,19 +66,25 @@ def record(path: Path) -> Iterator[TextIO]:
         yield file
 
 
-def recorded(file: TextIO) -> dict[str, Any]:
-    """`version` of the copy, and `changed`: when the local file of a database was pushed last changed; or nothing."""
+class Recorded(Contract):
+    """What is known of a copy. `changed`: when a database's local file had last changed as it was pushed; in ns."""
+
+    version: list[int] | None = None
+    changed: int | None = None
+
+
+def recorded(file: TextIO) -> Recorded:
     file.seek(0)
     try:
-        return dict(json.loads(file.read() or "{}"))
+        return Recorded.model_validate_json(file.read() or "{}")
     except ValueError:  # torn: as if it were not there
-        return {}
+        return Recorded()
 
 
-def keep(file: TextIO, content: dict[str, Any]) -> None:
+def keep(file: TextIO, known: Recorded) -> None:
     file.seek(0)
     file.truncate()
-    file.write(json.dumps(content))
+    file.write(known.model_dump_json(exclude_defaults=True))
     file.flush()
 
 
@@ -101,7 +107,7 @@ def push(path: Path, partial: Path | None = None) -> None:
         entry = state(path)
         if partial:
             partial.replace(path)
-        keep(file, {"version": entry.version if entry else None})
+        keep(file, Recorded(version=entry.version if entry else None))
 
 
 def pull(path: Path) -> bool:
@@ -131,17 +137,17 @@ def pull(path: Path) -> bool:
 def pull_file(path: Path, entry: Entry) -> None:
     """`entry`: of the file at the URI."""
     with record(path) as file:
-        if path.exists() and recorded(file).get("version") == entry.version:
+        if path.exists() and recorded(file).version == entry.version:
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
         try:
-            trying(lambda: keep(file, {"version": download(path, partial).version}))
+            trying(lambda: keep(file, Recorded(version=download(path, partial).version)))
             for suffix in SIDE_FILES:  # of the database that was here
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             partial.replace(path)
         except BaseException:
-            keep(file, {})
+            keep(file, Recorded())
             raise
         finally:
             partial.unlink(missing_ok=True)
@@ -150,9 +156,9 @@ def pull_file(path: Path, entry: Entry) -> None:
 def forget(path: Path) -> None:
     """Of a file that is no more at the URI: the copy, if it ever was there."""
     with record(path) as file:
-        if recorded(file):
+        if recorded(file) != Recorded():
             path.unlink(missing_ok=True)
-            keep(file, {})
+            keep(file, Recorded())
 
 
 def exists(path: Path) -> bool:
@@ -174,7 +180,7 @@ def remove(path: Path) -> None:
     if is_copy(path):
         with record(path) as file:
             delete(path)
-            keep(file, {})
+            keep(file, Recorded())
 
 
 def drop(path: Path) -> None:
@@ -238,9 +244,9 @@ def push_database(path: Path) -> None:
         return
     with record(path) as file, TemporaryDirectory(prefix="cca_ray-") as scratch:
         changed = path.stat().st_mtime_ns
-        if recorded(file).get("changed") == changed:
+        if recorded(file).changed == changed:
             return
         taken = snapshot(path, Path(scratch))
         trying(lambda: upload(path, taken))
         entry = state(path)
-        keep(file, {"version": entry.version if entry else None, "changed": changed})
+        keep(file, Recorded(version=entry.version if entry else None, changed=changed))

@@ -19,15 +19,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cca_ray.config import Placement, Pretrain
+from cca_ray.config import Pretrain
 from cca_ray.evaluation.sampler import Decoder, Decoding, GraphDecoder, decode_images, sample_tokens, uniforms
 from cca_ray.models.base import Model, Tokenizer
 from cca_ray.models.codebook import Codebook
 from cca_ray.models.dropout import Dropout, dropout_keys
-from cca_ray.models.family import Family
+from cca_ray.models.family import Family, Fields
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, save_official
 from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.placement_config import Placement
 from cca_ray.registry import FAMILIES
 
 CODES, CLASSES = 32, 10
@@ -57,7 +58,7 @@ class FamilyConformance:
     image_size = 8
 
     @classmethod
-    def tokens_config(cls) -> dict[str, Any]:
+    def tokens_config(cls) -> Fields:
         """All fields of the tokenizer's config that are not the official ones."""
         if cls.tokenizer_config is not None:
             return dict(cls.tokenizer_config)
@@ -66,7 +67,7 @@ class FamilyConformance:
         return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
     @classmethod
-    def shape(cls, tokenizer: Tokenizer) -> dict[str, Any]:
+    def shape(cls, tokenizer: Tokenizer) -> Fields:
         """All fields of the model's config that are not those of its size."""
         if cls.model_config is not None:
             return dict(cls.model_config)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cca_ray.config import Strict
+from cca_ray.contracts import Strict
 from cca_ray.training.objectives import Objective, ScoredPairs
 
 PAIRS = 12

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cca_ray.config import Placement, Precision, ResolvedStudy
+from cca_ray.config import ResolvedStudy
 from cca_ray.contracts import Contract
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
 from cca_ray.models.family import family_of
 from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.placement_config import Placement, Precision
 from cca_ray.registry import load_plugins
 
 SETTINGS = "settings.json"

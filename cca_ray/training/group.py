@@ -19,9 +19,9 @@ from ray.util.queue import Empty, Queue
 from cca_ray.cluster.placement import in_this_process, worker_resources
 from cca_ray.cluster.queue import selector
 from cca_ray.cluster.ray_compat import TRAIN_SWITCHES, set_switches
-from cca_ray.config import Placement
 from cca_ray.errors import Stuck
 from cca_ray.models.parallel import Group
+from cca_ray.placement_config import Placement
 from cca_ray.storage.uris import to_uri
 from cca_ray.training.failures import failure_of
 from cca_ray.training.job import Job

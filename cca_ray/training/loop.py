@@ -17,13 +17,14 @@ from PIL import Image
 
 from cca_ray.cluster.load import load_here
 from cca_ray.cluster.placement import TYPE, accelerator_of, devices, is_out_of_memory, micro_batch_size
-from cca_ray.config import CPU, ResolvedStudy
+from cca_ray.config import ResolvedStudy
 from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.evaluation.scoring import Scoring, protocol_of, score
 from cca_ray.models.official import save_official
 from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.placement_config import CPU
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import drop, patiently
 from cca_ray.storage.uris import to_uri

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import Field
 
-from cca_ray.config import Strict, Train
+from cca_ray.config import Train
+from cca_ray.contracts import Strict
 from cca_ray.registry import OBJECTIVES
 
 if TYPE_CHECKING:

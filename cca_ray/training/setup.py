@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cca_ray.config import ResolvedStudy, Strict, Train
+from cca_ray.config import ResolvedStudy, Train
+from cca_ray.contracts import Strict
 from cca_ray.data.pairs import EpochPlan, steps_per_epoch
 from cca_ray.data.tokens import TokenSet
 from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol_of, scoring_of

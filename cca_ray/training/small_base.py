@@ -157,11 +157,10 @@ def space_for(files: BaseFiles, images: int, family: Family, size: str, path: Pa
     If there is one at `path`, it keeps its settings, which someone may have edited, and gets the files.
     """
     paths = {key: to_uri(path.resolve()) for key, path in vars(files).items()}
-    space: dict[str, Any]
     if pull(path):
-        space = load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})
-        space["base"] |= {"checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
-        return space
+        edited = load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})
+        edited["base"] |= {"checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
+        return edited
     space = yaml.safe_load(template_of(family, size).read_text())
     samples = max(2, min(images, 5000))
     space["base"] = {

@@ -18,9 +18,9 @@ from cca_ray.cluster.placement import in_this_process, worker_resources
 from cca_ray.cluster.queue import wait_in_queue
 from cca_ray.cluster.ray_compat import ON_THE_HEAD, worker_group_startup_timeout_error
 from cca_ray.cluster.session import free_worker_group
-from cca_ray.config import Placement
 from cca_ray.contracts import TrialReport
 from cca_ray.errors import Stuck
+from cca_ray.placement_config import Placement
 from cca_ray.storage.mirror import written_at
 from cca_ray.training.failures import failure_of, innermost
 from cca_ray.training.group import Forward, GroupSettings, build_trainer, run_group

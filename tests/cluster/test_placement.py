@@ -19,10 +19,10 @@ from cca_ray.cluster.placement import (
     ways_by_arithmetic,
     worker_resources,
 )
-from cca_ray.config import Placement
 from cca_ray.inputs import SPACES
 from cca_ray.models.family import family_of
 from cca_ray.models.official import configure, parameters
+from cca_ray.placement_config import Placement
 from cca_ray.space_file import load_config
 
 

@@ -20,8 +20,8 @@ from cca_ray.cluster import queue
 from cca_ray.cluster.placement import accelerator_of
 from cca_ray.cluster.placement import ways as ways_of
 from cca_ray.cluster.queue import DEAD_S, DEMAND_S, GONE_S, REFUSED_S, Answer, CardQueue, Node, grant, impossible, slots
-from cca_ray.config import Placement
 from cca_ray.inputs import find_space
+from cca_ray.placement_config import Placement
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import BaseFiles
 from tests.conftest import apart

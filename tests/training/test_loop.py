@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import Strict, StudyConfig
-from cca_ray.contracts import RungScore, TrialReport
+from cca_ray.config import StudyConfig
+from cca_ray.contracts import RungScore, Strict, TrialReport
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.fid import frechet_distance

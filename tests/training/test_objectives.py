@@ -7,7 +7,8 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from cca_ray.config import Strict, Train
+from cca_ray.config import Train
+from cca_ray.contracts import Strict
 from cca_ray.models.likelihood import sequence_logps
 from cca_ray.registry import OBJECTIVES
 from cca_ray.testing.objective_conformance import ObjectiveConformance
@@ -150,7 +151,7 @@ class Clash(Strict):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "why"), [(Lenient, "a subclass of cca_ray.config.Strict"), (Clash, "every `train` has epochs")]
+    ("parameters", "why"), [(Lenient, "a subclass of cca_ray.contracts.Strict"), (Clash, "every `train` has epochs")]
 )
 def test_parameters_that_would_swallow_a_mistake_are_refused(parameters: Any, why: str):
     with pytest.raises(TypeError, match=why):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cca_ray.config import Strict
+from cca_ray.contracts import Strict
 from cca_ray.training.objectives import Objective, ScoredPairs
 
 if TYPE_CHECKING:
