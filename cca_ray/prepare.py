@@ -6,6 +6,7 @@ cca-ray prepare imagenet/val --features inception.pth --reference val256.npz
 cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384     what the official code made
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from cca_ray.data.images import AUGMENTATIONS, crops_of
 from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import import_npy
 from cca_ray.data.token_set_making import tokenize, tokens_an_image
-from cca_ray.data.tokens import UNREADABLE
+from cca_ray.data.tokens import MANIFEST, UNREADABLE, Counts
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import load_extractor
 from cca_ray.evaluation.reference_making import make_reference
@@ -97,6 +98,17 @@ def read_classes(path: Path | None) -> list[str] | None:
     if len(names) < 2:
         raise ConfigError(f"{path}: want one class name a line, at least 2")
     return names
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images are, and how their classes are told; see `list_images`."""
+
+    images: str
+    classes: Sequence[str] | None
+    label_key: str | None
+    numeric_classes: bool
+    allow_empty_classes: bool
 
 
 @dataclass(frozen=True)
@@ -184,11 +196,13 @@ def from_npy(roots: list[Path], names: list[str] | None, tokens: Tokens, console
 
 
 def from_images(
-    images: str, names: list[str] | None, tokens: Tokens | None, statistics: Statistics | None, limit: int, gpus: int,
-    console: Console,
-) -> None:  # fmt: skip
+    source: Source, tokens: Tokens | None, statistics: Statistics | None, limit: int, gpus: int, console: Console
+) -> None:
     """Token set, statistics, or both, of a collection; `limit`: images that may be skipped."""
-    listing = list_images(images, names, over_nodes, labelled=tokens is not None)
+    images, labelled = source.images, tokens is not None
+    listing = list_images(images, source.classes, over_nodes, labelled, source.label_key, source.numeric_classes)
+    if labelled and listing.surprise:
+        console.say(listing.surprise)
     ensure_ray()
     console.say(f"{len(listing.entries):,} images of {len(set(listing.labels.tolist())):,} classes: {images}")
     wait_for_gpus(gpus, console.say)
@@ -200,8 +214,10 @@ def from_images(
             pull(tokens.out)
             digest = tokenize(
                 listing, tokens.family, tokens.tokenizer, tokens.size, tokens.augmentations, tokens.out,
-                tokens.part_images, limit, Pace(console),
+                tokens.part_images, limit, Pace(console), source.allow_empty_classes,
             )  # fmt: skip
+        if counts := counts_of(tokens.out):
+            console.say(str(counts))
         tell(console, f"token set {digest}", tokens.out, tokens.out / UNREADABLE)
     if statistics is not None:
         made = make_reference(listing, statistics.features, statistics.size, statistics.out, limit, Pace(console))
@@ -209,6 +225,12 @@ def from_images(
             console, f"reference {made.digest}", statistics.out,
             statistics.out.with_name(f"{statistics.out.name}.{UNREADABLE}"),
         )  # fmt: skip
+
+
+def counts_of(folder: Path) -> Counts | None:
+    """What became of the images of a finished token set; version 0.1.0 did not count them."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return Counts(**manifest["images"]) if "images" in manifest else None
 
 
 def tell(console: Console, what: str, path: Path, unreadable: Path) -> None:
@@ -235,6 +257,15 @@ def main(
     classes: Annotated[
         Path | None, typer.Option(parser=place, metavar="PATH", help="One class name a line; by default those found.")
     ] = None,
+    label_key: Annotated[
+        str | None, typer.Option(help="Field of x.json beside x.jpg in a tar, or Parquet column, that holds the class.")
+    ] = None,
+    numeric_classes: Annotated[
+        bool, typer.Option("--numeric-classes", help="Sort classes that are numbers as numbers, not as text.")
+    ] = False,
+    allow_empty_classes: Annotated[
+        bool, typer.Option("--allow-empty-classes", help="Go on if no image of a class can be read.")
+    ] = False,
     npy: Annotated[list[Path] | None, typer.Option(help="Import the official .npy folders; repeatable.")] = None,
     features: Annotated[
         Path | None, typer.Option(parser=place, metavar="PATH", help="Feature network, for --reference.")
@@ -264,7 +295,8 @@ def main(
         return
     mine = not ray.is_initialized()
     try:
-        from_images(images, names, tokens, statistics, max_unreadable, gpus, console)
+        source = Source(images, names, label_key, numeric_classes, allow_empty_classes)
+        from_images(source, tokens, statistics, max_unreadable, gpus, console)
     finally:
         if mine:
             ray.shutdown()

@@ -83,7 +83,11 @@ def test_every_crop_of_every_image_is_encoded_in_order(made: tuple[Path, str], p
 def test_unreadable_images_are_left_out_and_listed(made: tuple[Path, str], photos: Path):
     listed = (made[0] / "unreadable.txt").read_text()
     assert listed == f"{photos / 'dog' / '07.png'}: not an image of any known kind\n"
-    assert json.loads((made[0] / "manifest.json").read_text())["unreadable"] == 1
+    manifest = json.loads((made[0] / "manifest.json").read_text())
+    assert manifest["unreadable"] == 1
+    assert manifest["images"] == {
+        "seen": 90, "taken": 89, "unreadable": 1, "fewest": 29, "fewest_class": "dog", "passed_over": {},
+    }  # fmt: skip
 
 
 def test_too_many_unreadable_images_stop_it(photos: Path, tokenizer: Path, tmp_path: Path, ray_here: None):

@@ -22,6 +22,7 @@ from cca_ray.data.listing import Listing, read_entry
 from cca_ray.data.tokens import (
     MANIFEST,
     UNREADABLE,
+    Counts,
     TokenMeta,
     encode_images,
     finish_token_set,
@@ -64,7 +65,7 @@ class ReadImages:
             except ConfigError:
                 raise
             except ValueError as error:
-                problems[i] = f"{path}: {str(error).splitlines()[0]}"
+                problems[i] = f"{rows['place'][i]}: {str(error).splitlines()[0]}"
         return {"index": rows["index"], "label": rows["label"], "problem": problems.astype(str), **pixels}
 
 
@@ -186,10 +187,12 @@ def write_stream(
     meta: TokenMeta,
     limit: int,
     progress: Progress,
+    count: Callable[[int], Counts] | None = None,
 ) -> str:
     """Make what is missing of a token set and finish it; returns its digest.
 
-    ConfigError once more than `limit` images cannot be read.
+    ConfigError once more than `limit` images cannot be read. `count`: what became of the images, given how many parts
+    there are; it may refuse the set.
     """
     total = sum(map(len, parts))
     missing = [number for number in range(len(parts)) if not part_path(folder, number).exists()]
@@ -206,4 +209,6 @@ def write_stream(
         write_part(part_path(folder, missing[number]), rows["label"][good], rows["tokens"][good], meta, problems)
         done += len(rows["index"])
         progress(done, total, len(unreadable))
-    return finish_token_set(folder, meta, len(parts))
+    if unreadable:
+        write_unreadable(folder / UNREADABLE, unreadable)
+    return finish_token_set(folder, meta, len(parts), count(len(parts)) if count else None)

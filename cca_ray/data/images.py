@@ -28,8 +28,10 @@ def decode(content: bytes | None) -> Image.Image:
             return image.convert("RGB")
     except UnidentifiedImageError:
         raise ValueError("not an image of any known kind") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({error})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise what they like: RuntimeError (AVIF), struct.error, KeyError, ...
+        raise ValueError(f"not a readable image ({type(error).__name__}: {error})") from None
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:

@@ -39,5 +39,5 @@ def read_folder(folder: str, size: int) -> LabelledImages:
         try:
             squares.append(centre_crop(decode(read_entry(folder, entry.path, entry.start, entry.length)), size))
         except ValueError as error:
-            raise ValueError(f"{entry.path}: {error}") from None
+            raise ValueError(f"{entry.place}: {error}") from None
     return LabelledImages(np.stack(squares), listing.labels, listing.class_names)

@@ -9,8 +9,10 @@ import json
 import os
 import tarfile
 import time
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,11 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from cca_ray.data.tar_shards import hidden, list_tar
 from cca_ray.errors import ConfigError
 from cca_ray.space_file import is_uri
 from cca_ray.storage.uris import local_path
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif",
+}  # fmt: skip
 COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
 MOST_CLASSES = 65_536
 
@@ -38,6 +43,12 @@ class Entry:
     start: int
     length: int
     key: str | int
+    name: str = ""  # of the member or row, where the path is a shard's
+
+    @property
+    def place(self) -> str:
+        """For people: which image it is."""
+        return f"{self.path}: {self.name}" if self.name else self.path
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,18 @@ class Listing:
     entries: tuple[Entry, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    passed_over: tuple[tuple[str, int], ...] = ()  # suffixes of files that are no images by their names, and how many
+
+    @property
+    def surprise(self) -> str:
+        """What to tell of the order of classes that are numbers by their names; empty if it is the usual one."""
+        names = self.class_names
+        if not all(name.isascii() and name.isdecimal() for name in names) or list(names) == sorted(names, key=int):
+            return ""
+        return (
+            f"classes are sorted as text, as torchvision does: {', '.join(names[:3])}, ... have the labels 0, 1, 2, "
+            "...; --numeric-classes sorts them as numbers"
+        )
 
     @property
     def digest(self) -> str:
@@ -64,6 +87,7 @@ class Listing:
             "index": index,
             "label": self.labels[index],
             "path": [e.path for e in entries],
+            "place": [e.place for e in entries],
             "start": [e.start for e in entries],
             "length": [e.length for e in entries],
         }
@@ -92,10 +116,14 @@ def list_images(
     classes: Sequence[str] | None = None,
     each: Callable[..., Iterable[Any]] = map,
     labelled: bool = True,
+    label_key: str | None = None,
+    numeric_classes: bool = False,
 ) -> Listing:
-    """Find all images; what begins with a dot is passed over. Without `labelled`, images in no class folder will do.
+    """Find all images; hidden files and folders are passed over. Without `labelled`, images in no class folder will do.
 
-    `classes`: the names in the order of their labels; otherwise those found, sorted.
+    `classes`: the names in the order of their labels; otherwise those found, sorted. `label_key`: the field of the
+    `.json` beside an image in a tar, or the column of a Parquet file, that holds its class. `numeric_classes`: names
+    that are numbers are sorted as numbers, not as text.
     `each(function, where, paths)` lists several shards at a time.  ConfigError, naming the place, if there is
     nothing, an empty class folder, a class that is not among `classes`, or a shard that cannot be read.
     """
@@ -106,34 +134,48 @@ def list_images(
     if info.is_file:
         infos = [info]
     else:
-        refuse_loops(where, filesystem, root)
+        refuse_odd_paths(where, filesystem, root)
         found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-        infos = [i for i in found if not any(part.startswith(".") for part in below(i.path, root).parts)]
-    shards = sorted(i.path for i in infos if i.is_file and i.path.endswith((".tar", ".parquet")))
+        infos = [i for i in found if not hidden(str(below(i.path, root)))]
+    shards = sorted(i.path for i in infos if i.is_file and i.path.lower().endswith((".tar", ".parquet")))
     loose = [i.path for i in infos if i.is_file and is_image(i.path)]
     if shards and loose:
         raise ConfigError(f"{where}: both shards and loose images, such as {shards[0]} and {loose[0]}; want one kind")
+    others = [i.path for i in infos if i.is_file and not is_image(i.path) and i.path not in shards]
+    passed_over = Counter(PurePosixPath(path).suffix.lower() for path in others)
     if shards:
-        entries = [entry for of_shard in each(list_shard, [where] * len(shards), shards) for entry in of_shard]
+        wanted = [(where, path, classes, label_key if labelled else None, labelled) for path in shards]
+        found_shards = list(each(list_shard, *zip(*wanted, strict=True)))
+        entries = [entry for shard in found_shards for entry in shard.entries]
+        passed_over.update({suffix: n for shard in found_shards for suffix, n in shard.passed_over.items()})
     else:
         entries = list_folder(where, root, infos, labelled)
     if not entries:
         packed = next((i.path for i in infos if i.path.endswith((".tar.gz", ".tgz", ".zip"))), None)
         hint = f"; {packed} is compressed: unpack it first" if packed else ""
         raise ConfigError(f"{where}: no images here ({', '.join(sorted(SUFFIXES))}, .tar or .parquet){hint}")
-    return with_labels(where, entries, classes)
+    listing = replace(
+        with_labels(where, entries, classes, numeric_classes), passed_over=tuple(sorted(passed_over.items()))
+    )
+    if labelled and len(found_labels := set(listing.labels.tolist())) < 2:
+        name = listing.class_names[found_labels.pop()]
+        raise ConfigError(
+            f"{where}: all images are of one class, {name!r}; want at least 2, for negatives are of others"
+        )
+    return listing
 
 
 def below(path: str, root: str) -> PurePosixPath:
     return PurePosixPath(path).relative_to(root)
 
 
-def refuse_loops(where: str, filesystem: fs.FileSystem, root: str) -> None:
-    """ConfigError if a link in a local folder leads nowhere, or to a folder that contains it: images without end."""
+def refuse_odd_paths(where: str, filesystem: fs.FileSystem, root: str) -> None:
+    """ConfigError if a local name is not UTF-8, or a link leads nowhere or to a folder that contains it."""
     if not isinstance(filesystem, fs.LocalFileSystem):
         return
     for folder, names, files in os.walk(root):
         for path in (Path(folder) / name for name in [*names, *files]):
+            refuse_odd_name(where, path.name)
             if path.is_symlink() and (not path.exists() or path.resolve() in Path(folder).resolve().parents
                                       or path.resolve() == Path(folder).resolve()):  # fmt: skip
                 raise ConfigError(f"{where}: the link {path} leads nowhere, or back to a folder that contains it")
@@ -157,41 +199,26 @@ def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool)
     return sorted(entries, key=lambda e: (e.key, PurePosixPath(e.path).parent, e.path))
 
 
-def list_shard(where: str, path: str) -> list[Entry]:
+@dataclass(frozen=True)
+class Shard:
+    """The images of one file; of what else is in it, how many by suffix."""
+
+    entries: tuple[Entry, ...]
+    passed_over: Counter[str]
+
+
+def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: str | None, labelled: bool) -> Shard:
     """The images of one `.tar` or `.parquet` file."""
     filesystem, _ = open_files(where)
     try:
         with filesystem.open_input_file(path) as file:
-            return list_tar(file, path) if path.endswith(".tar") else list_parquet(file, path)
+            if not path.lower().endswith(".tar"):
+                return Shard(tuple(list_parquet(file, path, label_key)), Counter())
+            found = list_tar(file, path, is_image, frozenset(classes or ()), label_key, labelled)
+            images = (Entry(path, image.start, image.length, image.key, image.name) for image in found.images)
+            return Shard(tuple(images), found.passed_over)
     except (tarfile.TarError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a readable shard ({str(error).splitlines()[0]})") from None
-
-
-def list_tar(file: Any, path: str) -> list[Entry]:
-    """WebDataset shards (`x.jpg` beside `x.cls`), trees, and ImageNet's tar per class (its name is the class)."""
-    images: list[tarfile.TarInfo] = []
-    numbers: dict[str, int] = {}
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            stem = member.name.rsplit(".", 1)[0]
-            if member.isfile() and is_image(member.name):
-                images.append(member)
-            elif member.isfile() and member.name.endswith(".cls"):
-                text = archive.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
-                if not text.isdecimal() or int(text) >= MOST_CLASSES:
-                    raise ConfigError(f"{path}: {member.name} holds {text[:20]!r}, not a class number")
-                numbers[stem] = int(text)
-    entries = []
-    for member in images:
-        parent = PurePosixPath(member.name).parent.name
-        key: str | int = parent or PurePosixPath(path).stem
-        if numbers:
-            stem = member.name.rsplit(".", 1)[0]
-            if stem not in numbers:
-                raise ConfigError(f"{path}: {member.name} has no {stem}.cls beside it")
-            key = numbers[stem]
-        entries.append(Entry(path, member.offset_data, member.size, key))
-    return entries
 
 
 def column(schema: pa.Schema, what: str, path: str) -> str:
@@ -201,7 +228,7 @@ def column(schema: pa.Schema, what: str, path: str) -> str:
     return found[0]
 
 
-def list_parquet(file: Any, path: str) -> list[Entry]:
+def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
     """Rows of `image` (bytes, or a struct with `bytes`, as of Hugging Face) and `label` (number or name)."""
     parquet = pq.ParquetFile(file)
     schema = parquet.schema_arrow
@@ -210,34 +237,57 @@ def list_parquet(file: Any, path: str) -> list[Entry]:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise ConfigError(f"{path}: its images are {kind}; want bytes, or a struct with bytes")
-    labels = parquet.read(columns=[column(schema, "label", path)])[0].to_pylist()
+    if label_key is not None and label_key not in schema.names:
+        raise ConfigError(f"{path}: no column {label_key!r}; it has {', '.join(schema.names)}")
+    labels = parquet.read(columns=[label_key or column(schema, "label", path)])[0].to_pylist()
     if bad := [row for row, key in enumerate(labels) if not isinstance(key, int | str)]:
         raise ConfigError(f"{path}: row {bad[0]} has no label")
     places = [(row, group) for group in range(parquet.num_row_groups)
               for row in range(parquet.metadata.row_group(group).num_rows)]  # fmt: skip
-    return [Entry(path, row, group, key) for (row, group), key in zip(places, labels, strict=True)]
+    return [
+        Entry(path, row, group, key, f"row {number}")
+        for number, ((row, group), key) in enumerate(zip(places, labels, strict=True))
+    ]
 
 
-def with_labels(where: str, entries: list[Entry], classes: Sequence[str] | None) -> Listing:
-    """Numbers for the classes."""
+def with_labels(
+    where: str, entries: list[Entry], classes: Sequence[str] | None, numeric_classes: bool = False
+) -> Listing:
+    """Numbers for the classes. Names are equal if they look equal: Unicode has two forms of `é` (NFC, NFD)."""
     keys = {entry.key for entry in entries}
     if len({type(key) for key in keys}) > 1:
         raise ConfigError(f"{where}: some classes are numbers, others names")
     if all(isinstance(key, int) for key in keys):
         most = min(max(int(key) for key in keys), MOST_CLASSES)
         names = tuple(classes or (str(i) for i in range(most + 1)))
-        unknown = sorted(key for key in keys if not 0 <= int(key) < len(names))
         number: dict[str | int, int] = {i: i for i in range(len(names))}
     else:
-        names = tuple(classes or sorted(str(key) for key in keys))
-        if len(set(names)) < len(names):
-            raise ConfigError(f"{where}: two of the given classes have the same name")
-        number = {name: i for i, name in enumerate(names)}
-        unknown = sorted(key for key in keys if key not in number)
-    if unknown:
+        for name in sorted(str(key) for key in keys):
+            refuse_odd_name(where, name)
+            if numeric_classes and not classes and not (name.isascii() and name.isdecimal()):
+                raise ConfigError(f"{where}: --numeric-classes, but the class {name!r} is no number")
+        names = tuple(classes or sorted((str(key) for key in keys), key=int if numeric_classes else None))
+        by_look = {look(name): i for i, name in enumerate(names)}
+        if len(by_look) < len(names):
+            raise ConfigError(f"{where}: two {'of the given ' if classes else ''}classes have the same name")
+        number = {key: by_look[look(str(key))] for key in keys if look(str(key)) in by_look}
+    if unknown := sorted(key for key in keys if key not in number):
         raise ConfigError(f"{where}: class {unknown[0]!r} is not among the {len(names)} given classes")
     labels = np.array([number[entry.key] for entry in entries], dtype=np.int64)
     return Listing(where, tuple(entries), labels, names)
+
+
+def look(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def refuse_odd_name(where: str, name: str) -> None:
+    """ConfigError, with the name made visible, if it is not UTF-8: no manifest could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode(errors="surrogateescape")
+        raise ConfigError(f"{where}: the name {shown!r} is not UTF-8; rename it") from None
 
 
 @lru_cache(maxsize=2)
@@ -257,7 +307,7 @@ def read_entry(where: str, path: str, start: int, length: int) -> bytes:
     """
     for pause_s in (1.0, 5.0, None):
         try:
-            if path.endswith(".parquet"):
+            if path.lower().endswith(".parquet"):
                 return parquet_images(where, path, length)[start]
             with open_files(where)[0].open_input_file(path) as file:
                 return bytes(file.read_at(length, start))

@@ -8,7 +8,7 @@ import numpy as np
 from cca_ray.data.encode import Encode, Progress, ReadImages, claim, stream_parts, write_stream
 from cca_ray.data.images import crops_of
 from cca_ray.data.listing import Listing
-from cca_ray.data.tokens import TokenMeta
+from cca_ray.data.tokens import TokenMeta, count_images
 from cca_ray.errors import ConfigError
 from cca_ray.models.base import Tokenizer
 from cca_ray.models.files import digest_of_weights
@@ -51,9 +51,12 @@ def plan_of(source: str, meta: TokenMeta, part_images: int) -> Mapping[str, obje
 
 def tokenize(
     listing: Listing, family: str, tokenizer: Path, size: int, augmentations: Sequence[str], out: Path,
-    part_images: int, limit: int, progress: Progress,
+    part_images: int, limit: int, progress: Progress, allow_empty: bool = False,
 ) -> str:  # fmt: skip
-    """Make the token set of a collection; returns its digest."""
+    """Make the token set of a collection; returns its digest.
+
+    ConfigError if more than `limit` images cannot be read, none can, or, unless `allow_empty`, none of a class.
+    """
     crops = crops_of(augmentations, size)
     meta = token_meta(load_tokenizer(family, tokenizer), size, [crop.name for crop in crops], listing.class_names)
     if finished := claim(out, plan_of(listing.digest, meta, part_images)):
@@ -71,4 +74,5 @@ def tokenize(
         meta,
         limit,
         progress,
+        lambda parts: count_images(out, meta, parts, listing.labels, dict(listing.passed_over), allow_empty),
     )

@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cca_ray.errors import ConfigError
 from cca_ray.models.base import Tokenizer
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push, remove
@@ -87,8 +88,52 @@ def write_part(
     return path
 
 
-def finish_token_set(folder: Path, meta: TokenMeta, parts: int) -> str:
-    """Write the manifest of parts that are all there; returns the set's digest."""
+@dataclass(frozen=True)
+class Counts:
+    """What became of a collection's images, for the manifest and for people."""
+
+    seen: int
+    taken: int
+    unreadable: int
+    fewest: int  # images taken of the smallest class
+    fewest_class: str
+    passed_over: Mapping[str, int]  # files that are no images by their names, by suffix
+
+    def __str__(self) -> str:
+        text = f"{self.seen:,} images: {self.taken:,} taken, {self.unreadable:,} unreadable; "
+        text += f"at least {self.fewest:,} a class ({self.fewest_class})"
+        if self.passed_over:
+            kinds = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in self.passed_over.items())
+            text += f"; {sum(self.passed_over.values()):,} files are no images by their names: {kinds}"
+        return text
+
+
+def count_images(
+    folder: Path, meta: TokenMeta, parts: int, labels: np.ndarray, passed_over: Mapping[str, int], allow_empty: bool
+) -> Counts:
+    """Of parts that are all there; `labels` [N]: of all images that were seen.
+
+    ConfigError if none could be read or, unless it is allowed, none of a class that had some.
+    """
+    taken = np.concatenate([pq.ParquetFile(part_path(folder, i)).read(["label"])[0].to_numpy() for i in range(parts)])
+    had, has = (np.bincount(some, minlength=len(meta.class_names)) for some in (labels, taken))
+    if not len(taken):
+        raise ConfigError(f"{folder}: not one of {len(labels):,} images can be read; see {folder / UNREADABLE}")
+    lost = [meta.class_names[i] for i in np.flatnonzero((had > 0) & (has == 0))]
+    if lost and not allow_empty:
+        raise ConfigError(
+            f"{folder}: no image of the class {lost[0]!r}{f' and {len(lost) - 1} more' * (len(lost) > 1)} can be read; "
+            f"see {folder / UNREADABLE}, or go on without them by --allow-empty-classes"
+        )
+    there = np.flatnonzero(has)
+    smallest = there[has[there].argmin()]
+    return Counts(
+        len(labels), len(taken), len(labels) - len(taken), int(has[smallest]), meta.class_names[smallest], passed_over
+    )
+
+
+def finish_token_set(folder: Path, meta: TokenMeta, parts: int, counts: Counts | None = None) -> str:
+    """Write the manifest of parts that are all there; returns the set's digest, which the counts do not enter."""
     entries: list[dict[str, str | int]] = []
     unreadable: list[str] = []
     for path in (part_path(folder, number) for number in range(parts)):
@@ -100,6 +145,8 @@ def finish_token_set(folder: Path, meta: TokenMeta, parts: int) -> str:
     write_unreadable(folder / UNREADABLE, unreadable)
     digest = hashlib.sha256(json.dumps([meta.model_dump_json(), entries]).encode()).hexdigest()[:16]
     manifest = {"digest": digest, "meta": meta.model_dump(), "parts": entries, "unreadable": len(unreadable)}
+    if counts is not None:
+        manifest["images"] = asdict(counts)
     atomically(folder / MANIFEST, lambda partial: partial.write_text(json.dumps(manifest, indent=1)))
     return digest
 
@@ -128,7 +175,8 @@ def read_part(path: Path, sha256: str, meta: TokenMeta) -> tuple[np.ndarray, np.
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: missing, or not what the manifest says; make the token set again")
-    table = pq.read_table(pa.BufferReader(content))
+    # Not pq.read_table: its dataset scanner leaves threads behind that abort a process which ends soon (pyarrow 25).
+    table = pq.ParquetFile(pa.BufferReader(content)).read()
     flat = table["tokens"].combine_chunks().flatten().to_numpy()
     return table["label"].to_numpy(), flat.reshape(-1, meta.crops, meta.length)
 

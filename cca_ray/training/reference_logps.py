@@ -120,7 +120,8 @@ def read_part(path: Path, key: str, pairs: int) -> list[np.ndarray]:
     if not path.exists():
         raise ValueError(f"{path}: missing; run the study again to make it")
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # not pq.read_table: see `data.tokens`
+            table = file.read()
         found = (table.schema.metadata or {})[b"cca_ray_key"].decode()
         columns = [table[name].to_numpy() for name in COLUMNS]
     except (OSError, pa.ArrowInvalid, KeyError) as error:

@@ -1,5 +1,7 @@
 import io
+import os
 import tarfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,3 +295,98 @@ def test_flips_are_the_image_and_its_mirror_image():
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"unknown augmentation 'rotate': any of centre, flips, ten-crop-1\.1"):
         crops_of(["rotate"], 8)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "JPEG", "AVIF", "TIFF", "WEBP"])
+def test_what_pillow_reads_is_taken_by_its_usual_endings(tmp_path: Path, kind: str):
+    known = {"GIF": ["gif"], "JPEG": ["jpe", "jfif", "JPG"], "AVIF": ["avif"], "TIFF": ["tif"], "WEBP": ["webp"]}
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for ending in known[kind]:
+            picture(label).save(tmp_path / "photos" / name / f"0.{ending}", kind)
+    listing = list_images(str(tmp_path / "photos"))
+    assert len(pixels(listing)) == 2 * len(known[kind])
+
+
+def test_files_that_are_no_images_by_their_names_are_counted(tmp_path: Path):
+    folder = write_tree(tmp_path / "photos")
+    (folder / "cat" / "9.heic").write_bytes(b"")
+    (folder / "dog" / "8.HEIC").write_bytes(b"")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "0.png").write_bytes(b"")
+    (folder / "@eaDir").mkdir()
+    (folder / "@eaDir" / "0.png").write_bytes(b"")
+    assert list_images(str(folder)).passed_over == ((".heic", 2), (".txt", 1))
+
+
+def damaged_avif() -> bytes:
+    """One that Pillow's decoder meets with a RuntimeError, as of a photo that was torn on its way."""
+    buffer = io.BytesIO()
+    picture(0, 200, 160).save(buffer, "AVIF")
+    whole, random = buffer.getvalue(), np.random.default_rng(0)
+    for _ in range(3000):
+        torn = bytearray(whole)
+        for place in random.integers(0, len(torn), 3):
+            torn[place] = int(random.integers(0, 256))
+        try:
+            Image.open(io.BytesIO(bytes(torn))).convert("RGB")
+        except RuntimeError:
+            return bytes(torn)
+        except Exception:  # another kind of damage
+            continue
+    pytest.fail("no damage found that makes Pillow raise a RuntimeError")
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"BM" + b"\xff" * 60, None])
+def test_whatever_a_decoder_raises_is_one_unreadable_image(content: bytes | None):
+    with pytest.raises(ValueError, match=r"not a readable image|not an image of any known kind"):
+        decode(damaged_avif() if content is None else content)
+
+
+def test_an_image_of_a_shard_says_which_it_is(tmp_path: Path):
+    places = [e.place for e in list_images(str(write_webdataset(tmp_path / "w"))).entries]
+    assert places[0].endswith("shard-0.tar: 00.png")
+    places = [e.place for e in list_images(str(write_parquet(tmp_path / "p"))).entries]
+    assert places[-1].endswith("1.parquet: row 2")
+    places = [e.place for e in list_images(str(write_tree(tmp_path / "t"))).entries]
+    assert places[0].endswith("cat/0.png")
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("given", ["NFC", "NFD"])
+def test_class_names_are_equal_if_they_look_equal(tmp_path: Path, on_disk: str, given: str):
+    for name in ("café", "thé"):
+        folder = tmp_path / "photos" / unicodedata.normalize(on_disk, name)  # type: ignore[arg-type]  # one of four
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(png(picture(0)))
+    classes = [unicodedata.normalize(given, name) for name in ("thé", "café")]  # type: ignore[arg-type]  # one of four
+    listing = list_images(str(tmp_path / "photos"), classes)
+    assert listing.labels.tolist() == [1, 0]
+    assert listing.class_names == tuple(classes)
+
+
+def test_a_class_name_that_is_not_utf_8_is_made_visible(tmp_path: Path):
+    for name in (b"caf\xe9", b"the"):
+        folder = os.fsencode(tmp_path) + b"/photos/" + name
+        os.makedirs(folder)
+        with open(folder + b"/0.png", "wb") as file:
+            file.write(png(picture(0)))
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "photos", "photos")
+    for where in (tmp_path / "photos.tar", tmp_path / "photos"):
+        with pytest.raises(ConfigError, match=r"caf\\xe9.* is not UTF-8") as error:
+            list_images(str(where))
+        str(error.value).encode()
+
+
+def test_the_order_of_numbers_is_told_where_it_surprises(tmp_path: Path):
+    for number in (0, 2, 10):
+        (tmp_path / "photos" / str(number)).mkdir(parents=True)
+        (tmp_path / "photos" / str(number) / "0.png").write_bytes(png(picture(number)))
+    as_text, as_numbers = (list_images(str(tmp_path / "photos"), numeric_classes=wanted) for wanted in (False, True))
+    assert as_text.class_names == ("0", "10", "2")
+    assert "0, 10, 2, ... have the labels 0, 1, 2" in as_text.surprise
+    assert (as_numbers.class_names, as_numbers.surprise) == (("0", "2", "10"), "")
+    assert list_images(str(write_tree(tmp_path / "words"))).surprise == ""
+    with pytest.raises(ConfigError, match="--numeric-classes, but the class 'cat' is no number"):
+        list_images(str(tmp_path / "words"), numeric_classes=True)

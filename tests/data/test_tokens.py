@@ -1,10 +1,21 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cca_ray.data.tokens import TokenMeta, read_token_set, write_token_set
+from cca_ray.data.tokens import (
+    Counts,
+    TokenMeta,
+    count_images,
+    part_path,
+    read_token_set,
+    write_part,
+    write_token_set,
+)
+from cca_ray.errors import ConfigError
 
 META = TokenMeta(
     tokenizer="abc", codebook_size=300, length=4, crops=2, image_size=8, augmentations=("a", "b"),
@@ -25,6 +36,15 @@ def test_what_is_written_is_read(tmp_path: Path):
     np.testing.assert_array_equal(data.labels, LABELS)
     np.testing.assert_array_equal(data.tokens, TOKENS)
     assert (data.tokens.dtype, data.meta, data.digest) == (np.uint16, META, digest)
+
+
+def test_a_process_that_reads_a_set_and_ends_ends_well(tmp_path: Path):
+    """pyarrow's dataset scanner aborted it, about once in two."""
+    write(tmp_path)
+    code = f"from cca_ray.data.tokens import read_token_set; read_token_set({str(tmp_path)!r})"
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_large_set_is_unpacked_once_and_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -91,3 +111,26 @@ def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path: Path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json: not a token manifest"):
         read_token_set(tmp_path)
+
+
+def parts_with(folder: Path, labels: list[int]) -> None:
+    write_part(part_path(folder, 0), np.array(labels, dtype=np.int64), np.zeros((len(labels), 2, 4), np.uint16), META)
+
+
+def test_what_became_of_the_images_is_counted(tmp_path: Path):
+    parts_with(tmp_path, [0, 0, 0, 1])
+    counts = count_images(tmp_path, META, 1, np.array([0, 0, 0, 0, 1, 1]), {".heic": 2}, allow_empty=False)
+    assert counts == Counts(6, 4, 2, 1, "y", {".heic": 2})
+    assert str(counts) == (
+        "6 images: 4 taken, 2 unreadable; at least 1 a class (y); 2 files are no images by their names: 2 .heic"
+    )
+
+
+@pytest.mark.parametrize("labels", [[], [0, 0]])
+def test_a_set_that_lost_all_images_or_all_of_a_class_is_refused(tmp_path: Path, labels: list[int]):
+    parts_with(tmp_path, labels)
+    seen = np.array([0, 0, 1, 1])
+    with pytest.raises(ConfigError, match=r"not one of 4 images can be read|no image of the class 'y' can be read"):
+        count_images(tmp_path, META, 1, seen, {}, allow_empty=False)
+    if labels:
+        assert count_images(tmp_path, META, 1, seen, {}, allow_empty=True).fewest_class == "x"
