@@ -97,7 +97,7 @@ class Reference:
         """ValueError, naming the file, if there are no such statistics in it."""
         try:
             with np.load(path) as content:
-                statistics = {k: content[k].astype(np.float64) for k in content.files if k.startswith(("mu", "sigma"))}
+                statistics = {k: real(content[k]) for k in content.files if k.startswith(("mu", "sigma"))}
                 features = content["features"].astype(np.float32) if "features" in content.files else None
         except (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
             raise ValueError(f"{path}: not reference statistics (an .npz with mu and sigma): {error}") from None
@@ -111,10 +111,33 @@ class Reference:
             mean, covariance = statistics[mu], statistics[sigma]
             if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
                 raise ValueError(f"{path}: {mu} is {mean.shape} and {sigma} {covariance.shape}: want [D] and [D, D]")
+            refuse_impossible(path, mu, mean, sigma, covariance)
             return mean, covariance
 
         spatial = Reference(*read("mu_s", "sigma_s")) if "mu_s" in statistics else None
         mean, covariance = read("mu", "sigma")
+        if features is not None and not np.isfinite(features).all():
+            raise ValueError(f"{path}: features holds a number that is not finite; make the statistics again")
         if features is not None and (features.ndim != 2 or len(features) < 2 or features.shape[1] != len(mean)):
             raise ValueError(f"{path}: features is {features.shape}: want [M, {len(mean)}], M at least 2")
         return Reference(mean, covariance, spatial, features)
+
+
+def real(array: np.ndarray) -> np.ndarray:
+    """As float64. ValueError if it holds anything but real numbers."""
+    if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"numbers of type {array.dtype}, not real ones")
+    return array.astype(np.float64)
+
+
+def refuse_impossible(path: str | Path, mu: str, mean: np.ndarray, sigma: str, covariance: np.ndarray) -> None:
+    """ValueError, naming file and key, if these can be no moments: a FID of them would be NaN, or below zero."""
+    for key, values in ((mu, mean), (sigma, covariance)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path}: {key} holds a number that is not finite; make the statistics again")
+    size = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > 1e-3 * size:
+        raise ValueError(f"{path}: {sigma} is not symmetric, as a covariance is; make the statistics again")
+    lowest = np.linalg.eigvalsh(covariance)[0]
+    if lowest < -1e-3 * size:  # of fewer images than features it is singular, and rounding goes a little below zero
+        raise ValueError(f"{path}: {sigma} has the eigenvalue {lowest:.3g}; a covariance has none below zero")

@@ -89,3 +89,47 @@ def test_a_reference_keeps_the_features_of_images_that_are_evenly_spaced():
     assert evenly_spaced(10, 4).tolist() == [0, 2, 5, 7]
     assert len(np.unique(evenly_spaced(50_001))) == 10_000
     assert evenly_spaced(50_001).max() < 50_001
+
+
+def spoiled(kind: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 4))
+    mu, sigma = x.mean(0), np.cov(x.T)
+    features = x.astype(np.float32)
+    if kind == "nan in mu":
+        mu[1] = np.nan
+    elif kind == "infinite sigma":
+        sigma[0, 0] = np.inf
+    elif kind == "not symmetric":
+        sigma[0, 1] += 1
+    elif kind == "negative":
+        sigma = sigma - 2 * np.eye(4)
+    elif kind == "complex":
+        sigma = sigma + 1j * np.eye(4)
+    elif kind == "nan in features":
+        features[0, 0] = np.nan
+    return {"mu": mu, "sigma": sigma, "features": features}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan in mu", "mu holds a number that is not finite"),
+        ("infinite sigma", "sigma holds a number that is not finite"),
+        ("not symmetric", "sigma is not symmetric"),
+        ("negative", "sigma has the eigenvalue -"),
+        ("complex", "numbers of type complex128"),
+        ("nan in features", "features holds a number that is not finite"),
+    ],
+)
+def test_statistics_that_can_be_of_no_images_are_refused_in_one_line(tmp_path: Path, kind: str, message: str):
+    np.savez(tmp_path / "r.npz", **spoiled(kind))
+    with pytest.raises(ValueError, match=rf"r\.npz: .*{message}") as error:
+        Reference.load(tmp_path / "r.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_statistics_of_fewer_images_than_features_are_read(tmp_path: Path):
+    x = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
+    np.savez(tmp_path / "r.npz", mu=x.mean(0), sigma=np.cov(x.T).astype(np.float32), features=x)
+    assert len(Reference.load(tmp_path / "r.npz").mean) == 40

@@ -1,7 +1,9 @@
 import argparse
+import fractions
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -111,3 +113,65 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path):
         write_atomically({"model": lambda: None}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["weights.pt"]
     assert equal(read_checkpoint(path)[0])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_a_prefix_that_all_names_share_is_taken_off(tmp_path: Path, prefix: str, ending: str):
+    state = {f"{prefix}{name}": tensor for name, tensor in STATE.items()}
+    path = tmp_path / f"weights.{ending}"
+    save_file(state, path) if ending == "safetensors" else torch.save({"model": state}, path)
+    assert equal(read_checkpoint(path)[0])
+
+
+def test_a_prefix_of_some_names_stays(tmp_path: Path):
+    torch.save({"module.weight": torch.ones(1), "bias": torch.ones(1)}, tmp_path / "w.pt")
+    assert set(read_checkpoint(tmp_path / "w.pt")[0]) == {"module.weight", "bias"}
+
+
+def test_training_files_are_read_where_their_weights_lie(tmp_path: Path):
+    var = {"epoch": 3, "trainer": {"var_wo_ddp": STATE, "vae_local": {"other": torch.ones(1)}}, "args": {"tlr": 1e-4}}
+    for content in (var, {"ema": STATE, "steps": 5}, {"model": STATE, "ema": {"weight": torch.zeros(1)}}):
+        torch.save(content, tmp_path / "w.pt")
+        assert equal(read_checkpoint(tmp_path / "w.pt")[0])
+
+
+def test_weights_at_an_unknown_place_are_named(tmp_path: Path):
+    torch.save({"generator": STATE, "net": {"inner": STATE}, "epoch": 1}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt: holds no state dict .*under 'generator', 'net\.inner': save one"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
+def test_paths_and_numpy_numbers_beside_the_weights_do_no_harm(tmp_path: Path):
+    beside = {
+        "path": Path("/x/y"), "loss": np.float32(1.5), "best": np.float64(2.0), "step": np.int64(7),
+        "curve": np.zeros(3), "flags": np.ones(2, dtype=bool),
+    }  # fmt: skip
+    torch.save({"model": STATE, **beside}, tmp_path / "w.pt")
+    assert equal(read_checkpoint(tmp_path / "w.pt")[0])
+
+
+def test_an_object_that_could_run_code_is_named(tmp_path: Path):
+    torch.save({"model": STATE, "when": fractions.Fraction(1, 3)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt: .* an object of fractions\.Fraction, which could run code: save the"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named_where_it_enters(value: float, precision: torch.dtype):
+    bad = {name: tensor.clone().to(precision) for name, tensor in STATE.items()}
+    bad["weight"][1, 2] = value
+    with pytest.raises(ValueError, match=r"w\.pt: weight holds (NaN|an infinite number): the file is damaged"):
+        load_state(nn.Linear(3, 2), bad, "w.pt")
+
+
+def test_a_mask_may_be_infinite_but_no_nan():
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.register_buffer("mask", torch.zeros(2))
+
+    load_state(Masked(), {**STATE, "mask": torch.tensor([0.0, -torch.inf])}, "w.pt")
+    with pytest.raises(ValueError, match=r"mask holds NaN"):
+        load_state(Masked(), {**STATE, "mask": torch.tensor([0.0, torch.nan])}, "w.pt")
