@@ -15,6 +15,9 @@ from cca_ray.errors import reason
 from cca_ray.placement_config import Placement
 from cca_ray.registry import FAMILIES, METRICS, OBJECTIVES, PluginInfo, load_plugins, used_plugins
 
+MOST_SEED = 2**53  # which JSON keeps exactly; the noise of fresh blocks has the seeds after it
+MOST_GUIDANCE = 1000.0  # beyond it float32 logits overflow
+
 
 class Base(Strict):
     """The pretrained model. Either `embedded` (made on first use, see `Pretrain`) or official checkpoint files.
@@ -70,7 +73,7 @@ class Train(Strict):
     clip: float = Field(1.0, ge=0)  # largest gradient norm; 0: off
     dropout: float = Field(0.0, ge=0, lt=1)  # of the trained model; the reference has none
     ema_decay: float = Field(0.0, ge=0, lt=1)  # of the weights that are scored; 0: off
-    seed: int = Field(0, ge=0)  # of the order, crops, negatives and null masks
+    seed: int = Field(0, ge=0, le=MOST_SEED)  # of the order, crops, negatives and null masks
     reference: Literal["table", "live"] = "table"  # log p_ref once per study, or a second model in memory
 
     @field_validator("objective")
@@ -166,10 +169,10 @@ class Score(Strict):
     reference: str | None = None  # .npz with mu and sigma of the real images
     image_size: int | None = Field(None, ge=1)  # pixels a side to which samples are resized; None: as they are
     labels: Literal["balanced", "random"] = "balanced"  # random: as the official LlamaGen sampler draws them
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-3, le=1e3)
     top_k: int = Field(0, ge=0)  # 0: all tokens
     top_p: float = Field(1.0, gt=0, le=1)  # 1: all tokens
-    seed: int = Field(0, ge=0)  # of the noise all trials share; fresh blocks take seed + 1, seed + 2, ...
+    seed: int = Field(0, ge=0, le=MOST_SEED)  # of the noise all trials share; fresh blocks take seed + 1, seed + 2, ...
     metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)  # what is measured at rungs and in the end
     samples: int = Field(50_000, ge=2)  # of a fresh block
     blocks: int = Field(3, ge=1)  # fresh blocks that choose the winner, and as many others that the table shows
@@ -192,6 +195,8 @@ class Score(Strict):
     def above_one(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
         if min(scales, default=2) <= 1:
             raise ValueError("every scale must be above 1 (1 is guidance-free)")
+        if max(scales, default=2) > MOST_GUIDANCE:
+            raise ValueError(f"every scale must be at most {MOST_GUIDANCE:g}")
         return scales
 
 
@@ -214,7 +219,7 @@ class Search(Strict):
     random_trials: int = Field(6, ge=0)  # before the sampler starts to model (TPE's n_startup_trials)
     grace_trials: int = Field(4, ge=1)  # a rung stops no trial before this many have been scored there
     keep: float = Field(0.5, gt=0, le=1)  # share of the trials at a rung that goes on, and what cannot be told apart
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -247,7 +252,7 @@ class Pretrain(Strict):
     learning_rate: float = Field(2e-3, gt=0)
     null_ratio: float = Field(0.1, gt=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @model_validator(mode="after")
     def whole_grid(self) -> Self:

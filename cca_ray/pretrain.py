@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from cca_ray.config import Pretrain
+from cca_ray.config import MOST_SEED, Pretrain
 from cca_ray.data.labelled_images import digits, read_folder
 from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError
@@ -37,7 +37,7 @@ def main(
     size: Annotated[str, typer.Option(help="Size of the model: S or M.")] = "S",
     plugin: Annotated[list[str] | None, typer.Option(help="Module that brings the family; repeatable.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     out: Annotated[
         Path, typer.Option(parser=place, metavar="PATH", help="Where the base is made; a folder or URI.")
     ] = Path("runs/bases"),

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
+from cca_ray.config import MOST_SEED
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.samples import write_samples
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.space_file import load_config
-from cca_ray.terminal.console import CheckpointOption, Console, SpaceArgument, place, run
+from cca_ray.terminal.console import CheckpointOption, Console, GuidanceOption, SpaceArgument, place, run
 from cca_ray.training.small_base import check_files, resolve
 
 
@@ -22,8 +23,8 @@ def main(
     space: SpaceArgument = DEFAULT_SPACES[0],
     checkpoint: CheckpointOption = None,
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 100,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="1: guidance-free.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    guidance_scale: GuidanceOption = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A .png: a grid of the first images.")] = None,
     npz: Annotated[Path | None, typer.Option(help="An .npz for the ADM evaluator: arr_0 (uint8 NHWC), labels.")] = None,
     storage: Annotated[

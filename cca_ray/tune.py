@@ -31,7 +31,7 @@ from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.cluster.session import remove_leaked_groups, start_ray
 from cca_ray.cluster.stopping import Stop, heeding_signals
-from cca_ray.config import StudyConfig
+from cca_ray.config import MOST_SEED, StudyConfig
 from cca_ray.contracts import Contract, SizeSummary
 from cca_ray.errors import ConfigError
 from cca_ray.inputs import DEFAULT_SPACES, find_space
@@ -235,7 +235,9 @@ def main(
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="All sizes at a time, where the cluster has room for them.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the search, the data order and the noise.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED // 1000, help="Of the search, the data order and the noise.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as train.beta=0.05; repeatable.")
     ] = None,

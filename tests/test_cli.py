@@ -288,6 +288,43 @@ def test_random_labels_are_another_protocol(base_files: BaseFiles, tmp_path: Pat
     assert counts.max() > 30
 
 
+def test_an_array_in_fortrans_order_is_read_as_any_other(base_files: BaseFiles, tmp_path: Path, capsys):
+    space = str(write_space(tmp_path, base_files))
+    images = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "c.npz", arr_0=images)
+    np.savez(tmp_path / "f.npz", arr_0=np.asfortranarray(images))
+    scores = [invoke(evaluate.main, [space, "--npz", str(tmp_path / name)], capsys) for name in ("c.npz", "f.npz")]
+    assert scores[0].code == scores[1].code == 0
+    assert scores[0].out == scores[1].out
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:5000])
+    assert invoke(evaluate.main, [space, "--npz", str(tmp_path / "torn.npz")], capsys).code == 2
+
+
+@pytest.mark.parametrize("option", [
+    "--guidance-scale=inf", "--guidance-scale=nan", "--guidance-scale=1e300", "--guidance-scale=-1",
+    "--guidance-scale=two", "--seed=18446744073709551616", "--seed=-1", "--set=score.temperature=1e-320",
+    "--set=score.temperature=1e300", "--set=score.guidance_scales=[1e300]", "--set=score.seed=9223372036854775808",
+])  # fmt: skip
+@pytest.mark.parametrize("verb", [evaluate, sample])
+def test_options_have_bounds_that_hold(verb: Any, option: str, base_files: BaseFiles, tmp_path: Path, capsys):
+    outcome = invoke(verb.main, [str(write_space(tmp_path, base_files)), option], capsys)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "samples.png").exists()
+
+
+def test_of_few_images_the_metrics_are_told_that_can_be_had(base_files: BaseFiles, tmp_path: Path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "few.npz", arr_0=images)
+    space = str(write_space(tmp_path, base_files))
+    outcome = invoke(evaluate.main, [space, "--npz", str(tmp_path / "few.npz")], capsys)
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert found["fid"] > 0
+    assert found["inception_score"] >= 1
+    assert found["precision"] is found["recall"] is None
+
+
 @pytest.mark.parametrize("kind", ["text", "float", "wrong size", "empty", "no arr_0", "truncated"])
 def test_an_npz_that_cannot_be_scored_is_one_line(kind: str, base_files: BaseFiles, tmp_path: Path, capsys):
     space, path = write_space(tmp_path, base_files), tmp_path / "bad.npz"

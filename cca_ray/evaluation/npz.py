@@ -1,8 +1,10 @@
 """Images in an `.npz`, as the ADM evaluator reads them: written and read a batch at a time."""
 
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -44,8 +46,10 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
         raise ConfigError(f"{path}: not an .npz with arr_0 ({error})") from None
     side = size or "S"
     square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[1] == (size or shape[1])
-    if dtype != np.uint8 or fortran or not square or shape[0] < 2:
+    if dtype != np.uint8 or not square or shape[0] < 2:
         raise ConfigError(f"{path}: arr_0 is {dtype} {list(shape)}; want uint8 [N, {side}, {side}, 3], N at least 2")
+    if fortran:  # its images are scattered over the whole file
+        return shape[0], in_memory(path, file, shape)
 
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, shape[0], SHARD):
@@ -56,3 +60,12 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
             yield np.frombuffer(content, np.uint8).reshape(-1, *shape[1:])
 
     return shape[0], batches()
+
+
+def in_memory(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The images of an array in Fortran's order, a shard at a time; `file` stands at its first byte."""
+    content = file.read()
+    if len(content) < math.prod(shape):
+        raise ConfigError(f"{path}: ends after {len(content):,} of {math.prod(shape):,} bytes")
+    images = np.frombuffer(content, np.uint8).reshape(shape, order="F")
+    return (np.ascontiguousarray(images[i : i + SHARD]) for i in range(0, shape[0], SHARD))

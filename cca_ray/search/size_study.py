@@ -16,7 +16,7 @@ from optuna.distributions import IntDistribution
 from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.queue import impossible, nodes_now
 from cca_ray.cluster.stopping import Stop
-from cca_ray.config import ResolvedStudy
+from cca_ray.config import MOST_SEED, ResolvedStudy
 from cca_ray.contracts import MlflowNames, Role, SizeSummary
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, scoring_of
 from cca_ray.models.files import digest_of_weights
@@ -203,7 +203,7 @@ class SizeStudy:
         seeds = [config.train.seed + 1 + r for r in range(config.search.replicates)]
         best = finalists(search, config.score.finalists, context.folder, lambda trial: 0)
         memory = dict(search.study.user_attrs["memory"])
-        space = {**search.space, "seed": IntDistribution(0, 2**31 - 1)}
+        space = {**search.space, "seed": IntDistribution(0, MOST_SEED)}
         study = open_arm(self.storage, f"{context.name}/{config.name}", "replicate", space, [], memory)
         for contender in best:
             for seed in seeds:  # those that are there already are not added again

@@ -4,6 +4,7 @@ It is light on imports, for `cca-ray --help` and shell completion.
 """
 
 import logging
+import math
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from cca_ray.config import MOST_GUIDANCE
 from cca_ray.errors import ConfigError, user_message
 from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import local_path
@@ -49,7 +51,19 @@ def complete_study(incomplete: str) -> list[str]:
     return sorted(path.parent.name for path in storage.glob(f"{incomplete}*/study.db"))
 
 
+def guidance(text: str | float) -> float:
+    """An option's guidance scale: a number from 0 to `MOST_GUIDANCE`."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 0 <= scale <= MOST_GUIDANCE:
+        raise typer.BadParameter(f"{text}: want a number from 0 to {MOST_GUIDANCE:g}")
+    return scale
+
+
 # What several verbs take.
+GuidanceOption = Annotated[float, typer.Option(parser=guidance, metavar="FLOAT", help="1: guidance-free.")]
 SpaceArgument = Annotated[
     str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
 ]
