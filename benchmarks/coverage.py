@@ -40,7 +40,7 @@ def main() -> None:
         database = optuna.storages.RDBStorage(f"sqlite:///{storage / name / 'study.db'}")
         study = optuna.load_study(study_name=f"{name}/{SPACE}/search", storage=database)
         best = finalists(Arm("search", study, database, {}, 0), config.score.finalists, storage / name, lambda trial: 0)
-        scores = Scores(config, storage / name, Stop())
+        scores = Scores(config, storage / name, Stop(), "coverage")
         models = [[contender] for contender in best]
         for reported, again in zip(
             scores.standings(models, BLOCKS), scores.standings(models, INDEPENDENT), strict=True

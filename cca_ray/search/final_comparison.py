@@ -155,8 +155,9 @@ def headline_of(config: StudyConfig) -> str:
 class Scores:
     """Scores of contenders on blocks of fresh noise, made by all workers that the cluster holds, kept in files."""
 
-    def __init__(self, config: ResolvedStudy, storage: Path, stop: Stop):
-        self.config, self.storage, self.stop = config, storage, stop
+    def __init__(self, config: ResolvedStudy, storage: Path, stop: Stop, study: str):
+        """`study`: its id, which another study of the same name would not have."""
+        self.config, self.storage, self.stop, self.study = config, storage, stop, study
         self.packed = Job(config, config.train, storage).packed()
 
     def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
@@ -166,7 +167,8 @@ class Scores:
         refs = []
         for c, block in wanted:
             weights = to_uri(c.checkpoint) if c.checkpoint else None
-            refs.append(task.remote(self.packed, folder, c.key, weights, c.guidance_scale, samples, seed + block))
+            noise = (c.guidance_scale, samples, seed + block)
+            refs.append(task.remote(self.packed, folder, c.key, weights, *noise, self.study))
         return self.stop.get(refs)
 
     def standings(self, models: Sequence[Sequence[Contender]], blocks: Sequence[int]) -> list[Standing]:
@@ -206,10 +208,11 @@ def compare(
     storage: Path,
     images: int,
     stop: Stop,
+    study: str,
 ) -> Outcome:
     """Base, guided base, control and finalists, chosen on fresh blocks of noise and scored on others.
 
-    `images`: of the token set. Raises ValueError if all trials of an arm failed.
+    `images`: of the token set; `study`: the study's id. Raises ValueError if all trials of an arm failed.
     """
     by_name, score = {arm.name: arm for arm in arms}, config.score
     metrics = tuple(sorted(measured, key=lambda metric: metric.name != headline_of(config)))
@@ -218,7 +221,7 @@ def compare(
     def trained_on(trial: FrozenTrial) -> int:
         return images * round(trial.params.get("epochs", config.train.epochs))
 
-    scores = Scores(config, storage, stop)
+    scores = Scores(config, storage, stop, study)
     choosing, shown = range(1, score.blocks + 1), range(score.blocks + 1, 2 * score.blocks + 1)
     base = Contender(f"{config.name}-base")
     controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on)

@@ -116,7 +116,8 @@ class SizeStudy:
         self.memory = self.arms[0].study  # keeps what is known of the whole size
         if "id" not in self.memory.user_attrs:  # tells this study from another of the same name in the same MLflow
             self.memory.set_user_attr("id", uuid.uuid4().hex[:8])
-        self.key = f"{context.name}/{config.name}/{self.memory.user_attrs['id']}"  # of the size's MLflow run
+        self.id: str = self.memory.user_attrs["id"]
+        self.key = f"{context.name}/{config.name}/{self.id}"  # of the size's MLflow run
         self.data_set = data_set_of(config, self.data)
 
     @property
@@ -144,7 +145,9 @@ class SizeStudy:
             context.show(ledger)
             self.tell("scoring base, guided base, control and finalists on fresh noise")
             images = len(self.data.labels)
-            outcome = compare(config, self.metrics, self.arms, replicates, context.folder, images, context.stop)
+            outcome = compare(
+                config, self.metrics, self.arms, replicates, context.folder, images, context.stop, self.id
+            )
             state = "COMPLETE"
         except KeyboardInterrupt:
             state = "INTERRUPTED"

@@ -1,11 +1,31 @@
 """Files that are complete or not there."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from cca_ray.storage.mirror import push
+
+MEGABYTE = 2**20
+
+
+def fingerprint(path: Path) -> str:
+    """Sixteen hexadecimal digits that tell a file of weights from others: of its size and of three of its megabytes.
+
+    Empty if there is no such file. Two trainings differ everywhere, so this is as good as all bytes, and reads none of
+    the gigabytes between.
+    """
+    if not path.is_file():
+        return ""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for start in (0, (size - MEGABYTE) // 2, size - MEGABYTE):
+            file.seek(max(0, start))
+            digest.update(file.read(MEGABYTE))
+    return digest.hexdigest()[:16]
 
 
 def atomically(path: str | Path, write: Callable[[Path], object]) -> None:

@@ -1,5 +1,6 @@
 """What a study computes besides its trials, as Ray tasks and actors: the reference's table, scores, a picture."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -22,7 +23,7 @@ from cca_ray.evaluation.scoring import (
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.parallel import Group, for_sampling
-from cca_ray.storage.files import atomically
+from cca_ray.storage.files import atomically, fingerprint
 from cca_ray.storage.mirror import patiently, pull
 from cca_ray.storage.uris import local_path
 from cca_ray.training.job import Job
@@ -52,7 +53,19 @@ class TableMaker:
         return len(scored[0])
 
 
-def keep_score(path: Path, scored: Scored) -> None:
+@dataclass(frozen=True)
+class MadeOf:
+    """What a kept score was made of: the fingerprint of the weights, and the id of the study in `study.db`."""
+
+    weights: str
+    study: str
+
+    def allows(self, kept: "MadeOf") -> bool:
+        """Whether a score of those is one of these. Of weights that are gone the same study must have made it."""
+        return kept.weights == self.weights if self.weights else kept.study == self.study
+
+
+def keep_score(path: Path, scored: Scored, made_of: MadeOf) -> None:
     """Write a score to a file of its own: `images`, and `value NAME` and `without NAME` of every metric."""
     score = scored.score
     arrays = {f"value {name}": np.array(value) for name, value in score.values.items()}
@@ -60,20 +73,27 @@ def keep_score(path: Path, scored: Scored) -> None:
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            np.savez(file, images=scored.images, **arrays)  # type: ignore[arg-type]  # typeshed takes them for its flag
+            np.savez(file, images=scored.images, **arrays, **asdict(made_of))  # type: ignore[arg-type]  # typeshed takes them for its flag
 
     patiently(lambda: atomically(path, write))
 
 
-def kept_score(path: Path) -> Scored | None:
-    """What `keep_score` wrote; None if there is nothing, or nothing readable: then it is made again.
+def kept_score(path: Path, made_of: MadeOf, weights: Path) -> Scored | None:
+    """What `keep_score` wrote of these weights; None if there is nothing, nothing readable, or the score of others.
 
-    Version 0.1.0 wrote `fid`, `inception_score`, and rows of both in `without`.
+    Then it is made again: trials of another study may have had the same names. Version 0.1.0 wrote `fid`,
+    `inception_score`, and rows of both in `without`, but not of what: its scores count if they are not older than the
+    weights.
     """
     pull(path)
     try:
         with np.load(path) as content:
             arrays = dict(content)
+        if "weights" in arrays:
+            if not made_of.allows(MadeOf(str(arrays["weights"]), str(arrays["study"]))):
+                return None
+        elif weights.exists() and path.stat().st_mtime < weights.stat().st_mtime:
+            return None
         if "fid" in arrays:
             for name, column in zip(OLD_METRICS, arrays.pop("without").T, strict=True):
                 arrays |= {f"value {name}": arrays[name], f"without {name}": column}
@@ -93,19 +113,25 @@ def score_checkpoint(
     guidance_scale: float,
     samples: int,
     seed: int,
+    study: str,
 ) -> Scored:
-    """Score a checkpoint (None: the base) with this scale and noise, once: the score stays in `folder`, by `key`."""
+    """Score a checkpoint (None: the base) with this scale and noise, once: the score stays in `folder`, by `key`.
+
+    `study`: the id of the study, which is not that of another one of the same name.
+    """
     config, group = Job.unpacked(packed).config, Group()
     scoring = scoring_of(config, group.device)
     protocol = protocol_of(config, scoring, samples, guidance_scale, seed)
     path = local_path(folder) / f"{key}-{protocol.id}.npz"
-    kept = kept_score(path)
+    weights = local_path(checkpoint) if checkpoint else Path(config.base.checkpoint)
+    pull(weights)
+    made_of = MadeOf(fingerprint(weights), study)
+    kept = kept_score(path, made_of, weights)
     if kept is not None and kept.score.values.keys() >= {metric.name for metric in scoring.metrics}:
         return kept
-    weights = str(local_path(checkpoint)) if checkpoint else None
-    model = for_sampling(load_base(config, weights), config.placement, group)
+    model = for_sampling(load_base(config, str(weights)), config.placement, group)
     scored = score(model, scoring, protocol, group)
-    keep_score(path, scored)
+    keep_score(path, scored, made_of)
     return scored
 
 
