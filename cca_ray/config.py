@@ -4,6 +4,7 @@ One YAML file describes the search for one model size; `space_file` reads it.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -138,6 +139,11 @@ class Range(Strict):
 CONTROL_OBJECTIVE = "finetune"
 
 
+def same(a: float, b: float) -> bool:
+    """Whether two settings are one: nobody wants to run both."""
+    return math.isclose(a, b, rel_tol=1e-9)
+
+
 class Control(Strict):
     """Plain fine-tuning with the same budget, data order and EMA; the best of these rates is the control."""
 
@@ -148,6 +154,8 @@ class Control(Strict):
     def positive(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
         if min(rates) <= 0:
             raise ValueError("every rate must be above 0")
+        if twice := [rate for i, rate in enumerate(rates) if any(same(rate, other) for other in rates[:i])]:
+            raise ValueError(f"{twice[0]:g} is given twice")
         return rates
 
 
@@ -303,7 +311,13 @@ class StudyConfig(Strict):
                     f"search.space: cannot search {name!r}: {name} has no effect on objective {self.train.objective}; "
                     f"one of {', '.join(names)}"
                 )
-            for value in (bounds.low, bounds.high):
+            low, high = math.ceil(bounds.low), math.floor(bounds.high)
+            if self.train.is_whole(name) and low >= high:
+                raise ValueError(
+                    f"search.space.{name}: want at least two whole numbers from low to high; {bounds.low:g} to "
+                    f"{bounds.high:g} holds {high - low + 1}"
+                )
+            for value in (low, high) if self.train.is_whole(name) else (bounds.low, bounds.high):
                 try:
                     self.train_with({name: value})
                 except ValidationError as error:

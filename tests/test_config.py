@@ -61,6 +61,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "no metric": (changed("score.metrics", []), "score.metrics: tuple should have at least 1 item"),
     "search of what is not scored": (changed("search.metric", "kid"), "search.metric: want one of score.metrics, or"),
     "search of a metric twice": (changed("search.metric", ["fid", "fid"]), "search.metric: want one of score.metrics"),
+    "a rate twice": (changed("control.learning_rates", [1e-3, 3e-3, 3e-3]), "control.learning_rates: 0.003 is given"),
+    "too few whole numbers": (
+        changed("search.space", {"epochs": {"low": 1.2, "high": 1.9}}), "want at least two whole numbers from low to",
+    ),
     "range upside down": (changed("search.space.lambda", {"low": 5, "high": 1}), "low (5) must be below high (1)"),
     "log range from zero": (changed("search.space.lambda", {"low": 0, "high": 1}), "low must be above 0"),
     "unknown search name": (changed("search.space.gamma", {"low": 1, "high": 2}), "cannot search 'gamma'"),

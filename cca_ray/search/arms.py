@@ -1,5 +1,7 @@
 """The arms of a study of one size: trials of one kind each, in an Optuna study of their own; what each tries next."""
 
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +10,14 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train, without_others
+from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train, same, without_others
 from cca_ray.registry import METRICS
 from cca_ray.search.records import ENDED, ArmName
 
 Distribution = FloatDistribution | IntDistribution
 WarmStart = Callable[[], Iterable[Mapping[str, float]]]  # the best settings that smaller sizes have found so far
+TRIES = 20  # draws for a point that has not been run
+MOST_POINTS = 10_000  # of a space of whole numbers, of which no more than all are tried
 FID = ("fid",)  # what every arm but the search minimizes
 
 
@@ -23,7 +27,7 @@ def no_warm_start() -> Iterable[Mapping[str, float]]:
 
 def distribution(train: Train, name: str, bounds: Range) -> Distribution:
     if train.is_whole(name):
-        return IntDistribution(round(bounds.low), round(bounds.high), log=bounds.log)
+        return IntDistribution(math.ceil(bounds.low), math.floor(bounds.high), log=bounds.log)  # inward
     return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
 
 
@@ -61,11 +65,35 @@ class Arm:
             return None
         for point in self.warm_start_points():
             self.study.enqueue_trial(dict(point), skip_if_exists=True)
-        # Seeded by the trial's number, so that a study that is taken up again does not repeat its first draws.
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=(1000 * self.seed + begun) % 2**32, n_startup_trials=self.random_trials, constant_liar=True
-        )
+        trials = self.study.get_trials(deepcopy=False)
+        waiting = any(t.state == TrialState.WAITING for t in trials)
+        if not waiting and (point := self.instead(trials, begun)) is not None:
+            self.study.enqueue_trial(point)
+        self.study.sampler = self.sampler(begun, 0)
         return self.study.ask(dict(self.space))
+
+    def instead(self, trials: Sequence[FrozenTrial], begun: int) -> dict[str, float] | None:
+        """A point to be run next, where the sampler would propose one that has been run; else None."""
+        for again in range(TRIES):
+            point = self.drawn(trials, self.sampler(begun, again))
+            if not has_run(point, trials):
+                return point if again else None
+        # Of a few whole numbers nearly all have been run.
+        return next((point for point in whole_points(self.space) if not has_run(point, trials)), None)
+
+    def sampler(self, begun: int, again: int) -> optuna.samplers.TPESampler:
+        """Seeded by the trial's number, so that a study that is taken up again does not repeat its first draws.
+
+        `again`: how often its draw was one that has been run.
+        """
+        seed = (1000 * self.seed + begun + 500 * again) % 2**32
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.random_trials, constant_liar=True)
+
+    def drawn(self, trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> dict[str, float]:
+        """What the sampler would propose after these trials; the study does not change."""
+        twin = optuna.create_study(directions=self.study.directions, sampler=sampler)
+        twin.add_trials(trials)
+        return twin.ask(dict(self.space)).params
 
     def taken_up(self, number: int) -> optuna.Trial:
         """The trial of this number that was interrupted. What it already has stays; only what is missing is drawn.
@@ -81,6 +109,19 @@ class Arm:
 
     def ended(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or ENDED)
+
+
+def whole_points(space: Mapping[str, Distribution]) -> list[dict[str, float]]:
+    """All points of a space of a few whole numbers; none of any other space."""
+    ranges = [range(values.low, values.high + 1) for values in space.values() if isinstance(values, IntDistribution)]
+    if len(ranges) < len(space) or math.prod(map(len, ranges)) > MOST_POINTS:
+        return []
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*ranges)]
+
+
+def has_run(point: Mapping[str, float], trials: Sequence[FrozenTrial]) -> bool:
+    """Whether a trial has these settings, to nine digits."""
+    return any(t.params.keys() == point.keys() and all(same(t.params[k], point[k]) for k in point) for t in trials)
 
 
 def trials_of(arms: Iterable[Arm]) -> list[FrozenTrial]:
@@ -149,10 +190,11 @@ def open_arms(
 
     name, metrics = f"{name}/{config.name}", search.metrics
     controls = open_arm(storage, name, "control", control_space, [{"learning_rate": r} for r in rates], memory)
+    trials = min(search.trials, len(whole_points(space)) or search.trials)
     searched = open_arm(storage, name, "search", space, search.first_points, memory, metrics)
     return [
         Arm("control", controls, storage, control_space, len(rates)),
-        Arm("search", searched, storage, space, search.trials, metrics, search.seed, search.random_trials, within),
+        Arm("search", searched, storage, space, trials, metrics, search.seed, search.random_trials, within),
     ]
 
 

@@ -23,9 +23,9 @@ PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table
 SAY_EVERY_S = 10.0
 
 
-def base_grid(config: ResolvedStudy, storage: Path, stop: Stop) -> Path:
-    """The picture of the base's samples."""
-    path = storage / config.name / "base.png"
+def base_grid(config: ResolvedStudy, storage: Path, stop: Stop, made_of: str) -> Path:
+    """The picture of the base's samples. `made_of` names weights and protocol, and so the file."""
+    path = storage / config.name / f"base-{made_of}.png"
     if not pull(path):
         packed = Job(config, config.train, storage).packed()
         stop.get([as_worker(draw_base, config.placement).remote(packed, to_uri(path))])

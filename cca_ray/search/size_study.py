@@ -121,6 +121,11 @@ class SizeStudy:
         self.data_set = data_set_of(config, self.data)
 
     @property
+    def base_id(self) -> str:
+        """Names the base's weights, and the protocol under which it is sampled."""
+        return f"{self.digests['base'][:8]}-{self.digests['protocol']}"
+
+    @property
     def search(self) -> Arm:
         return next(arm for arm in self.arms if arm.name == "search")
 
@@ -194,7 +199,7 @@ class SizeStudy:
     def run_all(self, ledger: Ledger, table_of: TableOf) -> None:
         """The trials that are left, with everyone told who wants to know."""
         context, config = self.context, self.config
-        grid, view = base_grid(config, context.folder, context.stop), LiveView(ledger, context.show)
+        grid, view = base_grid(config, context.folder, context.stop, self.base_id), LiveView(ledger, context.show)
         mlflow = MlflowListener(context.tracker, config, self.key, self.data_set, grid)
         ledger.listeners += [view, Lines(context.say, view), mlflow]
         run_trials(config, ledger, table_of, context.folder, stop=context.stop)

@@ -88,3 +88,32 @@ def test_a_metric_of_which_more_is_better_is_minimized_with_a_minus():
     fid, inception_score = cost_names(["fid", "inception_score"])
     assert fid == "FID"
     assert inception_score.startswith("-")
+
+
+def test_whole_numbers_are_rounded_inward():
+    found = distribution(Train(), "epochs", Range(low=1.2, high=4.9))
+    assert (found.low, found.high) == (2, 4)
+
+
+def test_no_point_is_proposed_twice(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
+    config = make_config(search={"space": {"epochs": {"low": 1, "high": 4}}, "trials": 10, "random_trials": 2})
+    _, search = open_arms(config, "study", storage, DIGESTS)
+    tried = []
+    while (trial := search.propose([])) is not None:
+        tried.append(trial.params["epochs"])
+        search.study.tell(trial, abs(trial.params["epochs"] - 2))
+    assert sorted(tried) == [1, 2, 3, 4]
+
+
+def test_looking_for_a_new_point_changes_no_proposal(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
+    """The twin that is asked before draws what the study itself then draws."""
+    config = make_config(search={"trials": 12, "random_trials": 3, "seed": 7})
+    _, search = open_arms(config, "study", storage, DIGESTS)
+    for number in range(12):
+        trials = search.study.get_trials(deepcopy=False)
+        expected = search.drawn(trials, search.sampler(number, 0))
+        trial = search.propose([])
+        assert trial is not None
+        assert trial.params == expected
+        if number % 3:  # others are left running, as side by side
+            search.study.tell(trial, trial.params["lambda"])
