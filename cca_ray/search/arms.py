@@ -63,8 +63,8 @@ class Arm:
             return self.taken_up(interrupted.pop(0))
         if begun >= self.trials:
             return None
-        for point in self.warm_start_points():
-            self.study.enqueue_trial(dict(point), skip_if_exists=True)
+        for known in self.warm_start_points():
+            self.study.enqueue_trial(dict(known), skip_if_exists=True)
         trials = self.study.get_trials(deepcopy=False)
         waiting = any(t.state == TrialState.WAITING for t in trials)
         if not waiting and (point := self.instead(trials, begun)) is not None:
