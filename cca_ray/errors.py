@@ -4,9 +4,12 @@ The user's are ValueErrors, `ConfigError` where nothing else says it; the storag
 meets one. All else is a fault of ours, and ends in a traceback.
 """
 
+import re
 import sys
 
 from pydantic import ValidationError
+
+PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
 
 
 class ConfigError(ValueError):
@@ -15,6 +18,11 @@ class ConfigError(ValueError):
 
 class Stuck(ValueError):
     """Files that cannot be read or written: no fault of this trial, and every other would meet it too."""
+
+
+def without_secrets(text: str) -> str:
+    """The same with the passwords of URIs hidden, `http://user:***@host`: for whatever a person or a file may see."""
+    return PASSWORD.sub("\\1:***@", text)
 
 
 def user_message(error: BaseException) -> str | None:

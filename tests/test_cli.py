@@ -364,3 +364,25 @@ def test_what_ray_brings_from_elsewhere_is_one_line(error: RayError, line: str, 
 
     outcome = invoke(main, [], capsys)
     assert (outcome.code, outcome.err) == (2, line)
+
+
+def test_a_password_reaches_neither_terminal_nor_files(base_files: BaseFiles, tmp_path: Path, capsys):
+    space, runs = str(write_space(tmp_path, base_files)), tmp_path / "runs"
+    for uri in ("http://user:geheim@127.0.0.1:9", "postgresql://user:geheim@127.0.0.1:9/mlflow"):
+        outcome = invoke(tune.main, [space, "--name", "s", "--storage", str(runs), "--tracking-uri", uri], capsys)
+        assert outcome.code == 2
+        assert "user:***@127.0.0.1:9" in outcome.err
+        assert "geheim" not in outcome.out + outcome.err
+    written = [path for path in runs.rglob("*") if path.is_file()]
+    assert (runs / "s" / "log.txt") in written
+    assert not any(b"geheim" in path.read_bytes() for path in written)
+
+
+def test_a_fault_of_ours_is_a_traceback_without_passwords(capsys):
+    def main() -> None:
+        raise KeyError("postgresql://user:geheim@host/db")
+
+    outcome = invoke(main, [], capsys)
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+    assert "KeyError: 'postgresql://user:***@host/db'" in outcome.err

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from cca_ray.config import MOST_GUIDANCE
-from cca_ray.errors import ConfigError, user_message
+from cca_ray.errors import ConfigError, user_message, without_secrets
 from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import local_path
 
@@ -90,6 +91,7 @@ class Console:
         self.lock = threading.RLock()  # MLflow's thread speaks too
 
     def say(self, text: str) -> None:
+        text = without_secrets(text)
         LOG.info("%s", text)
         if self.quiet:
             return
@@ -150,7 +152,7 @@ class Console:
 def fail(message: str, notes: list[str] | None = None) -> NoReturn:
     """One line on stderr, exit code 2. `notes`: where to read more."""
     more = "".join(f" ({note})" for note in notes or [])
-    print(f"error: {' '.join(message.split())}{more}", file=sys.stderr)
+    print(without_secrets(f"error: {' '.join(message.split())}{more}"), file=sys.stderr)
     sys.exit(2)
 
 
@@ -180,8 +182,9 @@ def run_command(command: Any, arguments: list[str] | None = None, program: str |
         code = command.main(arguments, prog_name=program, standalone_mode=False)
     except Exception as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else user_message(error)
-        if message is None:
-            raise
+        if message is None:  # a fault of ours
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+            sys.exit(1)
         fail(message, getattr(error, "__notes__", None))
     if code == INTERRUPTED:
         print("interrupted; run the same command again to continue", file=sys.stderr)

@@ -5,9 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cca_ray.errors import without_secrets
+
 LOG_FILE = "log.txt"  # in a study's folder
 OURS = logging.getLogger("cca_ray")  # what the terminal is told, is told to the file too
 FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class Form(logging.Formatter):
+    """Records and tracebacks without the passwords of URIs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 class LogFile(logging.FileHandler):
@@ -28,7 +37,7 @@ def logging_to(path: Path) -> Iterator[None]:
     An exception that passes is written there with its traceback, and takes along a note that names the file.
     """
     handler = LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(FORM))
+    handler.setFormatter(Form(FORM))
     root, level = logging.getLogger(), OURS.level
     taken = take_from_terminal()
     root.addHandler(handler)

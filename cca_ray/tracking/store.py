@@ -7,10 +7,12 @@ import json
 import os
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from mlflow import MlflowClient
@@ -53,8 +55,13 @@ class DataSet:
 
 def reach(url: str, timeout_s: float = 10.0) -> None:
     """Ask a server once. Raises OSError if none is there."""
+    place = urlsplit(url)
+    user, _, host = place.netloc.rpartition("@")
+    request = urllib.request.Request(f"{place.scheme}://{host}{place.path.rstrip('/')}/health")  # noqa: S310 (http)
+    if user:  # as MLflow's own client takes it
+        request.add_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout_s):  # noqa: S310 (http or https)
+        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310 (http or https)
             pass
     except urllib.error.HTTPError:
         pass  # it answered

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
+from cca_ray.errors import without_secrets
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import STATUS, DataSet, JsonObject, Store
 
@@ -44,7 +45,8 @@ def cause(error: Exception) -> str:
     line = (str(error).splitlines() or [""])[0]
     if "Caused by" in line:
         line = line.rsplit(": ", 1)[-1].strip("\"')")
-    return line if isinstance(error, (MlflowException, OSError, ValueError)) else f"{type(error).__name__}: {line}"
+    known = isinstance(error, (MlflowException, OSError, ValueError))
+    return without_secrets(line if known else f"{type(error).__name__}: {line}")
 
 
 def tries(error: Exception) -> float:
@@ -120,7 +122,7 @@ class Tracker:
             logging.getLogger(name).setLevel(level)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self.uri, self._say = uri, say
+        self.uri, self._say = without_secrets(uri), say  # as it is shown
         self._away, self._sent = False, 0  # whether the last try failed; how many entries went through since
         try:
             self._journal = Journal(journal)
@@ -130,9 +132,9 @@ class Tracker:
             self._store = Store(uri, experiment, artifacts, self._tell)
             self._open(journal)
         except Exception as error:  # MLflow's, SQLAlchemy's, a missing driver's
-            raise ValueError(f"MLflow at {uri} cannot be used: {cause(error)}") from None
+            raise ValueError(f"MLflow at {self.uri} cannot be used: {cause(error)}") from None
         self.client = self._store.client
-        self.browse = uri if self._store.server else f"mlflow server --backend-store-uri {uri}"
+        self.browse = self.uri if self._store.server else f"mlflow server --backend-store-uri {self.uri}"
         self._changed = threading.Condition()  # guards the journal and all that follows
         self._entered, self._done = len(self._journal.entries), 0
         self._hurry = self._stopping = self._unwritten = False
@@ -144,7 +146,7 @@ class Tracker:
     def _open(self, journal: Path | None) -> None:
         """Open the experiment. A file beside the journal remembers that it was, for a start without the server."""
         store, reached = self._store, journal.with_name(f"{journal.name}.experiment") if journal else None
-        here = f"{store.uri}\n{store.experiment}\n"
+        here = f"{self.uri}\n{store.experiment}\n"
         before = reached is not None and reached.exists() and reached.read_text() == here
         try:
             store.open()

@@ -581,3 +581,20 @@ def test_what_a_killed_driver_could_not_send_is_sent_by_the_next(
     assert run_of(tracker, "child").data.tags["state"] == "PRUNED"
     assert run_of(tracker, "other").data.tags["size"] == "s"
     assert journal.stat().st_size == 0
+
+
+def test_a_password_in_the_uri_is_taken_and_never_shown(server: Server, make: Make, tmp_path: Path, lines: list[str]):
+    journal = tmp_path / "kept" / "mlflow.journal"
+    tracker = make(server.url.replace("://", "://user:geheim@"), journal)
+    tracker.run("study", "study")
+    assert tracker.flush(60)
+    server.kill()
+    tracker.tags("study", {"a": "b"})
+    for _ in range(600):
+        if tracker.trouble:
+            break
+        time.sleep(0.05)
+    shown = [*lines, tracker.browse, tracker.trouble, tracker.uri, *(p.read_text() for p in journal.parent.iterdir())]
+    assert "does not answer" in tracker.trouble
+    assert "user:***@127.0.0.1" in tracker.trouble
+    assert not any("geheim" in text for text in shown)

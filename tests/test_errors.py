@@ -1,0 +1,23 @@
+"""What a person may see of an error."""
+
+import pytest
+
+from cca_ray.errors import without_secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:pw@host:5000/x", "http://user:***@host:5000/x"),
+        (
+            "postgresql+psycopg2://u:p%40ss@h/db?x=1 and mysql://a:b@c",
+            "postgresql+psycopg2://u:***@h/db?x=1 and mysql://a:***@c",
+        ),
+        ("http://:token@host", "http://:***@host"),
+        ("at http://user@host:5000", "at http://user@host:5000"),
+        ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
+        ("sqlite:////a/b.db, 12:30 me@home", "sqlite:////a/b.db, 12:30 me@home"),
+    ],
+)
+def test_passwords_of_uris_are_hidden(text: str, shown: str):
+    assert without_secrets(text) == shown
