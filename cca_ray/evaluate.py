@@ -21,20 +21,20 @@ from cca_ray.errors import ConfigError
 from cca_ray.evaluation import measure
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.space_file import load_config
-from cca_ray.terminal.console import CheckpointOption, Console, GuidanceOption, SpaceArgument, place, run
+from cca_ray.terminal.console import CheckpointOption, Console, GuidanceOption, SpaceArgument, StorageOption, place, run
 from cca_ray.training.small_base import check_files, resolve
 
 
 def main(
     space: SpaceArgument = DEFAULT_SPACES[0],
     checkpoint: CheckpointOption = None,
-    npz: Annotated[Path | None, typer.Option(help="Score these images instead: arr_0, uint8 NHWC.")] = None,
+    npz: Annotated[
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Score these images instead: arr_0, uint8 NHWC.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Images to sample; by default score.samples.")] = None,
     guidance_scale: GuidanceOption = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of the noise; by default score.seed.")] = None,
-    storage: Annotated[
-        Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI of the bases, as of `tune`.")
-    ] = Path("runs"),
+    storage: StorageOption = Path("runs"),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
     ] = None,

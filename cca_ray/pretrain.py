@@ -23,7 +23,7 @@ from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import push, reach
 from cca_ray.storage.uris import to_uri
-from cca_ray.terminal.console import Console, place, run
+from cca_ray.terminal.console import Console, StorageOption, place, run
 from cca_ray.training.small_base import build_base, space_for, template_of
 
 
@@ -38,12 +38,14 @@ def main(
     plugin: Annotated[list[str] | None, typer.Option(help="Module that brings the family; repeatable.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
+    storage: StorageOption = Path("runs"),
     out: Annotated[
-        Path, typer.Option(parser=place, metavar="PATH", help="Where the base is made; a folder or URI.")
-    ] = Path("runs/bases"),
+        Path | None,
+        typer.Option(parser=place, metavar="PATH", help="Where the base is made; by default `bases` in the storage."),
+    ] = None,
 ) -> None:
     """Make a small base from images, and a search space that uses it."""
-    console = Console()
+    console, out = Console(), out or storage / "bases"
     load_plugins(plugin or [])
     if family not in FAMILIES.names():
         raise ConfigError(f"--family {family}: one of {', '.join(FAMILIES.names())}")

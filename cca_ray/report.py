@@ -15,16 +15,14 @@ from cca_ray.errors import ConfigError
 from cca_ray.reporting.page import shown, write_report
 from cca_ray.reporting.results import read_study
 from cca_ray.storage.mirror import push
-from cca_ray.terminal.console import complete_study, place, run
+from cca_ray.terminal.console import StorageOption, complete_study, place, run
 
 
 def main(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="Studies, by name.", autocompletion=complete_study)
     ],
-    storage: Annotated[
-        Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI that the studies lie in.")
-    ] = Path("runs"),
+    storage: StorageOption = Path("runs"),
     out: Annotated[
         Path | None,
         typer.Option(

@@ -15,7 +15,7 @@ from cca_ray.errors import ConfigError
 from cca_ray.evaluation.samples import write_samples
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.space_file import load_config
-from cca_ray.terminal.console import CheckpointOption, Console, GuidanceOption, SpaceArgument, place, run
+from cca_ray.terminal.console import CheckpointOption, Console, GuidanceOption, SpaceArgument, StorageOption, place, run
 from cca_ray.training.small_base import check_files, resolve
 
 
@@ -25,11 +25,14 @@ def main(
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 100,
     guidance_scale: GuidanceOption = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the noise.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="A .png: a grid of the first images.")] = None,
-    npz: Annotated[Path | None, typer.Option(help="An .npz for the ADM evaluator: arr_0 (uint8 NHWC), labels.")] = None,
-    storage: Annotated[
-        Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI of the bases, as of `tune`.")
-    ] = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(parser=place, metavar="PATH", help="A .png: a grid of the first images.")
+    ] = None,
+    npz: Annotated[
+        Path | None,
+        typer.Option(parser=place, metavar="PATH", help="An .npz for the ADM evaluator: arr_0 (uint8 NHWC), labels."),
+    ] = None,
+    storage: StorageOption = Path("runs"),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
     ] = None,

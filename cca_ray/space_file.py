@@ -113,4 +113,4 @@ def is_uri(place: str | Path) -> bool:
 def with_absolute_paths(config: StudyConfig) -> StudyConfig:
     """Trials run in directories of their own. URIs stay."""
     named = {key: path for key, path in config.paths().items() if not is_uri(path)}
-    return config.with_paths({key: str(Path(path).absolute()) for key, path in named.items()})
+    return config.with_paths({key: str(Path(path).expanduser().absolute()) for key, path in named.items()})

@@ -27,7 +27,7 @@ from cca_ray.search.records import readable
 from cca_ray.storage.lock import holder
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import to_uri
-from cca_ray.terminal.console import complete_study, place, run
+from cca_ray.terminal.console import StorageOption, complete_study, run
 from cca_ray.terminal.live_view import last_lines, size_view
 from cca_ray.terminal.log_file import LOG_FILE
 from cca_ray.terminal.snapshot import STATUS, AtWork, DriverStatus, read_driver_status
@@ -213,12 +213,7 @@ def waiting(size: SizeResults, state: str) -> list[RenderableType]:
 
 def main(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The study.", autocompletion=complete_study)],
-    storage: Annotated[
-        Path,
-        typer.Option(
-            parser=place, metavar="PATH", envvar="CCA_RAY_STORAGE", help="Folder or URI that the study lies in."
-        ),
-    ] = Path("runs"),
+    storage: StorageOption = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
     watch: Annotated[
         float | None, typer.Option(min=0.5, help="Look again every so many seconds until the study has ended.")

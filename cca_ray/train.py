@@ -20,7 +20,7 @@ from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import reach
 from cca_ray.storage.uris import to_uri
-from cca_ray.terminal.console import Console, SpaceArgument, place, run
+from cca_ray.terminal.console import Console, SpaceArgument, StorageOption, place, run
 from cca_ray.training.group import build_trainer
 from cca_ray.training.job import Job
 from cca_ray.training.reports import TrialFailure, from_ray
@@ -61,9 +61,7 @@ def main(
     space: SpaceArgument = DEFAULT_SPACES[0],
     lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of the negative term.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
-    storage: Annotated[
-        Path, typer.Option(parser=place, metavar="PATH", help="Folder or URI for bases and results.")
-    ] = Path("runs"),
+    storage: StorageOption = Path("runs"),
     out: Annotated[
         Path | None,
         typer.Option(parser=place, metavar="PATH", help="Folder or URI of this run; the same one resumes it."),

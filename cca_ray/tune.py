@@ -45,7 +45,7 @@ from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import exists, reach
 from cca_ray.storage.uris import to_uri
 from cca_ray.study import Budget, Sizes, Study
-from cca_ray.terminal.console import Console, complete_space, place, run
+from cca_ray.terminal.console import Console, StorageOption, complete_space, run
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
 from cca_ray.terminal.snapshot import DriverStatus
 from cca_ray.terminal.window import Window
@@ -59,12 +59,6 @@ LOG = logging.getLogger(__name__)
 SpacesArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Search-space files, or names of shipped ones.", autocompletion=complete_space),
-]
-StorageOption = Annotated[
-    Path,
-    typer.Option(
-        envvar="CCA_RAY_STORAGE", parser=place, metavar="PATH", help="For all that a study leaves; a folder or URI."
-    ),
 ]
 TrackingOption = Annotated[
     str,

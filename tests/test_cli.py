@@ -15,10 +15,10 @@ import yaml
 from PIL import Image
 from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
-from cca_ray import evaluate, pretrain, sample, train, tune
+from cca_ray import evaluate, pretrain, report, sample, status, train, tune
 from cca_ray.models.official import build, load_tokenizer, save_official
 from cca_ray.storage.lock import alone
-from cca_ray.terminal.console import run
+from cca_ray.terminal.console import command, run
 from cca_ray.training.small_base import BaseFiles
 from tests.conftest import tiny_space
 
@@ -386,3 +386,32 @@ def test_a_fault_of_ours_is_a_traceback_without_passwords(capsys):
     assert outcome.code == 1
     assert "Traceback" in outcome.err
     assert "KeyError: 'postgresql://user:***@host/db'" in outcome.err
+
+
+VERBS = [evaluate, pretrain, report, sample, status, train, tune]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=[verb.__name__.rsplit(".", 1)[-1] for verb in VERBS])
+def test_one_option_names_the_storage_of_every_verb(verb: Any):
+    (storage,) = (option for option in command(verb.main).params if option.name == "storage")
+    assert storage.envvar == "CCA_RAY_STORAGE"
+    assert storage.opts == ["--storage"]
+
+
+def test_a_tilde_is_the_home_in_options_environment_and_search_spaces(
+    base_files: BaseFiles, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "model.pt").symlink_to(base_files.checkpoint)
+    space = write_space(tmp_path, base_files)
+    content = yaml.safe_load(space.read_text())
+    content["base"]["checkpoint"] = "~/model.pt"
+    (home / "mine.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("CCA_RAY_STORAGE", "~/runs")
+    outcome = invoke(sample.main, ["~/mine.yaml", "--count=10", "--out=~/grid.png"], capsys)
+    assert outcome.code == 0, outcome.err
+    assert (home / "grid.png").is_file()
+    assert invoke(status.main, ["nothing"], capsys).err.startswith(f"error: {home / 'runs'}: no such folder")
+    assert not (tmp_path / "~").exists()

@@ -102,7 +102,7 @@ def open_files(where: str) -> tuple[fs.FileSystem, str]:
             local_path(where)  # refuses one with credentials, which are said and kept with what is made
             filesystem, path = fs.FileSystem.from_uri(where)
             return filesystem, path
-        return fs.LocalFileSystem(), str(Path(where).absolute())
+        return fs.LocalFileSystem(), str(local_path(where).absolute())
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{where}: not a path or URI that can be opened ({str(error).splitlines()[0]})") from None
 

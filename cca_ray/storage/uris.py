@@ -23,10 +23,18 @@ def cache_folder() -> Path:
     return Path(folder).resolve()
 
 
+def at_home(path: str | Path) -> Path:
+    """With `~` as a shell reads it, which does not reach an option's `=` or a search space."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
 def local_path(place: str | Path) -> Path:
-    """The local path of a URI; a path stays as it is. ConfigError, without them, if it has credentials."""
+    """The local path of a URI; of a path its own, `~` being the home. ConfigError if a URI has credentials."""
     if not is_uri(place):
-        return Path(place)
+        return at_home(place)
     uri = urlsplit(str(place))
     if uri.password is not None or SECRET.search(uri.query):
         raise ConfigError(

@@ -48,7 +48,7 @@ def complete_space(incomplete: str) -> list[str]:
 
 def complete_study(incomplete: str) -> list[str]:
     """Names of studies in the default storage, for the shell."""
-    storage = Path(os.environ.get("CCA_RAY_STORAGE", "runs"))
+    storage = Path(os.environ.get("CCA_RAY_STORAGE", "runs")).expanduser()
     return sorted(path.parent.name for path in storage.glob(f"{incomplete}*/study.db"))
 
 
@@ -64,6 +64,12 @@ def guidance(text: str | float) -> float:
 
 
 # What several verbs take.
+StorageOption = Annotated[
+    Path,
+    typer.Option(
+        envvar="CCA_RAY_STORAGE", parser=place, metavar="PATH", help="For all that studies leave; a folder or URI."
+    ),
+]
 GuidanceOption = Annotated[float, typer.Option(parser=guidance, metavar="FLOAT", help="1: guidance-free.")]
 SpaceArgument = Annotated[
     str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
