@@ -63,14 +63,20 @@ class Stop:
 
 @contextmanager
 def heeding_signals(stop: Stop) -> Iterator[None]:
-    """SIGINT or SIGTERM asks to stop; the second ends this process at once. For the main thread."""
+    """SIGINT or SIGTERM asks to stop; the second ends this process at once. For the main thread.
+
+    So does SIGHUP, of a terminal that was closed, unless `nohup` has it ignored.
+    """
 
     def handle(number: int, frame: Any) -> None:
         if stop.wished.is_set():
             os._exit(128 + number)
         stop.ask()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ from cca_ray.config import MOST_GUIDANCE
 from cca_ray.errors import ConfigError, user_message, without_secrets
 from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import local_path
+from cca_ray.terminal.stream import lenient_output
 
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 PROGRAM = "cca-ray"
@@ -183,15 +184,23 @@ def run(main: Callable[..., Any]) -> None:
 
 
 def run_command(command: Any, arguments: list[str] | None = None, program: str | None = None) -> None:
-    """See `run`. `arguments`: by default those of this process."""
-    try:
-        code = command.main(arguments, prog_name=program, standalone_mode=False)
-    except Exception as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else user_message(error)
-        if message is None:  # a fault of ours
-            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
-            sys.exit(1)
-        fail(message, getattr(error, "__notes__", None))
-    if code == INTERRUPTED:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+    """See `run`. `arguments`: by default those of this process.
+
+    A terminal that is gone ends nothing; but if what was written is lost, as on a full disk, the exit code is 1.
+    """
+    with lenient_output() as (out, _):
+        try:
+            code = command.main(arguments, prog_name=program, standalone_mode=False)
+        except Exception as error:
+            message = error.format_message() if isinstance(error, typer.TyperException) else user_message(error)
+            if message is None:  # a fault of ours
+                print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+                sys.exit(1)
+            fail(message, getattr(error, "__notes__", None))
+        if code == INTERRUPTED:
+            print("interrupted; run the same command again to continue", file=sys.stderr)
+        out.flush()
+        if out.failed:
+            print(f"error: what was written to stdout is lost: {out.lost}", file=sys.stderr)
+            code = code or 1
     sys.exit(code or 0)

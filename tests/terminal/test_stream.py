@@ -1,0 +1,101 @@
+"""What a program writes to never ends it."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cca_ray.terminal.console import Console
+from cca_ray.terminal.stream import Lenient
+
+PROGRAM = """
+import sys
+import typer
+from cca_ray.terminal.console import Console, run
+
+def main() -> None:
+    console = Console()
+    for i in range(20000):
+        console.say(f"λ={i} ± 0.1 × the guided base")
+    print("the table")
+    open(sys.argv[1] if len(sys.argv) > 1 else "done", "w").write("done")
+
+run(main)
+"""
+ROOT = Path(__file__).parents[2]
+
+
+class Broken(io.StringIO):
+    """Fails from the second write on."""
+
+    def __init__(self, error: Exception):
+        super().__init__()
+        self.error, self.writes = error, 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        if self.writes > 1:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "pipe"), OSError(28, "full"), OSError(5, "gone"), ValueError("x")]
+)
+def test_a_write_that_fails_raises_nothing_and_is_kept(error: Exception):
+    stream = Lenient(Broken(error))
+    for _ in range(3):
+        print("line", file=stream)  # type: ignore[call-overload]  # a text stream in all that print uses
+    assert stream.lost is error
+    assert stream.failed == (not isinstance(error, BrokenPipeError))
+
+
+def test_characters_that_a_stream_cannot_hold_are_replaced():
+    raw = io.BytesIO()
+    stream = Lenient(io.TextIOWrapper(raw, encoding="ascii"))
+    stream.write("λ=3 × 2\n")
+    stream.flush()
+    assert raw.getvalue() == b"?=3 ? 2\n"
+    assert stream.lost is None
+
+
+def test_a_console_goes_on_without_its_stream():
+    console = Console(Lenient(Broken(OSError(28, "full"))))  # type: ignore[arg-type]
+    for i in range(4):
+        console.say(f"line {i}")
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    (folder / "program.py").write_text(PROGRAM)
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} program.py {line}"], cwd=folder, capture_output=True,
+        encoding="utf-8", errors="replace", env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_reader_that_has_seen_enough_ends_nothing(tmp_path: Path):
+    done = shell("| head -4", tmp_path)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 4)
+    assert (tmp_path / "done").read_text() == "done"
+
+
+def test_a_full_disk_behind_the_output_ends_nothing_and_is_told(tmp_path: Path):
+    done = shell("> /dev/full", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: what was written to stdout is lost: [Errno 28] No space left on device\n"
+    assert (tmp_path / "done").read_text() == "done"
+
+
+def test_a_closed_output_ends_nothing(tmp_path: Path):
+    assert "Traceback" not in shell(">&-", tmp_path).stderr
+    assert (tmp_path / "done").read_text() == "done"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_encoding_that_lacks_our_characters_ends_nothing(tmp_path: Path, encoding: str):
+    done = shell("", tmp_path, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the table" in done.stdout
