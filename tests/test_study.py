@@ -93,7 +93,7 @@ def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_fil
     wait_until(
         lambda: all((folder / "trials" / f"{name}-control-0000" / "alive-0").exists() for name in ("one", "two"))
     )
-    assert [size["state"] for size in look(tmp_path / "runs", "beside").content["sizes"]] == ["running", "running"]
+    assert [size.state for size in look(tmp_path / "runs", "beside").content.sizes] == ["running", "running"]
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
