@@ -57,15 +57,16 @@ def experiment_tags(config: StudyConfig) -> dict[str, str]:
     metric = metric_info(headline_of(config))
     name, way = SHORT.get(metric.name, metric.name), "lower" if metric.lower_is_better else "higher"
     text = f"""\
-Condition Contrastive Alignment of {config.base.family} on {data_set_name(config)}: models that sample without guidance.
+{config.base.family} fine-tuned on {data_set_name(config)} so that it samples without guidance. The tag `objective`
+of a run says with which objective.
 
 **Primary metric: `{name}`**, {way} is better: of images sampled without guidance, on the same noise for all trials.
 Scores compare only under one `protocol` (a tag).
 
 A run is a search for one model size: its note has the verdict and a filter for its trials, its artifacts the report.
 Below it is a run for every fine-tuning, by the tag `arm`: `search`, `control` (plain fine-tuning with the same budget)
-and `replicate` (a finalist with another seed). Steps are optimizer steps. Finalists are models; their `fid_final` and
-`is_final` are on fresh noise. The winner is registered, alias `{CHAMPION}`.
+and `replicate` (a finalist with another seed). Steps are optimizer steps. Finalists are models; the names
+of their scores on fresh noise end in `_final`. The winner is registered, alias `{CHAMPION}`.
 """
     return {
         "mlflow.note.content": text,
