@@ -111,6 +111,10 @@ def is_image(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
+def is_shard(path: str) -> bool:
+    return path.lower().endswith((".tar", ".parquet"))
+
+
 def list_images(
     where: str,
     classes: Sequence[str] | None = None,
@@ -137,17 +141,18 @@ def list_images(
         refuse_odd_paths(where, filesystem, root)
         found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
         infos = [i for i in found if not hidden(str(below(i.path, root)))]
-    shards = sorted(i.path for i in infos if i.is_file and i.path.lower().endswith((".tar", ".parquet")))
-    loose = [i.path for i in infos if i.is_file and is_image(i.path)]
+    paths = [i.path for i in infos if i.is_file]
+    shards = sorted(filter(is_shard, paths))
+    loose = list(filter(is_image, paths))
     if shards and loose:
         raise ConfigError(f"{where}: both shards and loose images, such as {shards[0]} and {loose[0]}; want one kind")
-    others = [i.path for i in infos if i.is_file and not is_image(i.path) and i.path not in shards]
+    others = [path for path in paths if not is_image(path) and not is_shard(path)]
     passed_over = Counter(PurePosixPath(path).suffix.lower() for path in others)
     if shards:
         wanted = [(where, path, classes, label_key if labelled else None, labelled) for path in shards]
         found_shards = list(each(list_shard, *zip(*wanted, strict=True)))
         entries = [entry for shard in found_shards for entry in shard.entries]
-        passed_over.update({suffix: n for shard in found_shards for suffix, n in shard.passed_over.items()})
+        passed_over += sum((shard.passed_over for shard in found_shards), Counter[str]())
     else:
         entries = list_folder(where, root, infos, labelled)
     if not entries:

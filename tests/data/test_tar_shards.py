@@ -187,6 +187,18 @@ def test_a_macs_hidden_members_are_passed_over(tmp_path: Path):
     assert seen(archive_of(tmp_path / "s.tar", fill)) == wanted(**{"0": [0], "1": [1]})
 
 
+def test_files_passed_over_are_counted_over_all_shards(tmp_path: Path):
+    def fill(archive: tarfile.TarFile) -> None:
+        for i in range(2):
+            add(archive, f"{i}.png", png(picture(i)))
+            add(archive, f"{i}.cls", str(i).encode())
+        add(archive, "0.heic", b"")
+
+    for name in ("a.tar", "b.tar"):
+        archive_of(tmp_path / name, fill)
+    assert list_images(str(tmp_path)).passed_over == ((".heic", 2),)
+
+
 def captions(folder: Path) -> None:
     """As img2dataset leaves them: picture, caption and JSON, no .cls."""
     folder.mkdir()
