@@ -49,6 +49,11 @@ def message_of_cause(error: BaseException) -> str | None:
     return None if cause is None else str(cause)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its type, if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def reason(error: ValidationError) -> str:
     """The first of pydantic's complaints, in one line."""
     first = error.errors(include_url=False)[0]

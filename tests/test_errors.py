@@ -2,7 +2,7 @@
 
 import pytest
 
-from cca_ray.errors import without_secrets
+from cca_ray.errors import first_line, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,8 @@ from cca_ray.errors import without_secrets
 )
 def test_passwords_of_uris_are_hidden(text: str, shown: str):
     assert without_secrets(text) == shown
+
+
+def test_the_first_line_of_an_error_is_there_even_if_it_says_nothing():
+    assert first_line(OSError("full\nsee the manual")) == "full"
+    assert first_line(OSError()) == "OSError"

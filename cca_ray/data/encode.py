@@ -30,7 +30,7 @@ from cca_ray.data.tokens import (
     write_part,
     write_unreadable,
 )
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, first_line
 from cca_ray.models.official import load_tokenizer
 from cca_ray.registry import load_plugins
 from cca_ray.storage.files import atomically
@@ -65,7 +65,7 @@ class ReadImages:
             except ConfigError:
                 raise
             except ValueError as error:
-                problems[i] = f"{rows['place'][i]}: {str(error).splitlines()[0]}"
+                problems[i] = f"{rows['place'][i]}: {first_line(error)}"
         return {"index": rows["index"], "label": rows["label"], "problem": problems.astype(str), **pixels}
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cca_ray.data.tar_shards import hidden, list_tar
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, first_line
 from cca_ray.space_file import is_uri
 from cca_ray.storage.uris import local_path
 
@@ -104,7 +104,7 @@ def open_files(where: str) -> tuple[fs.FileSystem, str]:
             return filesystem, path
         return fs.LocalFileSystem(), str(local_path(where).absolute())
     except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{where}: not a path or URI that can be opened ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{where}: not a path or URI that can be opened ({first_line(error)})") from None
 
 
 def is_image(path: str) -> bool:
@@ -223,7 +223,7 @@ def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: 
             images = (Entry(path, image.start, image.length, image.key, image.name) for image in found.images)
             return Shard(tuple(images), found.passed_over)
     except (tarfile.TarError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable shard ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path}: not a readable shard ({first_line(error)})") from None
 
 
 def column(schema: pa.Schema, what: str, path: str) -> str:
@@ -320,6 +320,6 @@ def read_entry(where: str, path: str, start: int, length: int) -> bytes:
             raise ValueError(f"cannot be read ({error.strerror or error})") from None
         except (OSError, pa.ArrowException) as error:
             if pause_s is None:
-                raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+                raise ConfigError(f"{path}: cannot be read: {first_line(error)}") from None
             time.sleep(pause_s)
     raise AssertionError("unreachable")

@@ -14,7 +14,7 @@ import numpy as np
 from cca_ray.data.encode import Columns, Progress, claim, write_stream
 from cca_ray.data.token_set_making import cut_into_parts, plan_of, token_meta
 from cca_ray.data.tokens import TokenMeta
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, first_line
 from cca_ray.models.official import load_tokenizer
 
 NAMES = {1: ["centre"], 2: ["flips/0", "flips/1"], 10: [f"ten-crop/{i}" for i in range(10)]}  # of official codes
@@ -33,7 +33,7 @@ def load_npy(path: Path) -> np.ndarray:
     try:
         content: np.ndarray = np.load(path)
     except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path}: not readable ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path}: not readable ({first_line(error)})") from None
     if not np.issubdtype(content.dtype, np.integer) or not content.ndim or not content.size:
         raise ConfigError(f"{path}: {content.dtype} {list(content.shape)}; want an array of integers")
     return content

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, first_line
 from cca_ray.models.base import Tokenizer
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push, remove
@@ -196,7 +196,7 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
     except FileNotFoundError:
         raise ValueError(f"{folder}: no finished token set here ({MANIFEST} is written last)") from None
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, ValidationError) as error:
-        raise ValueError(f"{folder / MANIFEST}: not a token manifest: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{folder / MANIFEST}: not a token manifest: {first_line(error)}") from None
     if not sum(rows):
         raise ValueError(f"{folder}: the token set is empty")
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cca_ray.errors import first_line
 from cca_ray.models.files import digest_of_weights, read_checkpoint
 from cca_ray.registry import EXTRACTORS, PluginInfo, owner_of
 
@@ -82,7 +83,7 @@ class FeatureFile:
             try:
                 return torch.jit.load(self.path, map_location="cpu").eval()
             except RuntimeError as error:
-                raise ValueError(f"{self.path}: not a readable program ({str(error).splitlines()[0]})") from None
+                raise ValueError(f"{self.path}: not a readable program ({first_line(error)})") from None
 
     @cached_property
     def checkpoint(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | str:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cca_ray.errors import first_line
 from cca_ray.storage.files import atomically
 
 # Where a state dict lies in a file: DDP's, DeepSpeed's and others' (FSDP's are bare), and VAR's own training file.
@@ -74,7 +75,7 @@ def reason_of(error: Exception) -> str:
     """Why a file cannot be read, in a line; of an object that could run code, which it is."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds an object of {refused[1]}, which could run code: save the state dict alone"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)
 
 
 def state_dicts(content: object, where: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

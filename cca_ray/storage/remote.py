@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from cca_ray.errors import first_line
 from cca_ray.storage.uris import copy_of, to_uri
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def remote(path: Path) -> tuple["fs.FileSystem", str]:
 
 def reason(error: BaseException) -> str:
     """What is wrong and what to do, in a line."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return next((said for sign, said in REASONS.items() if sign in text), text[:300])
 
 
