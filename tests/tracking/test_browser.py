@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -58,9 +59,10 @@ class Browser:
 
     def wait_for(self, *words: str) -> None:
         """Until the page shows all of these."""
-        WebDriverWait(self.driver, WAIT_S).until(
-            lambda _: all(word in self.text() for word in words), f"no {' or '.join(words)} in:\n{self.text()}"
-        )
+        try:
+            WebDriverWait(self.driver, WAIT_S).until(lambda _: all(word in self.text() for word in words))
+        except TimeoutException:  # the page as it is now, not as it was when the wait began
+            pytest.fail(f"no {' or '.join(words)} in:\n{self.text()}")
 
     def all(self, selector: str, least: int = 1) -> list[WebElement]:
         """Elements by a CSS selector, when there are so many."""
@@ -114,7 +116,7 @@ def shown(
 def test_the_experiments_page_lists_ours_with_its_description(shown: tuple[Shown, Browser]):
     _, browser = shown
     browser.open("/experiments")
-    browser.wait_for("cca_ray llamagen digits", "Condition Contrastive")
+    browser.wait_for("cca_ray llamagen digits", "so that it samples without guidance")
     browser.shoot("experiments")
 
 
