@@ -1,7 +1,8 @@
 """What several tests share: one tiny real base, made once; studies on it; one local Ray."""
 
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,19 @@ from cca_ray.training.small_base import BaseFiles, build_base, with_files
 from tests.golden.weights import checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CCA_RAY_NO_SKIPS=1 a test that is skipped has failed, unless a GPU is all that it wants."""
+    report = yield
+    if os.environ.get("CCA_RAY_NO_SKIPS") == "1" and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if "GPU" not in reason:
+            report.outcome, report.longrepr = "failed", f"{reason}: and CCA_RAY_NO_SKIPS=1 asks for every test"
+    return report
 
 
 @pytest.fixture(autouse=True)
