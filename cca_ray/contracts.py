@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["base", "guided", "control", "tuned", "tuned_guided"]  # of a model in the final comparison
 ROLES: tuple[Role, ...] = get_args(Role)
+COMPARED: tuple[Role, ...] = ("base", "guided", "control")  # that the tuned model is compared with
 OLD_METRICS = ("fid", "inception_score")  # version 0.1.0's, in the order of its pairs
 OLD_ROLES: dict[Role, str] = {
     "base": "base", "guided": "guided", "control": "control", "tuned": "cca", "tuned_guided": "cca_guided",
@@ -133,6 +134,18 @@ class ModelScore(Contract):
     guidance_scale: float = 1.0
 
 
+class Difference(Contract):
+    """The tuned model's headline metric minus another model's, on the same blocks of noise.
+
+    The noise is that of sampling and, where several models of the winner's settings were trained, that of training.
+    """
+
+    value: float
+    low: float  # ends of the 95 % interval
+    high: float
+    at_least_as_good: float = Field(ge=0, le=1)  # the probability that the tuned model is
+
+
 class Finalist(Contract):
     """One of the best trials, scored again on fresh noise."""
 
@@ -173,6 +186,7 @@ class SizeSummary(Contract):
     metrics: tuple[MetricInfo, ...] = Field((FID, INCEPTION_SCORE), min_length=1)  # the winner was chosen by the first
     searched: tuple[str, ...] = ("fid",)  # names of the metrics that the search went by
     models: dict[Role, ModelScore]
+    differences: dict[Role, Difference] = {}  # from those of COMPARED; version 0.1.0 wrote none
     winner: Finalist
     checkpoint: str
     settings: dict[str, int | float] = {}  # the searched ones of the winner, and λ and learning rate if they were fixed

@@ -26,7 +26,7 @@ from cca_ray.terminal.console import Console
 from cca_ray.terminal.window import Window
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import resolve
-from cca_ray.verdict import verdict
+from cca_ray.verdict import noise, verdict
 
 GROUP_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
 PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind
@@ -86,7 +86,7 @@ def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> SizeSumma
     shutil.copyfile(result.summary.checkpoint, winner)
     size = result.summary.model_copy(update={"checkpoint": to_uri(winner)})
     tracker.file(size.mlflow.key, picture(folder / "samples.png", size, result.images))
-    register_champion(tracker, size, table([size]))
+    register_champion(tracker, size, f"{table([size])}\n\n{noise([size])}.")
     push(folder)
     return size
 

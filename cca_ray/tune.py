@@ -51,6 +51,7 @@ from cca_ray.terminal.snapshot import DriverStatus
 from cca_ray.terminal.window import Window
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import check_files
+from cca_ray.verdict import noise
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOG = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def show_end(console: Console, samples: int, end: Told) -> None:
         sizes = [size for size in end.sizes if metric in size.metrics]
         print(f"\n{metric.label} on fresh noise, {samples:,} samples\n{table(sizes, width, metric)}\n")
     if not console.quiet:
-        for sentence in end.told:
+        for sentence in [*(f"{noise(end.sizes)}.\n" for _ in end.sizes[:1]), *end.told]:
             print(textwrap.fill(sentence, width) if width else sentence)
         column = max(map(len, end.where))
         print("", *(f"{what:{column}}  {path}" for what, path in end.where.items()), sep="\n")

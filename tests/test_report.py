@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from cca_ray import report
-from cca_ray.contracts import FID, MetricInfo, MlflowNames, ModelScore, SizeSummary, StudySummary
+from cca_ray.contracts import FID, Difference, MetricInfo, MlflowNames, ModelScore, SizeSummary, StudySummary
 from cca_ray.reporting.results import read_study
 from cca_ray.reporting.summary import TITLES, picture, report_at_end, table, write_summary
-from cca_ray.reporting.text import closing, warnings
+from cca_ray.reporting.text import closing, tally, warnings
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import verdict
@@ -45,8 +45,20 @@ def test_on_a_narrow_terminal_the_table_has_a_column_a_size():
 
 def test_the_closing_sentence_says_what_cannot_be_told_apart():
     said = closing(summary_of(fid=17.8, trials=14, seconds=72.0))
-    assert "won: FID 17.80 ± 0.21 without guidance, 0.99 × the guided base (18.00, equal within their spread)" in said
-    assert "and 0.75 × plain fine-tuning (23.70). It took 14 trials, 1.2 minutes and 0.05 GPU-hours" in said
+    assert (
+        "won: FID 17.80 ± 0.21 without guidance, at half the sampling cost not distinguishable from the guided" in said
+    )
+    assert "guided base (18.00; 0.99 ×), and better than plain fine-tuning (23.70; 0.75 ×)" in said
+    assert "(23.70; 0.75 ×). It took 14 trials, 1.2 minutes and 0.05 GPU-hours" in said
+
+
+def test_the_lede_names_the_sizes_that_are_worse_first():
+    names, highs = ("a", "b", "c"), (-0.1, 0.9, 0.4)
+    found = [Difference(value=high - 0.3, low=high - 0.6, high=high, at_least_as_good=0.5) for high in highs]
+    sizes = [summary_of(name, differences={"guided": each}) for name, each in zip(names, found, strict=True)]
+    assert tally(sizes, "guided", "the base") == (
+        "is worse than the base in 1 of 3 sizes (b) and is better than it in 1 (a) and cannot be told from it in 1 (c)"
+    )
 
 
 def test_what_is_told_is_told_of_the_objective_and_the_metric():
@@ -57,10 +69,10 @@ def test_what_is_told_is_told_of_the_objective_and_the_metric():
     dpo = SIZE.model_copy(
         update={"objective": "dpo", "objective_label": "DPO", "metrics": (kid,), "models": of_kid, "searched": ("kid",)}
     )
-    assert "KID 0.17 after DPO, without guidance: 0.95 × the guided base" in verdict(dpo)
+    assert "KID 0.17 after DPO, without guidance, is 0.95 × the guided base" in verdict(dpo)
     assert "| after DPO   |" in table([dpo])
     assert "| after tuning " in table([dpo, SIZE.model_copy(update={"metrics": (kid,), "models": of_kid})])
-    assert "won: KID 0.17 ± 0.01 without guidance, 0.95 × the guided base (0.18, equal within their" in closing(dpo)
+    assert "won: KID 0.17 ± 0.01 without guidance, at half the sampling cost not distinguishable from" in closing(dpo)
 
 
 def test_the_summary_is_json(tmp_path: Path):

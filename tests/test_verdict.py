@@ -3,14 +3,37 @@
 import numpy as np
 import pytest
 
-from cca_ray.contracts import FID, INCEPTION_SCORE, Score, SizeSummary
-from cca_ray.verdict import best_of, compared, front, ratio, ties, verdict, verdict_in_words
+from cca_ray.contracts import FID, INCEPTION_SCORE, Difference, Score, SizeSummary
+from cca_ray.verdict import best_of, compared, front, noise, ratio, ties, verdict, verdict_in_words
 from tests.studies import summary_of
 
 
 @pytest.mark.parametrize(("fid", "outcome"), [(17.0, 1), (17.8, 0), (18.2, 0), (19.0, -1)])
 def test_two_models_are_equal_within_their_spread(fid: float, outcome: int):
     assert compared(summary_of(fid=fid, std=0.2), "guided") == outcome
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome", "word"),
+    [(-0.9, -0.1, 1, "better than"), (-0.6, 0.2, 0, "not distinguishable from"), (0.1, 0.9, -1, "worse than")],
+)
+def test_the_interval_of_the_difference_decides_and_the_verdict_begins_with_it(
+    low: float, high: float, outcome: int, word: str
+):
+    found = Difference(value=(low + high) / 2, low=low, high=high, at_least_as_good=0.5)
+    size = summary_of(fid=17.1, std=9.0, differences={"guided": found})
+    assert compared(size, "guided") == outcome
+    assert verdict(size).startswith(f"digits_s: {word} the guided base")
+    assert f"{found.value:+.2f} (95 %: {low:+.2f} to {high:+.2f})" in verdict(size)
+    assert compared(by_inception_score(size), "guided") == -outcome
+
+
+def test_it_is_said_which_noise_a_spread_covers():
+    one = summary_of()
+    assert "sampling alone" in noise([one])
+    several = one.model_copy(update={"winner": one.winner.model_copy(update={"models": 3})})
+    assert "3 training seeds" in noise([several])
+    assert "several training seeds" in noise([one, several])
 
 
 def by_inception_score(size: SizeSummary) -> SizeSummary:

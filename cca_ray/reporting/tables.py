@@ -11,7 +11,7 @@ from cca_ray.reporting.numbers import number, setting_name
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow
 from cca_ray.reporting.text import finalist_scored, tuning
 from cca_ray.storage.files import atomically
-from cca_ray.verdict import scored
+from cca_ray.verdict import difference, noise, scored
 
 CsvRow = Mapping[str, str | float | None]
 
@@ -73,6 +73,8 @@ def overview(sizes: Sequence[tuple[str, SizeSummary]], metric: MetricInfo) -> Ta
             f"{called} and guidance": of_model(size, "tuned_guided", metric),
             f"{called} / guided": real(value / size.value("guided", metric)),
             f"{called} / control": real(value / size.value("control", metric)),
+            f"{called} - guided": apart(size, "guided", metric),
+            f"{called} - control": apart(size, "control", metric),
             "λ": real(size.winner.params.get("lambda"), ".3g"),
             "lr": real(size.winner.params.get("learning_rate"), ".2g"),
             "trials": cell(str(size.trials)),
@@ -85,10 +87,17 @@ def overview(sizes: Sequence[tuple[str, SizeSummary]], metric: MetricInfo) -> Ta
         "protocols differ: compare along a row, not down a column"
     )  # fmt: skip
     note = (
-        f"{metric.label}, mean over fresh blocks of noise ± the spread of one; {alike}. Models count as equal here if "
-        "they are no further apart than that spread. Hours are those of GPUs, or of CPUs where a trial has no GPU."
+        f"{metric.label}, mean over fresh blocks of noise; {alike}. {noise([size for _, size in sizes])}. A difference "
+        "is of the same blocks, with its 95 % interval; models are distinguishable if that does not hold 0. Hours are "
+        "those of GPUs, or of CPUs where a trial has no GPU."
     )
     return Table(columns, [Row([row[name] for name in columns]) for row in rows], note)
+
+
+def apart(size: SizeSummary, other: Role, metric: MetricInfo) -> Cell:
+    """The tuned model minus another; known of the headline."""
+    found = size.differences.get(other) if metric == size.headline else None
+    return cell(difference(size, other), found.value) if found else EMPTY
 
 
 def of_model(size: SizeSummary, role: Role, metric: MetricInfo) -> Cell:
@@ -149,6 +158,9 @@ def row_of(study: StudyResults, size: SizeSummary) -> CsvRow:
     for role in (role for role in ROLES if role in size.models):
         row |= {f"{metric.name}_{role}": size.value(role, metric) for metric in size.metrics}
         row |= {f"{metric.name}_std_{role}": size.std(role, metric) for metric in size.metrics}
+    for role, found in size.differences.items():
+        row |= {f"difference_{role}": found.value, f"difference_{role}_low": found.low}
+        row |= {f"difference_{role}_high": found.high, f"at_least_as_good_as_{role}": found.at_least_as_good}
     row |= {f"winner_{name}": value for name, value in size.winner.params.items()}
     return row | {
         "trial": size.winner.trial, "checkpoint": size.checkpoint, "trials": size.trials, "seconds": size.seconds,

@@ -12,7 +12,7 @@ from cca_ray.reporting.numbers import number, score
 from cca_ray.reporting.results import SizeResults, StudyResults
 from cca_ray.reporting.settings import Rung
 from cca_ray.search.records import readable
-from cca_ray.verdict import compared, ratio, scored, ties, verdict_in_words, with_spread
+from cca_ray.verdict import WORDS, compared, difference, noise, ratio, scored, ties, verdict_in_words, with_spread
 
 NAMED = 8  # trials that ended for the same reason, at most
 
@@ -40,23 +40,25 @@ def tuning(sizes: Sequence[SizeSummary]) -> str:
 
 
 def tally(sizes: Sequence[SizeSummary], other: Role, name: str) -> str:
-    """`beats NAME in 2 of 3 sizes and equals it in 1`."""
-    verbs, counts = {1: "beats", 0: "equals", -1: "falls short of"}, Counter(compared(size, other) for size in sizes)
-    said = [f"{verbs[sign]} {{}} in {counts[sign]}" for sign in verbs if counts[sign]]
-    return " and ".join([said[0].format(name) + f" of {len(sizes)} sizes", *(part.format("it") for part in said[1:])])
+    """`is better than NAME in 2 of 3 sizes (a, b) and cannot be told from it in 1 (c)`; what is worse comes first."""
+    verbs = {-1: "is worse than", 1: "is better than", 0: "cannot be told from"}
+    named = {sign: [size.size for size in sizes if compared(size, other) == sign] for sign in verbs}
+    said = [f"{verbs[sign]} {{}} in {len(found)}{{}} ({', '.join(found)})" for sign, found in named.items() if found]
+    first, *others = said
+    return " and ".join([first.format(name, f" of {len(sizes)} sizes"), *(part.format("it", "") for part in others)])
 
 
 def closing(size: SizeSummary) -> str:
     """A finished size, for who reads nothing else: what won, by how much, at what cost."""
     names: dict[Role, str] = {"guided": "the guided base", "control": "plain fine-tuning"}
     guided, control = (
-        f"{ratio(size, other):.2f} × {name} ({size.value(other):.2f}"
-        + (", equal within their spread)" if compared(size, other) == 0 else ")")
+        f"{WORDS[compared(size, other)]} {name} ({size.value(other):.2f}; {ratio(size, other):.2f} ×"
+        + (f"; difference {apart})" if (apart := difference(size, other)) else ")")
         for other, name in names.items()
     )
     return (
         f"{size.size}: {readable(size.winner.params)} won: {size.headline.label} {scored(size, 'tuned')} without "
-        f"guidance, {guided} at half its sampling cost, and {control}. It took {size.trials} trials, "
+        f"guidance, at half the sampling cost {guided}, and {control}. It took {size.trials} trials, "
         f"{size.seconds / 60:.1f} minutes and {device_hours(size)}."
     )
 
@@ -74,8 +76,7 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
     }
     return f"{done.headline.label} {scored(done, 'tuned')}", [
         *(
-            f"{ratio(done, other):.2f} × {line}"
-            + (": equal, within their spread" if compared(done, other) == 0 else "")
+            f"{ratio(done, other):.2f} × {line}" + (": not distinguishable" if compared(done, other) == 0 else "")
             for other, line in lines.items()
         ),
         f"{readable(done.winner.params)}; {hours(size)}",
@@ -174,8 +175,7 @@ def protocol(size: SizeResults) -> list[str]:
     rungs = ", ".join(f"{100 * r.at:g} % of the steps ({r.samples:,} images{keeps(r)})" for r in size.settings.rungs)
     blocks, scales = scoring.blocks, ", ".join(f"{s:g}" for s in scoring.guidance_scales)
     chosen = f"; s = {size.summary.models['guided'].guidance_scale:g} was chosen" if size.summary else ""
-    many = any(f.models > 1 for f in finalists(size))
-    spread = "models of several training seeds" if many else "one block, by the jackknife"
+    covers = f"{noise([size.summary])}." if size.summary else ""
     rates = ", ".join(number(rate) for rate in size.settings.control.learning_rates)
     classes = "class-balanced" if scoring.labels == "balanced" else "random"
     *most, last = (metric.label for metric in size.metrics)
@@ -185,7 +185,7 @@ def protocol(size: SizeResults) -> list[str]:
         f"Protocol {size.protocol}: {scores} of {scoring.samples:,} images a block of noise, "
         f"{classes} labels, temperature {scoring.temperature:g}, {cut}{sized}. Scores are means over {blocks} fresh "
         f"block{'s' * (blocks > 1)}, which chose nothing; as many others chose the guidance scale, the control and the "
-        f"winner. ± is the spread of {spread}.",
+        f"winner. {covers}",
         f"The search scored its trials at {rungs}, all on the same labels and noise. What two standard errors "
         f"cannot tell from those that go on goes on too, and the first {search.grace_trials} trials always do.",
         f"Guidance scales tried on the base: {scales}{chosen}. The control is plain fine-tuning with the same steps, "

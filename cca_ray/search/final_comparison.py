@@ -4,7 +4,6 @@ What chooses is not what is shown: guidance scales, control and winner are chose
 shows others.  Every score is kept in a file, so that a comparison that was cut short goes on where it was.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,11 @@ from cca_ray.cluster.queue import as_worker
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.contracts import (
+    COMPARED,
     FID,
     OLD_METRICS,
     ROLES,
+    Difference,
     Finalist,
     MetricInfo,
     MlflowNames,
@@ -29,6 +30,7 @@ from cca_ray.contracts import (
     SizeSummary,
     TradeOff,
 )
+from cca_ray.evaluation.estimate import Estimate
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.evaluation.scoring import Scored
 from cca_ray.placement_config import CPU
@@ -90,18 +92,20 @@ class Standing:
             return float(values.mean(1).std(ddof=1))
         return float(np.sqrt(np.mean([jackknife_error(without) ** 2 for without in self.without[metric][0]])))
 
-    def error_beside(self, other: "Standing", metric: str) -> float:
-        """Standard error of the difference of the means: of training seeds where there are several, else of noise.
+    def beside(self, other: "Standing", metric: str) -> Estimate:
+        """The difference of the means, self - other, on the same blocks of noise.
 
-        All were scored on the same blocks, and the jackknife has groups enough where blocks are few.
+        Its variance adds up the noise of sampling, by the jackknife, which has groups enough where blocks are few, and
+        where models of several training seeds were scored, that of training.
         """
-        ours, theirs = self.values[metric], other.values[metric]
-        if len(ours) > 1:
-            difference = ours.mean(1) - theirs.mean(1)
-            return float(difference.std(ddof=1) / math.sqrt(len(difference)))
-        pairs = zip(self.without[metric][0], other.without[metric][0], strict=True)
+        pairs = zip(self.without[metric].mean(0), other.without[metric].mean(0), strict=True)
         errors = [jackknife_error(a - b) for a, b in pairs]
-        return float(np.sqrt(np.square(errors).sum()) / len(errors))
+        groups = self.without[metric].shape[-1]
+        parts = [(float(np.square(errors).sum()) / len(errors) ** 2, len(errors) * (groups - 1))]
+        by_model = self.values[metric].mean(1) - other.values[metric].mean(1)
+        if len(by_model) > 1:
+            parts.append((float(by_model.var(ddof=1)) / len(by_model), len(by_model) - 1))
+        return Estimate.of(float(by_model.mean()), parts)
 
     def score(self) -> ModelScore:
         """For the summary: means over the blocks, the spread of one."""
@@ -119,7 +123,7 @@ def winner_of(standings: Sequence[Standing], metric: MetricInfo) -> tuple[Standi
         return metric.cost(standing.mean(metric.name))
 
     best = min(standings, key=lambda s: (cost(s), s.contender.number))
-    tied = [s for s in standings if s is best or cost(s) - cost(best) <= 2 * s.error_beside(best, metric.name)]
+    tied = [s for s in standings if s is best or cost(s) - cost(best) <= 2 * s.beside(best, metric.name).error]
     return min(tied, key=lambda s: (s.contender.images, cost(s), s.contender.number)), tied
 
 
@@ -249,6 +253,16 @@ def compare(
     return Outcome(metrics, by_role, of_finalists, [s.contender for s in tied])
 
 
+def difference(ours: Standing, theirs: Standing, metric: MetricInfo) -> Difference | None:
+    """None where there are too few images for an error."""
+    found = ours.beside(theirs, metric.name)
+    if not found.freedom:
+        return None
+    low, high = found.interval()
+    better = found if metric.lower_is_better else found.negative()
+    return Difference(value=found.value, low=low, high=high, at_least_as_good=better.probability_not_above(0.0))
+
+
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path) -> list[Contender]:
     """The models that were trained with the same settings and other seeds."""
     if replicates is None:
@@ -283,6 +297,8 @@ def summarize(
 ) -> SizeSummary:
     """What `summary.json` says of one size. `device_hours`: by type of card."""
     winner, train = outcome.winner, config.train.model_dump(by_alias=True)
+    tuned, headline = outcome.standings["tuned"], outcome.metrics[0]
+    differences = {role: difference(tuned, outcome.standings[role], headline) for role in COMPARED}
     search = next(arm for arm in arms if arm.name == "search")
     by_trial = {
         s.contender.number: Finalist(
@@ -303,6 +319,7 @@ def summarize(
         metrics=outcome.metrics,
         searched=config.search.metrics,
         models={role: outcome.standings[role].score() for role in ROLES if role in outcome.standings},
+        differences={role: found for role, found in differences.items() if found},
         winner=by_trial[winner.number],
         checkpoint=winner.checkpoint or "",
         settings={**{name: train[name] for name in ALWAYS_TOLD if name in train}, **dict(winner.params)},

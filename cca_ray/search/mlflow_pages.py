@@ -118,11 +118,13 @@ def names_of(summary: SizeSummary) -> dict[Role, str]:
 
 
 def figures_of(summary: SizeSummary) -> dict[str, float]:
-    """The final scores under MLflow's names: `fid_base`, `is_cca`, ...; `std_*` is that of the headline metric."""
+    """The final scores under MLflow's names: `fid_base`, `is_cca`, ...; `std_*`, `difference_*` of the headline."""
     names, figures = names_of(summary), {"guidance_scale": summary.models["guided"].guidance_scale}
     for role, name in names.items():
         figures |= {f"{SHORT.get(m.name, m.name)}_{name}": summary.value(role, m) for m in summary.metrics}
         figures[f"std_{name}"] = summary.std(role) or 0.0
+    for role, found in summary.differences.items():
+        figures |= {f"difference_{role}": found.value, f"at_least_as_good_as_{role}": found.at_least_as_good}
     return figures
 
 
