@@ -71,7 +71,8 @@ def test_what_earlier_runs_used_is_read_from_the_database(tmp_path: Path):
             assert len(some.trials) == {"search": 13, "control": 1}[arm]
     with closing(sqlite3.connect(database)) as connection:
         connection.execute(
-            "insert into trial_user_attributes (trial_id, key, value_json) select trial_id, 'device_seconds', ? from trials",
+            "insert into trial_user_attributes (trial_id, key, value_json) "
+            "select trial_id, 'device_seconds', ? from trials",
             ('{"A40": 300.0, "H100": 60.0}',),
         )
         connection.commit()

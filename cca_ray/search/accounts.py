@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import optuna
@@ -69,10 +68,16 @@ class RunClock:
             self.memory.set_user_attr(RUNS, [*self.before, [self.began, time.monotonic() - self.started]])
 
     def finish(self) -> float:
-        """The size is finished; its seconds."""
+        """The size is finished; its seconds, which change no more."""
+        self.stop()
         self.mark()
         self.memory.set_user_attr(COUNTED, self.trials())
         return seconds_of_size(self.memory.user_attrs)
+
+    def stop(self) -> None:
+        """No further marks."""
+        self.ended.set()
+        self.thread.join()
 
     def work(self) -> None:
         """The thread."""
@@ -85,10 +90,7 @@ class RunClock:
         self.thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.ended.set()
-        self.thread.join()
+    def __exit__(self, *error: object) -> None:
+        self.stop()
         with suppress(*STORAGE_ERRORS):
             self.mark()
