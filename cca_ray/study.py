@@ -113,8 +113,9 @@ def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> SizeSumma
     """Keep the winner and the picture of one size, in the study's folder and in MLflow; where the winner is then."""
     folder.mkdir(parents=True, exist_ok=True)
     winner = folder / "winner.pt"
-    pull(Path(result.summary.checkpoint))
-    shutil.copyfile(result.summary.checkpoint, winner)
+    if (weights := Path(result.summary.checkpoint)) != winner:
+        pull(weights)
+        shutil.copyfile(weights, winner)
     size = result.summary.model_copy(update={"checkpoint": to_uri(winner)})
     tracker.file(size.mlflow.key, picture(folder / "samples.png", size, result.images))
     register_champion(tracker, size, table([size]))

@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 
-from cca_ray.search.ledger import KEEP_S, STORAGE_ERRORS
+from cca_ray.search.records import KEEP_S, STORAGE_ERRORS
 
 RUNS, EARLIER, COUNTED = "runs", "seconds", "seconds_until"  # attributes of a size's control; version 0.1.0 had no runs
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.cluster.placement import devices, ways
 from cca_ray.config import CONTROL_OBJECTIVE, StudyConfig
@@ -24,7 +23,9 @@ from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, Tria
 from cca_ray.search.records import (
     ATTEMPTS,
     ENDED,
+    KEEP_S,
     RUNG,
+    STORAGE_ERRORS,
     added,
     attempts_of,
     device_seconds_of,
@@ -37,9 +38,7 @@ from cca_ray.search.rungs import Mark, best_value, goes_on, share_kept
 from cca_ray.training.reports import TrialFailure
 
 Say = Callable[[str], None]
-STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FIRST_LINE = 300  # characters of a reason
-KEEP_S = 5.0  # how often what a running trial has taken is written down, for a driver that is killed
 
 
 @dataclass

@@ -3,12 +3,16 @@
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.contracts import Attempt, RungScore
 
 ArmName = Literal["search", "control", "replicate"]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
+KEEP_S = 5.0  # how often what runs is written down as far as it has come, for a driver that is killed
 METRICS = "metrics"  # the attribute of a search that keeps what is measured; version 0.1.0 kept none
 ATTEMPTS = "attempts"  # the attribute of a trial that keeps what each of its attempts took
 RUNG = "rung "  # begins the names of the attributes that keep a trial's scores, one a rung

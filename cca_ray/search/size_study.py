@@ -27,8 +27,17 @@ from cca_ray.registry import metric_info
 from cca_ray.search.accounts import RunClock
 from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
-from cca_ray.search.final_comparison import Outcome, compare, finalists, summarize
-from cca_ray.search.ledger import KEEP_S, Ledger, Say
+from cca_ray.search.cleaning import WEIGHTS, best_trials
+from cca_ray.search.final_comparison import (
+    REMEDY,
+    Outcome,
+    compare,
+    finalists,
+    kept_blocks,
+    summarize,
+    weights_of,
+)
+from cca_ray.search.ledger import Ledger, Say
 from cca_ray.search.mlflow_listener import MlflowListener, true_ends
 from cca_ray.search.mlflow_pages import (
     data_set_of,
@@ -39,13 +48,14 @@ from cca_ray.search.mlflow_pages import (
     show_unfinished,
 )
 from cca_ray.search.ray_tune import TableOf, run_trials
-from cca_ray.search.records import ENDED, METRICS, readable, used_device_seconds
+from cca_ray.search.records import ENDED, KEEP_S, METRICS, readable, used_device_seconds
 from cca_ray.search.shared_files import base_grid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
-from cca_ray.storage.mirror import pull, push_database
-from cca_ray.storage.uris import is_copy
+from cca_ray.storage.mirror import exists, pull, push_database
+from cca_ray.storage.uris import is_copy, to_uri
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.setup import total_steps
+from cca_ray.training.trial import trial_folder
 from cca_ray.verdict import ties
 
 FLUSH_S = 5.0  # how long the end of a study waits for MLflow
@@ -107,6 +117,8 @@ class SizeStudy:
             model, self.data = load_base(config), load_tokens(config.data.tokens)
             scoring = scoring_of(config, Group().device)
             protocol = protocol_of(config, scoring, config.score.samples)
+            seeds = range(config.score.seed + 1, config.score.seed + 2 * config.score.blocks + 1)
+            self.blocks = [protocol_of(config, scoring, config.score.samples, seed=seed).id for seed in seeds]
             self.digests = {"base": digest_of_weights(model), "tokens": self.data.digest, "protocol": protocol.id}
             self.parameters = parameters(model)
             del model
@@ -160,6 +172,7 @@ class SizeStudy:
             self.tell(f"{self.parameters:,} parameters, {len(self.data.labels):,} images, {self.steps} steps a trial")
             if found := ledger.found():
                 self.tell(found)
+            self.check_weights()
             if not ledger.done():
                 table = self.table_for(config)
                 self.run_all(ledger, lambda train: table)
@@ -180,6 +193,29 @@ class SizeStudy:
                 show_unfinished(tracker, self.key, "Failed" if state == "FAIL" else "Interrupted")
         tracker.flush(FLUSH_S)
         return outcome
+
+    def check_weights(self) -> None:
+        """Say whose weights are gone, as long as nothing is trained. ValueError if the comparison cannot do without."""
+        score, folder = self.config.score, self.context.folder
+        control = self.arms[0].ended(TrialState.COMPLETE)
+        best = best_trials(self.search.ended(TrialState.COMPLETE), score.finalists)
+        gone = [t for t in (*control, *best) if not exists(weights_of(t, folder, self.id))]
+        if not gone:
+            return
+
+        def blocks_of(trial: FrozenTrial) -> set[int]:
+            return kept_blocks(trial.user_attrs["key"], folder, self.blocks, self.id)
+
+        scored = {t.user_attrs["key"]: blocks_of(t) for t in gone}
+        shown = set(range(score.blocks, 2 * score.blocks))  # which the best control needs; the others one to choose by
+        choosing = {0} if len(self.config.control.learning_rates) > 1 else shown
+        best_known = any(shown <= blocks_of(t) for t in control)
+        wanted = {t.user_attrs["key"]: choosing if best_known else shown | choosing for t in control}
+        wanted |= {t.user_attrs["key"]: set(range(2 * score.blocks)) for t in best}
+        if lost := [key for key, blocks in scored.items() if not wanted[key] <= blocks]:
+            paths = ", ".join(to_uri(trial_folder(folder, key) / WEIGHTS) for key in lost)
+            raise ValueError(f"{self.config.name}: weights that the final comparison needs are gone: {paths}; {REMEDY}")
+        self.tell(f"the weights of {', '.join(scored)} are gone; their kept scores are used")
 
     def replicates(self) -> list[FrozenTrial]:
         """Finalists that were trained again, as far as they are begun."""
@@ -234,7 +270,7 @@ class SizeStudy:
         config, context = self.config, self.context
         search = self.search
         seeds = [config.train.seed + 1 + r for r in range(config.search.replicates)]
-        best = finalists(search, config.score.finalists, context.folder, lambda trial: 0)
+        best = finalists(search, config.score.finalists, context.folder, lambda trial: 0, self.id)
         memory = dict(search.study.user_attrs["memory"])
         space = {**search.space, "seed": IntDistribution(0, MOST_SEED)}
         study = open_arm(self.storage, f"{context.name}/{config.name}", "replicate", space, [], memory)
