@@ -13,6 +13,7 @@ VERBS = {
     "tune": "Search λ and learning rate for CCA, size after size.",
     "status": "Show how a study stands that runs elsewhere, or how it ended.",
     "report": "Make the report of a study, finished or not, or of several side by side.",
+    "clean": "Delete what no later run of a study needs; first show it.",
     "train": "Fine-tune once and score at the rungs.",
     "sample": "Sample images from a checkpoint.",
     "evaluate": "Score a checkpoint or an .npz of images.",

@@ -79,11 +79,29 @@ class RungScore(Score):
         return {**kept, "values": values, "without": without}
 
 
+class Attempt(Contract):
+    """What one attempt at a trial has taken so far, from its start: it may resume, repeat, fail or be lost.
+
+    `device_seconds`: by type of card, of all workers together.
+    """
+
+    id: str  # an attempt of another has another one
+    seconds: float
+    device_seconds: dict[str, float]
+
+    def longer(self, seconds: float) -> "Attempt":
+        """The same if it went on for so long, on the same cards."""
+        factor = (self.seconds + seconds) / self.seconds if self.seconds else 1.0
+        used = {card: factor * device_seconds for card, device_seconds in self.device_seconds.items()}
+        return Attempt(id=self.id, seconds=factor * self.seconds, device_seconds=used)
+
+
 class TrialReport(Contract):
     """What a trial tells of itself: every few seconds, and at each rung with a score.
 
     `history`: a row for every step since the last report: the step, then the values of `logged`.
-    `device_seconds`: by type of card, of all workers together. `load`: under MLflow's names of system metrics.
+    `seconds`, `device_seconds`: that the steps up to this one took, without what was lost and repeated; the second by
+    type of card, of all workers together. `load`: under MLflow's names of system metrics.
     """
 
     step: int
@@ -98,6 +116,7 @@ class TrialReport(Contract):
     load: dict[str, float] = {}
     gpu_memory_gib: float | None = None  # the most that a worker has held in this attempt; None without GPUs
     device_seconds: dict[str, float]
+    attempt: Attempt | None = None  # which told this; earlier versions did not say
     score: RungScore | None = None
     stopped: bool = False  # whether it was asked to stop, and has done so
 
@@ -194,10 +213,10 @@ class SizeSummary(Contract):
     finalists: tuple[Finalist, ...]
     trade_off: tuple[TradeOff, ...] = ()
     trials: int  # of the search that have ended
-    seconds: float = 0.0  # over all runs of the command
+    seconds: float = 0.0  # of wall time, over all runs of the command
     protocol: str = ""
     device: Literal["CPU", "GPU", ""] = ""
-    device_hours: float | None = None
+    device_hours: float | None = None  # of all attempts at all trials
     device_hours_by_type: dict[str, float] = {}
     mlflow: MlflowNames = Field(default_factory=MlflowNames)
 

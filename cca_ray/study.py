@@ -16,9 +16,12 @@ from cca_ray.cluster.placement import GIB, in_this_process
 from cca_ray.cluster.stopping import LOOK_S, Stop
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import SizeSummary
+from cca_ray.reporting.results import read_database
 from cca_ray.reporting.summary import picture, table, write_summary
+from cca_ray.search.accounts import seconds_of_study
 from cca_ray.search.budget import Limits
 from cca_ray.search.mlflow_pages import experiment_of, register_champion
+from cca_ray.search.records import used_device_seconds
 from cca_ray.search.size_study import SizeResult, SizeStudy, StudyContext
 from cca_ray.storage.mirror import pull, push
 from cca_ray.storage.uris import to_uri
@@ -33,21 +36,49 @@ PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left 
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What all sizes together may use; None: no bound."""
+class UsedBefore:
+    """What a study has used. `seconds`: of wall time, in earlier runs; `device_hours`: in all, by size."""
 
-    minutes: float | None = None  # of wall time, from `started` on
+    seconds: float = 0.0
+    device_hours: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all sizes together may use, over all runs of the command; None: no bound."""
+
+    minutes: float | None = None  # of wall time, of this run from `started` on
     device_hours: float | None = None
     started: float = field(default_factory=time.monotonic)
 
-    def share(self, used_hours: float, sizes_left: int, side_by_side: bool) -> Limits:
+    @property
+    def bound(self) -> bool:
+        return bool(self.minutes or self.device_hours)
+
+    def share(self, used: UsedBefore, size: str, sizes_left: int, side_by_side: bool) -> Limits:
         """What the next size may use: an equal part of what is left, so that what one leaves goes to the next.
 
-        Side by side all have the same time.
+        What it has used itself comes on top, for its limits count all that it uses. Side by side all have the same
+        time.
         """
-        seconds = 60 * self.minutes - (time.monotonic() - self.started) if self.minutes else math.inf
-        hours = self.device_hours - used_hours if self.device_hours else math.inf
-        return Limits(seconds / (1 if side_by_side else sizes_left), 3600 * hours / sizes_left)
+        here = time.monotonic() - self.started
+        seconds = 60 * self.minutes - used.seconds - here if self.minutes else math.inf
+        hours = self.device_hours - sum(used.device_hours.values()) if self.device_hours else math.inf
+        in_all = hours / sizes_left + used.device_hours.get(size, 0.0)
+        return Limits(seconds / (1 if side_by_side else sizes_left), 3600 * in_all)
+
+
+def used_before(database: Path, at: float) -> UsedBefore:
+    """By the study's database, if there is one. `at`: when this run began, in seconds since 1970."""
+    if not pull(database):
+        return UsedBefore()
+    sizes = read_database(database)
+    earlier = seconds_of_study((arms["control"].attributes for arms in sizes.values() if "control" in arms), at)
+    hours = {
+        size: sum(used_device_seconds(t for arm in arms.values() for t in arm.trials).values()) / 3600
+        for size, arms in sizes.items()
+    }
+    return UsedBefore(earlier, hours)
 
 
 @dataclass(frozen=True)
@@ -82,8 +113,9 @@ def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> SizeSumma
     """Keep the winner and the picture of one size, in the study's folder and in MLflow; where the winner is then."""
     folder.mkdir(parents=True, exist_ok=True)
     winner = folder / "winner.pt"
-    pull(Path(result.summary.checkpoint))
-    shutil.copyfile(result.summary.checkpoint, winner)
+    if (weights := Path(result.summary.checkpoint)) != winner:
+        pull(weights)
+        shutil.copyfile(weights, winner)
     size = result.summary.model_copy(update={"checkpoint": to_uri(winner)})
     tracker.file(size.mlflow.key, picture(folder / "samples.png", size, result.images))
     register_champion(tracker, size, f"{table([size])}\n\n{noise([size])}.")
@@ -96,6 +128,7 @@ class Sizes:
 
     def __init__(self, study: Study, configs: Sequence[StudyConfig], budget: Budget, side_by_side: bool, stop: Stop):
         self.study, self.configs, self.budget, self.side_by_side, self.stop = study, configs, budget, side_by_side, stop
+        self.began = time.time()
         self.done: dict[str, SizeSummary] = {}
         self.ended: Queue[tuple[StudyConfig, SizeResult | BaseException]] = Queue()
 
@@ -131,18 +164,19 @@ class Sizes:
         """Start the thread of this size. Its base is made before, if it is an embedded one."""
         config, study = self.configs[number], self.study
         left = len(self.configs) if self.side_by_side else len(self.configs) - number
-        limits = self.budget.share(sum(size.device_hours or 0.0 for size in self.sizes()), left, self.side_by_side)
 
         def progress(what: str, done: int, total: int) -> None:
             self.stop.check()
             study.console.progress(what, done, total)
 
         try:
+            used = used_before(study.folder / "study.db", self.began) if self.budget.bound else UsedBefore()
             resolved = resolve(config, study.folder.parent, progress)
         except (ValueError, OSError, KeyboardInterrupt) as error:
             self.ended.put((config, error))
             return
 
+        limits = self.budget.share(used, config.name, left, self.side_by_side)
         tracker = study.trackers[experiment_of(config)]
         context = StudyContext(study.name, study.folder, tracker, study.console.say, study.window.show, self.stop)
 

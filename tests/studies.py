@@ -39,7 +39,8 @@ def point(space: Mapping[str, Range], at: float) -> dict[str, float]:
 def add(arm: Arm, state: TrialState, fids: list[float], reason: str = "", **params: float) -> None:
     """A trial with a score at each of its rungs."""
     kept = {f"rung {i}": rung(56 * (i + 1), fid, 900 * (i + 1)) for i, fid in enumerate(fids)}
-    attrs = {**kept, "seconds": 4.0, "key": "key", **({"reason": reason} if reason else {})}
+    key = "-".join([*arm.study.study_name.split("/")[-2:], f"{len(arm.study.trials):04d}"])
+    attrs = {**kept, "seconds": 4.0, "key": key, **({"reason": reason} if reason else {})}
     values = [fids[-1]] * len(arm.study.directions) if state == TrialState.COMPLETE else None
     whole = {
         name: round(value) if isinstance(arm.space[name], IntDistribution) else value for name, value in params.items()

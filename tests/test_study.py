@@ -3,8 +3,10 @@
 import json
 import math
 import signal
+import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ import pytest
 from cca_ray.inputs import SPACES
 from cca_ray.space_file import load_config
 from cca_ray.status import look
-from cca_ray.study import Budget, too_many_at_once, warm_start_points
+from cca_ray.study import Budget, UsedBefore, too_many_at_once, used_before, warm_start_points
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
-from tests.studies import summary_of
+from tests.studies import make_study, summary_of
 from tests.test_cli import write_space
 from tests.test_tune import EXPERIMENT, start, wait_until
 
@@ -32,18 +34,52 @@ def test_what_a_size_found_is_tried_first_by_the_next_of_its_family_the_last_fir
 
 def test_what_one_size_leaves_of_the_budget_goes_to_the_next():
     now = time.monotonic()
-    first, last = Budget(30, 6, now).share(0.0, 3, False), Budget(30, 6, now - 300).share(1.0, 1, False)
+    first = Budget(30, 6, now).share(UsedBefore(), "s", 3, False)
+    last = Budget(30, 6, now - 300).share(UsedBefore(0.0, {"s": 0.75, "m": 0.25}), "l", 1, False)
     assert first.seconds == pytest.approx(600, abs=1)
     assert last.seconds == pytest.approx(1500, abs=1)
     assert (first.device_seconds, last.device_seconds) == (7200, 18000)
-    unbounded = Budget().share(0.0, 3, False)
+    unbounded = Budget().share(UsedBefore(), "s", 3, False)
     assert (unbounded.seconds, unbounded.device_seconds) == (math.inf, math.inf)
 
 
 def test_sizes_side_by_side_have_the_same_time_and_part_the_hours():
-    limits = Budget(30, 6).share(0.0, 3, True)
+    limits = Budget(30, 6).share(UsedBefore(), "s", 3, True)
     assert limits.seconds == pytest.approx(1800, abs=1)
     assert limits.device_seconds == 7200
+
+
+def test_a_budget_is_what_all_runs_may_use_and_a_size_has_what_it_used_itself_on_top():
+    used = UsedBefore(600, {"s": 0.5, "m": 1.5})
+    limits = Budget(30, 6).share(used, "m", 2, False)
+    assert limits.seconds == pytest.approx((30 * 60 - 600) / 2, abs=1)
+    assert limits.device_seconds == pytest.approx(3600 * ((6 - 2) / 2 + 1.5))
+
+
+def test_what_earlier_runs_used_is_read_from_the_database(tmp_path: Path):
+    """Two sizes side by side for 30 s, ten of them together; trials of all arms and states, that which runs too."""
+    database = tmp_path / "study.db"
+    assert used_before(database, 0.0) == UsedBefore()
+    for size in ("digits_s", "digits_m"):
+        make_study(tmp_path, size)
+    storage = f"sqlite:///{database}"
+    for size, began in (("digits_s", 1000.0), ("digits_m", 1010.0)):
+        study = optuna.load_study(study_name=f"{tmp_path.name}/{size}/control", storage=storage)
+        study.set_user_attr("runs", [[began, 20.0], [5000.0, 7.0]])
+        for arm in ("search", "control"):
+            some = optuna.load_study(study_name=f"{tmp_path.name}/{size}/{arm}", storage=storage)
+            assert len(some.trials) == {"search": 13, "control": 1}[arm]
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(
+            "insert into trial_user_attributes (trial_id, key, value_json) "
+            "select trial_id, 'device_seconds', ? from trials",
+            ('{"A40": 300.0, "H100": 60.0}',),
+        )
+        connection.commit()
+    used = used_before(database, 5000.0)
+    assert used.seconds == 30.0
+    assert used.device_hours == {"digits_s": pytest.approx(1.4), "digits_m": pytest.approx(1.4)}
+    assert used_before(database, 6000.0).seconds == 37.0
 
 
 def test_more_trials_than_the_head_can_drive_are_told_of():

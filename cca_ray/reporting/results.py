@@ -20,6 +20,7 @@ from cca_ray.contracts import FID, INCEPTION_SCORE, OLD_OBJECTIVES, MetricInfo, 
 from cca_ray.errors import reason
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.reporting.settings import Bounds, Settings
+from cca_ray.search.accounts import COUNTED, seconds_of_size
 from cca_ray.search.records import METRICS, ArmName, rung_scores
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
 from cca_ray.storage.uris import is_copy, to_uri
@@ -78,6 +79,8 @@ class SizeResults:
     trials: tuple[TrialRow, ...]
     summary: SizeSummary | None
     picture: Path | None
+    seconds: float  # of wall time, over all runs so far
+    finished_at: int | None  # how many trials of the search, and again of finalists, had ended when it was finished
 
     @cached_property
     def searched(self) -> tuple[MetricInfo, ...]:
@@ -171,7 +174,10 @@ def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSumma
         metrics = tuple(map(MetricInfo.model_validate, kept[METRICS]))
     elif summary:
         metrics = summary.metrics
-    return SizeResults(size, settings, metrics, trials, summary, picture if picture.is_file() else None)
+    accounts = arms["control"].attributes if "control" in arms else {}
+    seconds, finished_at = seconds_of_size(accounts), accounts.get(COUNTED)
+    picture_now = picture if picture.is_file() else None
+    return SizeResults(size, settings, metrics, trials, summary, picture_now, seconds, finished_at)
 
 
 def read_summary(path: Path) -> StudySummary:

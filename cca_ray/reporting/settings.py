@@ -45,6 +45,7 @@ class Scoring(Light):
     top_p: float
     samples: int
     blocks: int
+    finalists: int
     guidance_scales: tuple[float, ...]
 
 

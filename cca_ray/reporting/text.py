@@ -144,7 +144,8 @@ def cost(size: SizeResults) -> list[str]:
         "one of them without the condition. Counted in passes: no times were measured."
     )
     used = f"Search: {hours(size)}, the control included"
-    return [sampling, used + (f"; {size.summary.seconds / 60:.1f} minutes in all." if size.summary else " so far.")]
+    seconds = size.summary.seconds if size.summary else size.seconds
+    return [sampling, f"{used}; {seconds / 60:.1f} minutes {'in all' if size.summary else 'so far'}, over all runs."]
 
 
 def failures(size: SizeResults) -> list[str]:

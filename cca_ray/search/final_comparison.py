@@ -36,13 +36,17 @@ from cca_ray.evaluation.scoring import Scored
 from cca_ray.placement_config import CPU
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.arms import Arm
+from cca_ray.search.cleaning import WEIGHTS, best_trials
 from cca_ray.search.records import rung_scores
+from cca_ray.storage.files import fingerprint
+from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import to_uri
 from cca_ray.training.job import Job
-from cca_ray.training.tasks import score_checkpoint
+from cca_ray.training.tasks import MadeOf, kept_score, score_checkpoint, scored_weights
 from cca_ray.training.trial import trial_folder
 from cca_ray.verdict import front
 
+REMEDY = "put them back, or begin anew with --fresh; `cca-ray report` still shows what there is"
 ALWAYS_TOLD = ("lambda", "learning_rate")  # of a winner's settings, also where they were not searched
 
 
@@ -127,10 +131,12 @@ def winner_of(standings: Sequence[Standing], metric: MetricInfo) -> tuple[Standi
     return min(tied, key=lambda s: (s.contender.images, cost(s), s.contender.number)), tied
 
 
-def finalists(arm: Arm, most: int, storage: Path, of_trial: Callable[[FrozenTrial], int]) -> list[Contender]:
+def finalists(
+    arm: Arm, most: int, storage: Path, of_trial: Callable[[FrozenTrial], int], study: str
+) -> list[Contender]:
     """The best completed trials of an arm. With two metrics, those of the front, lowest FID first.
 
-    `of_trial`: how many images a trial trained on. ValueError if none was completed.
+    `of_trial`: how many images a trial trained on; `study`: the study's id. ValueError if none was completed.
     """
     trials = arm.ended(TrialState.COMPLETE)
     if not trials:
@@ -138,16 +144,30 @@ def finalists(arm: Arm, most: int, storage: Path, of_trial: Callable[[FrozenTria
             f"{arm.study.study_name}: no trial was completed; their reasons are above and in MLflow. "
             "Narrow the space, or raise --trials"
         )
-    values = np.array([t.values for t in trials])
-    chosen = [t for t, on_front in zip(trials, front(values), strict=True) if on_front or values.shape[1] == 1]
-    best = sorted(chosen, key=lambda t: (t.values[0], t.number))[:most]
-    return [as_contender(trial, storage, of_trial(trial)) for trial in best]
+    return [as_contender(trial, storage, of_trial(trial), study) for trial in best_trials(trials, most)]
 
 
-def as_contender(trial: FrozenTrial, storage: Path, images: int) -> Contender:
+def weights_of(trial: FrozenTrial, storage: Path, study: str) -> Path:
+    """Where a completed trial's weights are: in its folder or, if they are gone there, `winner.pt` if it is these."""
     key = trial.user_attrs["key"]
-    path = str(trial_folder(storage, key) / "model.pt")
-    return Contender(key, path, 1.0, tuple(trial.params.items()), images, trial.number)
+    own, winner = trial_folder(storage, key) / WEIGHTS, storage / key.rsplit("-", 2)[0] / "winner.pt"
+    if not exists(own) and (made_of := scored_weights(storage / "scores", key, study)):
+        pull(winner)
+        if fingerprint(winner) == made_of:
+            return winner
+    return own
+
+
+def kept_blocks(key: str, storage: Path, protocols: Sequence[str], study: str) -> set[int]:
+    """Which blocks, by their place among these protocols' ids, have a score of this model, whose weights are gone."""
+    files = [storage / "scores" / f"{key}-{protocol}.npz" for protocol in protocols]
+    of = MadeOf("", study)
+    return {i for i, file in enumerate(files) if kept_score(file, of, trial_folder(storage, key) / WEIGHTS)}
+
+
+def as_contender(trial: FrozenTrial, storage: Path, images: int, study: str) -> Contender:
+    path = str(weights_of(trial, storage, study))
+    return Contender(trial.user_attrs["key"], path, 1.0, tuple(trial.params.items()), images, trial.number)
 
 
 def headline_of(config: StudyConfig) -> str:
@@ -228,9 +248,9 @@ def compare(
     scores = Scores(config, storage, stop, study)
     choosing, shown = range(1, score.blocks + 1), range(score.blocks + 1, 2 * score.blocks + 1)
     base = Contender(f"{config.name}-base")
-    controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on)
-    best = finalists(by_name["search"], score.finalists, storage, trained_on)
-    models = [[c, *again(c, replicates, storage)] for c in best]
+    controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on, study)
+    best = finalists(by_name["search"], score.finalists, storage, trained_on, study)
+    models = [[c, *again(c, replicates, storage, study)] for c in best]
 
     def best_of(contenders: Sequence[Contender]) -> Contender:
         if len(contenders) == 1:
@@ -242,6 +262,10 @@ def compare(
         return best_of([replace(contender, guidance_scale=scale) for scale in scales])
 
     winner, tied = winner_of(scores.standings(models, choosing), headline)
+    if not exists(path := Path(winner.contender.checkpoint or "")):
+        raise ValueError(
+            f"{config.name}: {winner.contender.key} won, but its weights are gone: {to_uri(path)}; {REMEDY}"
+        )
     chosen: dict[Role, Contender] = {
         "base": base, "guided": guided(base, score.guidance_scales), "control": best_of(controls),
     }  # fmt: skip
@@ -263,13 +287,13 @@ def difference(ours: Standing, theirs: Standing, metric: MetricInfo) -> Differen
     return Difference(value=found.value, low=low, high=high, at_least_as_good=better.probability_not_above(0.0))
 
 
-def again(contender: Contender, replicates: optuna.Study | None, storage: Path) -> list[Contender]:
+def again(contender: Contender, replicates: optuna.Study | None, storage: Path, study: str) -> list[Contender]:
     """The models that were trained with the same settings and other seeds."""
     if replicates is None:
         return []
     done = replicates.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     same = [t for t in done if {**t.params, "seed": 0} == {**dict(contender.params), "seed": 0}]
-    return [as_contender(trial, storage, contender.images) for trial in same]
+    return [as_contender(trial, storage, contender.images, study) for trial in same]
 
 
 def trade_off(arm: Arm, metrics: Sequence[MetricInfo]) -> tuple[TradeOff, ...]:

@@ -12,18 +12,22 @@ from dataclasses import dataclass, field
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.cluster.placement import devices, ways
 from cca_ray.config import CONTROL_OBJECTIVE, StudyConfig
-from cca_ray.contracts import RungScore, TrialReport
+from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.search import budget
 from cca_ray.search.arms import Arm, trials_of
 from cca_ray.search.budget import Limits, Used
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.records import (
+    ATTEMPTS,
     ENDED,
+    KEEP_S,
     RUNG,
+    STORAGE_ERRORS,
+    added,
+    attempts_of,
     device_seconds_of,
     end_of,
     rung_scores,
@@ -34,7 +38,6 @@ from cca_ray.search.rungs import Mark, best_value, goes_on, share_kept
 from cca_ray.training.reports import TrialFailure
 
 Say = Callable[[str], None]
-STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 FIRST_LINE = 300  # characters of a reason
 
 
@@ -46,6 +49,9 @@ class Running:
     arm: Arm
     trial: optuna.Trial
     rungs: set[int]  # steps of those it has passed
+    attempts: dict[str, Attempt]  # all at it, by id, as far as they have told
+    attempt: str = ""  # the id of the one at work
+    kept: float = field(default_factory=time.monotonic)  # when they were last written down
     report: TrialReport | None = None  # the last one
     reported: float = field(default_factory=time.time)  # when it came
     images_per_second: float = 0.0  # when it last trained
@@ -58,12 +64,13 @@ class Running:
 
     @property
     def seconds(self) -> float:
-        return self.report.seconds if self.report else 0.0
+        """Over all attempts, as the next."""
+        return sum(attempt.seconds for attempt in self.attempts.values())
 
     @property
     def device_seconds(self) -> dict[str, float]:
         """By type of card."""
-        return self.report.device_seconds if self.report else {}
+        return added(attempt.device_seconds for attempt in self.attempts.values())
 
     @property
     def place(self) -> Place | None:
@@ -71,8 +78,29 @@ class Running:
 
     def take(self, report: TrialReport) -> None:
         self.report, self.reported = report, time.time()
+        self.count(report.attempt or Attempt(id="", seconds=report.seconds, device_seconds=report.device_seconds))
         self.images_per_second = report.images_per_second or self.images_per_second
         self.score = report.score or self.score
+
+    def count(self, attempt: Attempt) -> None:
+        """Take what an attempt tells of itself. After a resume earlier ones come again, as they were then."""
+        self.attempt, before = attempt.id, self.attempts.get(attempt.id)
+        if before is None or before.seconds < attempt.seconds:
+            self.attempts[attempt.id] = attempt
+
+    def count_silence(self) -> None:
+        """The attempt at work was lost: it held its cards since its last report, too."""
+        if self.report and self.attempt in self.attempts:
+            silence = max(0.0, time.time() - self.reported)
+            self.attempts[self.attempt] = self.attempts[self.attempt].longer(silence)
+            self.reported += silence
+
+    def keep_attempts(self) -> None:
+        """In Optuna's storage."""
+        self.kept = time.monotonic()
+        self.trial.set_user_attr(ATTEMPTS, [attempt.model_dump() for attempt in self.attempts.values()])
+        self.trial.set_user_attr("seconds", self.seconds)
+        self.trial.set_user_attr("device_seconds", self.device_seconds)
 
 
 class Ledger:
@@ -84,8 +112,10 @@ class Ledger:
         arms: Sequence[Arm],
         listeners: Sequence[Listener] = (),
         limits: Limits | None = None,
+        keep_s: float = KEEP_S,
     ):
         self.config, self.arms, self.listeners, self.limits = config, arms, [*listeners], limits or Limits()
+        self.keep_s = keep_s
         self.running: dict[str, Running] = {}  # by Tune's ids
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted_at = math.inf  # since when nothing more is begun, by the monotonic clock
@@ -137,9 +167,10 @@ class Ledger:
             values["objective"] = CONTROL_OBJECTIVE
         key, train = f"{self.config.name}-{arm.name}-{trial.number:04d}", self.config.train_with(values)
         info = TrialInfo(self.config.name, arm.name, trial.number, arm.trials, key, trial.params, train)
-        scores = rung_scores(arm.study.get_trials(deepcopy=False)[trial.number])
+        frozen = arm.study.get_trials(deepcopy=False)[trial.number]
         trial.set_user_attr("key", key)
-        self.running[trial_id] = Running(info, arm, trial, {score.step for score in scores})
+        passed = {score.step for score in rung_scores(frozen)}
+        self.running[trial_id] = Running(info, arm, trial, passed, attempts_of(frozen))
         for listener in self.listeners:
             listener.on_trial_start(info)
         return info
@@ -149,6 +180,8 @@ class Ledger:
         running = self.running[trial_id]
         running.error = report.reason if isinstance(report, TrialFailure) and not report.stuck else ""
         if isinstance(report, TrialFailure):
+            if report.attempt:
+                running.count(report.attempt)
             if report.stuck:
                 self.halt(stuck=report.reason)
             return True
@@ -159,6 +192,8 @@ class Ledger:
                 if now != before:
                     listener.on_trial_move(running.info, before, now)
                 listener.on_trial_result(running.info, report)
+            if time.monotonic() - running.kept > self.keep_s:
+                running.keep_attempts()
             if report.stopped:
                 return False
             return report.score is None or self.at_rung(running, report.score, report.total_steps)
@@ -199,6 +234,7 @@ class Ledger:
         """Its process was lost; Tune may start it again."""
         running = self.running[trial_id]
         running.loss, running.never_ran = loss, never_ran
+        running.count_silence()
 
     def finish(self, trial_id: str, lost: bool = False) -> None:
         """Write the true final state; Optuna's open trials are taken up by the next run.
@@ -219,8 +255,7 @@ class Ledger:
             for listener in self.listeners:
                 for name, value in listener.attributes(info).items():
                     trial.set_user_attr(name, value)
-            trial.set_user_attr("seconds", running.seconds)
-            trial.set_user_attr("device_seconds", running.device_seconds)
+            running.keep_attempts()
             if error:
                 trial.set_user_attr("reason", error)
                 study.tell(info.number, state=TrialState.FAIL)
@@ -272,8 +307,10 @@ class Ledger:
     def used(self) -> Used:
         """By what Optuna keeps, and the trials that run tell."""
         completed = [t for arm in self.arms for t in arm.ended(TrialState.COMPLETE)]
+        running = {(running.arm.name, running.info.number) for running in self.running.values()}
+        others = [t for arm in self.arms for t in trials_of([arm]) if (arm.name, t.number) not in running]
         return Used(
-            device_seconds=sum(used_device_seconds(trials_of(self.arms)).values()),
+            device_seconds=sum(used_device_seconds(others).values()),
             running=tuple(sum(running.device_seconds.values()) for running in self.running.values()),
             completed=tuple((seconds_of(t), sum(device_seconds_of(t).values())) for t in completed),
         )

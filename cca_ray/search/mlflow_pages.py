@@ -144,11 +144,11 @@ def show_outcome(
     for standing in outcome.finalists:
         run, checkpoint = f"{parent}/{standing.contender.key}", standing.contender.checkpoint
         assert checkpoint is not None  # only the base has none
-        pull(Path(checkpoint))
         own = {f"{SHORT.get(m, m)}_final": float(values[0].mean()) for m, values in standing.values.items()}
         tracker.scores(run, own, data_set)
-        files = {"model": checkpoint, "tokenizer": config.base.tokenizer}
-        tracker.pack(run, parent, files, Settings.of(config, meta))
+        if pull(Path(checkpoint)):  # else they were deleted after an earlier run had brought them there
+            files = {"model": checkpoint, "tokenizer": config.base.tokenizer}
+            tracker.pack(run, parent, files, Settings.of(config, meta))
 
 
 def register_champion(tracker: Tracker, summary: SizeSummary, table: str) -> None:

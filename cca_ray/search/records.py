@@ -3,13 +3,18 @@
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from cca_ray.contracts import RungScore
+from cca_ray.contracts import Attempt, RungScore
 
 ArmName = Literal["search", "control", "replicate"]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
+KEEP_S = 5.0  # how often what runs is written down as far as it has come, for a driver that is killed
 METRICS = "metrics"  # the attribute of a search that keeps what is measured; version 0.1.0 kept none
+ATTEMPTS = "attempts"  # the attribute of a trial that keeps what each of its attempts took
 RUNG = "rung "  # begins the names of the attributes that keep a trial's scores, one a rung
 
 
@@ -25,8 +30,17 @@ def end_of(trial: FrozenTrial) -> tuple[str, str]:
     return state, trial.user_attrs.get("reason", "")
 
 
+def attempts_of(trial: FrozenTrial) -> dict[str, Attempt]:
+    """Its attempts that are known of, by id. All that earlier versions kept is one without an id."""
+    kept = trial.user_attrs
+    if ATTEMPTS in kept:
+        return {found.id: found for found in map(Attempt.model_validate, kept[ATTEMPTS])}
+    before = Attempt(id="", seconds=seconds_of(trial), device_seconds=device_seconds_of(trial))
+    return {"": before} if before.seconds else {}
+
+
 def seconds_of(trial: FrozenTrial) -> float:
-    """That it took, over all its attempts; 0 before it was first interrupted or ended."""
+    """That it took, over all its attempts; of one that runs, or whose driver was killed, as last written down."""
     seconds: float = trial.user_attrs.get("seconds", 0.0)
     return seconds
 
@@ -37,13 +51,18 @@ def device_seconds_of(trial: FrozenTrial) -> dict[str, float]:
     return seconds
 
 
-def used_device_seconds(trials: Iterable[FrozenTrial]) -> dict[str, float]:
-    """Of all these trials, by type of card."""
+def added(some: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Device seconds of several, by type of card."""
     used: dict[str, float] = {}
-    for trial in trials:
-        for card, seconds in device_seconds_of(trial).items():
+    for device_seconds in some:
+        for card, seconds in device_seconds.items():
             used[card] = used.get(card, 0.0) + seconds
     return used
+
+
+def used_device_seconds(trials: Iterable[FrozenTrial]) -> dict[str, float]:
+    """Of all attempts at all these trials, by type of card."""
+    return added(map(device_seconds_of, trials))
 
 
 def readable(params: Mapping[str, float]) -> str:

@@ -4,14 +4,15 @@ Several sizes may run in threads of one process.
 """
 
 import threading
-import time
 import uuid
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import optuna
 from optuna.distributions import IntDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.queue import impossible, nodes_now
@@ -23,9 +24,19 @@ from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
 from cca_ray.registry import metric_info
+from cca_ray.search.accounts import RunClock
 from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
-from cca_ray.search.final_comparison import Outcome, compare, finalists, summarize
+from cca_ray.search.cleaning import WEIGHTS, best_trials
+from cca_ray.search.final_comparison import (
+    REMEDY,
+    Outcome,
+    compare,
+    finalists,
+    kept_blocks,
+    summarize,
+    weights_of,
+)
 from cca_ray.search.ledger import Ledger, Say
 from cca_ray.search.mlflow_listener import MlflowListener, true_ends
 from cca_ray.search.mlflow_pages import (
@@ -37,15 +48,18 @@ from cca_ray.search.mlflow_pages import (
     show_unfinished,
 )
 from cca_ray.search.ray_tune import TableOf, run_trials
-from cca_ray.search.records import METRICS, readable, used_device_seconds
+from cca_ray.search.records import ENDED, KEEP_S, METRICS, readable, used_device_seconds
 from cca_ray.search.shared_files import base_grid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
-from cca_ray.storage.mirror import pull, push_database
+from cca_ray.storage.mirror import exists, pull, push_database
+from cca_ray.storage.uris import is_copy, to_uri
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.setup import total_steps
+from cca_ray.training.trial import trial_folder
 from cca_ray.verdict import ties
 
 FLUSH_S = 5.0  # how long the end of a study waits for MLflow
+UPLOAD_S = 60.0  # how often a running study's times go to a URI, with all of its database
 OPENING = threading.Lock()  # one size at a time: memory holds one base, and a database's tables are made once
 
 
@@ -95,7 +109,7 @@ class SizeStudy:
         warm_start_points: WarmStart = no_warm_start,
     ):
         """Whatever can be wrong with the files or the placement is said before anything is written: ValueError."""
-        self.started, self.config, self.context, self.limits = time.monotonic(), config, context, limits
+        self.config, self.context, self.limits = config, context, limits or Limits()
         check_cuts(config.placement, config.train.global_batch)
         check_resources(config)
         with OPENING:
@@ -103,17 +117,21 @@ class SizeStudy:
             model, self.data = load_base(config), load_tokens(config.data.tokens)
             scoring = scoring_of(config, Group().device)
             protocol = protocol_of(config, scoring, config.score.samples)
+            seeds = range(config.score.seed + 1, config.score.seed + 2 * config.score.blocks + 1)
+            self.blocks = [protocol_of(config, scoring, config.score.samples, seed=seed).id for seed in seeds]
             self.digests = {"base": digest_of_weights(model), "tokens": self.data.digest, "protocol": protocol.id}
             self.parameters = parameters(model)
             del model
             self.database = context.folder / "study.db"
             self.storage = open_storage(self.database)
             self.arms = open_arms(config, context.name, self.storage, self.digests, warm_start_points)
+            self.memory = self.arms[0].study  # keeps what is known of the whole size
+            self.keep_s = UPLOAD_S if is_copy(self.database) else KEEP_S
+            self.clock = RunClock(self.memory, lambda: len(self.search.ended()) + len(self.replicates()), self.keep_s)
         self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
         if METRICS not in self.search.study.user_attrs:  # for the report, which imports none of them
             self.search.study.set_user_attr(METRICS, [metric.model_dump() for metric in self.metrics])
         self.steps = total_steps(len(self.data.labels), config.train)
-        self.memory = self.arms[0].study  # keeps what is known of the whole size
         if "id" not in self.memory.user_attrs:  # tells this study from another of the same name in the same MLflow
             self.memory.set_user_attr("id", uuid.uuid4().hex[:8])
         self.id: str = self.memory.user_attrs["id"]
@@ -134,8 +152,19 @@ class SizeStudy:
 
         Raises KeyboardInterrupt if it was stopped, ValueError if it cannot go on.
         """
+        try:
+            with self.clock:
+                return self.result(self.outcome())
+        finally:
+            with suppress(OSError):
+                push_database(self.database)
+
+    def outcome(self) -> Outcome:
+        """What the trials and the final comparison come to."""
         config, context, tracker = self.config, self.context, self.context.tracker
-        ledger = Ledger(config, self.arms, limits=self.limits)
+        again = sum(used_device_seconds(self.replicates()).values())
+        limits = replace(self.limits, device_seconds=self.limits.device_seconds - again)
+        ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s)
         self.open_mlflow_run()
         state = "FAIL"
         try:
@@ -143,6 +172,7 @@ class SizeStudy:
             self.tell(f"{self.parameters:,} parameters, {len(self.data.labels):,} images, {self.steps} steps a trial")
             if found := ledger.found():
                 self.tell(found)
+            self.check_weights()
             if not ledger.done():
                 table = self.table_for(config)
                 self.run_all(ledger, lambda train: table)
@@ -162,7 +192,38 @@ class SizeStudy:
             if state != "COMPLETE":
                 show_unfinished(tracker, self.key, "Failed" if state == "FAIL" else "Interrupted")
         tracker.flush(FLUSH_S)
-        return self.result(outcome)
+        return outcome
+
+    def check_weights(self) -> None:
+        """Say whose weights are gone, as long as nothing is trained. ValueError if the comparison cannot do without."""
+        score, folder = self.config.score, self.context.folder
+        control = self.arms[0].ended(TrialState.COMPLETE)
+        best = best_trials(self.search.ended(TrialState.COMPLETE), score.finalists)
+        gone = [t for t in (*control, *best) if not exists(weights_of(t, folder, self.id))]
+        if not gone:
+            return
+
+        def blocks_of(trial: FrozenTrial) -> set[int]:
+            return kept_blocks(trial.user_attrs["key"], folder, self.blocks, self.id)
+
+        scored = {t.user_attrs["key"]: blocks_of(t) for t in gone}
+        shown = set(range(score.blocks, 2 * score.blocks))  # which the best control needs; the others one to choose by
+        choosing = {0} if len(self.config.control.learning_rates) > 1 else shown
+        best_known = any(shown <= blocks_of(t) for t in control)
+        wanted = {t.user_attrs["key"]: choosing if best_known else shown | choosing for t in control}
+        wanted |= {t.user_attrs["key"]: set(range(2 * score.blocks)) for t in best}
+        if lost := [key for key, blocks in scored.items() if not wanted[key] <= blocks]:
+            paths = ", ".join(to_uri(trial_folder(folder, key) / WEIGHTS) for key in lost)
+            raise ValueError(f"{self.config.name}: weights that the final comparison needs are gone: {paths}; {REMEDY}")
+        self.tell(f"the weights of {', '.join(scored)} are gone; their kept scores are used")
+
+    def replicates(self) -> list[FrozenTrial]:
+        """Finalists that were trained again, as far as they are begun."""
+        name = f"{self.context.name}/{self.config.name}/replicate"
+        if name not in optuna.get_all_study_names(self.storage):
+            return []
+        study = optuna.load_study(study_name=name, storage=self.storage)
+        return study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
 
     def tell(self, line: str) -> None:
         """Say something of this size."""
@@ -209,7 +270,7 @@ class SizeStudy:
         config, context = self.config, self.context
         search = self.search
         seeds = [config.train.seed + 1 + r for r in range(config.search.replicates)]
-        best = finalists(search, config.score.finalists, context.folder, lambda trial: 0)
+        best = finalists(search, config.score.finalists, context.folder, lambda trial: 0, self.id)
         memory = dict(search.study.user_attrs["memory"])
         space = {**search.space, "seed": IntDistribution(0, MOST_SEED)}
         study = open_arm(self.storage, f"{context.name}/{config.name}", "replicate", space, [], memory)
@@ -217,7 +278,7 @@ class SizeStudy:
             for seed in seeds:  # those that are there already are not added again
                 study.enqueue_trial({**dict(contender.params), "seed": seed}, skip_if_exists=True)
         arm = Arm("replicate", study, self.storage, space, len(study.get_trials(deepcopy=False)))
-        ledger = Ledger(config, [arm])
+        ledger = Ledger(config, [arm], keep_s=self.keep_s)
         context.tracker.settle(self.key, true_ends(self.key, [*self.arms, arm]))
         if not ledger.done():
             tables = {seed: self.table_for(with_seed(config, seed)) for seed in seeds}
@@ -227,7 +288,7 @@ class SizeStudy:
     def result(self, outcome: Outcome) -> SizeResult:
         """What is kept of the outcome, and shown in MLflow."""
         config, tracker = self.config, self.context.tracker
-        seconds = self.spent(len(self.search.ended()))
+        seconds = self.clock.finish()
         push_database(self.database)
         mlflow = MlflowNames(
             key=self.key,
@@ -236,6 +297,7 @@ class SizeStudy:
             winner_key=f"{self.key}/{outcome.winner.key}",
             registered_model=registered_name(config),
         )
+        used = used_device_seconds([*trials_of(self.arms), *self.replicates()])
         summary = summarize(
             config,
             self.arms,
@@ -243,22 +305,13 @@ class SizeStudy:
             parameters=self.parameters,
             seconds=seconds,
             protocol=self.digests["protocol"],
-            device_hours={card: s / 3600 for card, s in used_device_seconds(trials_of(self.arms)).items()},
+            device_hours={card: seconds / 3600 for card, seconds in used.items()},
             mlflow=mlflow,
         )
         show_outcome(tracker, config, self.data.meta, self.data_set, outcome, summary, self.steps)
         if tied := ties(summary):
             self.tell(f"tied with the winner: {'; '.join(readable(finalist.params) for finalist in tied)}")
         return SizeResult(summary, {role: standing.images for role, standing in outcome.standings.items()})
-
-    def spent(self, trials: int) -> float:
-        """Seconds that the study of this size took, over all runs of the command that added a trial."""
-        before = self.memory.user_attrs.get("seconds", 0.0)
-        if self.memory.user_attrs.get("seconds_until") != trials:
-            self.memory.set_user_attr("seconds", before + time.monotonic() - self.started)
-            self.memory.set_user_attr("seconds_until", trials)
-        seconds: float = self.memory.user_attrs["seconds"]
-        return seconds
 
 
 def with_seed(config: ResolvedStudy, seed: int) -> ResolvedStudy:

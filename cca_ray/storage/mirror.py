@@ -197,6 +197,14 @@ def listed(folder: Path, pattern: str) -> dict[Path, float]:
     return {folder / name: entry.mtime_ns / 1e9 for name, entry in files.items() if name.match(pattern)}
 
 
+def sizes_below(folder: Path) -> dict[Path, int]:
+    """All files in a folder and its folders, and their bytes; at the URI, if it has one."""
+    if not is_copy(folder):
+        return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    found = inside(folder, recursive=True).items()
+    return {folder / name: entry.size for name, entry in found if not entry.is_folder}
+
+
 def folders(folder: Path) -> list[Path]:
     """Those in a folder, by name; at the URI, if it has one."""
     if not is_copy(folder):

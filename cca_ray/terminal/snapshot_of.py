@@ -43,7 +43,7 @@ def snapshot_of(ledger: Ledger, before: SizeSnapshot | None = None) -> SizeSnaps
 def at_work_of(running: Running) -> AtWork:
     info, report, place = running.info, running.report, running.place
     step, total = (report.step, report.total_steps) if report else (0, 0)
-    pace = running.seconds / step if step else None  # a step, what scoring takes included
+    pace = report.seconds / step if report and step else None  # a step, what scoring takes included
     return AtWork(
         arm=info.arm,
         number=info.number,

@@ -7,7 +7,9 @@ whose files lie on storage that all nodes see, or are copies of those at a URI.
 import gc
 import math
 import time
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +20,18 @@ from PIL import Image
 from cca_ray.cluster.load import load_here
 from cca_ray.cluster.placement import TYPE, accelerator_of, devices, is_out_of_memory, micro_batch_size
 from cca_ray.config import ResolvedStudy
-from cca_ray.contracts import RungScore, TrialReport
+from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.evaluation.scoring import Scoring, protocol_of, score
 from cca_ray.models.official import save_official
 from cca_ray.models.parallel import Group, for_sampling
-from cca_ray.placement_config import CPU
+from cca_ray.placement_config import CPU, Placement
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import drop, patiently
 from cca_ray.storage.uris import to_uri
 from cca_ray.training.checkpoint import Progress, resume, save_checkpoint
+from cca_ray.training.failures import blame
 from cca_ray.training.heartbeat import Pulse
 from cca_ray.training.job import Job
 from cca_ray.training.out_of_memory import shrink, smaller
@@ -42,6 +45,25 @@ def card_here() -> str:
     """The type of card of this node, as Ray names it; CPU if it has none."""
     labels = ray.get_runtime_context().get_node_labels() if ray.is_initialized() else {}
     return labels.get(TYPE, CPU)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Counts what an attempt takes, from now on."""
+
+    placement: Placement
+    card: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    started: float = field(default_factory=time.monotonic)
+
+    @staticmethod
+    def of(job: Job) -> "Clock":
+        return Clock(job.config.placement, accelerator_of(job.config.placement) or card_here())
+
+    def attempt(self) -> Attempt:
+        """So far."""
+        seconds = time.monotonic() - self.started
+        return Attempt(id=self.id, seconds=seconds, device_seconds={self.card: seconds * devices(self.placement)})
 
 
 def rung_steps(config: ResolvedStudy, total: int) -> dict[int, int]:
@@ -97,10 +119,12 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path | None:
     When memory runs out, the micro-batch is halved and the accumulation doubled, which changes no result.
     Raises Diverged, and Stuck if files cannot be read or written.
     """
+    clock = Clock.of(job)  # also of what memory was too small for
     while True:
         try:
-            return attempt(smaller(job), report, group)
-        except (RuntimeError, MemoryError) as error:
+            return attempt(smaller(job), report, group, clock)
+        except Exception as error:
+            blame(error, clock.attempt())
             # The other workers of a group may be waiting for this one: Ray Train starts all of them anew.
             if not is_out_of_memory(error) or not shrink(job) or group.world > 1:
                 raise
@@ -120,7 +144,9 @@ def memory_and_load(group: Group) -> tuple[float | None, dict[str, float]]:
     return None if peak is None else max(peaks), {name: value for load in loads for name, value in load.items()}
 
 
-def make_report(loop: Loop, log: Log, progress: Progress, step: int, samples: int | None, pulse: Pulse) -> TrialReport:
+def make_report(
+    loop: Loop, log: Log, progress: Progress, step: int, samples: int | None, pulse: Pulse, clock: Clock
+) -> TrialReport:
     """What there is to say after this step, with a score of so many samples at a rung; `progress` comes up to date."""
     group, config, train = loop.group, loop.job.config, loop.job.train
     history, rate = log.flush(train.global_batch)
@@ -129,8 +155,7 @@ def make_report(loop: Loop, log: Log, progress: Progress, step: int, samples: in
         scored = score_rung(loop, step, samples, pulse.alive)
         log.since = time.monotonic()
     peak, load = memory_and_load(group)
-    card = accelerator_of(config.placement) or card_here()
-    progress.come_to(step, card, devices(config.placement))
+    progress.come_to(step, clock.card, devices(config.placement))
     return TrialReport(
         step=step,
         total_steps=loop.steps,
@@ -138,17 +163,18 @@ def make_report(loop: Loop, log: Log, progress: Progress, step: int, samples: in
         logged=loop.objective.logged,
         history=history,
         images_per_second=rate,
-        accelerator=card,
+        accelerator=clock.card,
         workers=group.world,
         micro_batch=micro_batch_size(config.placement, train.global_batch),
         load=load,
         gpu_memory_gib=peak,
         device_seconds=dict(progress.device_seconds),
+        attempt=clock.attempt(),
         score=scored,
     )
 
 
-def attempt(job: Job, report: Report, group: Group) -> Path | None:
+def attempt(job: Job, report: Report, group: Group, clock: Clock) -> Path | None:
     """See `fine_tune`."""
     checkpoint, final = job.folder / "checkpoint.pt", job.folder / "model.pt"
     if group.device.type == "cuda":
@@ -172,7 +198,7 @@ def attempt(job: Job, report: Report, group: Group) -> Path | None:
         if done not in rungs and not due:
             continue
         try:
-            result = make_report(loop, log, progress, done, rungs.get(done), pulse)
+            result = make_report(loop, log, progress, done, rungs.get(done), pulse, clock)
             progress.add(result)
             if done in rungs or save:
                 save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group)

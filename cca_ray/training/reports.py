@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cca_ray.contracts import Contract, TrialReport
+from cca_ray.contracts import Attempt, Contract, TrialReport
 
 REPORT, FAILURE = "report", "failure"  # the keys of what Ray carries
 
@@ -13,6 +13,7 @@ class TrialFailure(Contract):
 
     reason: str
     stuck: bool = False
+    attempt: Attempt | None = None  # what it had taken until then
 
 
 def to_ray(report: TrialReport | TrialFailure) -> dict[str, str]:

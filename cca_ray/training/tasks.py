@@ -1,5 +1,6 @@
 """What a study computes besides its trials, as Ray tasks and actors: the reference's table, scores, a picture."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -24,7 +25,7 @@ from cca_ray.models.files import digest_of_weights
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.storage.files import atomically, fingerprint
-from cca_ray.storage.mirror import patiently, pull
+from cca_ray.storage.mirror import listed, patiently, pull
 from cca_ray.storage.uris import local_path
 from cca_ray.training.job import Job
 from cca_ray.training.loop import save_grid
@@ -102,6 +103,17 @@ def kept_score(path: Path, made_of: MadeOf, weights: Path) -> Scored | None:
         return Scored(Score(values=values, without=without), arrays["images"])
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None
+
+
+def scored_weights(folder: Path, key: str, study: str) -> str:
+    """The fingerprint of the weights of which this study keeps scores by this key; empty if it keeps none."""
+    for path in listed(folder, f"{key}-*.npz"):
+        with suppress(OSError, EOFError, ValueError, KeyError, BadZipFile):
+            pull(path)
+            with np.load(path) as content:
+                if str(content["study"]) == study:
+                    return str(content["weights"])
+    return ""
 
 
 @ray.remote

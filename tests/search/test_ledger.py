@@ -6,11 +6,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from cca_ray.contracts import TrialReport
+from cca_ray.contracts import Attempt, TrialReport
 from cca_ray.search.budget import Limits
 from cca_ray.search.listener import Listener, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.mlflow_listener import true_ends
-from cca_ray.search.records import rung_scores
+from cca_ray.search.records import rung_scores, used_device_seconds
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.reports import TrialFailure
 from tests.conftest import MakeStudy
@@ -142,3 +142,57 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     assert seconds <= allowed < seconds + 30.0 or begun == 2
     assert ledger.done()
     assert sum("the budget allows no further trial" in line for line in lines) == 1
+
+
+def told_by(id: str, seconds: float, step: int) -> TrialReport:
+    """A report of an attempt on two cards, which counts what came before it only as far as it was not lost."""
+    attempt = Attempt(id=id, seconds=seconds, device_seconds={"A40": 2 * seconds})
+    return heartbeat(step, 10).model_copy(update={"attempt": attempt})
+
+
+def test_a_trial_counts_all_attempts_whatever_ended_them(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    """The first is killed with its driver, the second loses its process, the third fails: 20, 30 and 5 s."""
+    first = new_ledger(make_config(), storage, tracker).ledger
+    first.keep_s = 0.0  # every report is written down
+    first.propose("a")
+    first.record("a", told_by("first", 8.0, 2))
+    first.record("a", told_by("first", 20.0, 4))
+    assert sum(first.used().running) == 40.0
+    assert first.used().device_seconds == 0.0
+
+    second = new_ledger(make_config(), storage, tracker).ledger
+    assert second.used().device_seconds == 40.0  # interrupted, and not taken up yet
+    second.propose("a")
+    assert (second.used().device_seconds, second.used().running) == (0.0, (40.0,))
+    second.record("a", told_by("first", 8.0, 2))  # as the checkpoint has it
+    second.record("a", told_by("second", 24.0, 5))
+    running = second.running["a"]
+    running.reported -= 6.0
+    second.lose("a", "lost its process", never_ran=False)
+    assert running.seconds == pytest.approx(50.0, abs=1)
+    failed = Attempt(id="third", seconds=5.0, device_seconds={"H100": 5.0})
+    second.record("a", TrialFailure(reason="Diverged", attempt=failed))
+    second.finish("a")
+    (trial,) = second.arms[0].study.get_trials(states=(TrialState.FAIL,))
+    assert trial.user_attrs["seconds"] == pytest.approx(55.0, abs=1)
+    used = used_device_seconds([trial])
+    assert used == {"A40": pytest.approx(100.0, abs=2), "H100": 5.0}
+    assert second.used().device_seconds == sum(used.values())
+
+
+def test_what_an_earlier_version_kept_of_an_interrupted_trial_counts_once(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    first = new_ledger(make_config(), storage, tracker).ledger
+    first.propose("a")
+    trial = first.running["a"].trial
+    trial.set_user_attr("seconds", 9.0)
+    trial.set_user_attr("device_seconds", {"CPU": 9.0})
+    second = new_ledger(make_config(), storage, tracker).ledger
+    second.propose("a")
+    second.record("a", heartbeat(2, 10))  # of its checkpoint: 6 s
+    second.record("a", told_by("new", 4.0, 3))
+    assert second.running["a"].seconds == 13.0
+    assert second.running["a"].device_seconds == {"CPU": 9.0, "A40": 8.0}

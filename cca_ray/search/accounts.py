@@ -1,0 +1,96 @@
+"""The wall time of a study, over all runs of the command: also of those that were interrupted, failed or were killed.
+
+Each run of a size is kept in Optuna's storage with its begin and its length so far; a killed one up to its last mark.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from cca_ray.search.records import KEEP_S, STORAGE_ERRORS
+
+RUNS, EARLIER, COUNTED = "runs", "seconds", "seconds_until"  # attributes of a size's control; version 0.1.0 had no runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a size: when it began, in seconds since 1970, and how long it took."""
+
+    began: float
+    seconds: float
+
+
+def runs_of(attributes: Mapping[str, Any]) -> tuple[Run, ...]:
+    """That a size's control keeps."""
+    return tuple(Run(*pair) for pair in attributes.get(RUNS, ()))
+
+
+def seconds_of_size(attributes: Mapping[str, Any]) -> float:
+    """Wall time of a size, over all its runs."""
+    earlier: float = attributes.get(EARLIER, 0.0)
+    return earlier + sum(run.seconds for run in runs_of(attributes))
+
+
+def seconds_of_study(sizes: Iterable[Mapping[str, Any]], before: float = math.inf) -> float:
+    """The same of all sizes together: what they ran side by side counts once. `before`: only runs that began then."""
+    sizes = tuple(sizes)
+    total, end = sum(float(attributes.get(EARLIER, 0.0)) for attributes in sizes), -math.inf
+    runs = (run for attributes in sizes for run in runs_of(attributes) if run.began < before)
+    for run in sorted(runs, key=lambda run: run.began):
+        total += max(0.0, run.began + run.seconds - max(end, run.began))
+        end = max(end, run.began + run.seconds)
+    return total
+
+
+class RunClock:
+    """Counts a run of a size from now on, and writes it down every few seconds while it is entered.
+
+    `memory`: the size's control. `trials`: how many have ended; a run that finds as many as a finished one left, and
+    so nothing to do, counts nothing.
+    """
+
+    def __init__(self, memory: optuna.Study, trials: Callable[[], int], mark_s: float = KEEP_S):
+        self.memory, self.trials, self.mark_s = memory, trials, mark_s
+        self.began, self.started = time.time(), time.monotonic()
+        self.before = [[run.began, run.seconds] for run in runs_of(memory.user_attrs)]
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.work, name="clock", daemon=True)
+
+    def mark(self) -> None:
+        """Write down how long this run is."""
+        if self.memory.user_attrs.get(COUNTED) != self.trials():
+            self.memory.set_user_attr(RUNS, [*self.before, [self.began, time.monotonic() - self.started]])
+
+    def finish(self) -> float:
+        """The size is finished; its seconds, which change no more."""
+        self.stop()
+        self.mark()
+        self.memory.set_user_attr(COUNTED, self.trials())
+        return seconds_of_size(self.memory.user_attrs)
+
+    def stop(self) -> None:
+        """No further marks."""
+        self.ended.set()
+        self.thread.join()
+
+    def work(self) -> None:
+        """The thread."""
+        while not self.ended.wait(self.mark_s):
+            with suppress(*STORAGE_ERRORS):  # who needs the storage to go on says so
+                self.mark()
+
+    def __enter__(self) -> "RunClock":
+        self.mark()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+        with suppress(*STORAGE_ERRORS):
+            self.mark()

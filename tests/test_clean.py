@@ -1,0 +1,192 @@
+"""What `clean` shows and deletes, and what the runs after it find."""
+
+import fcntl
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+
+from cca_ray import clean
+from cca_ray.contracts import SizeSummary
+from cca_ray.reporting.results import read_study
+from cca_ray.reporting.summary import write_summary
+from cca_ray.search.accounts import COUNTED
+from cca_ray.search.size_study import SizeStudy, StudyContext
+from cca_ray.storage.mirror import exists, push, sizes_below
+from cca_ray.storage.uris import local_path
+from cca_ray.study import finish_size
+from cca_ray.tracking.tracker import Tracker
+from tests.buckets import CREDENTIALS, gs_server, s3_server
+from tests.conftest import MakeStudy
+from tests.studies import make_study as make_by_hand
+from tests.test_cli import invoke
+
+
+def with_files(folder: Path, **settings: bool) -> Path:
+    """A study made by hand: every trial has a checkpoint of 30 bytes, weights of 10 of its own, and a picture of 1."""
+    make_by_hand(folder, completed=5, **settings)
+    for trial in read_study(folder.parent, folder.name).sizes[0].trials:
+        own = folder / "trials" / trial.frozen.user_attrs["key"]
+        own.mkdir(parents=True)
+        (own / "checkpoint.pt").write_bytes(bytes(30))
+        (own / "model.pt").write_text(f"{trial.frozen.user_attrs['key']:>10.10}"[:8] + f"{trial.number:02}")
+        (own / "samples-000005.png").write_bytes(b"x")
+    return folder
+
+
+def weights(folder: Path) -> set[str]:
+    return {path.parent.name for path in sizes_below(folder / "trials") if path.name == "model.pt"}
+
+
+def finish_by_hand(folder: Path) -> str:
+    """As a finished study: no trial is open, and the winner's weights are in the size's folder; its key."""
+    storage = f"sqlite:///{folder / 'study.db'}"
+    search = optuna.load_study(study_name=f"{folder.name}/digits_s/search", storage=storage)
+    search.tell(len(search.trials) - 1, state=optuna.trial.TrialState.FAIL)
+    control = optuna.load_study(study_name=f"{folder.name}/digits_s/control", storage=storage)
+    control.set_user_attr(COUNTED, len(search.trials))
+    winner: str = search.best_trial.user_attrs["key"]
+    shutil.copyfile(folder / "trials" / winner / "model.pt", folder / "digits_s" / "winner.pt")
+    return winner
+
+
+def best(folder: Path, most: int) -> set[str]:
+    trials = read_study(folder.parent, folder.name).sizes[0].of("search", "COMPLETE")
+    return {t.frozen.user_attrs["key"] for t in sorted(trials, key=lambda t: t.frozen.value)[:most]}
+
+
+def test_it_only_shows_unless_it_is_told_to_delete(tmp_path: Path, capsys):
+    folder = with_files(tmp_path / "runs" / "one", finished=False)
+    before, at = sizes_below(folder / "trials"), ["one", "--storage", str(tmp_path / "runs")]
+    shown = invoke(clean.main, at, capsys)
+    assert shown.code == 0, shown.err
+    assert "--yes deletes them" in shown.out
+    assert sizes_below(folder / "trials") == before
+
+    done = invoke(clean.main, [*at, "--yes"], capsys)
+    assert done.code == 0, done.err
+    after = sizes_below(folder / "trials")
+    gone = sum(before.values()) - sum(after.values())
+    assert f"deleted {len(before) - len(after)} files, {gone} B" in done.out
+    assert {str(path) for path in before.keys() - after.keys()} == {
+        line.split()[-1] for line in shown.out.splitlines() if line.endswith(".pt")
+    }
+    finalists = read_study(folder.parent, "one").sizes[0].settings.score.finalists
+    running = "digits_s-search-0007"
+    assert weights(folder) == best(folder, finalists) | {"digits_s-control-0000", running}
+    assert [path.parent.name for path in after if path.name == "checkpoint.pt"] == [running]
+    assert sum(path.suffix == ".png" for path in after) == 9
+    again = invoke(clean.main, [*at, "--yes"], capsys)
+    assert again.out.startswith("one: nothing to delete")
+
+
+def test_of_a_finished_study_the_winner_is_kept_once_and_what_waits_for_mlflow(tmp_path: Path, capsys):
+    folder = with_files(tmp_path / "runs" / "one")
+    winner, at = finish_by_hand(folder), ["one", "--yes", "--storage", str(tmp_path / "runs")]
+    waits = folder / "trials" / "digits_s-search-0006" / "model.pt"
+    (folder / "mlflow-a.journal").write_text(f'{{"do": "pack", "files": {{"model": "{waits}"}}}}\n')
+    assert invoke(clean.main, at, capsys).code == 0
+    finalists = read_study(folder.parent, "one").sizes[0].settings.score.finalists
+    assert weights(folder) == best(folder, finalists) - {winner} | {waits.parent.name}
+    (folder / "mlflow-a.journal").write_text("")
+    (folder / "digits_s" / "winner.pt").write_text("of another")
+    assert invoke(clean.main, at, capsys).code == 0
+    assert weights(folder) == best(folder, finalists) - {winner}
+
+
+def test_it_refuses_while_a_driver_is_at_work_and_where_there_is_no_study(tmp_path: Path, capsys):
+    folder = with_files(tmp_path / "runs" / "one")
+    at = ["--yes", "--storage", str(tmp_path / "runs")]
+    before = sizes_below(folder / "trials")
+    with (folder / "lock").open("w") as lock:
+        lock.write("17 on host")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = invoke(clean.main, ["one", *at], capsys)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "in use by process 17 on host" in refused.err
+    assert sizes_below(folder / "trials") == before
+    none = invoke(clean.main, ["two", *at], capsys)
+    assert (none.code, none.err.count("\n")) == (2, 1)
+    assert "no study here; there are: one" in none.err
+
+
+@pytest.mark.parametrize("kind", ["file", "s3", "gs"])
+def test_a_bucket_is_cleaned_as_a_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, kind: str):
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+    plain = with_files(tmp_path / "runs" / "one", finished=False)
+    servers = {"s3": s3_server, "gs": gs_server}
+    if kind == "file":
+        clean_bucket(plain, f"file://{tmp_path}/bucket/{{}}", monkeypatch, capsys)
+        assert not (tmp_path / "bucket" / "runs" / "one" / "trials" / "digits_s-search-0006" / "model.pt").exists()
+    else:
+        with servers[kind]() as template:
+            clean_bucket(plain, template, monkeypatch, capsys)
+
+
+def clean_bucket(plain: Path, template: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    uri = template.format("runs")
+    there = local_path(uri) / "one"
+    shutil.copytree(plain, there)
+    push(there)
+    monkeypatch.setenv("CCA_RAY_CACHE", str(plain.parent / "another-cache"))
+    for storage in (str(plain.parent), uri):
+        done = invoke(clean.main, ["one", "--yes", "--storage", storage], capsys)
+        assert done.code == 0, done.err
+    there = local_path(uri) / "one"
+    left = {str(path.relative_to(there)): size for path, size in sizes_below(there / "trials").items()}
+    assert left == {str(path.relative_to(plain)): size for path, size in sizes_below(plain / "trials").items()}
+    assert left
+    assert not exists(there / "driver.json")
+
+
+def run(folder: Path, make_study: MakeStudy, trials: int, lines: list[str] | None = None) -> SizeSummary:
+    """The tiny study, to its end and with all that a study of several sizes does then."""
+    tracker = Tracker(f"sqlite:///{folder.parent / 'mlflow.db'}", "test", folder.parent / "artifacts")
+    folder.mkdir(exist_ok=True)
+    say = (lines if lines is not None else []).append
+    config = make_study(search={"trials": trials, "max_concurrent": 1})
+    result = SizeStudy(config, StudyContext(folder.name, folder, tracker, say)).run()
+    size = finish_size(result, folder / "tiny", tracker)
+    write_summary(folder, [size])
+    return size
+
+
+def shown(size: SizeSummary) -> dict[str, object]:
+    """What must not depend on where the study lies and when it ran."""
+    return size.model_dump(include={"models", "winner", "finalists", "trade_off", "settings", "trials", "protocol"})
+
+
+def test_a_cleaned_study_ends_and_goes_on_as_one_that_was_not(
+    tmp_path: Path, make_study: MakeStudy, ray_here: None, capsys
+):
+    folder = tmp_path / "a" / "study"
+    folder.parent.mkdir()
+    first, at = run(folder, make_study, 4), ["study", "--yes", "--storage", str(folder.parent)]
+    shutil.copytree(folder, twin := tmp_path / "b" / "study")
+    assert invoke(clean.main, at, capsys).code == 0
+    winner = folder / "trials" / f"tiny-search-{first.winner.trial:04d}" / "model.pt"
+    assert not winner.exists()
+    lines = list[str]()
+    assert run(folder, make_study, 4, lines) == first
+    assert "tiny  the weights of tiny-control-0000 are gone; their kept scores are used" in lines
+
+    assert shown(run(folder, make_study, 5)) == shown(run(twin, make_study, 5))
+
+    # Deleted by hand, all of it; then also what says that `winner.pt` is the winner.
+    shutil.rmtree(folder / "trials")
+    last = run(folder, make_study, 5)
+    shutil.rmtree(folder / "trials", ignore_errors=True)
+    (folder / "tiny" / "winner.pt").write_bytes(b"of another")
+    with pytest.raises(ValueError, match=f"tiny-search-{last.winner.trial:04d} won, but its weights are gone"):
+        run(folder, make_study, 5)
+    shutil.rmtree(folder / "scores")
+    began = len(lines)
+    with pytest.raises(
+        ValueError, match=r"tiny: weights that the final comparison needs are gone: .*/tiny-control-0000/"
+    ):
+        run(folder, make_study, 8, lines)
+    assert not any("step" in line and "a trial" not in line for line in lines[began:])  # nothing was trained
