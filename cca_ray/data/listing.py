@@ -25,7 +25,7 @@ from pyarrow import fs
 from cca_ray.data.tar_shards import hidden, list_tar
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.space_file import is_uri
-from cca_ray.storage.uris import local_path
+from cca_ray.storage.uris import local_path, to_uri
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif",
@@ -99,8 +99,8 @@ def open_files(where: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it."""
     try:
         if is_uri(where):
-            local_path(where)  # refuses one with credentials, which are said and kept with what is made
-            filesystem, path = fs.FileSystem.from_uri(where)
+            # By way of the local path, which refuses credentials: they would be said and kept with what is made.
+            filesystem, path = fs.FileSystem.from_uri(to_uri(local_path(where)))
             return filesystem, path
         return fs.LocalFileSystem(), str(local_path(where).absolute())
     except (pa.ArrowInvalid, OSError) as error:
