@@ -10,7 +10,7 @@ import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -152,11 +152,14 @@ def members_of(file: Any, path: str) -> dict[str, Member]:
     """
     files: dict[str, Member] = {}
     links: dict[str, str] = {}
+    order: dict[str, None] = {}  # of all names, by their last members
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for entry in archive:
             name = posixpath.normpath(entry.name)
             files.pop(name, None)
             links.pop(name, None)
+            order.pop(name, None)
+            order[name] = None
             if entry.issym():
                 links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.linkname))
             elif entry.islnk() and (target := files.get(posixpath.normpath(entry.linkname))):
@@ -170,8 +173,9 @@ def members_of(file: Any, path: str) -> dict[str, Member]:
         check_end(file, archive.offset, path)
         if not archive.getmembers():
             raise ConfigError(f"{path}: an archive of zeros that holds nothing: a copy that never began? copy it again")
-    whole = files | dict(followed(path, files, links))
-    return {name: member for name, member in whole.items() if not hidden(name)}
+    linked = followed(path, files, links)
+    whole = [member for name in order for member in linked.get(name, [files[name]] if name in files else [])]
+    return {member.name: member for member in whole if not hidden(member.name)}
 
 
 def hidden(name: str) -> bool:
@@ -204,12 +208,12 @@ def check_end(file: Any, offset: int, path: str) -> None:
         )
 
 
-def followed(path: str, files: dict[str, Member], links: dict[str, str]) -> Iterator[tuple[str, Member]]:
-    """The files that links stand for, under the links' names; of a linked folder, all that is below it."""
+def followed(path: str, files: dict[str, Member], links: dict[str, str]) -> dict[str, list[Member]]:
+    """By link the file that it stands for, under the link's name; of a linked folder, all that is below it."""
     ends = {name: resolved(name, links) for name in links}
     of_files = {name: replace(files[end], name=name) for name, end in ends.items() if end in files}
-    yield from of_files.items()
-    for name in ends.keys() - of_files.keys():
+    found = {name: [member] for name, member in of_files.items()}
+    for name in [name for name in ends if name not in of_files]:
         below = [m for m in (files | of_files).values() if m.name.startswith(f"{ends[name]}/")]
         if not below and hidden(name):
             continue
@@ -218,9 +222,8 @@ def followed(path: str, files: dict[str, Member], links: dict[str, str]) -> Iter
                 f"{path}: the link {name} leads to {links[name]}, which is no file or folder of the archive; "
                 "pack it again with --dereference"
             )
-        for member in below:
-            moved = name + member.name.removeprefix(ends[name])
-            yield moved, replace(member, name=moved)
+        found[name] = [replace(m, name=name + m.name.removeprefix(ends[name])) for m in below]
+    return found
 
 
 def resolved(name: str, links: dict[str, str]) -> str:

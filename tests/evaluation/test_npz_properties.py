@@ -72,7 +72,7 @@ def all_images(path: Path) -> np.ndarray:
 def test_statistics_are_what_was_written(
     width: int, count: int, seed: int, order: Any, compressed: bool, spatial: bool, dtype: str
 ):
-    features = np.random.default_rng(seed).normal(size=(count, width)) * 100
+    features = np.random.default_rng(seed).normal(size=(count, width)) * 10
     covariance = np.cov(features, rowvar=False).reshape(width, width)
     if np.dtype(dtype).kind == "i":
         covariance = np.diag(np.diag(covariance))
