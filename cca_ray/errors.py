@@ -6,10 +6,13 @@ meets one. All else is a fault of ours, and ends in a traceback.
 
 import re
 import sys
+from urllib.parse import unquote
 
 from pydantic import ValidationError
 
-PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
+USERINFO = re.compile(r"://(?:([^/\s:@]*):\S*|[^/\s:@]+)@")  # a password may hold what is no letter, `/` and `@` too
+QUERY = re.compile(r"([?&])([^=&\s]+)=[^&\s]+")
+SECRET = re.compile(r"secret|passw|pwd|token|key|signature|credential|auth", re.IGNORECASE)  # in names in a query
 
 
 class ConfigError(ValueError):
@@ -21,8 +24,17 @@ class Stuck(ValueError):
 
 
 def without_secrets(text: str) -> str:
-    """The same with the passwords of URIs hidden, `http://user:***@host`: for whatever a person or a file may see."""
-    return PASSWORD.sub("\\1:***@", text)
+    """The same with the credentials of URIs hidden, `http://user:***@host`: for whatever a person or a file may see.
+
+    Rather too much is hidden than too little: a user's name alone may be a token, and `@` may be part of a password.
+    """
+    text = USERINFO.sub(lambda found: "://***@" if found[1] is None else f"://{found[1]}:***@", text)
+    return QUERY.sub(lambda found: f"{found[1]}{found[2]}=***" if is_secret(found[2]) else found[0], text)
+
+
+def is_secret(name: str) -> bool:
+    """Whether what has this name in a URI's query is nobody's business."""
+    return bool(SECRET.search(unquote(name)))
 
 
 def user_message(error: BaseException) -> str | None:

@@ -1,5 +1,6 @@
 """What users name by a word: the search spaces that come with the project."""
 
+import sys
 from pathlib import Path
 
 from cca_ray.storage.mirror import pull
@@ -11,9 +12,21 @@ DEFAULT_SPACES = ("digits_s", "digits_m", "digits_var")
 
 
 def find_space(name: str) -> Path:
-    """A search space's file: a path or URI, or the bare name of one that comes with the project."""
+    """A search space's file: a path or URI, or the bare name of one that comes with the project.
+
+    A bare name without an ending is always that of the project's, whatever else is called so in the working directory.
+    Where there are both, stderr says which is taken.
+    """
     path = local_path(name)
     pull(path)
     shipped = SPACES / f"{path.stem}.yaml"
-    bare = path.parent == Path() and not path.exists()
-    return shipped if bare and shipped.exists() else path
+    if path.name != name or path.suffix not in ("", ".yaml") or not shipped.exists():
+        return path
+    taken = path if path.suffix and path.is_file() else shipped
+    others = [other for other in (path, path.with_suffix(".yaml"), shipped) if other.is_file()]
+    for other in others:
+        if not other.samefile(taken):
+            whose = "the one that comes with the project" if taken == shipped else f"./{taken} in this folder"
+            print(f"{name}: {whose} is taken, not {other if other == shipped else f'./{other}'}", file=sys.stderr)
+            break
+    return taken

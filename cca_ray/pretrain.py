@@ -8,7 +8,6 @@ cca-ray pretrain --family var --size M               on the digits
 
 import re
 from pathlib import Path, PurePosixPath
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -22,7 +21,7 @@ from cca_ray.models.family import family_of
 from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import push, reach
-from cca_ray.storage.uris import to_uri
+from cca_ray.storage.uris import command_line, to_uri
 from cca_ray.terminal.console import Console, StorageOption, place, run
 from cca_ray.training.small_base import build_base, space_for, template_of
 
@@ -67,7 +66,7 @@ def main(
     load_config(path)
     push(path)
     console.say(f"base: {to_uri(files.checkpoint)}")
-    console.say(f"search: python -m cca_ray.tune {quote(to_uri(path))}")
+    console.say(f"search: {command_line('python', '-m', 'cca_ray.tune', path)}")
 
 
 if __name__ == "__main__":

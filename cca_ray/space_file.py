@@ -13,7 +13,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cca_ray.config import StudyConfig, Train, keys_of_train
-from cca_ray.errors import ConfigError, reason
+from cca_ray.errors import ConfigError, first_line, reason
+
+LONGEST_NAME = 150  # bytes: a file's may have 255, and ours go on after it
+# What lies in the storage or in a study's folder, where it would be in the way of a study or a size of this name.
+OURS = {
+    "bases", "driver.json", "lock", "log.txt", "mlartifacts", "mlflow.db", "reference", "report", "scores",
+    "status.json", "study.db", "summary.json", "trials",
+}  # fmt: skip
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -54,9 +61,13 @@ def parse(content: Any, name: str, source: str) -> StudyConfig:
         raise ConfigError(f"{source}: name: unknown key; the file's own name is the study's")
     try:
         # By way of JSON, where pydantic's strictness takes a list for a tuple but nothing else for anything else.
-        return StudyConfig.model_validate_json(json.dumps({"name": name, **content}, default=str))
+        as_json = json.dumps({"name": name, **content}, default=str)
     except TypeError:
         raise ConfigError(f"{source}: every key must be a word; one is a date or a number") from None
+    except (ValueError, RecursionError) as error:  # what holds itself
+        raise ConfigError(f"{source}: not a search space: {first_line(error)}") from None
+    try:
+        return StudyConfig.model_validate_json(as_json)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
@@ -87,6 +98,19 @@ def read_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{source}:{where} not YAML: {getattr(error, 'problem', error)}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # of `!!float x`, 2001-99-99
+        raise ConfigError(f"{source}: not YAML that can be read: {first_line(error)}") from None
+
+
+def fault_of_name(name: str) -> str:
+    """Why this can be no name of a study or size, which names folders, files and runs; nothing if it can."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        return "letters, digits, '.', '_' and '-' only"
+    if name.startswith("-") or not name.strip("."):
+        return "want one that is no option and no '.' or '..'"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"at most {LONGEST_NAME} bytes"
+    return f"{name} is the name of a file that studies write" if name in OURS else ""
 
 
 def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:
@@ -101,8 +125,8 @@ def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:
     content = read_yaml(text, str(path))
     for setting in settings:
         override(content, setting)
-    if not re.fullmatch(r"[\w.-]+", path.stem):
-        raise ConfigError(f"{path}: the file's name is the study's: letters, digits, '.', '_' and '-' only")
+    if fault := fault_of_name(path.stem):
+        raise ConfigError(f"{path}: the file's name is the study's: {fault}")
     return with_absolute_paths(parse(content, path.stem, str(path)))
 
 

@@ -26,7 +26,7 @@ from cca_ray.reporting.text import closing, interim, progress
 from cca_ray.search.records import readable
 from cca_ray.storage.lock import holder
 from cca_ray.storage.mirror import exists, pull
-from cca_ray.storage.uris import to_uri
+from cca_ray.storage.uris import command_line, database_uri, to_uri
 from cca_ray.terminal.console import StorageOption, complete_study, run
 from cca_ray.terminal.live_view import last_lines, size_view
 from cca_ray.terminal.log_file import LOG_FILE
@@ -141,8 +141,8 @@ def where_to_look(folder: Path, told: DriverStatus | None) -> dict[str, str]:
     if told and told.browse:
         where["browse"] = told.browse
     elif (database := folder.parent / "mlflow.db").exists():
-        where["browse"] = f"mlflow server --backend-store-uri sqlite:///{database}"
-    return {**where, "trials": f"optuna-dashboard sqlite:///{folder / 'study.db'}"}
+        where["browse"] = command_line("mlflow", "server", "--backend-store-uri", database_uri(database))
+    return {**where, "trials": command_line("optuna-dashboard", database_uri(folder / "study.db"))}
 
 
 def look(storage: Path, name: str) -> Seen:

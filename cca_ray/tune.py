@@ -14,7 +14,6 @@ The same command continues a study that was stopped, however it was stopped.
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import textwrap
@@ -39,16 +38,17 @@ from cca_ray.registry import FAMILIES
 from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.reporting.text import closing
 from cca_ray.search.mlflow_pages import experiment_of
-from cca_ray.space_file import load_config
+from cca_ray.space_file import fault_of_name, load_config
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import exists, reach
-from cca_ray.storage.uris import to_uri
+from cca_ray.storage.uris import command_line, database_uri, to_uri
 from cca_ray.study import Budget, Sizes, Study
 from cca_ray.terminal.console import Console, StorageOption, complete_space, run
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
 from cca_ray.terminal.snapshot import DriverStatus
 from cca_ray.terminal.window import Window
+from cca_ray.tracking.store import without_strays
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import check_files
 from cca_ray.verdict import noise
@@ -120,19 +120,17 @@ def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
     """What the study has left, and the commands that go on from there."""
     folder, winners = found.folder, {size.size: size.checkpoint for size in found.sizes}
     files = {Path(space).stem: space for space in spaces or DEFAULT_SPACES}
-    at = ["--storage", to_uri(folder.parent)] if folder.parent != Path("runs").resolve() else []
+    at: list[str | Path] = ["--storage", folder.parent] if folder.parent != Path("runs").resolve() else []
     first, winner = next(iter(winners.items()))
-    status = ["cca-ray", "status", folder.name, *at]
-    sample = ["cca-ray", "sample", files[first], "--checkpoint", winner, *at]
     return {
         "summary": to_uri(folder / "summary.json"),
         **{size: f"{to_uri(folder / size)}: winner.pt, samples.png" for size in winners},
         **({"report": to_uri(found.report)} if found.report else {}),
         "log": str(folder / LOG_FILE),
         "browse": found.browse,
-        "trials": f"optuna-dashboard sqlite:///{folder / 'study.db'}",
-        "status": shlex.join(status),
-        "sample": shlex.join(sample),
+        "trials": command_line("optuna-dashboard", database_uri(folder / "study.db")),
+        "status": command_line("cca-ray", "status", folder.name, *at),
+        "sample": command_line("cca-ray", "sample", files[first], "--checkpoint", winner, *at),
     }
 
 
@@ -157,7 +155,7 @@ def search(
     trackers: dict[str, Tracker] = {}
     driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), folder / LOG_FILE)
     window = Window(console, folder, driver, lambda: "; ".join(filter(None, (t.trouble for t in trackers.values()))))
-    with logging_to(folder / LOG_FILE), window:
+    with logging_to(folder / LOG_FILE), window, without_strays(uri):
         console.say(f"opening MLflow at {uri}")
         for experiment in dict.fromkeys(map(experiment_of, configs)):
             journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
@@ -199,8 +197,8 @@ def default_name(configs: Sequence[StudyConfig], chosen: bool, seed: int | None)
 
 def folder_of(storage: Path, name: str, fresh: bool) -> Path:
     """The study's folder, made if it is not there. ConfigError if the name or the storage does not do."""
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ConfigError(f"--name {name}: letters, digits, '.', '_' and '-' only")
+    if fault := fault_of_name(name):
+        raise ConfigError(f"--name {name}: {fault}")
     if IN_A_JOB in os.environ and not storage.is_absolute():
         raise ConfigError(f"--storage {storage}: Ray deletes a job's own folder; want one that all nodes see, in full")
     storage = storage.resolve()  # trials run in directories of their own
@@ -251,7 +249,9 @@ def main(
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
     folder = folder_of(storage, name or default_name(configs, bool(spaces), seed), fresh)
     console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; everything goes to {to_uri(folder)}")
-    uri = tracking_uri or f"sqlite:///{folder.parent / 'mlflow.db'}"
+    if "@" in tracking_uri and re.search(r"\s", tracking_uri) and not tracking_uri.startswith("sqlite:"):
+        raise ConfigError("--tracking-uri: its password holds a space; write %20 for it")  # it could not be hidden
+    uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
     with alone(folder), leased(folder):
         found = search(folder, uri, configs, Budget(minutes, gpu_hours), side_by_side, console)
     sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, spaces or [])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +21,12 @@ from cca_ray.data.labelled_images import LabelledImages, digits
 from cca_ray.space_file import parse
 from cca_ray.training.small_base import BaseFiles, build_base, with_files
 from tests.golden.weights import checkpoint
+
+# Of the property-based tests (tests/README.md): every run tries the same few examples; `--hypothesis-profile=nightly`
+# others each time, and many.
+settings.register_profile("few", max_examples=30, derandomize=True, database=None, deadline=None)
+settings.register_profile("nightly", max_examples=10_000, database=None, deadline=None)
+settings.load_profile("few")
 
 GOLDEN = Path(__file__).parent / "golden"
 

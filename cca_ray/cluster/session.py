@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import re
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.state import list_jobs, list_placement_groups
 
 from cca_ray.cluster.ray_compat import TUNE_SWITCHES, set_switches
+from cca_ray.errors import ConfigError
 from cca_ray.storage.mirror import listed, pull
 
 OURS = re.compile("cca[_-]ray")  # in the command line of every driver of ours
@@ -28,10 +31,22 @@ def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
     processes have their log files.
     """
     set_switches(TUNE_SWITCHES)
+    refuse_odd_temporary_folder()
     context = ray.init(logging_level=level, log_to_driver=show_workers)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     return str(Path(context.address_info["session_dir"]) / "logs")
+
+
+def refuse_odd_temporary_folder() -> None:
+    """ConfigError if Ray, which writes its path on command lines, would not start in this node's temporary folder."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    starts_here = os.environ.get("RAY_ADDRESS", "local") == "local"
+    if starts_here and (not folder.isascii() or set(folder) & set("'\\")):
+        raise ConfigError(
+            f"{folder}: Ray cannot start in a temporary folder with letters beyond ASCII, ' or \\ in its path; "
+            "set RAY_TMPDIR=/tmp, or TMPDIR"
+        )
 
 
 def group_of(id_: str) -> PlacementGroup:

@@ -22,14 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from cca_ray.data.tar_shards import hidden, list_tar
+from cca_ray.data.tar_shards import CAPTION_SUFFIXES, hidden, list_tar
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.space_file import is_uri
-from cca_ray.storage.uris import local_path
+from cca_ray.storage.uris import local_path, to_uri
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif",
 }  # fmt: skip
+COMPRESSED = (".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2", ".7z", ".rar")
 COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
 MOST_CLASSES = 65_536
 
@@ -99,8 +100,8 @@ def open_files(where: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it."""
     try:
         if is_uri(where):
-            local_path(where)  # refuses one with credentials, which are said and kept with what is made
-            filesystem, path = fs.FileSystem.from_uri(where)
+            # By way of the local path, which refuses credentials: they would be said and kept with what is made.
+            filesystem, path = fs.FileSystem.from_uri(to_uri(local_path(where)))
             return filesystem, path
         return fs.LocalFileSystem(), str(local_path(where).absolute())
     except (pa.ArrowInvalid, OSError) as error:
@@ -154,9 +155,13 @@ def list_images(
         entries = [entry for shard in found_shards for entry in shard.entries]
         passed_over += sum((shard.passed_over for shard in found_shards), Counter[str]())
     else:
+        if label_key and labelled:
+            raise ConfigError(f"{where}: --label-key is for .tar and .parquet; the classes of a tree are its folders")
         entries = list_folder(where, root, infos, labelled)
+        if labelled and not classes:
+            refuse_numbered_shards(where, entries, paths)
     if not entries:
-        packed = next((i.path for i in infos if i.path.endswith((".tar.gz", ".tgz", ".zip"))), None)
+        packed = next((i.path for i in infos if i.path.lower().endswith(COMPRESSED)), None)
         hint = f"; {packed} is compressed: unpack it first" if packed else ""
         raise ConfigError(f"{where}: no images here ({', '.join(sorted(SUFFIXES))}, .tar or .parquet){hint}")
     listing = replace(
@@ -199,9 +204,22 @@ def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool)
         return sorted(entries, key=lambda e: e.path)
     if empty := sorted(folders - {str(entry.key) for entry in entries}):
         raise ConfigError(f"{where}: no image in the class folder {empty[0]}")
+    stray = [i.path for i in infos if i.is_file and is_image(i.path) and len(below(i.path, root).parts) == 1]
+    if len(folders) > 1 and stray:
+        raise ConfigError(f"{where}: {stray[0]} lies beside the class folders, not in one; put it into one")
     if len(folders) < 2 and (folders or any(is_image(info.path) for info in infos)):
         raise ConfigError(f"{where}: want one subfolder per class, at least 2; found {len(folders)}")
     return sorted(entries, key=lambda e: (e.key, PurePosixPath(e.path).parent, e.path))
+
+
+def refuse_numbered_shards(where: str, entries: list[Entry], paths: list[str]) -> None:
+    """ConfigError if the folders look like img2dataset's: numbers, and a caption beside each image."""
+    captions = {PurePosixPath(p).with_suffix("") for p in paths if PurePosixPath(p).suffix in CAPTION_SUFFIXES}
+    if entries and all(str(e.key).isdecimal() and PurePosixPath(e.path).with_suffix("") in captions for e in entries):
+        raise ConfigError(
+            f"{where}: the folders are numbers, such as {entries[0].key}, and a caption lies beside each image: "
+            "shards, not classes? If they are classes, list them with --classes"
+        )
 
 
 @dataclass(frozen=True)
@@ -245,8 +263,10 @@ def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
     if label_key is not None and label_key not in schema.names:
         raise ConfigError(f"{path}: no column {label_key!r}; it has {', '.join(schema.names)}")
     labels = parquet.read(columns=[label_key or column(schema, "label", path)])[0].to_pylist()
-    if bad := [row for row, key in enumerate(labels) if not isinstance(key, int | str)]:
-        raise ConfigError(f"{path}: row {bad[0]} has no label")
+    if bad := [row for row, key in enumerate(labels) if not isinstance(key, int | str) or key == ""]:
+        found = labels[bad[0]]
+        what = "no label" if found in (None, "") else f"the label {str(found)[:40]}"
+        raise ConfigError(f"{path}: row {bad[0]} has {what}; want a class number or name")
     places = [(row, group) for group in range(parquet.num_row_groups)
               for row in range(parquet.metadata.row_group(group).num_rows)]  # fmt: skip
     return [

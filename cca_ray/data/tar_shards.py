@@ -10,7 +10,7 @@ import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -19,7 +19,9 @@ from cca_ray.errors import ConfigError
 
 BLOCK = tarfile.BLOCKSIZE
 MOST_LABEL_BYTES = 2**20  # of a .cls or .json member
-LABEL_SUFFIXES = {".cls", ".json", ".txt"}  # of what lies beside the images of a WebDataset
+MOST_PADDING = 2**20  # zeros after the end: an archive fills its last record, of 10 KiB as a rule
+CAPTION_SUFFIXES = {".json", ".txt"}
+LABEL_SUFFIXES = {".cls", *CAPTION_SUFFIXES}  # of what lies beside the images of a WebDataset
 SYNSET = re.compile(r"(?:^|_)(n\d{8})(?=_|$)")  # in the names of ImageNet's files
 LABELS = (
     "labels are read from class folders, `x.cls` beside `x.jpg`, a field of `x.json` (--label-key), ImageNet's synset "
@@ -115,7 +117,7 @@ def list_tar(
     passed_over = Counter(suffix for suffix in others if suffix not in LABEL_SUFFIXES)
     if not labelled:
         return Found(tuple(Labelled(m.name, m.start, m.length, "any") for m in images), passed_over)
-    keys = key_of_image(file, path, members, classes, label_key)
+    keys = key_of_image(file, path, members, images, classes, label_key)
     return Found(tuple(Labelled(m.name, m.start, m.length, keys(m)) for m in images), passed_over)
 
 
@@ -143,30 +145,37 @@ def refuse_compressed(file: Any, path: str) -> None:
 
 
 def members_of(file: Any, path: str) -> dict[str, Member]:
-    """All files of an archive by name, links followed; hidden ones are passed over.
+    """All files of an archive by name, links followed; hidden ones are passed over, unless a link leads there.
 
-    ConfigError if it does not end with an end-of-archive block, if more follows, or if a link leads out of it.
+    ConfigError if it holds nothing, does not end with an end-of-archive block, if more follows, or if a link leads
+    out of it.
     """
     files: dict[str, Member] = {}
     links: dict[str, str] = {}
+    order: dict[str, None] = {}  # of all names, by their last members
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for entry in archive:
             name = posixpath.normpath(entry.name)
-            if hidden(name):
-                continue
             files.pop(name, None)
             links.pop(name, None)
-            if entry.islnk():
+            order.pop(name, None)
+            order[name] = None
+            if entry.issym():
+                links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.linkname))
+            elif entry.islnk() and (target := files.get(posixpath.normpath(entry.linkname))):
+                files[name] = replace(target, name=name)  # now: a later member of the target's name is another file
+            elif entry.islnk():
                 links[name] = posixpath.normpath(entry.linkname)
-            elif entry.issym():
-                target = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.linkname))
-                links[name] = target
-            elif entry.isreg():
-                if entry.sparse is not None:
-                    raise ConfigError(f"{path}: {entry.name} is stored sparse; pack it again without --sparse")
+            elif entry.isreg() and entry.sparse is None:
                 files[name] = Member(name, entry.offset_data, entry.size)
+            elif entry.isreg() and not hidden(name):
+                raise ConfigError(f"{path}: {entry.name} is stored sparse; pack it again without --sparse")
         check_end(file, archive.offset, path)
-    return files | dict(followed(path, files, links))
+        if not archive.getmembers():
+            raise ConfigError(f"{path}: an archive of zeros that holds nothing: a copy that never began? copy it again")
+    linked = followed(path, files, links)
+    whole = [member for name in order for member in linked.get(name, [files[name]] if name in files else [])]
+    return {member.name: member for member in whole if not hidden(member.name)}
 
 
 def hidden(name: str) -> bool:
@@ -184,29 +193,37 @@ def check_end(file: Any, offset: int, path: str) -> None:
             f"{path}: no end-of-archive mark at byte {offset}: it was cut short at a member's border, or is damaged; "
             "copy it again"
         )
+    zeros = 0
     while rest := file.read(2**20):
+        zeros += len(rest)
         if rest.count(0) < len(rest):
             raise ConfigError(
                 f"{path}: more follows the end of the archive at byte {offset}: several archives joined? "
                 "Keep each as a file of its own"
             )
+    if zeros > MOST_PADDING:
+        raise ConfigError(
+            f"{path}: {zeros:,} bytes of zeros follow byte {offset}: a download that took its room and never ended? "
+            "copy it again"
+        )
 
 
-def followed(path: str, files: dict[str, Member], links: dict[str, str]) -> Iterator[tuple[str, Member]]:
-    """The files that links stand for, under the links' names; of a linked folder, all that is below it."""
+def followed(path: str, files: dict[str, Member], links: dict[str, str]) -> dict[str, list[Member]]:
+    """By link the file that it stands for, under the link's name; of a linked folder, all that is below it."""
     ends = {name: resolved(name, links) for name in links}
     of_files = {name: replace(files[end], name=name) for name, end in ends.items() if end in files}
-    yield from of_files.items()
-    for name in ends.keys() - of_files.keys():
+    found = {name: [member] for name, member in of_files.items()}
+    for name in [name for name in ends if name not in of_files]:
         below = [m for m in (files | of_files).values() if m.name.startswith(f"{ends[name]}/")]
+        if not below and hidden(name):
+            continue
         if not below or f"{name}/".startswith(f"{ends[name]}/"):
             raise ConfigError(
                 f"{path}: the link {name} leads to {links[name]}, which is no file or folder of the archive; "
                 "pack it again with --dereference"
             )
-        for member in below:
-            moved = name + member.name.removeprefix(ends[name])
-            yield moved, replace(member, name=moved)
+        found[name] = [replace(m, name=name + m.name.removeprefix(ends[name])) for m in below]
+    return found
 
 
 def resolved(name: str, links: dict[str, str]) -> str:
@@ -220,9 +237,29 @@ def resolved(name: str, links: dict[str, str]) -> str:
     return name
 
 
+def class_folder(images: list[Member], path: str) -> Callable[[Member], str]:
+    """The class folder of an image, empty if there is none: the first folder below that which holds all images.
+
+    As for trees on a disk, whatever folder they were packed from. If all lie in one folder, that is it.
+    """
+    folders = {posixpath.dirname(image.name).lstrip("/") for image in images}
+    root = posixpath.commonpath(folders) if folders else ""
+
+    def of(image: Member) -> str:
+        folder = posixpath.dirname(image.name).lstrip("/")
+        if len(folders) == 1 or not folder:
+            return posixpath.basename(folder)
+        if folder == root:
+            raise ConfigError(f"{path}: {image.name} lies beside the class folders, not in one; put it into one")
+        return posixpath.relpath(folder, root or ".").split("/")[0]
+
+    return of
+
+
 def key_of_image(
-    file: Any, path: str, members: dict[str, Member], classes: frozenset[str], label_key: str | None
-) -> Callable[[Member], str | int]:
+    file: Any, path: str, members: dict[str, Member], images: list[Member], classes: frozenset[str],
+    label_key: str | None,
+) -> Callable[[Member], str | int]:  # fmt: skip
     """How the images of this archive get their classes: all in the same way."""
     ending = ".json" if label_key else ".cls"
     beside: dict[str, str | int] = {}
@@ -231,21 +268,26 @@ def key_of_image(
             content = bytes_of(file, path, member)
             beside[member.stem] = json_label(path, member, content, label_key) if label_key else number(
                 path, member, content)  # fmt: skip
+    captions = {m.stem for m in members.values() if PurePosixPath(m.name).suffix in CAPTION_SUFFIXES}
     own_name = PurePosixPath(path.rsplit(": ", 1)[-1]).stem
+    folder_of = class_folder(images, path)
 
     def of(image: Member) -> str | int:
         if label_key or beside:
             if image.stem not in beside:
                 raise ConfigError(f"{path}: {image.name} has no {image.stem}{ending} beside it")
             return beside[image.stem]
-        name = PurePosixPath(image.name)
-        if name.parent.name:
-            return name.parent.name
-        if own_name in classes or name.name.startswith(f"{own_name}_"):
+        folder, name = folder_of(image), PurePosixPath(image.name)
+        if own_name in classes and folder in ("", own_name):
             return own_name
+        is_shard = image.stem in captions  # its name is no class: img2dataset numbers them, with captions beside
+        if folder and not (folder == own_name and is_shard):
+            return folder
         synsets = set(SYNSET.findall(name.stem))
         if len(synsets) == 1:
             return str(synsets.pop())
+        if name.name.startswith(f"{own_name}_") and not (is_shard or own_name[-1].isdigit()):
+            return own_name
         raise ConfigError(f"{path}: {image.name} has no label; {LABELS}")
 
     return of

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,7 +16,7 @@ from cca_ray.reporting.results import SizeResults, StudyResults
 from cca_ray.reporting.style import THEME, save
 from cca_ray.reporting.tables import Table, overviews, row_of, trial_of, write_csv
 from cca_ray.storage.files import atomically
-from cca_ray.storage.uris import to_uri
+from cca_ray.storage.uris import command_line, to_uri
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
@@ -139,7 +138,9 @@ def size_part(study: StudyResults, size: SizeResults, folder: Path, several: boo
         lines=lines,
         story=text.story(size),
         winner=shown(winner) if size.summary else "",
-        command=f"python -m cca_ray.sample {space_of(size)} --checkpoint {quote(shown(winner))} --out grid.png",
+        command=command_line(
+            "python", "-m", "cca_ray.sample", space_of(size), "--checkpoint", shown(winner), "--out", "grid.png"
+        ),
         picture=Markup(embedded(size.picture)) if size.picture else "",  # noqa: S704 (base64)
         finalists=tables.finalists(size),
         figures=figures,

@@ -23,7 +23,7 @@ from cca_ray.reporting.settings import Bounds, Settings
 from cca_ray.search.accounts import COUNTED, seconds_of_size
 from cca_ray.search.records import METRICS, ArmName, rung_scores
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
-from cca_ray.storage.uris import is_copy, to_uri
+from cca_ray.storage.uris import database_uri, is_copy, to_uri
 from cca_ray.verdict import best_of
 
 
@@ -208,7 +208,7 @@ def read_database(path: Path) -> dict[str, dict[str, Kept]]:
     """The Optuna studies by size and arm, from a copy of the file, so that nothing is ever written to it."""
     with TemporaryDirectory(prefix="cca_ray-") as scratch:
         try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{snapshot(path, Path(scratch))}")
+            storage = optuna.storages.RDBStorage(database_uri(snapshot(path, Path(scratch))))
             try:
                 kept: dict[str, dict[str, Kept]] = {}
                 for name in optuna.get_all_study_names(storage):

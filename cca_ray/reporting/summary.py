@@ -14,6 +14,7 @@ from cca_ray.reporting.results import read_study, read_summary
 from cca_ray.reporting.text import tuning
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push
+from cca_ray.storage.uris import command_line
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import scored
 
@@ -114,6 +115,7 @@ def report_at_end(
             for path in (page, *sorted((page.parent / size.size).glob("*.png"))):
                 trackers[size.mlflow.experiment].file(size.mlflow.key, path, "report")
     except Exception as error:
-        say(f"no report ({type(error).__name__}: {error}); python -m cca_ray.report {folder.name} tries again")
+        again = command_line("python", "-m", "cca_ray.report", folder.name, "--storage", folder.parent)
+        say(f"no report ({type(error).__name__}: {error}); {again} tries again")
         return None
     return page

@@ -52,7 +52,7 @@ from cca_ray.search.records import ENDED, KEEP_S, METRICS, readable, used_device
 from cca_ray.search.shared_files import base_grid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
 from cca_ray.storage.mirror import exists, pull, push_database
-from cca_ray.storage.uris import is_copy, to_uri
+from cca_ray.storage.uris import database_uri, is_copy, to_uri
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.setup import total_steps
 from cca_ray.training.trial import trial_folder
@@ -68,7 +68,7 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pull(path)
     try:
-        return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+        return optuna.storages.RDBStorage(database_uri(path), engine_kwargs={"connect_args": {"timeout": 60}})
     except Exception as error:  # SQLAlchemy's many kinds
         raise ValueError(
             f"{path}: cannot be used ({type(error).__name__}); move it away, or use another --name"

@@ -1,20 +1,23 @@
 """The local place of a URI, such as s3://bucket/runs, in this node's cache; and the URI of such a place.
 
-The cache's folders are those of the URI, so that nothing else need remember it: scheme and query, bucket, path.
+The cache's folders are those of the URI, so that nothing else need remember it: scheme and query, bucket, path. Here
+is also how a path is written where more than letters count: in the URI of a database, on a command line.
 """
 
 import os
 import re
+import shlex
 import tempfile
+import unicodedata
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, is_secret
 from cca_ray.space_file import is_uri
 
 COPIES = "copies"  # below the cache: files as at their URIs
-SECRET = re.compile(r"(secret|password|token|key)[^=&]*=", re.IGNORECASE)  # in a query
 NO_AUTHORITY = "-"  # the folder of what lies below file:///
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, bytes that are not UTF-8, ends of lines
 
 
 def cache_folder() -> Path:
@@ -31,16 +34,35 @@ def at_home(path: str | Path) -> Path:
         return Path(path)
 
 
+def refuse_unprintable(place: str) -> None:
+    """ConfigError if no line, manifest or report could hold this path."""
+    if any(unicodedata.category(character) in UNPRINTABLE for character in place):
+        raise ConfigError(f"{place!a}: the path holds a line's end, a control character or what is not UTF-8")
+
+
 def local_path(place: str | Path) -> Path:
-    """The local path of a URI; of a path its own, `~` being the home. ConfigError if a URI has credentials."""
+    """The local path of a URI; of a path its own, `~` being the home.
+
+    ConfigError if a URI has credentials or cannot be read, or if a path is not printable.
+    """
     if not is_uri(place):
+        refuse_unprintable(str(at_home(place).absolute()))
         return at_home(place)
-    uri = urlsplit(str(place))
-    if uri.password is not None or SECRET.search(uri.query):
+    refuse_unprintable(unquote(str(place), errors="surrogateescape"))
+    try:
+        uri = urlsplit(str(place))
+        password = uri.password
+    except ValueError as error:
+        raise ConfigError(f"{place}: not a URI: {error}") from None
+    if password is not None or any(is_secret(pair.partition("=")[0]) for pair in uri.query.split("&")):
         raise ConfigError(
             f"{uri.scheme}://...@{uri.netloc.rpartition('@')[2]}{uri.path}: the URI has credentials, which would be "
             "kept with the study; want them in the environment, such as AWS_ACCESS_KEY_ID, or a role of the node"
         )
+    if not uri.scheme:
+        raise ConfigError(f"{place}: not a URI: want SCHEME://PLACE, such as s3://bucket/runs")
+    if "#" in str(place):
+        raise ConfigError(f"{place}: a URI with '#'; write %23 for it")
     path = PurePosixPath(unquote(uri.path).lstrip("/"))
     if ".." in path.parts:
         raise ConfigError(f"{place}: a URI with '..'")
@@ -49,7 +71,9 @@ def local_path(place: str | Path) -> Path:
 
 
 def as_name(text: str) -> str:
-    """As a folder's name that also the URI of a database and a command line can hold."""
+    """As the name of a folder in the cache, never `.`, `..` or `NO_AUTHORITY`."""
+    if not text.strip(".") or text == NO_AUTHORITY:
+        return "".join(f"+{ord(character):02X}" for character in text)
     return quote(text, safe=",=:@").replace("%", "+")
 
 
@@ -79,3 +103,16 @@ def to_uri(path: str | Path) -> str:
 
 def is_copy(path: str | Path) -> bool:
     return copy_of(path) is not None
+
+
+def database_uri(path: Path) -> str:
+    """Of an SQLite file, as SQLAlchemy reads it.
+
+    Escaped is only what would be misread, by Optuna `{}`: MLflow makes the folder that such a URI seems to name.
+    """
+    return "sqlite:///" + re.sub("[%?{}]", lambda found: f"%{ord(found[0]):02X}", str(path))
+
+
+def command_line(*words: str | Path) -> str:
+    """A command as it can be pasted into a shell; paths as `to_uri` names them."""
+    return shlex.join(to_uri(word) if isinstance(word, Path) else word for word in words)

@@ -159,7 +159,8 @@ class Console:
 def fail(message: str, notes: list[str] | None = None) -> NoReturn:
     """One line on stderr, exit code 2. `notes`: where to read more."""
     more = "".join(f" ({note})" for note in notes or [])
-    print(without_secrets(f"error: {' '.join(message.split())}{more}"), file=sys.stderr)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    print(without_secrets(f"error: {line}{more}"), file=sys.stderr)
     sys.exit(2)
 
 

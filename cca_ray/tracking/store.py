@@ -8,7 +8,8 @@ import os
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ def reach(url: str, timeout_s: float = 10.0) -> None:
             pass
     except urllib.error.HTTPError:
         pass  # it answered
+
+
+@contextmanager
+def without_strays(uri: str) -> Iterator[None]:
+    """MLflow takes an SQLite file's URI for its path and makes that path's folder: what is escaped in it is not undone.
+
+    Such folders go again at the end, as far as they are empty.
+    """
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    made = [path for path in (folder, *folder.parents) if uri.startswith("sqlite:///") and not path.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 @dataclass

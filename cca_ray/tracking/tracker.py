@@ -22,6 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.errors import without_secrets
+from cca_ray.storage.uris import command_line
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import STATUS, DataSet, JsonObject, Store
 
@@ -134,7 +135,9 @@ class Tracker:
         except Exception as error:  # MLflow's, SQLAlchemy's, a missing driver's
             raise ValueError(f"MLflow at {self.uri} cannot be used: {cause(error)}") from None
         self.client = self._store.client
-        self.browse = self.uri if self._store.server else f"mlflow server --backend-store-uri {self.uri}"
+        self.browse = (
+            self.uri if self._store.server else command_line("mlflow", "server", "--backend-store-uri", self.uri)
+        )
         self._changed = threading.Condition()  # guards the journal and all that follows
         self._entered, self._done = len(self._journal.entries), 0
         self._hurry = self._stopping = self._unwritten = False

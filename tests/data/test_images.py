@@ -162,13 +162,19 @@ def broken(kind: str, folder: Path) -> None:
     elif kind == "no label":
         folder.mkdir()
         pq.write_table(pa.table({"image": [b"1"], "label": pa.array([None], pa.int64())}), folder / "0.parquet")
+    elif kind == "empty label":
+        folder.mkdir()
+        pq.write_table(pa.table({"image": [b"1", b"2"], "label": ["cat", ""]}), folder / "0.parquet")
+    elif kind == "fractions":
+        folder.mkdir()
+        pq.write_table(pa.table({"image": [b"1"], "label": [0.5]}), folder / "0.parquet")
     elif kind == "stray shard":
         write_tree(folder)
         with tarfile.open(folder / "left.tar", "w") as archive:
             add(archive, "x/0.png", png(picture(0)))
     elif kind == "compressed":
         folder.mkdir()
-        (folder / "train.tar.gz").touch()
+        (folder / "train.TAR.zst").touch()
     elif kind == "paths for images":
         folder.mkdir()
         pq.write_table(pa.table({"image": ["a.png"], "label": [0]}), folder / "0.parquet")
@@ -203,8 +209,10 @@ def broken(kind: str, folder: Path) -> None:
         ("torn parquet", r"0\.parquet: not a readable shard"),
         ("no image column", r"no column image or jpg or png; it has picture, label"),
         ("no label", "row 0 has no label"),
+        ("empty label", "row 1 has no label"),
+        ("fractions", r"row 0 has the label 0\.5; want a class number or name"),
         ("stray shard", r"both shards and loose images, such as .*left\.tar"),
-        ("compressed", r"train\.tar\.gz is compressed: unpack it first"),
+        ("compressed", r"train\.TAR\.zst is compressed: unpack it first"),
         ("paths for images", "its images are string; want bytes, or a struct with bytes"),
         ("huge number", "holds '99999999999', not a class number"),
         ("loop", "again leads nowhere, or back to a folder that contains it"),

@@ -84,6 +84,62 @@ def test_links_count_for_cls_members_too(tmp_path: Path):
     assert seen(archive_of(tmp_path / "s.tar", fill)) == wanted(**{"0": [0, 3], "1": [1, 2]})
 
 
+@pytest.mark.parametrize("order", [".store ant bee", "ant bee .store"])
+def test_a_link_may_lead_to_a_hidden_file_of_the_archive(tmp_path: Path, order: str):
+    """As git-annex and DVC leave data sets: the files in a hidden store, links in the class folders."""
+    tree = tmp_path / "tree"
+    for folder in (".store", "ant", "bee"):
+        (tree / folder).mkdir(parents=True)
+    for seed in (0, 10, 11):
+        (tree / ".store" / str(seed)).write_bytes(png(picture(seed)))
+    (tree / "ant" / "0.png").symlink_to("../.store/0")
+    (tree / "bee" / "0.png").symlink_to("../.store/10")
+    (tree / "bee" / "1.png").hardlink_to(tree / ".store" / "11")
+    (tree / ".gone").symlink_to("/nowhere/.cache")
+    subprocess.run(["tar", "-cf", str(tmp_path / "s.tar"), "-C", str(tree), *order.split(), ".gone"], check=True)
+    (tree / ".gone").unlink()
+    assert seen(tmp_path / "s.tar") == seen(tree) == wanted(ant=[0], bee=[10, 11])
+
+
+def test_a_hard_link_stays_what_it_was_when_its_target_is_replaced(tmp_path: Path):
+    tree = tmp_path / "tree"
+    for name, seed in (("ant", 0), ("bee", 10)):
+        (tree / name).mkdir(parents=True)
+        (tree / name / "x.png").write_bytes(png(picture(seed)))
+    (tree / "bee" / "y.png").hardlink_to(tree / "ant" / "x.png")
+    tar = ["tar", "-C", str(tree)]
+    subprocess.run([*tar, "-cf", str(tmp_path / "s.tar"), "ant", "bee"], check=True)
+    (tree / "ant" / "x.png").unlink()
+    (tree / "ant" / "x.png").write_bytes(png(picture(5)))
+    subprocess.run([*tar, "-rf", str(tmp_path / "s.tar"), "ant/x.png"], check=True)
+    (tmp_path / "unpacked").mkdir()
+    subprocess.run(["tar", "-xf", str(tmp_path / "s.tar"), "-C", str(tmp_path / "unpacked")], check=True)
+    assert seen(tmp_path / "s.tar") == seen(tmp_path / "unpacked") == wanted(ant=[5], bee=[0, 10])
+
+
+@pytest.mark.parametrize("inside", [".", "tree"])
+def test_folders_in_class_folders_are_of_that_class_as_on_a_disk(tmp_path: Path, inside: str):
+    tree = tmp_path / "tree"
+    for folder, seed in (("cat/a", 0), ("cat/b", 1), ("dog/a", 10), ("dog", 11)):
+        (tree / folder).mkdir(parents=True, exist_ok=True)
+        (tree / folder / "x.png").write_bytes(png(picture(seed)))
+    where = tree if inside == "." else tmp_path
+    subprocess.run(["tar", "-cf", str(tmp_path / "s.tar"), "-C", str(where), inside], check=True)
+    assert seen(tmp_path / "s.tar") == seen(tree) == wanted(cat=[0, 1], dog=[10, 11])
+
+
+def test_an_image_beside_the_class_folders_is_an_error_in_a_tree_and_in_a_tar(tmp_path: Path):
+    tree = tmp_path / "tree"
+    for folder, seed in (("ant", 0), ("bee", 10)):
+        (tree / folder).mkdir(parents=True)
+        (tree / folder / "x.png").write_bytes(png(picture(seed)))
+    (tree / "all.png").write_bytes(png(picture(7)))
+    subprocess.run(["tar", "-cf", str(tmp_path / "s.tar"), "-C", str(tmp_path), "tree"], check=True)
+    for where in (tree, tmp_path / "s.tar"):
+        with pytest.raises(ConfigError, match=r"tree/all\.png lies beside the class folders"):
+            list_images(str(where))
+
+
 @pytest.mark.parametrize("target", ["/etc/hostname", "../outside.png", "gone.png", "ant/again.png", ".."])
 def test_a_link_that_leads_out_of_the_archive_is_named(tmp_path: Path, target: str):
     def fill(archive: tarfile.TarFile) -> None:
@@ -121,6 +177,20 @@ def test_a_damaged_header_is_no_end(tmp_path: Path):
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=rf"s\.tar: no end-of-archive mark at byte {third}"):
         list_images(str(path))
+
+
+def test_what_a_download_left_that_took_its_room_first_is_an_error(tmp_path: Path):
+    whole = archive_of(tmp_path / "s.tar", two_classes).read_bytes()
+    (tmp_path / "s.tar").write_bytes(whole[: len(whole) // 4] + bytes(2**22))
+    with pytest.raises(ConfigError, match=r"s\.tar: .* bytes of zeros follow byte \d+: a download"):
+        list_images(str(tmp_path / "s.tar"))
+    (tmp_path / "s.tar").write_bytes(bytes(10240))
+    archive_of(tmp_path / "t.tar", two_classes)
+    with pytest.raises(ConfigError, match=r"s\.tar: an archive of zeros that holds nothing"):
+        list_images(str(tmp_path))
+    (tmp_path / "s.tar").write_bytes(whole + bytes(2**16))  # a large record
+    (tmp_path / "t.tar").unlink()
+    assert seen(tmp_path / "s.tar") == TWO
 
 
 def test_joined_archives_are_an_error(tmp_path: Path):
@@ -220,6 +290,41 @@ def test_images_without_labels_are_an_error_that_says_which_labels_are_read(tmp_
         list_images(str(tmp_path / "s"))
     assert "\n" not in str(error.value)
     assert len(list_images(str(tmp_path / "s"), labelled=False).entries) == 4
+
+
+def test_a_shards_own_name_is_no_class(tmp_path: Path):
+    """img2dataset's, and others': the shard's number begins its members' names, or is their folder."""
+    for kind, name, caption in (("a", "{0}_{1}", ".txt"), ("b", "{0}_{1}", ""), ("c", "{0}/{1}", ".json")):
+        (tmp_path / kind).mkdir()
+        for shard in range(2):
+
+            def fill(archive: tarfile.TarFile, shard: int = shard, name: str = name, caption: str = caption) -> None:
+                for i in range(2):
+                    stem = name.format(f"{shard:05d}", i)
+                    add(archive, f"{stem}.png", png(picture(10 * shard + i)))
+                    if caption:
+                        add(archive, f"{stem}{caption}", b"{}")
+
+            archive_of(tmp_path / kind / f"{shard:05d}.tar", fill)
+        with pytest.raises(ConfigError, match=r"00000\.tar: 00000.*\.png has no label"):
+            list_images(str(tmp_path / kind))
+    (tmp_path / "d").mkdir()
+    for shard in ("00000", "00001"):
+        subprocess.run(["tar", "-xf", str(tmp_path / "c" / f"{shard}.tar"), "-C", str(tmp_path / "d")], check=True)
+    with pytest.raises(ConfigError, match="the folders are numbers, such as 00000, and a caption lies beside each"):
+        list_images(str(tmp_path / "d"))
+    for kind in ("c", "d"):
+        listed = list_images(str(tmp_path / kind), classes=["00001", "00000"])
+        assert listed.labels.tolist() == [1, 1, 0, 0]
+
+
+def test_a_field_for_labels_is_not_passed_over_for_a_tree(tmp_path: Path):
+    for name in ("ant", "bee"):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        (tmp_path / "t" / name / "0.png").write_bytes(png(picture(0)))
+        (tmp_path / "t" / name / "0.json").write_text('{"label": 1}')
+    with pytest.raises(ConfigError, match=r"--label-key is for \.tar and \.parquet"):
+        list_images(str(tmp_path / "t"), label_key="label")
 
 
 def test_labels_come_from_a_field_of_the_json_beside_an_image(tmp_path: Path):
