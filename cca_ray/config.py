@@ -174,6 +174,7 @@ class Score(Strict):
     """How samples are made and scored; with the reference's digest this becomes the protocol."""
 
     features: str | None = None  # checkpoint of the feature network; an embedded base brings its own
+    trust_torchscript: bool = False  # run any program that `features` may be: it is code, which can do what you can
     reference: str | None = None  # .npz with mu and sigma of the real images
     image_size: int | None = Field(None, ge=1)  # pixels a side to which samples are resized; None: as they are
     labels: Literal["balanced", "random"] = "balanced"  # random: as the official LlamaGen sampler draws them

@@ -130,6 +130,7 @@ class Statistics:
     features: Path
     size: int
     out: Path
+    trust_torchscript: bool
 
 
 def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path | None, features: Path | None,
@@ -180,7 +181,7 @@ def check_files(
     if tokens is not None:
         tokens_an_image(load_tokenizer(tokens.family, tokens.tokenizer), tokens.size)
     if statistics is not None:
-        load_extractor(statistics.features)
+        load_extractor(statistics.features, statistics.trust_torchscript)
     return names
 
 
@@ -220,7 +221,10 @@ def from_images(
             console.say(str(counts))
         tell(console, f"token set {digest}", tokens.out, tokens.out / UNREADABLE)
     if statistics is not None:
-        made = make_reference(listing, statistics.features, statistics.size, statistics.out, limit, Pace(console))
+        made = make_reference(
+            listing, statistics.features, statistics.size, statistics.out, limit, Pace(console),
+            statistics.trust_torchscript,
+        )  # fmt: skip
         tell(
             console, f"reference {made.digest}", statistics.out,
             statistics.out.with_name(f"{statistics.out.name}.{UNREADABLE}"),
@@ -273,6 +277,14 @@ def main(
     reference: Annotated[
         Path | None, typer.Option(parser=place, metavar="PATH", help="An .npz for the statistics of the images.")
     ] = None,
+    trust_torchscript: Annotated[
+        bool,
+        typer.Option(
+            "--trust-torchscript",
+            help="Run --features also if it is a TorchScript program that is not NVIDIA's: it is code, which can do "
+            "whatever you can.",
+        ),
+    ] = False,
     reference_size: Annotated[int, typer.Option(min=1, help="Pixels along a side, for --reference.")] = 256,
     part_images: Annotated[int, typer.Option(min=1, help="Images a part, which a stop may lose.")] = 2048,
     max_unreadable: Annotated[int, typer.Option(min=0, help="Images that may be skipped; they are listed.")] = 100,
@@ -287,7 +299,7 @@ def main(
     if out is not None and tokenizer is not None:
         tokens = Tokens(family, tokenizer, size, augmentations, out, part_images)
     if reference is not None and features is not None:
-        statistics = Statistics(features, reference_size, reference)
+        statistics = Statistics(features, reference_size, reference, trust_torchscript)
     names, console = check_files(classes, tokenizer, features, tokens, statistics), Console()
     if npy and tokens is not None:
         from_npy(npy, names, tokens, console)

@@ -19,25 +19,33 @@ AWS_DEFAULT_REGION=$(of_provider region) zones=$(of_provider availability_zone)
 export AWS_DEFAULT_REGION AWS_PAGER=""
 account=$(aws sts get-caller-identity --query Account --output text)
 
-# An incomplete upload is what a node leaves that was killed in the middle of one.
-bucket=$group-$account-$AWS_DEFAULT_REGION
-if ! aws s3api head-bucket --bucket "$bucket" >/dev/null 2>&1; then
+# An incomplete upload is what a node leaves that was killed in the middle of one. Anyone can tell the bucket's name, and
+# may have made it: then it is not ours, and cannot be created.
+bucket=$group-$account-$AWS_DEFAULT_REGION owner=(--expected-bucket-owner "$account")
+if ! aws s3api head-bucket --bucket "$bucket" "${owner[@]}" >/dev/null 2>&1; then
     there=(--create-bucket-configuration "LocationConstraint=$AWS_DEFAULT_REGION")
     [[ $AWS_DEFAULT_REGION != us-east-1 ]] || there=()
-    aws s3api create-bucket --bucket "$bucket" "${there[@]}" >/dev/null
-    aws s3api put-public-access-block --bucket "$bucket" --public-access-block-configuration \
+    if ! aws s3api create-bucket --bucket "$bucket" "${there[@]}" >/dev/null; then
+        echo "error: the bucket $bucket could not be made; if another account has it, nothing must be kept there" >&2
+        exit 1
+    fi
+    aws s3api put-public-access-block --bucket "$bucket" "${owner[@]}" --public-access-block-configuration \
         BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true
-    aws s3api put-bucket-lifecycle-configuration --bucket "$bucket" --lifecycle-configuration '{"Rules": [
+    aws s3api put-bucket-lifecycle-configuration --bucket "$bucket" "${owner[@]}" --lifecycle-configuration '{"Rules": [
         {"ID": "uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
          "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}]}' >/dev/null
 fi
 
-may() {  # role, bucket, what may be done with its objects
+may() {  # role, bucket, what may be done with its objects, under which condition, and what may not
     aws iam put-role-policy --role-name "$1" --policy-name "$2" --policy-document '{
         "Version": "2012-10-17", "Statement": [
-            {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::'"$2"'"},
-            {"Effect": "Allow", "Action": ['"$3"'], "Resource": "arn:aws:s3:::'"$2"'/*"}]}'
+            {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::'"$2"'"'"${4:-}"'},
+            {"Effect": "Allow", "Action": ['"$3"'], "Resource": "arn:aws:s3:::'"$2"'/*"'"${4:-}"'}'"${5:-}"']}'
 }
+ours=', "Condition": {"StringEquals": {"aws:ResourceAccount": "'$account'"}}'
+# What MLflow keeps is code to whoever loads a champion: only the head, where its server is, writes it.
+keep_mlflow=', {"Effect": "Deny", "Action": ["s3:PutObject", "s3:DeleteObject"],
+                "Resource": "arn:aws:s3:::'$bucket'/mlflow/*"}'
 by_ec2='{"Version": "2012-10-17", "Statement": [
     {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]}'
 for role in $group-head $group-worker; do
@@ -46,14 +54,17 @@ for role in $group-head $group-worker; do
         aws iam create-instance-profile --instance-profile-name "$role" >/dev/null
         aws iam add-role-to-instance-profile --instance-profile-name "$role" --role-name "$role"
     fi
-    may "$role" "$bucket" '"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"'
+    denied=$keep_mlflow
+    [[ $role != "$group-head" ]] || denied=
+    may "$role" "$bucket" '"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"' "$ours" "$denied"
     [[ -z $pictures ]] || may "$role" "$pictures" '"s3:GetObject"'
 done
 aws iam put-role-policy --role-name $group-head --policy-name nodes --policy-document '{
     "Version": "2012-10-17", "Statement": [
-        {"Effect": "Allow", "Resource": "*", "Action": [
-            "ec2:RunInstances", "ec2:CreateTags", "ec2:Describe*", "ssm:GetParameters"]},
-        {"Effect": "Allow", "Action": "ec2:TerminateInstances", "Resource": "*",
+        {"Effect": "Allow", "Resource": "*", "Action": ["ec2:RunInstances", "ec2:Describe*", "ssm:GetParameters"]},
+        {"Effect": "Allow", "Action": "ec2:CreateTags", "Resource": "*",
+         "Condition": {"StringEquals": {"ec2:CreateAction": "RunInstances"}}},
+        {"Effect": "Allow", "Action": ["ec2:CreateTags", "ec2:TerminateInstances"], "Resource": "*",
          "Condition": {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": "cca-ray"}}},
         {"Effect": "Allow", "Action": "iam:PassRole", "Resource": "arn:aws:iam::'"$account"':role/'$group'-worker"}]}'
 aws iam create-service-linked-role --aws-service-name spot.amazonaws.com >/dev/null 2>&1 || true  # there already

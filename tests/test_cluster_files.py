@@ -1,6 +1,7 @@
 """Every cluster file, by the schema of whoever reads it and by our own checks; and that the checks can fail."""
 
 import copy
+import json
 import os
 import re
 import shlex
@@ -422,6 +423,64 @@ def test_the_nodes_may_write_to_the_bucket_that_the_script_makes_and_to_nothing_
     roles = ("cca-ray-head", "cca-ray-worker")
     expected = {(role, bucket): write for role in roles} | {(role, "YOUR-PICTURES"): read for role in roles}
     assert allowed(calls) == expected
+
+
+def statements(calls: list[str], role: str, policy: str) -> list[dict[str, Any]]:
+    """Of the policy that a role gets, as IAM reads it."""
+    (call,) = [call for call in calls if f"put-role-policy --role-name {role} --policy-name {policy} " in call]
+    return list(json.loads(call.partition("--policy-document ")[2])["Statement"])
+
+
+def test_a_bucket_that_another_account_has_made_is_not_adopted(tmp_path: Path):
+    calls, _ = calls_of_the_script(tmp_path, "", "203.0.113.7/32")
+    bucket = "cca-ray-123456789012-us-west-2"
+    of_bucket = [call for call in calls if call.startswith("s3api") and "create-bucket" not in call]
+    assert len(of_bucket) == 3
+    assert all(f"--bucket {bucket} --expected-bucket-owner 123456789012" in call for call in of_bucket)
+    for role in ("cca-ray-head", "cca-ray-worker"):
+        for statement in statements(calls, role, bucket):
+            condition = {"StringEquals": {"aws:ResourceAccount": "123456789012"}}
+            assert statement["Effect"] == "Deny" or statement["Condition"] == condition
+    (tmp_path / "aws").write_text(ACCOUNT.replace("*head-bucket*) [[ -n $DONE ]]", "*bucket*) false"))
+    around = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls"), "DONE": ""}
+    script = [str(ROOT / "deploy" / "aws.sh"), "203.0.113.7/32"]
+    ended = subprocess.run(script, capture_output=True, text=True, env=around, timeout=60)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"the bucket {bucket} could not be made" in ended.stderr
+
+
+def test_the_head_tags_and_ends_what_it_has_started_and_nothing_else(tmp_path: Path):
+    calls, _ = calls_of_the_script(tmp_path, "", "203.0.113.7/32")
+    found = statements(calls, "cca-ray-head", "nodes")
+    conditions = [s.get("Condition") for s in found for action in s["Action"] if action == "ec2:CreateTags"]
+    conditions += [s.get("Condition") for s in found if s["Action"] == "ec2:CreateTags"]
+    ours = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": "cca-ray"}}
+    assert conditions == [ours, {"StringEquals": {"ec2:CreateAction": "RunInstances"}}]
+    assert [s["Condition"] for s in found if "ec2:TerminateInstances" in s["Action"]] == [ours]
+
+
+def test_workers_cannot_write_what_mlflow_keeps(tmp_path: Path):
+    calls, _ = calls_of_the_script(tmp_path, "", "203.0.113.7/32")
+    bucket = "cca-ray-123456789012-us-west-2"
+    denied = {"Effect": "Deny", "Action": ["s3:PutObject", "s3:DeleteObject"],
+              "Resource": f"arn:aws:s3:::{bucket}/mlflow/*"}  # fmt: skip
+    assert denied in statements(calls, "cca-ray-worker", bucket)
+    assert denied not in statements(calls, "cca-ray-head", bucket)
+
+
+def test_pods_that_train_and_mlflow_get_no_token_of_kubernetes():
+    (deployment,) = [document for document in manifests() if document["kind"] == "Deployment"]
+    pods = [group["template"]["spec"] for group in cluster(manifests())["workerGroupSpecs"]]
+    assert len(pods) >= 3
+    assert all(pod["automountServiceAccountToken"] is False for pod in [*pods, deployment["spec"]["template"]["spec"]])
+
+
+def test_google_clouds_default_rules_are_closed_for_the_nodes():
+    rules = [line for line in map(" ".join, told()) if "firewall-rules create" in line]
+    assert all("--target-tags cca-ray" in rule for rule in rules)
+    priority = {rule: int(re.search(r"--priority (\d+)", rule)[1]) for rule in rules}  # type: ignore[index]
+    (closed,) = [rule for rule in rules if "--action deny --rules all --source-ranges 0.0.0.0/0" in rule]
+    assert all(priority[rule] < priority[closed] < 1000 for rule in rules if rule != closed)  # 1000: by default
 
 
 def test_what_the_script_says_fills_the_cluster_file(tmp_path: Path):

@@ -23,7 +23,7 @@ from cca_ray.errors import ConfigError, first_line
 from cca_ray.models.base import Tokenizer
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push, remove
-from cca_ray.storage.uris import cache_folder
+from cca_ray.storage.uris import own_cache, path_below
 
 MANIFEST, UNREADABLE = "manifest.json", "unreadable.txt"
 LARGE = 2**30  # bytes of tokens above which they are mapped from a file instead of held by every process
@@ -193,6 +193,8 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
         meta = TokenMeta.model_validate(manifest["meta"])
         parts, digest = manifest["parts"], str(manifest["digest"])
         rows = [int(part["rows"]) for part in parts]
+        for name in (digest, *(part["name"] for part in parts)):
+            path_below(folder, name)
     except FileNotFoundError:
         raise ValueError(f"{folder}: no finished token set here ({MANIFEST} is written last)") from None
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, ValidationError) as error:
@@ -207,7 +209,7 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
     if 2 * np.prod(shape) <= large:
         labels, tokens = zip(*content(), strict=True)
         return TokenSet(np.concatenate(labels).astype(np.int64), np.concatenate(tokens), meta, digest)
-    return TokenSet(*unpacked(cache_folder() / digest, shape, content), meta, digest)
+    return TokenSet(*unpacked(own_cache() / digest, shape, content), meta, digest)
 
 
 def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:

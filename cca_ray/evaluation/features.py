@@ -3,6 +3,8 @@
 The networks themselves: our own small classifier (`small_network`), and Inception in two ports (`inception`).
 """
 
+import hashlib
+import io
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from cca_ray.errors import first_line
 from cca_ray.models.files import digest_of_weights, read_checkpoint
 from cca_ray.registry import EXTRACTORS, PluginInfo, owner_of
+
+# Of NVIDIA's inception-2015-12-05.pt: clean-fid, k-diffusion and others check or record the same one.
+NVIDIA_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
 Provided = Literal["pooled", "spatial", "probabilities"]
 WHERE = (
@@ -68,20 +73,34 @@ class Extractor(nn.Module):
 
 
 class FeatureFile:
-    """A file that may hold a feature network. What of it is read is read once; no code in it runs but TorchScript's."""
+    """A file that may hold a feature network. What of it is read is read once.
 
-    def __init__(self, path: Path):
-        self.path = path
+    No code in it runs, but for TorchScript: that of NVIDIA's published file, and any other if it is `trusted`.
+    """
+
+    def __init__(self, path: Path, trusted: bool = False):
+        self.path, self.trusted = path, trusted
 
     @cached_property
     def program(self) -> torch.jit.ScriptModule | None:
-        """Of TorchScript, whose archives hold code; None if it is none. ValueError if it is one but cannot be read."""
+        """Of TorchScript, whose archives hold code; None if it is none.
+
+        ValueError if it is one that cannot be read, or that nobody trusts.
+        """
         if not zipfile.is_zipfile(self.path) or not any("/code/" in n for n in zipfile.ZipFile(self.path).namelist()):
             return None
+        content = self.path.read_bytes()  # what is compared is what is loaded
+        sha256 = hashlib.sha256(content).hexdigest()
+        if not self.trusted and sha256 != NVIDIA_SHA256:
+            raise ValueError(
+                f"{self.path}: is TorchScript, a program that would run on your machine, and not NVIDIA's published "
+                f"inception-2015-12-05.pt (its SHA-256 is {sha256}); if you trust whoever made it, say so: "
+                "score.trust_torchscript=true, or prepare --trust-torchscript"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which NVIDIA's file is
             try:
-                return torch.jit.load(self.path, map_location="cpu").eval()
+                return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
             except RuntimeError as error:
                 raise ValueError(f"{self.path}: not a readable program ({first_line(error)})") from None
 
@@ -128,11 +147,14 @@ def extract(extractor: Extractor, images: Tensor) -> Features:
         return extractor(images)
 
 
-def load_extractor(path: str | Path) -> Extractor:
-    """A frozen feature network of any registered kind. ValueError, which says where to get one, if there is none."""
+def load_extractor(path: str | Path, trust_torchscript: bool = False) -> Extractor:
+    """A frozen feature network of any registered kind. ValueError, which says where to get one, if there is none.
+
+    `trust_torchscript`: run any program in the file, not only NVIDIA's.
+    """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; score.features wants {WHERE}")
-    file = FeatureFile(Path(path))
+    file = FeatureFile(Path(path), trust_torchscript)
     for name in EXTRACTORS.names():
         kind = EXTRACTORS.get(name)
         if not isinstance(kind, ExtractorKind):

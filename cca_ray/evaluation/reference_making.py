@@ -30,9 +30,9 @@ from cca_ray.storage.uris import local_path, to_uri
 class ExtractFeatures(Worker):
     """Holds a feature network: the centre squares -> pooled [B, D] and, if it has them, spatial [B, S]."""
 
-    def __init__(self, features: str, size: int):
+    def __init__(self, features: str, size: int, trust_torchscript: bool):
         pull(path := local_path(features))
-        self.extractor: Extractor = load_extractor(path).to(local_device())
+        self.extractor: Extractor = load_extractor(path, trust_torchscript).to(local_device())
         self.square = Square("adm", size)
 
     def __call__(self, rows: Columns) -> Columns:
@@ -42,12 +42,19 @@ class ExtractFeatures(Worker):
         return {**without_pixels(rows), "pooled": found.pooled.cpu().numpy(), **spatial}
 
 
-def make_reference(listing: Listing, features: Path, size: int, out: Path, limit: int, progress: Progress) -> Reference:
+def make_reference(
+    listing: Listing, features: Path, size: int, out: Path, limit: int, progress: Progress,
+    trust_torchscript: bool = False,
+) -> Reference:  # fmt: skip
     """Statistics of a collection's images, centre-cropped; the same to the last digit on any number of nodes."""
     parts = cut_into_parts(len(listing.entries), 2048)
     unreadable: list[str] = []
     listed = out.with_name(f"{out.name}.{UNREADABLE}")
-    arguments = {"features": to_uri(features.absolute()), "size": size}
+    arguments = {
+        "features": to_uri(features.absolute()),
+        "size": size,
+        "trust_torchscript": trust_torchscript,
+    }
     chosen = evenly_spaced(len(listing.entries))  # whose features are kept
     waiting: dict[int, dict[str, Moments]] = {}
     merged: dict[str, Moments] = {}

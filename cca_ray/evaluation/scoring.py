@@ -71,12 +71,14 @@ def load_tokens(folder: str) -> TokenSet:
 
 @lru_cache(maxsize=2)
 def load_scoring(
-    family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device, graphs: bool
-) -> Scoring:
+    family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device, graphs: bool,
+    trust_torchscript: bool = False,
+) -> Scoring:  # fmt: skip
     """Kept between the trials of one process."""
     for path in (tokenizer, features, reference):
         pull(Path(path))
-    meta, extractor, statistics = load_tokens(tokens).meta, load_extractor(features), Reference.load(reference)
+    meta, statistics = load_tokens(tokens).meta, Reference.load(reference)
+    extractor = load_extractor(features, trust_torchscript)
     decoder = load_tokenizer(family, tokenizer)
     if digest_of_weights(decoder) != meta.tokenizer:
         raise ValueError(f"{tokenizer}: is not the tokenizer that made {tokens}; prepare the tokens with this one")
@@ -98,6 +100,7 @@ def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:
         config.data.tokens,
         device,
         config.placement.compile and device.type == "cuda",
+        config.score.trust_torchscript,
     )
     return replace(scoring, metrics=metrics_of(config, scoring))
 

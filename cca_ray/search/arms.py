@@ -208,6 +208,7 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, o
     for section, keys in {**PATHS, "search": ("trials", "max_concurrent", "replicates")}.items():
         for key in keys:
             content[section].pop(key)
+    content["score"].pop("trust_torchscript")  # the file itself counts
     content.pop("plugins")
     if used := config.plugins_used():
         content["plugins"] = {info.module: f"{info.version} {info.digest}".lstrip() for info in used}

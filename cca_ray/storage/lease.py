@@ -19,7 +19,7 @@ from cca_ray.contracts import Contract
 from cca_ray.errors import ConfigError
 from cca_ray.storage.mirror import pull, push, remove, written_at
 from cca_ray.storage.remote import upload
-from cca_ray.storage.uris import cache_folder, is_copy, to_uri
+from cca_ray.storage.uris import is_copy, own_cache, to_uri
 
 LEASE = "driver.json"
 RENEW_S, STALE_S = 10.0, 60.0
@@ -28,8 +28,7 @@ SETTLE_S = 1.0  # until what two wrote at the same time can be read back
 
 def cache_id() -> str:
     """Names this node's cache: whoever shares it meets the lock of its folder too."""
-    path = cache_folder() / "id"
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = own_cache() / "id"
     with suppress(FileExistsError), path.open("x") as file:
         file.write(uuid.uuid4().hex)
     return path.read_text()

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from cca_ray.contracts import Contract
 from cca_ray.errors import ConfigError
 from cca_ray.storage.remote import AT_ONCE, Entry, delete, download, folders_in, inside, state, upload
-from cca_ray.storage.uris import COPIES, cache_folder, is_copy, to_uri
+from cca_ray.storage.uris import COPIES, cache_folder, is_copy, path_below, to_uri
 
 RECORDS = "records"  # below the cache: of each copy, which version it is
 PATIENCE_S = (1.0, 2.0, 4.0, 8.0)  # waits between tries
@@ -58,7 +58,8 @@ def trying(do: Callable[[], object]) -> None:
 @contextmanager
 def record(path: Path) -> Iterator[TextIO]:
     """The file that says which version a copy is. It is locked: a node's processes come one after the other."""
-    kept = cache_folder() / RECORDS / path.relative_to(cache_folder() / COPIES)
+    root = cache_folder()
+    kept = root / RECORDS / path_below(root / COPIES, str(path.relative_to(root / COPIES)))
     kept = kept.with_name(f"{kept.name}.json")  # a folder and a file may have the same name
     kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with kept.open("a+") as file:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cca_ray.errors import first_line
-from cca_ray.storage.uris import copy_of, to_uri
+from cca_ray.storage.uris import copy_of, path_below, to_uri
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -104,13 +104,14 @@ def state(path: Path) -> Entry | None:
 
 
 def inside(folder: Path, recursive: bool = False) -> dict[PurePosixPath, Entry]:
-    """What lies in a folder, by its path there; nothing if there is none."""
+    """What lies in a folder, by its path there; nothing if there is none. ConfigError for a name that leads out."""
     from pyarrow import fs
 
     with telling(folder):
         files, name = remote(folder)
         found = files.get_file_info(fs.FileSelector(name, allow_not_found=True, recursive=recursive))
-    return {PurePosixPath(info.path).relative_to(name): Entry.of(info) for info in found}
+    below = name.rstrip("/")
+    return {path_below(folder, info.path.removeprefix(below).removeprefix("/")): Entry.of(info) for info in found}
 
 
 def folders_in(folder: Path) -> set[str]:

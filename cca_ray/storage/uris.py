@@ -7,8 +7,10 @@ is also how a path is written where more than letters count: in the URI of a dat
 import os
 import re
 import shlex
+import stat
 import tempfile
 import unicodedata
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
@@ -22,8 +24,43 @@ UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, bytes th
 
 def cache_folder() -> Path:
     """On this node; $CCA_RAY_CACHE, or below the temporary folder."""
-    folder = os.environ.get("CCA_RAY_CACHE") or Path(tempfile.gettempdir()) / f"cca_ray-{os.getuid()}"
-    return Path(folder).resolve()
+    if chosen := os.environ.get("CCA_RAY_CACHE"):
+        return Path(chosen).resolve()
+    return Path(tempfile.gettempdir()).resolve() / f"cca_ray-{os.getuid()}"  # not resolved: a link is refused
+
+
+def own_cache() -> Path:
+    """The cache's folder, made for its user alone, before anything is written there.
+
+    ConfigError if the one below the temporary folder, whose name anyone can tell, was set up by another user.
+    $CCA_RAY_CACHE is its user's own choice, and may be shared.
+    """
+    folder = cache_folder()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not os.environ.get("CCA_RAY_CACHE") and (why := open_to_others(folder)):
+        raise ConfigError(f"{folder}: {why}, so what is there may be theirs; set CCA_RAY_CACHE to a folder of yours")
+    return folder
+
+
+def open_to_others(folder: Path) -> str | None:
+    """How other users could write there, or put another folder in its place; None if they cannot."""
+    us, found = os.getuid(), folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return "is a link, which another user may have made"
+    if found.st_uid != us:
+        return "belongs to another user"
+    if found.st_mode & 0o022:
+        return "can be written to by other users"
+    folder.chmod(0o700)
+    for parent in folder.parents:
+        found = parent.stat()
+        if found.st_uid not in (0, us):
+            return f"lies in {parent}, which belongs to another user"
+        if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+            return f"lies in {parent}, where other users may rename it"
+    return None
 
 
 def at_home(path: str | Path) -> Path:
@@ -64,10 +101,19 @@ def local_path(place: str | Path) -> Path:
     if "#" in str(place):
         raise ConfigError(f"{place}: a URI with '#'; write %23 for it")
     path = PurePosixPath(unquote(uri.path).lstrip("/"))
-    if ".." in path.parts:
+    if ".." in (*path.parts, uri.netloc):
         raise ConfigError(f"{place}: a URI with '..'")
+    if "\0" in str(path):
+        raise ConfigError(f"{place}: a URI with a NUL")
     kind = uri.scheme + (f",{uri.query}" if uri.query else "")
-    return cache_folder() / COPIES / as_name(kind) / (as_name(uri.netloc) or NO_AUTHORITY) / path
+    return own_cache() / COPIES / as_name(kind) / (as_name(uri.netloc) or NO_AUTHORITY) / path
+
+
+def path_below(folder: Path, name: str) -> PurePosixPath:
+    """Where in a folder something lies that others have named. ConfigError if it would not: an object has any name."""
+    if "\0" in name or {"", ".", ".."} & set(name.split("/")):
+        raise ConfigError(f"{to_uri(folder)}: {name!r} is there, whose name is no path below it; remove or rename it")
+    return PurePosixPath(name)
 
 
 def as_name(text: str) -> str:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cca_ray.evaluation import features
 from cca_ray.evaluation.features import extract, load_extractor
 from cca_ray.evaluation.inception import INCEPTION, NVIDIA_INCEPTION, Inception, ScriptedInception, resize_tf1
 from cca_ray.testing.extractor_conformance import ExtractorConformance
@@ -90,10 +92,42 @@ def test_images_are_resized_as_tensorflow_1_does():
 def test_nvidias_program_is_known_by_its_content(tmp_path: Path):
     program = torch.jit.script(Nvidias(1008))
     program.save(str(tmp_path / "weights.pth"))
-    extractor = load_extractor(tmp_path / "weights.pth")
+    extractor = load_extractor(tmp_path / "weights.pth", trust_torchscript=True)
     assert isinstance(extractor, ScriptedInception)
     images = torch.from_numpy(GOLDEN["images"])
     features, inputs = extract(extractor, images), images.permute(0, 3, 1, 2)
     torch.testing.assert_close(features.pooled, program(inputs, return_features=True))
     torch.testing.assert_close(features.probabilities, program(inputs, no_output_bias=True))
     assert features.spatial is None
+
+
+class Loud(Nvidias):
+    """A program that runs as soon as it is loaded."""
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[nn.Conv2d, nn.Linear, bool]:
+        return (self.layers, self.output, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[nn.Conv2d, nn.Linear, bool]) -> None:
+        print("it runs")
+        self.layers = state[0]
+        self.output = state[1]
+        self.training = state[2]
+
+
+def test_a_program_that_is_not_nvidias_runs_only_where_it_is_trusted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.script(Loud(1008)).save(str(path))
+    with pytest.raises(ValueError, match="a program that would run on your machine, and not NVIDIA's") as error:
+        load_extractor(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256 in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "it runs" not in capfd.readouterr().out
+    load_extractor(path, trust_torchscript=True)
+    assert "it runs" in capfd.readouterr().out
+    monkeypatch.setattr(features, "NVIDIA_SHA256", sha256)  # as if this were the published file
+    assert isinstance(load_extractor(path), ScriptedInception)
