@@ -74,10 +74,12 @@ class Model(nn.Module, ABC):
     """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`: row t predicts token t.
 
     Labels are 0 to `null_label`, which is no class: the null condition. Names of parameters are those of the official
-    files. A buffer that no checkpoint holds is not persistent.
+    files. A buffer that no checkpoint holds is not persistent. `exact`: how names end of what is sampled in float32
+    even where the weights are in bfloat16.
     """
 
     config: ModelConfig
+    exact: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -132,10 +132,14 @@ def whole_model(model: Model, weights: Weights, device: torch.device) -> Model:
 
 @torch.no_grad()
 def for_sampling(model: Model, placement: Placement, group: Group) -> Model:
-    """The same model on this worker's device, its weights in the precision of the placement; tables stay exact."""
+    """The same model on this worker's device, what a checkpoint holds of it in the precision of the placement.
+
+    Its `exact` tensors stay in float32, and so do tables that it computes itself and codes of its tokenizer.
+    """
     kind = precision(placement, group.device)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(group.device, kind)
+    for name, tensor in model.state_dict(keep_vars=True).items():  # parameters, and buffers that they are added to
+        if tensor.is_floating_point() and not name.endswith(model.exact):
+            tensor.data = tensor.data.to(group.device, kind)
     return model.to(group.device)
 
 

@@ -78,7 +78,7 @@ class Attention(nn.Module):
         qkv = F.linear(x_BTC, self.mat_qkv.weight, bias).unflatten(-1, (3, self.n_head, -1))
         q, k, v = (y.transpose(1, 2) for y in qkv.unbind(2))
         if self.l2_norm:
-            q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=MAX_SCALE).exp()
+            q = (F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=MAX_SCALE).exp()).type_as(q)
             k = F.normalize(k, dim=-1)
         if cache is not None:
             end = position + x_BTC.shape[1]
@@ -154,6 +154,7 @@ class VAR(Model):
 
     config: VARConfig
     head: nn.Linear
+    exact = ("scale_mul_1H11",)  # goes through exp: rounded to bfloat16, it turns a temperature of 100 into 98.9
 
     def __init__(self, config: VARConfig):
         super().__init__(config)

@@ -10,6 +10,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cca_ray.cluster.placement import autocast
 from cca_ray.config import Pretrain
 from cca_ray.evaluation.sampler import Decoder, Decoding, GraphDecoder, decode_images, sample_tokens, uniforms
 from cca_ray.models.base import Model, Tokenizer
@@ -28,10 +30,11 @@ from cca_ray.models.family import Family, Fields
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, save_official
 from cca_ray.models.parallel import Group, for_sampling
-from cca_ray.placement_config import Placement
+from cca_ray.placement_config import Placement, Precision
 from cca_ray.registry import FAMILIES
 
 CODES, CLASSES = 32, 10
+CPU = Group(device=torch.device("cpu"))
 
 
 class Pair(NamedTuple):
@@ -43,6 +46,32 @@ class Pair(NamedTuple):
         """Labels [count], the null label among them if there are many, and random tokens [count, L]."""
         generator = torch.Generator().manual_seed(1)
         return torch.arange(count) % (CLASSES + 1), torch.randint(CODES, (count, self.length), generator=generator)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computing:
+    """How a trial computes: training keeps its weights in float32 under autocast, sampling has weights of its own."""
+
+    precision: Precision
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(precision=self.precision)
+
+    def training(self) -> AbstractContextManager[None]:
+        return autocast(self.placement, CPU.device)
+
+    def sampled(self, model: Model) -> Model:
+        """A copy, as it is sampled."""
+        return for_sampling(deepcopy(model), self.placement, CPU)
+
+    def assert_close(self, found: Tensor, expected: Tensor) -> None:
+        """Equal but for rounding; in bfloat16, whose rounding adds up over layers, in the mean."""
+        if self.precision == "float32":
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        else:
+            assert found.isfinite().all()
+            assert (found - expected).abs().mean() < 0.03 * expected.std()
 
 
 class FamilyConformance:
@@ -96,6 +125,10 @@ class FamilyConformance:
                     torch.nn.init.normal_(parameter, std=0.3)
         return Pair(model, tokenizer, tokenizer.config.length(cls.image_size))
 
+    @pytest.fixture(params=["float32", "bfloat16"])
+    def computing(self, request: pytest.FixtureRequest) -> Computing:
+        return Computing(request.param)
+
     def counted(self, cache: Any) -> Any:
         """What of a cache `cache_bytes` counts."""
         return cache
@@ -132,11 +165,13 @@ class FamilyConformance:
         assert pair.tokenizer.decode(tokens).shape == (2, 3, self.image_size, self.image_size)
         assert decode_images(pair.tokenizer, tokens).dtype == torch.uint8
 
-    def test_logits_have_a_row_for_every_token(self, pair: Pair) -> None:
+    def test_logits_have_a_row_for_every_token(self, pair: Pair, computing: Computing) -> None:
         labels, tokens = pair.some()
-        logits = pair.model(labels, tokens)
+        with computing.training():
+            logits = pair.model(labels, tokens)
         assert logits.shape == (*tokens.shape, CODES)
         assert logits.dtype == torch.float32
+        computing.assert_close(logits, pair.model(labels, tokens))
 
     def test_the_head_makes_the_logits_of_what_is_hidden(self, pair: Pair) -> None:
         labels, tokens = pair.some()
@@ -159,33 +194,54 @@ class FamilyConformance:
         null, first = pair.model(torch.tensor([CLASSES]), tokens), pair.model(torch.tensor([0]), tokens)
         assert not torch.allclose(null, first)
 
-    def test_log_likelihoods_are_those_of_the_logits(self, pair: Pair) -> None:
+    def test_log_likelihoods_are_those_of_the_logits(self, pair: Pair, computing: Computing) -> None:
         labels, tokens = pair.some()
-        expected = pair.model(labels, tokens).log_softmax(-1).gather(2, tokens[..., None]).sum((1, 2))
-        torch.testing.assert_close(Scorer(pair.model)(labels, tokens), expected)
+        with computing.training():
+            expected = pair.model(labels, tokens).log_softmax(-1).gather(2, tokens[..., None]).sum((1, 2))
+            logps = Scorer(pair.model)(labels, tokens)
+        assert logps.dtype == torch.float32
+        torch.testing.assert_close(logps, expected)  # the same logits, whatever made them
 
-    def test_dropout_is_the_rows_own(self, pair: Pair) -> None:
+    def test_dropout_is_the_rows_own(self, pair: Pair, computing: Computing) -> None:
         labels, tokens = pair.some()
         keys = dropout_keys(np.arange(4), 0)
-        whole = pair.model(labels, tokens, Dropout(0.3, keys))
-        torch.testing.assert_close(pair.model(labels[2:], tokens[2:], Dropout(0.3, keys[2:])), whole[2:])
-        assert not torch.allclose(whole, pair.model(labels, tokens))
+        with computing.training():
+            whole = pair.model(labels, tokens, Dropout(0.3, keys))
+            part = pair.model(labels[2:], tokens[2:], Dropout(0.3, keys[2:]))
+        computing.assert_close(part, whole[2:])
+        assert not torch.allclose(whole, pair.model(labels, tokens), rtol=0.1, atol=0.1)
 
-    def test_every_parameter_learns(self, pair: Pair) -> None:
+    def test_every_parameter_learns(self, pair: Pair, computing: Computing) -> None:
         labels, tokens = pair.some()
         model = deepcopy(pair.model).requires_grad_(True)
-        Scorer(model)(labels, tokens).sum().backward()
-        assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+        with computing.training():
+            logps = Scorer(model)(labels, tokens)
+        logps.sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.dtype == torch.float32
+            assert parameter.grad.isfinite().all(), name
 
     # Sampling.
 
-    def test_decoding_with_the_cache_equals_the_whole_sequence(self, pair: Pair) -> None:
+    def test_the_weights_are_sampled_in_the_precision_that_is_asked_for(self, pair: Pair, computing: Computing) -> None:
+        model = computing.sampled(pair.model)
+        state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        exact = {name for name in state if name.endswith(model.exact)}
+        assert {state[name].dtype for name in exact} <= {torch.float32}
+        assert {state[name].dtype for name in state.keys() - exact} == {getattr(torch, computing.precision)}
+        assert all(any(name.endswith(ending) for name in exact) for ending in model.exact)
+
+    def test_decoding_with_the_cache_equals_the_whole_sequence(self, pair: Pair, computing: Computing) -> None:
         labels, tokens = pair.some()
-        cache, logits, begin, last = pair.model.new_cache(len(labels)), [], 0, None
-        for step, count in enumerate(pair.model.decode_steps):
-            logits.append(pair.model.decode(labels, last, step, cache))
+        model = computing.sampled(pair.model)
+        cache, logits, begin, last = model.new_cache(len(labels)), list[Tensor](), 0, None
+        for step, count in enumerate(model.decode_steps):
+            logits.append(model.decode(labels, last, step, cache))
             last, begin = tokens[:, begin : begin + count], begin + count
-        torch.testing.assert_close(torch.cat(logits, dim=1), pair.model(labels, tokens), rtol=1e-4, atol=1e-4)
+        assert logits[0].dtype == torch.float32
+        computing.assert_close(torch.cat(logits, dim=1), pair.model(labels, tokens))
+        computing.assert_close(model(labels, tokens), pair.model(labels, tokens))
 
     def test_guidance_of_scale_1_is_no_guidance(self, pair: Pair) -> None:
         labels, noise = torch.arange(8), uniforms(0, np.arange(8), pair.length)
@@ -209,27 +265,29 @@ class FamilyConformance:
         assert torch.equal(sample_tokens(pair.model, labels[4:5], noise[4:5], decoding), whole[4:5])
 
     @pytest.mark.parametrize("scale", [1.0, 2.0])
-    def test_a_decoder_is_used_for_batch_after_batch(self, pair: Pair, scale: float) -> None:
-        check_decoder(pair.model, Decoder(pair.model), torch.device("cpu"), pair.length, scale)
+    def test_a_decoder_is_used_for_batch_after_batch(self, pair: Pair, computing: Computing, scale: float) -> None:
+        model = computing.sampled(pair.model)
+        check_decoder(model, Decoder(model), CPU.device, pair.length, scale)
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
     @pytest.mark.parametrize("scale", [1.0, 2.0])
-    def test_cuda_graphs_change_no_image(self, pair: Pair, scale: float) -> None:
+    def test_cuda_graphs_change_no_image(self, pair: Pair, computing: Computing, scale: float) -> None:
         device = torch.device("cuda")
-        model = deepcopy(pair.model).to(device)
+        model = computing.sampled(pair.model).to(device)
         check_decoder(model, GraphDecoder(model), device, pair.length, scale)
 
-    def test_the_cache_is_as_large_as_it_says(self, pair: Pair) -> None:
-        tensors = tensors_in(self.counted(pair.model.new_cache(3)))
-        assert sum(t.numel() * t.element_size() for t in tensors) == 3 * pair.model.cache_bytes
+    def test_the_cache_is_as_large_as_it_says(self, pair: Pair, computing: Computing) -> None:
+        model = computing.sampled(pair.model)
+        tensors = tensors_in(self.counted(model.new_cache(3)))
+        assert sum(t.numel() * t.element_size() for t in tensors) == 3 * model.cache_bytes
 
-    def test_half_precision_samples(self, pair: Pair) -> None:
-        group = Group(device=torch.device("cpu"))
-        model = for_sampling(deepcopy(pair.model), Placement(precision="bfloat16"), group)
+    @pytest.mark.parametrize("scale", [1.0, 2.0])
+    def test_samples_are_images(self, pair: Pair, computing: Computing, scale: float) -> None:
         noise = uniforms(0, np.arange(3), pair.length)
-        tokens = sample_tokens(model, torch.arange(3), noise, Decoding(2.0))
+        tokens = sample_tokens(computing.sampled(pair.model), torch.arange(3), noise, Decoding(scale))
         assert tokens.shape == (3, pair.length)
         assert (tokens < CODES).all()
+        assert decode_images(pair.tokenizer, tokens).shape == (3, self.image_size, self.image_size, 3)
 
     # Files.
 

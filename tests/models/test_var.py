@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.var import VAR, VARConfig
 from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
@@ -45,17 +46,6 @@ def token_logps(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
 
 
-def greedy(model: VAR, labels: torch.Tensor, cfg: float) -> torch.Tensor:
-    """The official sampler at top-k 1: guidance from 0 at the first scale to `cfg` at the last. tokens [B, L]."""
-    both = torch.cat([labels, torch.full_like(labels, model.null_label)])
-    cache, tokens = model.new_cache(len(both)), []
-    for step in range(len(model.decode_steps)):
-        cond, uncond = model.decode(both, tokens[-1].repeat(2, 1) if tokens else None, step, cache).chunk(2)
-        t = cfg * step / (len(model.decode_steps) - 1)
-        tokens.append(((1 + t) * cond - t * uncond).argmax(-1))
-    return torch.cat(tokens, dim=1)
-
-
 def test_logits_are_the_official_ones(tiny: VAR):
     content = golden("var_tiny.npz")
     labels, tokens = labels_and_tokens(content)
@@ -67,9 +57,19 @@ def test_logits_are_the_official_ones(tiny: VAR):
 
 @pytest.mark.parametrize("cfg", [0.0, 1.5])
 def test_greedy_samples_are_the_official_ones(tiny: VAR, tokenizer: VARVQVAE, cfg: float):
+    """By the sampler that studies use, at top-k 1; our guidance scale is the official `cfg` and 1."""
     content = golden("var_tiny.npz")
-    tokens = greedy(tiny, torch.from_numpy(content["labels"][:2]), cfg)
-    np.testing.assert_allclose((tokenizer.decode(tokens) + 1) / 2, content[f"greedy_cfg{cfg}"], rtol=0, atol=1e-4)
+    labels = torch.from_numpy(content["labels"][:2])
+    tokens = sample_tokens(tiny, labels, uniforms(0, np.arange(2), 30), Decoding(1 + cfg, top_k=1))
+    images, official = tokenizer.decode(tokens), content[f"greedy_cfg{cfg}"]
+    np.testing.assert_allclose((images + 1) / 2, official, rtol=0, atol=1e-4)
+    pixels = torch.from_numpy(official).mul(255).byte().permute(0, 2, 3, 1)  # rounded as the official script does
+    np.testing.assert_allclose(decode_images(tokenizer, tokens), pixels, rtol=0, atol=1)
+
+
+def test_guidance_grows_from_none_at_the_first_scale_to_all_at_the_last(tiny: VAR):
+    assert [tiny.guidance_at(2.5, step) for step in range(4)] == [1.0, 1.5, 2.0, 2.5]
+    assert [tiny.guidance_at(1.0, step) for step in range(4)] == [1.0] * 4
 
 
 @torch.inference_mode()
