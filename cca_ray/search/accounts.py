@@ -51,8 +51,8 @@ def seconds_of_study(sizes: Iterable[Mapping[str, Any]], before: float = math.in
 class RunClock:
     """Counts a run of a size, and writes it down every few seconds while it is entered.
 
-    `memory`: the size's control. `started`: by the monotonic clock; now, unless it is given. `trials`: how many have
-    ended; a run that finds as many as a finished one left, and so nothing to do, counts nothing.
+    `memory`: the size's control. `started`: by the monotonic clock; now, unless it is given. `trials`: how many are
+    begun; a run that has no more of them than a finished one left, and so nothing to do, counts nothing.
     """
 
     def __init__(

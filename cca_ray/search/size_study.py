@@ -129,7 +129,7 @@ class SizeStudy:
             self.memory = self.arms[0].study  # keeps what is known of the whole size
             self.keep_s = UPLOAD_S if is_copy(self.database) else KEEP_S
             self.clock = RunClock(
-                self.memory, lambda: len(self.search.ended()) + len(self.replicates()), self.keep_s, started
+                self.memory, lambda: len(trials_of([self.search])) + len(self.replicates()), self.keep_s, started
             )
         self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
         if METRICS not in self.search.study.user_attrs:  # for the report, which imports none of them
