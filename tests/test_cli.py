@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
-from cca_ray import evaluate, pretrain, report, sample, status, train, tune
+from cca_ray import clean, evaluate, pretrain, report, sample, status, train, tune
 from cca_ray.models.official import build, load_tokenizer, save_official
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import command, run
@@ -388,7 +388,7 @@ def test_a_fault_of_ours_is_a_traceback_without_passwords(capsys):
     assert "KeyError: 'postgresql://user:***@host/db'" in outcome.err
 
 
-VERBS = [evaluate, pretrain, report, sample, status, train, tune]
+VERBS = [clean, evaluate, pretrain, report, sample, status, train, tune]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=[verb.__name__.rsplit(".", 1)[-1] for verb in VERBS])

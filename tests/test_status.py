@@ -106,7 +106,7 @@ def test_a_watch_ends_with_the_study(storage: Path, capsys):
     assert json.loads(outcome.out)["sizes"][0]["outcome"]["size"] == "digits_s"
 
 
-@pytest.mark.parametrize("verb", ["status", "report"])
+@pytest.mark.parametrize("verb", ["status", "report", "clean"])
 @pytest.mark.parametrize("study", ["whole", "half"])
 def test_who_only_looks_waits_for_nothing_heavy(verb: str, study: str, storage: Path):
     program = (

@@ -49,15 +49,19 @@ def seconds_of_study(sizes: Iterable[Mapping[str, Any]], before: float = math.in
 
 
 class RunClock:
-    """Counts a run of a size from now on, and writes it down every few seconds while it is entered.
+    """Counts a run of a size, and writes it down every few seconds while it is entered.
 
-    `memory`: the size's control. `trials`: how many have ended; a run that finds as many as a finished one left, and
-    so nothing to do, counts nothing.
+    `memory`: the size's control. `started`: by the monotonic clock; now, unless it is given. `trials`: how many are
+    begun; a run that has no more of them than a finished one left, and so nothing to do, counts nothing.
     """
 
-    def __init__(self, memory: optuna.Study, trials: Callable[[], int], mark_s: float = KEEP_S):
+    def __init__(
+        self, memory: optuna.Study, trials: Callable[[], int], mark_s: float = KEEP_S, started: float | None = None
+    ):
         self.memory, self.trials, self.mark_s = memory, trials, mark_s
-        self.began, self.started = time.time(), time.monotonic()
+        now = time.monotonic()
+        self.started = now if started is None else started
+        self.began = time.time() - (now - self.started)
         self.before = [[run.began, run.seconds] for run in runs_of(memory.user_attrs)]
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.work, name="clock", daemon=True)

@@ -4,6 +4,7 @@ Several sizes may run in threads of one process.
 """
 
 import threading
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -109,7 +110,7 @@ class SizeStudy:
         warm_start_points: WarmStart = no_warm_start,
     ):
         """Whatever can be wrong with the files or the placement is said before anything is written: ValueError."""
-        self.config, self.context, self.limits = config, context, limits or Limits()
+        self.config, self.context, self.limits, started = config, context, limits or Limits(), time.monotonic()
         check_cuts(config.placement, config.train.global_batch)
         check_resources(config)
         with OPENING:
@@ -127,7 +128,9 @@ class SizeStudy:
             self.arms = open_arms(config, context.name, self.storage, self.digests, warm_start_points)
             self.memory = self.arms[0].study  # keeps what is known of the whole size
             self.keep_s = UPLOAD_S if is_copy(self.database) else KEEP_S
-            self.clock = RunClock(self.memory, lambda: len(self.search.ended()) + len(self.replicates()), self.keep_s)
+            self.clock = RunClock(
+                self.memory, lambda: len(trials_of([self.search])) + len(self.replicates()), self.keep_s, started
+            )
         self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
         if METRICS not in self.search.study.user_attrs:  # for the report, which imports none of them
             self.search.study.set_user_attr(METRICS, [metric.model_dump() for metric in self.metrics])

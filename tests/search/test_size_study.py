@@ -176,11 +176,15 @@ def test_failing_trials_end_in_their_true_state_and_the_study_goes_on(study: Stu
         {"lambda": 2.0, "learning_rate": 2e-3, "global_batch": 16},
     ]
     search = {"space": space, "first_points": points, "trials": 4, "grace_trials": 4}
-    run(study, make_study(search=search, placement={"micro_batch": 8}))
+    summary = run(study, make_study(search=search, placement={"micro_batch": 8})).summary
     trials = study.trials()
+    took = [t.user_attrs["device_seconds"]["CPU"] for t in (*trials, *study.trials("control"))]
+    assert summary.device_hours == pytest.approx(sum(took) / 3600)
     assert [t.state.name for t in trials] == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
     assert trials[0].user_attrs["reason"].startswith("Diverged: the loss is nan at step")
     assert trials[1].user_attrs["reason"].startswith("ValueError: global_batch 20 over 1 worker(s) is 20 each")
+    assert all(t.user_attrs["seconds"] > 0 for t in trials)
+    assert trials[0].user_attrs["device_seconds"] == {"CPU": pytest.approx(trials[0].user_attrs["seconds"])}
     study.assert_true_states()
 
 
