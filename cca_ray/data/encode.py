@@ -82,6 +82,7 @@ class Encode(Worker):
         load_plugins(plugins)
         self.device = local_device()
         pull(path := local_path(tokenizer))
+        self.path = path
         self.tokenizer = load_tokenizer(family, path).to(self.device)
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.crops, self.size = crops, size
@@ -90,7 +91,10 @@ class Encode(Worker):
         views = np.stack([cut(rows, crop, self.size) for crop in self.crops], axis=1)  # [B, crops, size, size, 3]
         flat = views.reshape(-1, self.size, self.size, 3)
         at_a_time = max(1, PIXELS_AT_A_TIME[self.device.type] // self.size**2)
-        tokens = np.concatenate(list(encode_images(self.tokenizer, flat, at_a_time)))
+        try:
+            tokens = np.concatenate(list(encode_images(self.tokenizer, flat, at_a_time)))
+        except ValueError as error:
+            raise ConfigError(f"{self.path}: {error}") from None
         return {**without_pixels(rows), "tokens": tokens.reshape(len(views), len(self.crops), -1)}
 
 

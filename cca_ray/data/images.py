@@ -19,10 +19,12 @@ AUGMENTATIONS = ("centre", "flips", *TEN_CROPS, "var-random", "var-centre")
 
 def decode(content: bytes | None) -> Image.Image:
     """RGB, whatever it was: grey, palette, transparent, CMYK, 16-bit. ValueError if it is no image."""
+    if not content:
+        raise ValueError("not an image: no bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(content or b""))
+            image: Image.Image = Image.open(io.BytesIO(content))
             if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             return image.convert("RGB")

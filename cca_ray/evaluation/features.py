@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cca_ray.errors import first_line
+from cca_ray.models.base import finite
 from cca_ray.models.files import digest_of_weights, read_checkpoint
 from cca_ray.registry import EXTRACTORS, PluginInfo, owner_of
 
@@ -144,7 +145,9 @@ class ExtractorKind(ABC):
 def extract(extractor: Extractor, images: Tensor) -> Features:
     """Features of images [B, H, W, 3] uint8, in full float32 on every card: TF32 would make a FID depend on it."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return extractor(images)
+        features = extractor(images)
+    finite(features.pooled, "the feature network (score.features)")
+    return features
 
 
 def load_extractor(path: str | Path, trust_torchscript: bool = False) -> Extractor:

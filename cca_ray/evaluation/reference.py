@@ -4,6 +4,7 @@ Moments are summed in float64.
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -99,7 +100,7 @@ class Reference:
             with np.load(path) as content:
                 statistics = {k: real(content[k]) for k in content.files if k.startswith(("mu", "sigma"))}
                 features = content["features"].astype(np.float32) if "features" in content.files else None
-        except (OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError, AttributeError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{path}: not reference statistics (an .npz with mu and sigma): {error}") from None
 
         def read(mu: str, sigma: str) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cca_ray.models.base import Model, Tokenizer
+from cca_ray.models.base import Model, Tokenizer, finite
 
 CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 177 MB an image, twice that guided
 PIXELS_AT_A_TIME = 2**22  # of the images that the tokenizer decodes at once: its activations are 512 bytes a pixel
@@ -76,7 +76,8 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
     """
     mass = logits.double().softmax(-1).cumsum(-1)
     target = noise.unsqueeze(-1) * mass[..., -1:]
-    return torch.searchsorted(mass, target, right=True).squeeze(-1)
+    found = torch.searchsorted(mass, target, right=True).squeeze(-1)
+    return found.clamp(max=logits.shape[-1] - 1)  # past the last only of logits that are no numbers
 
 
 class Decoder:
@@ -154,6 +155,7 @@ def sample_tokens(
 
     As many at a time as `cache` bytes of keys and values allow; streams are the images' own, so no image changes.
     `decoder`: the model's, kept from batch to batch where it has something to keep.
+    ValueError if the logits are not finite.
     """
     decoder = decoder or Decoder(model)
     guided = decoding.guidance_scale != 1.0
@@ -168,6 +170,7 @@ def sample_tokens(
         labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
     decoder.begin(labels)
     tokens: list[Tensor] = []
+    highest: list[Tensor] = []
     position = 0
     for step, count in enumerate(model.decode_steps):
         last = None
@@ -178,8 +181,10 @@ def sample_tokens(
             cond, uncond = logits[:batch], logits[batch:]
             logits = uncond + model.guidance_at(decoding.guidance_scale, step) * (cond - uncond)
         logits = filter_logits(logits / decoding.temperature, decoding.top_k, decoding.top_p)
+        highest.append(logits.amax(-1))
         tokens.append(draw(logits, noise[:, position : position + count]))
         position += count
+    finite(torch.cat(highest, dim=1), "the model")  # once a batch: a GPU would wait for the answer at each step
     return torch.cat(tokens, dim=1)
 
 

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from cca_ray.models.dropout import Dropout
 
 
+def finite(numbers: Tensor, what: str) -> Tensor:
+    """The same. ValueError if one is not finite: a NaN is nearest to the first code, and most likely of all tokens."""
+    if not numbers.isfinite().all():
+        raise ValueError(f"{what} gives numbers that are not finite: its weights are damaged, or have diverged")
+    return numbers
+
+
 class ModelConfig(Protocol):
     """A frozen dataclass, stored beside the weights; its other fields are the family's own."""
 
@@ -55,7 +62,7 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W] in [-1, 1] -> tokens [B, L]."""
+        """images [B, 3, H, W] in [-1, 1] -> tokens [B, L]. ValueError if the latents are not finite."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:

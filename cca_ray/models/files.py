@@ -1,5 +1,6 @@
 """Checkpoint files. What a file is, its content decides, never its name; and no code in it is ever run."""
 
+import datetime
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import pickle
 import re
 import zipfile
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
@@ -36,11 +38,13 @@ def is_safetensors(path: str | Path) -> bool:
 
 
 def harmless() -> list[Any]:
-    """What official training scripts leave beside the weights: arguments, paths, numpy's numbers. They run nothing."""
+    """What training scripts leave beside the weights: arguments, paths, times, numpy's numbers. They run nothing."""
     scalar, array = np.float64(1.0).__reduce__()[0], np.zeros(1).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64", "uint8")}
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"] if code != "O"}  # all but of objects
     old = [(scalar, "numpy.core.multiarray.scalar"), (array, "numpy.core.multiarray._reconstruct")]
-    return [Namespace, PosixPath, PurePosixPath, scalar, array, np.ndarray, np.dtype, *kinds, *old]
+    times = [datetime.datetime, datetime.date, datetime.timedelta, datetime.timezone]
+    plain = [Namespace, PosixPath, PurePosixPath, list, defaultdict, slice]
+    return [*plain, *times, scalar, array, np.ndarray, np.dtype, *kinds, *old]
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -73,9 +77,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 def reason_of(error: Exception) -> str:
     """Why a file cannot be read, in a line; of an object that could run code, which it is."""
-    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"it holds an object of {refused[1]}, which could run code: save the state dict alone"
-    return first_line(error)
+    text = str(error)
+    if refused := re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>", text):
+        return f"it holds an object of {refused[1] or refused[2]}, which could run code: save the state dict alone"
+    return first_line(ValueError(text.split("WeightsUnpickler error:")[-1].strip()))
 
 
 def state_dicts(content: object, where: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

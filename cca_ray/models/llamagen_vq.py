@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cca_ray.models.base import Tokenizer
+from cca_ray.models.base import Tokenizer, finite
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class LlamaGenVQ(Tokenizer):
         return self.quant_conv(self.encoder(images)).flatten(2).transpose(1, 2)
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.quantize.nearest(self.latents(images))
+        return self.quantize.nearest(finite(self.latents(images), "the tokenizer"))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         side = int(latents.shape[1] ** 0.5)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cca_ray.models.base import Tokenizer
+from cca_ray.models.base import Tokenizer, finite
 from cca_ray.models.llamagen_vq import Downsample, ResnetBlock, Upsample
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # of the official models for 256 x 256 pixels
@@ -307,7 +307,7 @@ class VARVQVAE(Tokenizer):
         return self.quant_conv(self.encoder(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.quantize.encode(self.latents(images))
+        return self.quantize.encode(finite(self.latents(images), "the tokenizer"))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))

@@ -254,6 +254,13 @@ def test_sixteen_bit_grey_keeps_its_range():
     np.testing.assert_array_equal(image[..., 0], ramp >> 8)
 
 
+def test_an_image_that_is_only_a_path_says_that_it_has_no_bytes(tmp_path: Path):
+    rows = [{"bytes": None, "path": "/data/0.JPEG"}, {"bytes": png(picture(0)), "path": "1.png"}]
+    pq.write_table(pa.table({"image": rows, "label": [0, 1]}), tmp_path / "0.parquet")
+    with pytest.raises(ValueError, match="no bytes"):
+        pixels(list_images(str(tmp_path / "0.parquet")))
+
+
 @pytest.mark.parametrize("content", [b"", None, b"no", png(picture(0))[:200]])
 def test_what_is_no_image_is_one_line(content: Any):
     with pytest.raises(ValueError, match="not ") as error:
@@ -347,7 +354,7 @@ def damaged_avif() -> bytes:
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"BM" + b"\xff" * 60, None])
 def test_whatever_a_decoder_raises_is_one_unreadable_image(content: bytes | None):
-    with pytest.raises(ValueError, match=r"not a readable image|not an image of any known kind"):
+    with pytest.raises(ValueError, match=r"not a readable image|not an image"):
         decode(damaged_avif() if content is None else content)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cca_ray.evaluation.features import FeatureArrays, Features, load_extractor
+from cca_ray.evaluation.features import FeatureArrays, Features, extract, load_extractor
+from cca_ray.evaluation.small_network import FeatureNet
 from tests.conftest import golden
 from tests.evaluation.test_inception import Nvidias
 from tests.golden.weights import inception_checkpoint
@@ -32,6 +33,16 @@ def test_what_is_no_feature_network_is_one_line_that_says_where_to_get_one(tmp_p
     assert "\n" not in str(error.value)
     if kind in ("absent", "another model", "another program"):
         assert "pytorch-fid" in str(error.value)
+
+
+def test_features_that_are_no_numbers_are_an_error():
+    network = FeatureNet(8, 3).eval().requires_grad_(False)
+    images = torch.full((2, 8, 8, 3), 200, dtype=torch.uint8)
+    assert extract(network, images).pooled.isfinite().all()
+    for weight in network.parameters():
+        weight.mul_(1e30)
+    with pytest.raises(ValueError, match=r"the feature network \(score\.features\) gives numbers that are not finite"):
+        extract(network, images)
 
 
 def test_arrays_hold_what_the_network_has_and_rows_of_it():

@@ -48,6 +48,7 @@ def test_a_reference_may_have_spatial_statistics(tmp_path: Path, reference: Refe
         "half spatial",
         "empty",
         "truncated",
+        "flipped",
         "other features",
     ],
 )
@@ -60,6 +61,11 @@ def test_a_bad_reference_is_one_line(tmp_path: Path, kind: str):
     elif kind == "truncated":
         np.savez(path, mu=np.zeros(64), sigma=np.eye(64))
         path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "flipped":
+        np.savez_compressed(path, mu=np.random.default_rng(0).random(64), sigma=np.eye(64))
+        content = bytearray(path.read_bytes())
+        content[50:70] = b"\xff" * 20  # where the packed numbers begin
+        path.write_bytes(content)
     elif kind == "without mu":
         np.savez(path, sigma=np.eye(3))
     elif kind == "images alone":

@@ -48,6 +48,16 @@ def test_guidance_of_one_is_no_guidance(model: LlamaGen):
     assert not torch.equal(sample(model, index, Decoding(1.0)), sample(model, index, Decoding(3.0)))
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
+def test_logits_that_are_no_numbers_are_an_error(value: float, scale: float):
+    """Of weights that are finite too: products of large ones are not."""
+    model = build("llamagen", "S", num_classes=10, vocab_size=32, block_size=16).requires_grad_(False)
+    model.output.weight.fill_(value)
+    with pytest.raises(ValueError, match="the model gives numbers that are not finite"):
+        sample(model, np.arange(4), Decoding(scale))
+
+
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(40_000, 4)
     tokens = draw(logits, torch.rand(40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))

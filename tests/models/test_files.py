@@ -1,6 +1,9 @@
 import argparse
+import collections
+import datetime
 import fractions
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,15 +148,26 @@ def test_weights_at_an_unknown_place_are_named(tmp_path: Path):
 def test_paths_and_numpy_numbers_beside_the_weights_do_no_harm(tmp_path: Path):
     beside = {
         "path": Path("/x/y"), "loss": np.float32(1.5), "best": np.float64(2.0), "step": np.int64(7),
-        "curve": np.zeros(3), "flags": np.ones(2, dtype=bool),
+        "curve": np.zeros(3), "flags": np.ones(2, dtype=bool), "rng": np.random.RandomState(0).get_state(),
+        "name": np.str_("x"), "z": np.complex64(1), "when": datetime.datetime.now(), "took": datetime.timedelta(1),
+        "torch_rng": torch.get_rng_state(), "dtype": torch.float16, "counts": collections.defaultdict(list),
     }  # fmt: skip
     torch.save({"model": STATE, **beside}, tmp_path / "w.pt")
     assert equal(read_checkpoint(tmp_path / "w.pt")[0])
 
 
-def test_an_object_that_could_run_code_is_named(tmp_path: Path):
-    torch.save({"model": STATE, "when": fractions.Fraction(1, 3)}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"w\.pt: .* an object of fractions\.Fraction, which could run code: save the"):
+@pytest.mark.parametrize(
+    ("beside", "name"),
+    [
+        (fractions.Fraction(1, 3), r"fractions\.Fraction"),
+        (nn.Linear(2, 2), r"torch\.nn\.modules\.linear\.Linear"),
+        (np.array([None]), r"numpy\.dtypes\.ObjectDType"),
+        (re.compile("x"), r"re\._compile"),
+    ],
+)
+def test_an_object_that_could_run_code_is_named(tmp_path: Path, beside: object, name: str):
+    torch.save({"model": STATE, "beside": beside}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=rf"w\.pt: .* an object of {name}, which could run code: save the"):
         read_checkpoint(tmp_path / "w.pt")
 
 

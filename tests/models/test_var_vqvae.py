@@ -150,3 +150,12 @@ def test_settings_that_build_no_tokenizer_are_refused(fields: dict, message: str
     with pytest.raises(ValueError, match=message) as error:
         VARVQConfig(**fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("factor", [torch.nan, 1e30])
+def test_latents_that_are_no_numbers_have_no_codes(factor: float):
+    tokenizer = VARVQVAE(DIGITS).requires_grad_(False)
+    for weight in tokenizer.encoder.parameters():
+        weight.mul_(factor)
+    with pytest.raises(ValueError, match="the tokenizer gives numbers that are not finite"):
+        tokenizer.encode(torch.rand(2, 3, 8, 8))
