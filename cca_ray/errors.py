@@ -17,6 +17,10 @@ class ConfigError(ValueError):
     """A mistake of the user's, told in one line."""
 
 
+class RayEnded(ConfigError):
+    """The Ray that this process is connected to is gone: whatever else it would ask of Ray, it would wait for long."""
+
+
 class Stuck(ValueError):
     """Files that cannot be read or written: no fault of this trial, and every other would meet it too."""
 

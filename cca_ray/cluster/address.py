@@ -16,7 +16,7 @@ from cca_ray.cluster.ray_compat import (
     reconnect_s,
     same_versions,
 )
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, RayEnded
 
 VARIABLE = "RAY_ADDRESS"
 ANSWER_S = 10.0  # that who is asked has for an answer
@@ -90,7 +90,7 @@ def check_cluster(cluster: Named) -> None:
 
 @contextmanager
 def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
-    """Meanwhile `stop` is called if the Ray at this address ends; whatever error follows from that is a ConfigError.
+    """Meanwhile `stop` is called if the Ray at this address ends; whatever error follows from that is RayEnded.
 
     A thread looks: who waits for Ray itself would wait too long.
     """
@@ -114,7 +114,7 @@ def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt):
         if lost.is_set():
-            raise ConfigError(f"the Ray at {address} has ended; run the same command again to continue") from None
+            raise RayEnded(f"the Ray at {address} has ended; run the same command again to continue") from None
         raise
     finally:
         over.set()

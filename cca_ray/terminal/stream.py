@@ -29,7 +29,8 @@ class Lenient:
 
     def write(self, text: str) -> int:
         if threading.current_thread().name == ERRORS_THREAD:
-            LOG.info("%s", COLOURS.sub("", text))
+            if said := COLOURS.sub("", text).strip():
+                LOG.info("%s", said)
             return len(text)
         self.attempt(lambda: self.stream.write(self.holdable(text)))
         return len(text)
