@@ -13,10 +13,15 @@ from pydantic import ValidationError
 USERINFO = re.compile(r"://(?:([^/\s:@]*):\S*|[^/\s:@]+)@")  # a password may hold what is no letter, `/` and `@` too
 QUERY = re.compile(r"([?&])([^=&\s]+)=[^&\s]+")
 SECRET = re.compile(r"secret|passw|pwd|token|key|signature|credential|auth", re.IGNORECASE)  # in names in a query
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which Ray gives to its tracebacks, terminal or not
 
 
 class ConfigError(ValueError):
     """A mistake of the user's, told in one line."""
+
+
+class RayEnded(ConfigError):
+    """The Ray that this process is connected to is gone: whatever else it would ask of Ray, it would wait for long."""
 
 
 class Stuck(ValueError):
@@ -39,26 +44,64 @@ def is_secret(name: str) -> bool:
 
 def user_message(error: BaseException) -> str | None:
     """What to tell of an error; None if it is a fault of ours."""
+    if "ray" in sys.modules:  # too heavy to import for a mistyped option
+        from ray.exceptions import RayError
+
+        if isinstance(error, RayError):  # first: one from a task is of its cause's kind too, and says it at length
+            return message_of_ray(error)
     if isinstance(error, ValidationError):
         return f"{error.title}: {reason(error)}"
-    if "ray" in sys.modules:  # too heavy to import for a mistyped option
-        from ray.exceptions import LocalRayletDiedError, RayError
-
-        if isinstance(error, LocalRayletDiedError):
-            return "Ray died on this machine; run the same command again to continue"
-        if isinstance(error, RayError):
-            return message_of_cause(error)
     if isinstance(error, OSError):
         return f"{error.filename or 'input/output'}: {error.strerror or error}"
     return str(error) if isinstance(error, ValueError) else None
 
 
-def message_of_cause(error: BaseException) -> str | None:
-    """The same of an error that Ray has brought from another process."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ValueError | OSError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return None if cause is None else str(cause)
+def message_of_ray(error: BaseException) -> str | None:
+    """The same of an error that Ray has brought from another process, or of one of its own."""
+    from ray import exceptions
+
+    cause = error
+    while isinstance(cause, exceptions.RayTaskError):
+        cause = cause.cause
+    if not isinstance(cause, exceptions.RayError):
+        return user_message(cause)
+    text = str(error)
+    if isinstance(cause, exceptions.LocalRayletDiedError):
+        return "Ray died on this machine; run the same command again to continue"
+    if isinstance(cause, exceptions.OutOfMemoryError):
+        return "memory ran out, and Ray ended a process; want more memory, or less work at a time (--max-concurrent)"
+    if isinstance(cause, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError):
+        return "no room is left for Ray's objects; free some in /dev/shm and in the folder that RAY_TMPDIR names"
+    if isinstance(cause, exceptions.RuntimeEnvSetupError):
+        return f"Ray cannot set up its processes: {last_line(text)}; see the runtime_env of this job"
+    lost = exceptions.WorkerCrashedError | exceptions.NodeDiedError | exceptions.ObjectLostError
+    if isinstance(cause, lost | exceptions.RayActorError) and not getattr(cause, "actor_init_failed", False):
+        return (
+            "a process of Ray died, as when memory runs out or a machine is lost; "
+            "run the same command again to continue"
+        )
+    return message_in(text)
+
+
+ENDING = re.compile(r"^([A-Za-z_][\w.]*): (.*)$", re.MULTILINE)  # of a traceback
+
+
+def message_in(text: str) -> str | None:
+    """The message of the error that this text ends in, by its tracebacks: of some errors Ray keeps no more.
+
+    None if it is no error of the user's.
+    """
+    for name, message in reversed(ENDING.findall(COLOURS.sub("", text))):
+        module, _, kind = name.rpartition(".")
+        found = getattr(sys.modules.get(module or "builtins"), kind, None)
+        if isinstance(found, type) and issubclass(found, BaseException) and not module.startswith("ray."):
+            return str(message) if issubclass(found, ValueError | OSError) else None
+    return None
+
+
+def last_line(text: str) -> str:
+    """What a traceback ends in, without the kind of the error."""
+    return re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384    
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import pull, reach
 from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console, place, run
+from cca_ray.terminal.stream import native_stderr_to
 
 SAY_EVERY_S = 10.0
 
@@ -308,7 +310,8 @@ def main(
     mine = not ray.is_initialized()
     try:
         source = Source(images, names, label_key, numeric_classes, allow_empty_classes)
-        from_images(source, tokens, statistics, max_unreadable, gpus, console)
+        with native_stderr_to(Path(os.devnull)):  # Ray has it in log files of its own
+            from_images(source, tokens, statistics, max_unreadable, gpus, console)
     finally:
         if mine:
             ray.shutdown()

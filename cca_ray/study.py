@@ -32,7 +32,6 @@ from cca_ray.training.small_base import resolve
 from cca_ray.verdict import noise, verdict
 
 GROUP_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
-PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,9 @@ class Sizes:
                 config, outcome = self.ended.get(timeout=LOOK_S)
                 break
             if self.stop.wished.is_set():
-                patience = min(patience, time.monotonic() + PATIENCE_S)
+                patience = min(patience, time.monotonic() + self.stop.patience_s)
                 if time.monotonic() > patience:
+                    self.stop.leave()
                     raise KeyboardInterrupt
         study = self.study
         study.window.hide(config.name)

@@ -26,6 +26,7 @@ import ray
 import typer
 import yaml
 
+from cca_ray.cluster.address import heeding_cluster
 from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.cluster.session import remove_leaked_groups, start_ray
@@ -47,6 +48,7 @@ from cca_ray.study import Budget, Sizes, Study
 from cca_ray.terminal.console import Console, StorageOption, complete_space, run
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
 from cca_ray.terminal.snapshot import DriverStatus
+from cca_ray.terminal.stream import native_stderr_to
 from cca_ray.terminal.window import Window
 from cca_ray.tracking.store import without_strays
 from cca_ray.tracking.tracker import Tracker
@@ -54,6 +56,7 @@ from cca_ray.training.small_base import check_files
 from cca_ray.verdict import noise
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
+LOST_S = 8.0  # how long trials have to end when Ray has: who waits for Ray by then would wait in vain
 LOG = logging.getLogger(__name__)
 
 
@@ -155,7 +158,12 @@ def search(
     trackers: dict[str, Tracker] = {}
     driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), folder / LOG_FILE)
     window = Window(console, folder, driver, lambda: "; ".join(filter(None, (t.trouble for t in trackers.values()))))
-    with logging_to(folder / LOG_FILE), window, without_strays(uri):
+    with (
+        logging_to(folder / LOG_FILE),
+        native_stderr_to(folder / LOG_FILE),
+        window,
+        without_strays(uri),
+    ):
         console.say(f"opening MLflow at {uri}")
         for experiment in dict.fromkeys(map(experiment_of, configs)):
             journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
@@ -168,7 +176,8 @@ def search(
             if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
                 remove_leaked_groups(console.say)
             stop = Stop()
-            with heeding_signals(stop):
+            gcs = ray.get_runtime_context().gcs_address
+            with heeding_cluster(gcs, lambda: stop.ask(LOST_S)), heeding_signals(stop):
                 study = Study(name, folder, trackers, console, window)
                 sizes = Sizes(study, configs, budget, side_by_side, stop).run()
             report = report_at_end(folder, sizes, trackers, console.say)

@@ -3,6 +3,7 @@
 `tests/cluster/test_ray_compat.py` fails on a Ray that has moved one of these, and names it.
 """
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ TUNE_SWITCHES = {
 TRAIN_SWITCHES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}  # a worker that has ended is noticed at once
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 DATA_PROGRESS = "ray.data._internal.progress"  # the logger that tells that it will not tell
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # an environment variable of Ray's C++ side, 60 if it is not set
+ERRORS_THREAD = "ray_listen_error_messages"  # prints what Ray's daemons complain of to stdout, whatever its settings
 NEVER_RAN = "The actor never ran"  # how Ray tells of a process that it could not start
 FAILURE = "Failure # "  # begins the header line of every loss in a trial's error file
 
@@ -30,9 +33,92 @@ def set_switches(switches: Mapping[str, str]) -> None:
 
 
 def quiet_data() -> None:
-    """Ray Data tells of every plan, and of every progress bar that it will not show."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    """Ray Data tells of every plan, of every progress bar that it will not show, and of every error at length.
+
+    It has a log file of its own.
+    """
+    data = logging.getLogger("ray.data")
+    data.setLevel(logging.WARNING)
+    data.handlers = [handler for handler in data.handlers if not isinstance(handler, logging.StreamHandler)]
     logging.getLogger(DATA_PROGRESS).setLevel(logging.ERROR)
+
+
+def named_address() -> str | None:
+    """HOST:PORT of the cluster that the environment or Ray's own file names; None: a Ray is to be started here.
+
+    ValueError if it is no address, ConnectionError if `auto` finds none.
+    """
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray._private.services import canonicalize_bootstrap_address
+
+    address: str | None = canonicalize_bootstrap_address(None)
+    if address and os.environ.get("RAY_ADDRESS", "auto") in ("", "auto"):  # as `ray.init` does
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    return address
+
+
+def address_file() -> str:
+    """Where `ray start` writes down the address that is taken if the environment names none."""
+    from ray._common.utils import get_ray_address_file
+
+    return str(get_ray_address_file(None))
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What must be the same on all nodes."""
+
+    ray: str
+    python: str
+
+    def __str__(self) -> str:
+        return f"Ray {self.ray} and Python {self.python}"
+
+
+def own_versions() -> Versions:
+    from ray._private.utils import compute_version_info
+
+    return Versions(*compute_version_info())
+
+
+def same_versions(theirs: Versions) -> bool:
+    """By Ray's own measure."""
+    from ray._private.utils import check_version_info
+
+    try:
+        check_version_info({"ray_version": theirs.ray, "python_version": theirs.python}, "this process")
+    except RuntimeError:
+        return False
+    return True
+
+
+def cluster_versions(address: str, seconds: float) -> Versions | None:
+    """What the cluster at HOST:PORT tells of itself; None if nothing yet.
+
+    ConnectionError if no Ray answers in this time, PermissionError if it does not take our token. Ray's own client
+    would try for minutes, and write to stderr.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest
+    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
+
+    request = InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
+    with init_grpc_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            reply = InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=seconds)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise PermissionError from None
+            late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            raise ConnectionError("no answer" if late else "what listens there is no Ray") from None
+    told = json.loads(reply.value) if reply.value else None
+    return Versions(told["ray_version"], told["python_version"]) if told else None
+
+
+def reconnect_s() -> float:
+    """After which Ray ends a process whose cluster is gone."""
+    return float(os.environ.get(RECONNECT, 60))
 
 
 def worker_group_startup_timeout_error() -> type[Exception]:

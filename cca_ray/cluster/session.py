@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import ray
@@ -16,8 +18,9 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.state import list_jobs, list_placement_groups
 
-from cca_ray.cluster.ray_compat import TUNE_SWITCHES, set_switches
-from cca_ray.errors import ConfigError
+from cca_ray.cluster.address import Named, check_cluster, named_cluster
+from cca_ray.cluster.ray_compat import TUNE_SWITCHES, address_file, set_switches
+from cca_ray.errors import ConfigError, first_line
 from cca_ray.storage.mirror import listed, pull
 
 OURS = re.compile("cca[_-]ray")  # in the command line of every driver of ours
@@ -31,8 +34,17 @@ def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
     processes have their log files.
     """
     set_switches(TUNE_SWITCHES)
+    logging.getLogger("ray").setLevel(level)
     refuse_odd_temporary_folder()
-    context = ray.init(logging_level=level, log_to_driver=show_workers)
+    cluster = named_cluster()
+    if cluster is not None:
+        check_cluster(cluster)
+    else:
+        token_without_home()
+    try:
+        context = ray.init(logging_level=level, log_to_driver=show_workers)
+    except Exception as error:  # of many kinds, and none a fault of ours
+        raise ConfigError(why_not(error, cluster)) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     return str(Path(context.address_info["session_dir"]) / "logs")
@@ -47,6 +59,33 @@ def refuse_odd_temporary_folder() -> None:
             f"{folder}: Ray cannot start in a temporary folder with letters beyond ASCII, ' or \\ in its path; "
             "set RAY_TMPDIR=/tmp, or TMPDIR"
         )
+
+
+def token_without_home() -> None:
+    """A Ray of our own keeps its token in the home folder; where that cannot be written the token is this process's."""
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if (folder / "auth_token").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError):  # RuntimeError: there is no home at all
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def why_not(error: Exception, cluster: Named | None) -> str:
+    """What to tell of a Ray that does not start, or does not take us."""
+    said = first_line(error.__cause__ or error)
+    if cluster is not None:
+        return f"{cluster.source}: {said}; mend that, or {cluster.cure}"
+    folder = Path(address_file()).parent
+    if isinstance(error, OSError) and (error.errno is None or Path(error.filename or "").is_relative_to(folder)):
+        why = error.strerror or "the names of its sockets would be too long"
+        return f"Ray cannot use {folder} ({why}); set RAY_TMPDIR to a folder with a short path, such as /tmp"
+    return f"Ray does not start on this machine ({said}); its log files are below {folder}/session_latest/logs"
 
 
 def group_of(id_: str) -> PlacementGroup:

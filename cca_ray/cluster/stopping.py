@@ -11,6 +11,7 @@ import ray
 from ray.util import ActorPool
 
 LOOK_S = 0.5  # how often who waits looks whether to stop
+PATIENCE_S = 20.0  # from the wish to stop until who still does not end is left behind
 
 
 class Stop:
@@ -18,9 +19,12 @@ class Stop:
 
     def __init__(self) -> None:
         self.wished = threading.Event()
+        self.patience_s = PATIENCE_S
         self._then: list[Callable[[], None]] = []
+        self._left: list[Callable[[], None]] = []
 
-    def ask(self) -> None:
+    def ask(self, patience_s: float = PATIENCE_S) -> None:
+        self.patience_s = patience_s
         self.wished.set()
         for do in list(self._then):
             do()
@@ -35,6 +39,20 @@ class Stop:
             yield
         finally:
             self._then.remove(do)
+
+    def leave(self) -> None:
+        """Who has not ended by now, as it waits for Ray, is left behind."""
+        for do in reversed(self._left):
+            do()
+
+    @contextmanager
+    def leaving(self, do: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile `do` is called, by another thread, if this one is left behind: it marks what does not go on."""
+        self._left.append(do)
+        try:
+            yield
+        finally:
+            self._left.remove(do)
 
     def check(self) -> None:
         if self.wished.is_set():

@@ -240,7 +240,8 @@ def run_trials(
 
     ledger.listeners.append(Files(storage / "trials" / stop_sign(config), storage / "study.db"))
     # Tune's own snapshots are never read again: they go where no full or absent storage can stop the study.
-    with (stop or Stop()).calling(ledger.halt), TemporaryDirectory(prefix="cca_ray-") as scratch:
+    stop = stop or Stop()
+    with stop.calling(ledger.halt), stop.leaving(ledger.close), TemporaryDirectory(prefix="cca_ray-") as scratch:
         try:
             tuner(config, ledger, job_of, storage, scratch, trainable).fit()
         finally:

@@ -164,37 +164,22 @@ class SizeStudy:
 
     def outcome(self) -> Outcome:
         """What the trials and the final comparison come to."""
-        config, context, tracker = self.config, self.context, self.context.tracker
+        config, context = self.config, self.context
         again = sum(used_device_seconds(self.replicates()).values())
         limits = replace(self.limits, device_seconds=self.limits.device_seconds - again)
         ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s)
         self.open_mlflow_run()
         state = "FAIL"
         try:
-            self.describe_run()
-            self.tell(f"{self.parameters:,} parameters, {len(self.data.labels):,} images, {self.steps} steps a trial")
-            if found := ledger.found():
-                self.tell(found)
-            self.check_weights()
-            if not ledger.done():
-                table = self.table_for(config)
-                self.run_all(ledger, lambda train: table)
-            replicates = self.replicate() if config.search.replicates else None
-            context.show(ledger)
-            self.tell("scoring base, guided base, control and finalists on fresh noise")
-            images = len(self.data.labels)
-            outcome = compare(
-                config, self.metrics, self.arms, replicates, context.folder, images, context.stop, self.id
-            )
+            with context.stop.leaving(lambda: self.end_mlflow_run("INTERRUPTED")):
+                outcome = self.search_and_compare(ledger)
             state = "COMPLETE"
         except KeyboardInterrupt:
             state = "INTERRUPTED"
             raise
         finally:
-            tracker.end(self.key, state)
-            if state != "COMPLETE":
-                show_unfinished(tracker, self.key, "Failed" if state == "FAIL" else "Interrupted")
-        tracker.flush(FLUSH_S)
+            self.end_mlflow_run(state)
+        context.tracker.flush(FLUSH_S)
         return outcome
 
     def check_weights(self) -> None:
@@ -228,6 +213,22 @@ class SizeStudy:
         study = optuna.load_study(study_name=name, storage=self.storage)
         return study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
 
+    def search_and_compare(self, ledger: Ledger) -> Outcome:
+        config, context = self.config, self.context
+        self.describe_run()
+        self.tell(f"{self.parameters:,} parameters, {len(self.data.labels):,} images, {self.steps} steps a trial")
+        if found := ledger.found():
+            self.tell(found)
+        self.check_weights()
+        if not ledger.done():
+            table = self.table_for(config)
+            self.run_all(ledger, lambda train: table)
+        replicates = self.replicate() if config.search.replicates else None
+        context.show(ledger)
+        self.tell("scoring base, guided base, control and finalists on fresh noise")
+        images = len(self.data.labels)
+        return compare(config, self.metrics, self.arms, replicates, context.folder, images, context.stop, self.id)
+
     def tell(self, line: str) -> None:
         """Say something of this size."""
         self.context.say(f"{self.config.name}  {line}")
@@ -241,6 +242,12 @@ class SizeStudy:
         tracker.data_set(key, self.data_set)
         show_unfinished(tracker, key, "Running")
         tracker.settle(key, true_ends(key, self.arms))
+
+    def end_mlflow_run(self, state: str) -> None:
+        tracker = self.context.tracker
+        tracker.end(self.key, state)
+        if state != "COMPLETE":
+            show_unfinished(tracker, self.key, "Failed" if state == "FAIL" else "Interrupted")
 
     def describe_run(self) -> None:
         """What is the same for all trials of the size."""

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from cca_ray.config import MOST_GUIDANCE
-from cca_ray.errors import ConfigError, user_message, without_secrets
+from cca_ray.errors import COLOURS, ConfigError, RayEnded, user_message, without_secrets
 from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import local_path
 from cca_ray.terminal.stream import lenient_output
@@ -195,9 +195,14 @@ def run_command(command: Any, arguments: list[str] | None = None, program: str |
         except Exception as error:
             message = error.format_message() if isinstance(error, typer.TyperException) else user_message(error)
             if message is None:  # a fault of ours
-                print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+                print(without_secrets(COLOURS.sub("", traceback.format_exc())), end="", file=sys.stderr)
                 sys.exit(1)
-            fail(message, getattr(error, "__notes__", None))
+            try:
+                fail(message, getattr(error, "__notes__", None))
+            finally:
+                if isinstance(error, RayEnded):  # Ray's own end would wait for it
+                    out.flush()
+                    os._exit(2)
         if code == INTERRUPTED:
             print("interrupted; run the same command again to continue", file=sys.stderr)
         out.flush()

@@ -1,16 +1,26 @@
 """What a program writes to never ends it: a closed pipe, a full disk behind `> log`, a terminal that is gone."""
 
+import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
+
+from cca_ray.cluster.ray_compat import ERRORS_THREAD
+from cca_ray.errors import COLOURS
+
+NATIVE = 2  # the descriptor of stderr
+LOG = logging.getLogger(__name__)
 
 
 class Lenient:
     """A text stream whose writes raise nothing: characters that it cannot hold are replaced, what is lost is kept.
 
-    `lost`: the first error of a write; from then on nothing is written.
+    `lost`: the first error of a write; from then on nothing is written. What Ray's own thread has to say goes to the
+    log.
     """
 
     def __init__(self, stream: TextIO):
@@ -18,6 +28,10 @@ class Lenient:
         self.lost: Exception | None = None
 
     def write(self, text: str) -> int:
+        if threading.current_thread().name == ERRORS_THREAD:
+            if said := COLOURS.sub("", text).strip():
+                LOG.info("%s", said)
+            return len(text)
         self.attempt(lambda: self.stream.write(self.holdable(text)))
         return len(text)
 
@@ -43,6 +57,42 @@ class Lenient:
     def failed(self) -> bool:
         """Whether somebody misses what was lost: who closes a pipe, as `head` does, has seen enough."""
         return self.lost is not None and not isinstance(self.lost, BrokenPipeError)
+
+
+@contextmanager
+def native_stderr_to(path: Path) -> Iterator[None]:
+    """Meanwhile what libraries write to stderr past Python, as Ray's C++ does, goes to the end of this file.
+
+    What Python writes there goes where it went.
+    """
+    err = sys.stderr
+    try:
+        terminal, file = os.dup(NATIVE), os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError:  # a closed stderr, or a full disk: that is for those to tell who need it
+        yield
+        return
+    mine = err if isinstance(err, Lenient) and is_native(err.stream) else None
+    before = mine.stream if mine else None
+    with open(terminal, "w", encoding=before.encoding if before else None, buffering=1) as stream:
+        os.dup2(file, NATIVE)
+        os.close(file)
+        err.flush()
+        if mine is not None:
+            mine.stream = stream
+        try:
+            yield
+        finally:
+            err.flush()
+            if mine is not None and before is not None:
+                mine.stream = before
+            os.dup2(terminal, NATIVE)
+
+
+def is_native(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == NATIVE
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Window:
             kept = self.driver.of(size) if at_work and at_work == before else None
             self.replace(size, snapshot_of(ledger, kept))
             self.tell(mlflow=self.mlflow())
-        if now - self.asked > CLUSTER_S:
+        if now - self.asked > CLUSTER_S and not ledger.halted:  # a Ray that has ended gives no answer
             self.asked = now
             with suppress(RayError):
                 self.tell(cluster=in_use_now())

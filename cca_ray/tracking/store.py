@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -54,18 +55,51 @@ class DataSet:
         return self.name, self.digest
 
 
+PROXY_ANSWERS = {403, 407, 502, 503, 504}  # HTTP's answers that a proxy gives where it does not reach the server
+
+
 def reach(url: str, timeout_s: float = 10.0) -> None:
-    """Ask a server once. Raises OSError if none is there."""
+    """Ask a server once. Raises OSError if none is there, or a proxy is in the way; around one to this very machine."""
     place = urlsplit(url)
     user, _, host = place.netloc.rpartition("@")
+    name = place.hostname or ""
+    if is_here(name):
+        bypass_proxy(name)
+    proxy = None if urllib.request.proxy_bypass(name) else urllib.request.getproxies().get(place.scheme)
     request = urllib.request.Request(f"{place.scheme}://{host}{place.path.rstrip('/')}/health")  # noqa: S310 (http)
     if user:  # as MLflow's own client takes it
         request.add_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
     try:
         with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310 (http or https)
             pass
-    except urllib.error.HTTPError:
-        pass  # it answered
+    except urllib.error.HTTPError as error:  # it answered
+        if proxy and error.code in PROXY_ANSWERS:
+            raise ConnectionError(f"{error}; {by_way_of(proxy, place.scheme, name)}") from None
+    except OSError as error:
+        if proxy:
+            raise ConnectionError(
+                f"{getattr(error, 'reason', error)}; {by_way_of(proxy, place.scheme, name)}"
+            ) from None
+        raise
+
+
+def by_way_of(proxy: str, scheme: str, host: str) -> str:
+    return f"it was asked by way of {scheme}_proxy={proxy}: set no_proxy={host} if no proxy leads there"
+
+
+def is_here(host: str) -> bool:
+    """Whether it names this machine for itself alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bypass_proxy(host: str) -> None:
+    """Of the two spellings libraries read either."""
+    before = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if host not in before.split(","):
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (before, host)))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 
 from cca_ray.cluster.ray_compat import (
     DATA_PROGRESS,
+    ERRORS_THREAD,
     FAILURE,
     IN_A_JOB,
     NEVER_RAN,
@@ -40,6 +41,7 @@ from cca_ray.cluster.ray_compat import (
         (IN_A_JOB, "ray._private.runtime_env.constants", "IN_A_JOB"),
         (NEVER_RAN, "ray.exceptions", "NEVER_RAN"),
         (FAILURE, "ray.tune.experiment.trial", "FAILURE"),
+        (ERRORS_THREAD, "ray._private.worker", "ERRORS_THREAD"),
     ],
 )
 def test_ray_still_reads_and_writes_these_words(text: str, module: str, where: str):

@@ -4,10 +4,12 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from cca_ray.cluster.ray_compat import ERRORS_THREAD
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.stream import Lenient
 
@@ -99,3 +101,51 @@ def test_an_encoding_that_lacks_our_characters_ends_nothing(tmp_path: Path, enco
     done = shell("", tmp_path, PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, "")
     assert "the table" in done.stdout
+
+
+NATIVE = """
+import os, sys
+from pathlib import Path
+from cca_ray.terminal.console import run
+from cca_ray.terminal.stream import native_stderr_to
+
+def main() -> None:
+    with native_stderr_to(Path(file)):
+        print("ours", file=sys.stderr)
+        os.write(2, b"core_worker.cc\\n")
+        os.system("echo daemon >&2")
+    os.write(2, b"after\\n")
+    raise ValueError("the end")
+
+file = sys.argv.pop()
+run(main)
+"""
+
+
+def native(file: str, **streams: int) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", NATIVE, file], cwd=ROOT, stdout=-1, text=True, **streams)
+
+
+def test_what_libraries_write_past_python_goes_to_the_file(tmp_path: Path):
+    (tmp_path / "log").write_text("before\n")
+    done = native(str(tmp_path / "log"), stderr=subprocess.PIPE)
+    assert done.stderr == "ours\nafter\nerror: the end\n"
+    assert (tmp_path / "log").read_text() == "before\ncore_worker.cc\ndaemon\n"
+
+
+def test_a_file_that_cannot_be_written_leaves_stderr_as_it_is(tmp_path: Path):
+    done = native(str(tmp_path / "absent" / "log"), stderr=subprocess.PIPE)
+    assert done.stderr == "ours\ncore_worker.cc\ndaemon\nafter\nerror: the end\n"
+
+
+def test_what_rays_daemons_complain_of_is_not_printed(caplog: pytest.LogCaptureFixture):
+    inner = io.StringIO()
+    stream = Lenient(inner)
+    with caplog.at_level("INFO"):
+        for name in (ERRORS_THREAD, "another"):
+            thread = threading.Thread(target=print, args=("\x1b[33m(raylet)\x1b[0m a task failed",), name=name,
+                                      kwargs={"file": stream})  # fmt: skip
+            thread.start()
+            thread.join()
+    assert inner.getvalue() == "\x1b[33m(raylet)\x1b[0m a task failed\n"
+    assert [record.message for record in caplog.records] == ["(raylet) a task failed"]

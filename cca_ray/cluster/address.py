@@ -1,0 +1,120 @@
+"""The cluster that the environment names: whether it is there and of our versions, before Ray tries for minutes."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cca_ray.cluster.ray_compat import (
+    address_file,
+    cluster_versions,
+    named_address,
+    own_versions,
+    reconnect_s,
+    same_versions,
+)
+from cca_ray.errors import ConfigError, RayEnded
+
+VARIABLE = "RAY_ADDRESS"
+ANSWER_S = 10.0  # that who is asked has for an answer
+LOOK_S = 3.0  # how often a cluster at work is looked after
+LEFT_S = 50.0  # that a study has to end in order, before Ray ends this process without a word of ours
+
+
+@dataclass(frozen=True)
+class Named:
+    """A cluster: where it is, who says so, and what to do if it should not be that one."""
+
+    address: str  # HOST:PORT
+    source: str
+    cure: str
+
+
+def named_cluster() -> Named | None:
+    """The one that the environment names; None if a Ray is to be started here. ConfigError if it makes no sense."""
+    value = os.environ.get(VARIABLE, "")
+    cure = f"unset {VARIABLE} to run on this machine alone"
+    if value.startswith("ray://"):
+        raise ConfigError(
+            f"{VARIABLE}={value}: cannot run as a Ray client; use `ray job submit`, or {VARIABLE}=auto on a node"
+        )
+    if value not in ("", "auto", "local") and not is_address(value):
+        raise ConfigError(f"{VARIABLE}={value}: want HOST:PORT, auto or local")
+    try:
+        address = named_address()
+    except ConnectionError:
+        raise ConfigError(f"{VARIABLE}={value}: no Ray runs on this machine; start one, or {cure}") from None
+    if address is None:
+        return None
+    if value:
+        return Named(address, f"{VARIABLE}={value}", cure)
+    cure = f"run `ray stop`, or set {VARIABLE}=local, to run on this machine alone"
+    return Named(address, f"{address_file()}, {address}", cure)
+
+
+def is_address(text: str) -> bool:
+    """HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    return host.strip() != "" and port.isdecimal() and 0 < int(port) < 2**16
+
+
+def knock(address: str) -> None:
+    """OSError or UnicodeError if nobody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+
+
+def check_cluster(cluster: Named) -> None:
+    """ConfigError, within seconds, if it does not answer, does not let us in, or has another Ray or Python."""
+    begins = f"{cluster.source}: no Ray cluster answers there"
+    try:
+        knock(cluster.address)
+        theirs = cluster_versions(cluster.address, ANSWER_S)
+    except PermissionError:
+        raise ConfigError(
+            f"{cluster.source}: this cluster does not take our token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+            "to the file of the cluster's"
+        ) from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host at all
+        why = getattr(error, "strerror", None) or ("no host's name" if isinstance(error, UnicodeError) else str(error))
+        raise ConfigError(f"{begins} ({why}); start it, or {cluster.cure}") from None
+    if theirs is not None and not same_versions(theirs):
+        raise ConfigError(
+            f"{cluster.source}: the cluster has {theirs}, this process has {own_versions()}; install the same versions "
+            f"here, or {cluster.cure}"
+        )
+
+
+@contextmanager
+def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile `stop` is called if the Ray at this address ends; whatever error follows from that is RayEnded.
+
+    A thread looks: who waits for Ray itself would wait too long.
+    """
+    lost, over = threading.Event(), threading.Event()
+
+    def look() -> None:
+        seen, patience = time.monotonic(), max(2 * LOOK_S, reconnect_s() - LEFT_S)
+        while not over.wait(LOOK_S):
+            try:
+                knock(address)
+                seen = time.monotonic()
+            except OSError:
+                if time.monotonic() - seen > patience:
+                    lost.set()
+                    stop()
+                    return
+
+    thread = threading.Thread(target=look, name="cluster", daemon=True)
+    thread.start()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        if lost.is_set():
+            raise RayEnded(f"the Ray at {address} has ended; run the same command again to continue") from None
+        raise
+    finally:
+        over.set()
