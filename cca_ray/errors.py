@@ -10,6 +10,10 @@ import sys
 from pydantic import ValidationError
 
 PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
+# In a URI's query: keys, passwords, tokens, and the signatures of Azure (sig), Amazon and Google.
+SECRET = re.compile(
+    r"([?&](?:sig|[^=&\s]*(?:secret|password|token|key|signature|credential)[^=&\s]*)=)[^&\s'\"]*", re.IGNORECASE
+)
 
 
 class ConfigError(ValueError):
@@ -21,8 +25,11 @@ class Stuck(ValueError):
 
 
 def without_secrets(text: str) -> str:
-    """The same with the passwords of URIs hidden, `http://user:***@host`: for whatever a person or a file may see."""
-    return PASSWORD.sub("\\1:***@", text)
+    """The same with the passwords and signatures of URIs hidden, `http://user:***@host/x?sig=***`.
+
+    For whatever a person or a file may see.
+    """
+    return SECRET.sub("\\1***", PASSWORD.sub("\\1:***@", text))
 
 
 def user_message(error: BaseException) -> str | None:

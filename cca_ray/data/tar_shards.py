@@ -162,7 +162,8 @@ def members_of(file: Any, path: str) -> dict[str, Member]:
                 target = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.linkname))
                 links[name] = target
             elif entry.isreg():
-                if entry.sparse is not None:
+                # An extended header can say a size without a map of the holes: then more is claimed than is there.
+                if entry.sparse is not None or entry.offset_data + entry.size > archive.offset:
                     raise ConfigError(f"{path}: {entry.name} is stored sparse; pack it again without --sparse")
                 files[name] = Member(name, entry.offset_data, entry.size)
         check_end(file, archive.offset, path)

@@ -4,18 +4,16 @@ The cache's folders are those of the URI, so that nothing else need remember it:
 """
 
 import os
-import re
 import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
-from cca_ray.errors import ConfigError
+from cca_ray.errors import SECRET, ConfigError
 from cca_ray.space_file import is_uri
 
 COPIES = "copies"  # below the cache: files as at their URIs
-SECRET = re.compile(r"(secret|password|token|key)[^=&]*=", re.IGNORECASE)  # in a query
 NO_AUTHORITY = "-"  # the folder of what lies below file:///
 
 
@@ -73,7 +71,7 @@ def local_path(place: str | Path) -> Path:
     if not is_uri(place):
         return at_home(place)
     uri = urlsplit(str(place))
-    if uri.password is not None or SECRET.search(uri.query):
+    if uri.password is not None or SECRET.search(f"?{uri.query}"):
         raise ConfigError(
             f"{uri.scheme}://...@{uri.netloc.rpartition('@')[2]}{uri.path}: the URI has credentials, which would be "
             "kept with the study; want them in the environment, such as AWS_ACCESS_KEY_ID, or a role of the node"
