@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 USERINFO = re.compile(r"://(?:([^/\s:@]*):\S*|[^/\s:@]+)@")  # a password may hold what is no letter, `/` and `@` too
 QUERY = re.compile(r"([?&])([^=&\s]+)=[^&\s]+")
-SECRET = re.compile(r"secret|passw|pwd|token|key|signature|credential|auth", re.IGNORECASE)  # in names in a query
+SECRET = re.compile(r"^sig$|secret|passw|pwd|token|key|signature|credential|auth", re.IGNORECASE)  # names in a query
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which Ray gives to its tracebacks, terminal or not
 
 

@@ -22,6 +22,8 @@ OURS = {
     "status.json", "study.db", "summary.json", "trials",
 }  # fmt: skip
 
+MOST_BYTES, MOST_NODES = 2**20, 10_000  # of a file; of its values, with every alias written out
+
 
 class UniqueKeyLoader(yaml.SafeLoader):
     """YAML 1.1, but `1e-3` is a number, as everyone expects, and a key given twice is an error."""
@@ -92,13 +94,24 @@ def override(content: Any, setting: str) -> None:
 
 
 def read_yaml(text: str, source: str) -> Any:
+    """ConfigError if it is not YAML, or would become far more than it looks: aliases of aliases double at each line."""
+    if len(text) > MOST_BYTES:
+        raise ConfigError(f"{source}: has {len(text):,} characters; a search space has at most {MOST_BYTES:,}")
     try:
-        return yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        loader = UniqueKeyLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if written_out(node, {}) > MOST_NODES:
+            raise ConfigError(f"{source}: with its aliases written out it has more than {MOST_NODES:,} values")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{source}: is nested too deeply, or within itself") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{source}:{where} not YAML: {getattr(error, 'problem', error)}") from None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # of `!!float x`, 2001-99-99
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of `!!float x`, 2001-99-99
         raise ConfigError(f"{source}: not YAML that can be read: {first_line(error)}") from None
 
 
@@ -111,6 +124,15 @@ def fault_of_name(name: str) -> str:
     if len(name.encode()) > LONGEST_NAME:
         return f"at most {LONGEST_NAME} bytes"
     return f"{name} is the name of a file that studies write" if name in OURS else ""
+
+
+def written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is, each alias counted as often as it stands there."""
+    if id(node) not in known:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:

@@ -29,6 +29,10 @@ from cca_ray.errors import ConfigError, first_line, message_in, user_message, wi
         ("http://user:p/w@rd@host/x", "http://user:***@host/x"),
         ("mysql://host/db?user=u&pass%77ord=pw&x=1", "mysql://host/db?user=u&pass%77ord=***&x=1"),
         ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
+        ("abfs://f@a/x?se=2030&sig=a%2Fb%3D&sv=1 is", "abfs://f@a/x?se=2030&sig=***&sv=1 is"),
+        ("https://b/x?X-Amz-Signature=0a&X-Amz-Date=1", "https://b/x?X-Amz-Signature=***&X-Amz-Date=1"),
+        ("'s3://b/x?access_key=AK&secret_key=hidden'", "'s3://b/x?access_key=***&secret_key=***'"),
+        ("s3://b/x?region=design&scheme=http", "s3://b/x?region=design&scheme=http"),
         ("sqlite:////a/b.db, 12:30 me@home", "sqlite:////a/b.db, 12:30 me@home"),
     ],
 )

@@ -214,3 +214,12 @@ def test_a_worker_imports_the_same(write: Write, tmp_path: Path, make_study: Mak
     (tmp_path / "plugged.py").write_text((tmp_path / "plugged.py").read_text() + "# another\n")
     worker = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "plug-in plugged: its source is not the same here as where the study was begun" in worker.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/tmp/evil.py", "file:///tmp/evil", "evil.py/", "", ".evil", "a..b", "evil\n"]
+)
+def test_a_plug_in_is_no_path_and_no_uri(name: str):
+    with pytest.raises(ConfigError, match=r"want the dotted name of an installed module") as error:
+        load_plugins([name])
+    assert "\n" not in str(error.value)

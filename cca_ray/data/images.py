@@ -14,6 +14,13 @@ from cca_ray.errors import ConfigError
 TEN_CROPS = {"ten-crop-1.1": 1.1, "ten-crop-1.05": 1.05}
 MOST_PIXELS = 2**26  # of an image that is resized
 VAR_EDGE = 1.125
+# By their suffixes, with what Pillow calls the kinds. Others are refused whatever a file is named: Pillow would hand an
+# EPS to Ghostscript, which is a language's interpreter.
+KINDS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".ppm": "PPM", ".bmp": "BMP",
+    ".pgm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP", ".gif": "GIF", ".avif": "AVIF",
+}  # fmt: skip
+FORMATS = tuple(dict.fromkeys(KINDS.values()))
 AUGMENTATIONS = ("centre", "flips", *TEN_CROPS, "var-random", "var-centre")
 
 
@@ -24,7 +31,7 @@ def decode(content: bytes | None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(content))
+            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             return image.convert("RGB")

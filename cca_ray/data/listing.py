@@ -22,17 +22,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from cca_ray.data.images import KINDS
 from cca_ray.data.tar_shards import CAPTION_SUFFIXES, hidden, list_tar
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.space_file import is_uri
 from cca_ray.storage.uris import local_path, to_uri
 
-SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif",
-}  # fmt: skip
 COMPRESSED = (".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2", ".7z", ".rar")
 COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
 MOST_CLASSES = 65_536
+MOST_IMAGE_BYTES = 2**28  # of a file that is one image, undecoded
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def open_files(where: str) -> tuple[fs.FileSystem, str]:
 
 
 def is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in SUFFIXES
+    return PurePosixPath(path).suffix.lower() in KINDS
 
 
 def is_shard(path: str) -> bool:
@@ -163,7 +162,7 @@ def list_images(
     if not entries:
         packed = next((i.path for i in infos if i.path.lower().endswith(COMPRESSED)), None)
         hint = f"; {packed} is compressed: unpack it first" if packed else ""
-        raise ConfigError(f"{where}: no images here ({', '.join(sorted(SUFFIXES))}, .tar or .parquet){hint}")
+        raise ConfigError(f"{where}: no images here ({', '.join(sorted(KINDS))}, .tar or .parquet){hint}")
     listing = replace(
         with_labels(where, entries, classes, numeric_classes), passed_over=tuple(sorted(passed_over.items()))
     )
@@ -328,12 +327,15 @@ def parquet_images(where: str, path: str, group: int) -> list[bytes]:
 def read_entry(where: str, path: str, start: int, length: int) -> bytes:
     """The image's file, undecoded.
 
-    ValueError if it is gone or not allowed; a ConfigError, which stops all, if the storage does not answer thrice.
+    ValueError if it is gone, not allowed or too large; a ConfigError, which stops all, if the storage does not answer
+    thrice.
     """
     for pause_s in (1.0, 5.0, None):
         try:
             if path.lower().endswith(".parquet"):
                 return parquet_images(where, path, length)[start]
+            if length > MOST_IMAGE_BYTES:  # before room is made for it
+                raise ValueError(f"has {length:,} bytes; an image has at most {MOST_IMAGE_BYTES:,}")
             with open_files(where)[0].open_input_file(path) as file:
                 return bytes(file.read_at(length, start))
         except (FileNotFoundError, PermissionError) as error:

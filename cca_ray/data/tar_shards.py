@@ -166,7 +166,7 @@ def members_of(file: Any, path: str) -> dict[str, Member]:
                 files[name] = replace(target, name=name)  # now: a later member of the target's name is another file
             elif entry.islnk():
                 links[name] = posixpath.normpath(entry.linkname)
-            elif entry.isreg() and entry.sparse is None:
+            elif entry.isreg() and not is_sparse(entry, archive.offset):
                 files[name] = Member(name, entry.offset_data, entry.size)
             elif entry.isreg() and not hidden(name):
                 raise ConfigError(f"{path}: {entry.name} is stored sparse; pack it again without --sparse")
@@ -176,6 +176,11 @@ def members_of(file: Any, path: str) -> dict[str, Member]:
     linked = followed(path, files, links)
     whole = [member for name in order for member in linked.get(name, [files[name]] if name in files else [])]
     return {member.name: member for member in whole if not hidden(member.name)}
+
+
+def is_sparse(entry: tarfile.TarInfo, end: int) -> bool:
+    """An extended header can say a size without a map of the holes: then more is claimed than is there."""
+    return entry.sparse is not None or entry.offset_data + entry.size > end
 
 
 def hidden(name: str) -> bool:

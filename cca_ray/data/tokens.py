@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.models.base import Tokenizer
@@ -197,7 +197,7 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
             path_below(folder, name)
     except FileNotFoundError:
         raise ValueError(f"{folder}: no finished token set here ({MANIFEST} is written last)") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, ValidationError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / MANIFEST}: not a token manifest: {first_line(error)}") from None
     if not sum(rows):
         raise ValueError(f"{folder}: the token set is empty")

@@ -58,12 +58,14 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             with safe_open(path, framework="pt") as file:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
                 return without_prefix(state), json.loads((file.metadata() or {}).get("config", "{}"))
+        refuse_packed(path)
         with torch.serialization.safe_globals(harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: is a folder, not a checkpoint file") from None
+    # RuntimeError: also RecursionError, of a config that is nested too deeply.
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({reason_of(error)})") from None
     states = dict(state_dicts(content))
@@ -73,6 +75,15 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         raise ValueError(f"{path}: holds no state dict (a mapping of names to tensors, bare or under 'model'){there}")
     config = content.get("config", {}) if where else {}
     return without_prefix(states[where]), dict(config) if isinstance(config, Mapping) else {}
+
+
+def refuse_packed(path: str | Path) -> None:
+    """ValueError if a file packs what `torch.save` never packs: a few bytes would unpack to any number."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{member.filename} is compressed, which torch.save does not do")
 
 
 def reason_of(error: Exception) -> str:

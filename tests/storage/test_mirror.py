@@ -99,7 +99,8 @@ def test_a_local_path_stays_what_it_is(tmp_path: Path):
 
 
 def test_credentials_in_a_uri_are_refused_and_not_repeated():
-    for uri in ("s3://key:hidden@bucket/runs", "abfs://files@account/runs?client_id=x&client_secret=hidden"):
+    for uri in ("s3://key:hidden@bucket/runs", "abfs://files@account/runs?client_id=x&client_secret=hidden",
+                "abfs://files@account/runs?sv=2024&sig=hidden", "s3://b/x?X-Amz-Signature=hidden"):  # fmt: skip
         with pytest.raises(ConfigError, match="credentials") as error:
             local_path(uri)
         assert "hidden" not in str(error.value)
