@@ -18,6 +18,7 @@ from cca_ray.config import Pretrain, StudyConfig
 from cca_ray.data.labelled_images import LabelledImages, digits
 from cca_ray.space_file import parse
 from cca_ray.training.small_base import BaseFiles, build_base, with_files
+from tests import processes
 from tests.golden.weights import checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -26,6 +27,12 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(autouse=True)
 def two_threads() -> None:
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    yield
+    processes.end_all()
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -54,7 +55,7 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, shape[0], SHARD):
             count = min(SHARD, shape[0] - start) * shape[1] * shape[2] * 3
-            content = file.read(count)
+            content = read(path, file, count)
             if len(content) < count:
                 raise ConfigError(f"{path}: ends after {start} of {shape[0]} images")
             yield np.frombuffer(content, np.uint8).reshape(-1, *shape[1:])
@@ -62,9 +63,17 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
     return shape[0], batches()
 
 
+def read(path: Path, file: IO[bytes], count: int = -1) -> bytes:
+    """The next bytes of an archive's member, all if no count is given. ConfigError if they are damaged."""
+    try:
+        return file.read(count)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: damaged: {error}; make it again") from None
+
+
 def in_memory(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """The images of an array in Fortran's order, a shard at a time; `file` stands at its first byte."""
-    content = file.read()
+    content = read(path, file)
     if len(content) < math.prod(shape):
         raise ConfigError(f"{path}: ends after {len(content):,} of {math.prod(shape):,} bytes")
     images = np.frombuffer(content, np.uint8).reshape(shape, order="F")
