@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from tests.tracking.test_tracker import free_port
+from tests.ports import free_port
 
 # What an environment needs to use the servers; nobody checks the keys.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -29,7 +29,7 @@ def serving(command: list[str], ready: urllib.request.Request) -> Iterator[None]
             time.sleep(0.1)
         yield
     finally:
-        process.terminate()
+        process.kill()
         process.wait(10)
 
 

@@ -20,6 +20,7 @@ from cca_ray.config import Pretrain, StudyConfig
 from cca_ray.data.labelled_images import LabelledImages, digits
 from cca_ray.space_file import parse
 from cca_ray.training.small_base import BaseFiles, build_base, with_files
+from tests import processes
 from tests.golden.weights import checkpoint
 
 # Of the property-based tests (tests/README.md): every run tries the same few examples; `--hypothesis-profile=nightly`
@@ -47,6 +48,12 @@ def pytest_runtest_makereport(
 @pytest.fixture(autouse=True)
 def two_threads() -> None:
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    yield
+    processes.end_all()
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,6 +324,38 @@ def test_of_few_images_the_metrics_are_told_that_can_be_had(base_files: BaseFile
     assert found["fid"] > 0
     assert found["inception_score"] >= 1
     assert found["precision"] is found["recall"] is None
+
+
+def npz_of(path: Path, images: int, there: int, fortran: bool = False) -> None:
+    """An `.npz` whose `arr_0` says how many images it holds, and holds as many as there are."""
+    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as file:
+        header = {"descr": "|u1", "fortran_order": fortran, "shape": (images, 8, 8, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.random.default_rng(0).integers(0, 255, there * 192, dtype=np.uint8).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("short", "bad.npz: ends after 0 of 40 images"),
+        ("short in Fortran's order", "bad.npz: ends after 5,760 of 7,680 bytes"),
+        ("flipped", "bad.npz: damaged: Bad CRC-32 for file 'arr_0.npy'; make it again"),
+        ("flipped in Fortran's order", "bad.npz: damaged: Bad CRC-32 for file 'arr_0.npy'; make it again"),
+    ],
+)
+def test_an_npz_whose_images_are_cut_short_or_damaged_is_one_line(
+    kind: str, message: str, base_files: BaseFiles, tmp_path: Path, capsys
+):
+    space, path = write_space(tmp_path, base_files), tmp_path / "bad.npz"
+    npz_of(path, 40, 30 if "short" in kind else 40, "Fortran" in kind)
+    if "flipped" in kind:
+        content = bytearray(path.read_bytes())
+        content[4000] ^= 255
+        path.write_bytes(content)
+    outcome = invoke(evaluate.main, [str(space), "--npz", str(path)], capsys)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", ["text", "float", "wrong size", "empty", "no arr_0", "truncated"])

@@ -525,6 +525,7 @@ def labelled() -> dict[str, set[str]]:
 @pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: path.stem)
 def test_every_card_of_a_cluster_is_in_the_table_of_every_official_model(path: Path):
     table = {way.type for way in load_config(path).placement.accelerators}
+    assert labelled()
     for where, cards in labelled().items():
         assert cards
         assert cards - table <= LEFT_OUT & cards, where

@@ -35,9 +35,11 @@ from cca_ray.storage.uris import local_path, to_uri
 from cca_ray.tracking.store import KEY
 from cca_ray.training.small_base import BaseFiles
 from tests.buckets import CREDENTIALS, s3_server
+from tests.ports import free_port
+from tests.processes import begin
 from tests.test_cli import invoke, write_space
 from tests.test_tune import wait_until
-from tests.tracking.test_tracker import Server, empty_mlflow, free_port
+from tests.tracking.test_tracker import Server, empty_mlflow
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "CCA_RAY_JOBS"
@@ -126,7 +128,7 @@ class Cluster:
 
     def job(self, *words: str) -> subprocess.Popen[str]:
         """`ray job WORDS`, as a person with the token and a tunnel types it, in a checkout."""
-        return subprocess.Popen(
+        return begin(
             ["ray", "job", *words], cwd=ROOT, env=self.client, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,
         )  # fmt: skip
@@ -185,10 +187,7 @@ def runs_of(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit code, and all that was printed."""
-    try:
-        output, _ = process.communicate(timeout=LONGEST_S)
-    finally:
-        process.kill()
+    output, _ = process.communicate(timeout=LONGEST_S)
     return process.returncode, output
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from cca_ray.models.official import build_tokenizer, load_tokenizer, save_offici
 from cca_ray.prepare import Pace, wait_for_gpus
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
+from tests.processes import begin
 from tests.test_cli import invoke
 
 CROPS = ["flips", "ten-crop-1.1"]
@@ -90,11 +92,11 @@ def test_unreadable_images_are_left_out_and_listed(made: tuple[Path, str], photo
     }  # fmt: skip
 
 
-def test_too_many_unreadable_images_stop_it(photos: Path, tokenizer: Path, tmp_path: Path, ray_here: None):
-    with pytest.raises(
-        ConfigError, match=r"1 images cannot be read, more than the limit of 0: .*07\.png: not an image"
-    ):
-        make(photos, tokenizer, tmp_path / "tokens", limit=0)
+def test_too_many_unreadable_images_stop_it(photos: Path, tokenizer: Path, tmp_path: Path, ray_here: None, capsys):
+    options = ["--tokenizer", str(tokenizer), "--image-size", "16", "--max-unreadable", "0"]
+    outcome = invoke(prepare.main, [str(photos), *options, "--out", str(tmp_path / "tokens")], capsys)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert re.search(r"1 images cannot be read, more than the limit of 0: .*07\.png: not an image", outcome.err)
     with pytest.raises(ValueError, match="no finished token set here"):
         read_token_set(tmp_path / "tokens")
 
@@ -115,14 +117,15 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(photos: Path, 
     crops = [argument for name in CROPS for argument in ("--augment", name)]
     command = [sys.executable, "-m", "cca_ray.prepare", str(photos), "--tokenizer", str(tokenizer), "--out", str(out),
                "--image-size", "16", "--part-images", "40", *crops]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = begin(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while not (out / "part-00000.parquet").exists():
+        assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    for late in ("part-00002.parquet", "manifest.json"):  # should it have been quicker than the signal
+    process.kill()
+    assert process.wait(20) == -signal.SIGKILL
+    for late in ("part-00002.parquet", "manifest.json"):  # should its parts have been quicker than the signal
         (out / late).unlink(missing_ok=True)
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
@@ -198,6 +201,14 @@ def test_the_official_files_are_imported(tokenizer: Path, tmp_path: Path):
     assert data.meta.augmentations == ("a/flips/0", "a/flips/1", "b/flips/0", "b/flips/1")
 
 
+def test_official_folders_of_different_lengths_are_refused(tokenizer: Path, tmp_path: Path):
+    write_npy(tmp_path / "a"), write_npy(tmp_path / "b", count=4)
+    roots = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(ConfigError, match="--npy: the folders hold 5 and 4 images; want the same"):
+        import_npy(roots, "llamagen", tokenizer, 16, list("xyz"), tmp_path / "tokens", 2, Pace(Console()))
+    assert not (tmp_path / "tokens").exists()
+
+
 def harm(root: Path, kind: str) -> None:
     codes, labels = root / "imagenet16_codes", root / "imagenet16_labels"
     if kind == "no codes":
@@ -252,6 +263,11 @@ def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: 
     [
         (["--out", "t"], "want either IMAGES or --npy FOLDER"),
         (["PHOTOS", "--npy", "PHOTOS", "--out", "t"], "want either IMAGES or --npy FOLDER"),
+        (
+            ["--npy", "PHOTOS", "--family", "var", "--tokenizer", "TOKENIZER", "--out", "t"],
+            "--npy: the official code of var keeps no tokens",
+        ),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--max-unreadable", "-1"], "'--max-unreadable'"),
         (["PHOTOS"], "nothing to make: want --out FOLDER, --reference FILE.npz, or both"),
         (["PHOTOS", "--out", "t"], "--out wants --tokenizer FILE"),
         (["PHOTOS", "--reference", "r.npz"], "--reference wants IMAGES and --features FILE"),

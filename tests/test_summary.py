@@ -57,11 +57,12 @@ def test_what_is_written_is_read_back_as_it_was():
 def test_a_summary_of_version_0_1_0_is_read():
     (size,) = StudySummary.model_validate_json(OLD_SUMMARY).sizes
     (row,) = json.loads(OLD_SUMMARY)["sizes"]
-    for role, name in OLD_ROLES.items():
-        if role in size.models:
-            assert size.value(role) == row[f"fid_{name}"]
-            assert size.std(role) == row[f"std_{name}"]
-            assert size.models[role].values["inception_score"] == row[f"inception_score_{name}"]
+    assert list(size.models) == ["base", "guided", "control", "tuned"]
+    for role in size.models:
+        name = OLD_ROLES[role]
+        assert size.value(role) == row[f"fid_{name}"]
+        assert size.std(role) == row[f"std_{name}"]
+        assert size.models[role].values["inception_score"] == row[f"inception_score_{name}"]
     assert (size.headline.label, size.objective_label, size.parameters) == ("FID", "CCA", 9472)
     assert size.winner == size.finalists[0]
     assert size.winner.params == row["winner"]

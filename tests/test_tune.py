@@ -14,23 +14,28 @@ from pathlib import Path
 
 import optuna
 import pytest
+import yaml
 from optuna.trial import TrialState
 
+from cca_ray import tune
+from cca_ray.errors import ConfigError
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.status import RUNNING, SizeStatus, look
+from cca_ray.study import Budget
 from cca_ray.terminal.snapshot import STATUS
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
 from cca_ray.tune import fresh_name, load_spaces
-from tests.test_cli import write_space
+from tests.processes import begin
+from tests.test_cli import invoke, write_space
 
 EXPERIMENT = experiment_name("llamagen", "digits")
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cca_ray.tune", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return begin(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_until(ready: Callable[[], bool], seconds: float = 120) -> None:
@@ -45,7 +50,7 @@ def on_a_terminal(folder: Path, *arguments: str) -> tuple[subprocess.Popen[bytes
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "cca_ray", "tune", *arguments]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "30", "NO_COLOR": "1"}
-    process = subprocess.Popen(command, cwd=folder, stdout=slave, stderr=slave, env=environment)
+    process = begin(command, cwd=folder, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     return process, master
 
@@ -86,6 +91,46 @@ def test_a_fresh_name_is_one_that_no_study_has(tmp_path: Path):
     assert fresh_name("digits", tmp_path) == "digits-3"
 
 
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        ([], (None, None)),
+        (["--minutes", "90"], (90.0, None)),
+        (["--gpu-hours", "60.5"], (None, 60.5)),
+        (["--minutes", "90", "--gpu-hours", "60.5"], (90.0, 60.5)),
+    ],
+)
+def test_the_options_of_a_budget_reach_the_search(
+    options: list[str], budget: tuple[float | None, float | None], tmp_path: Path, capsys,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """What a search makes of it: tests/test_study.py and tests/search/test_ledger.py."""
+    given = list[Budget]()
+
+    def search(folder: Path, uri: str, configs: object, limit: Budget, *more: object) -> None:
+        given.append(limit)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(tune, "search", search)
+    assert invoke(tune.main, ["digits_s", "--storage", str(tmp_path / "runs"), *options], capsys).err == "error: seen\n"
+    assert [(limit.minutes, limit.device_hours) for limit in given] == [budget]
+
+
+def test_replicates_are_a_setting_of_the_search(tmp_path: Path, capsys):
+    for options, replicates in (([], 0), (["--replicates", "2"], 2)):
+        outcome = invoke(tune.main, ["digits_s", "--dry-run", *options], capsys)
+        assert outcome.code == 0
+        assert yaml.safe_load(outcome.out)["search"]["replicates"] == replicates
+
+
+@pytest.mark.parametrize("option", ["--minutes=0", "--gpu-hours=0", "--gpu-hours=-1", "--replicates=-1", "--trials=0"])
+def test_an_amount_out_of_its_range_is_one_line(option: str, tmp_path: Path, capsys):
+    outcome = invoke(tune.main, ["digits_s", "--storage", str(tmp_path / "runs"), option], capsys)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert option.partition("=")[0] in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.nightly
 def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: BaseFiles, tmp_path: Path):
     write_space(tmp_path, base_files, epochs=30)
@@ -107,6 +152,7 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     wait_until(scored("search-0001"))
     process.kill()
     process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
     kept = [t for t in trials(tmp_path) if t.state == TrialState.COMPLETE]
     assert len(kept) == 1
 

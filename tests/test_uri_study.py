@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
@@ -26,6 +27,7 @@ from cca_ray.storage.uris import COPIES, local_path, to_uri
 from cca_ray.training.small_base import BaseFiles, digits
 from tests.buckets import CREDENTIALS, s3_server
 from tests.conftest import apart, some_digits
+from tests.processes import begin
 from tests.test_cli import invoke, write_space
 
 pytestmark = pytest.mark.timeout(600)
@@ -69,9 +71,7 @@ def start(folder: Path, node: str, verb: str, *arguments: str) -> subprocess.Pop
     """`python -m cca_ray.VERB` on a machine that has nothing but a search space."""
     environment = {**os.environ, "CCA_RAY_CACHE": str(folder / f"cache-{node}")}
     command = [sys.executable, "-m", f"cca_ray.{verb}", *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return begin(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -197,6 +197,7 @@ def test_nodes_that_share_nothing_but_a_uri_find_who_hangs_and_stop_when_asked(
     assert pull(life)
     worker = json.loads(life.read_text())["pid"]
     os.kill(worker, signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(worker).status() == psutil.STATUS_STOPPED, process)
     wait_until(lambda: not Path(f"/proc/{worker}").exists(), process)
     saved = written_at(checkpoint)
     wait_until(lambda: written_at(checkpoint) > saved, process)
@@ -236,6 +237,7 @@ def test_a_study_whose_machine_was_lost_goes_on_on_another_to_the_same_result(
     wait_until(lambda: exists(scored), first)
     first.kill()
     first.communicate(timeout=60)
+    assert first.returncode == -signal.SIGKILL
     refused = start(tmp_path, "second", *command)
     output, _ = refused.communicate(timeout=60)
     assert refused.returncode == 2

@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cca_ray.training.small_base import BaseFiles
 from tests.chaos.study import KEYS, LONGEST_S, End, Study, Trial, Twin, Verdict, judge, wait_until
 from tests.tracking.test_tracker import Server, empty_mlflow
@@ -88,15 +90,28 @@ class Case:
             self.study.kill_all()
             return None
 
+    def kill_driver(self) -> None:
+        end = self.study.kill()
+        self.check(end.killed, f"the driver was not killed: exit code {end.code}")
+
+    def kill(self, *processes: psutil.Process) -> None:
+        """SIGKILL, and see them end."""
+        self.check(bool(processes), "no process to kill")
+        for process in processes:
+            self.notes.append(f"kill -9 {process.pid}")
+            process.kill()
+        self.check(not psutil.wait_procs(processes, timeout=20)[1], "a process survived its kill")
+
 
 def kill_driver(case: Case) -> None:
     case.begin()
-    case.study.kill()
+    case.kill_driver()
     case.remember()
 
 
 def kill_driver_often(case: Case, times: int) -> None:
     """While it starts, prepares, trains or compares."""
+    kills = 0
     for _ in range(times):
         phase, delay = case.rng.choice(["starting Ray", "steps a trial", *3 * ["/400"]]), case.rng.uniform(0, 2)
         case.study.start()
@@ -110,17 +125,16 @@ def kill_driver_often(case: Case, times: int) -> None:
         if case.study.ended():
             case.check(case.study.wait().code == 0, f"ended by itself:\n{case.study.said()}")
             case.notes.append("ended before a kill")
-        case.study.kill()
+        kills += case.study.kill().killed
         case.remember()
+    case.notes.append(f"{kills} kills")
+    case.check(kills > times // 2, f"only {kills} of {times} kills struck")
 
 
 def kill_actor(case: Case) -> None:
     case.begin(KEYS[:-1], 1.5)
     case.remember()
-    actors = case.study.processes("ray::ImplicitFunc")
-    case.check(bool(actors), "no actor to kill")
-    for actor in actors:
-        actor.kill()
+    case.kill(*case.study.processes("ray::ImplicitFunc"))
     case.survives()
 
 
@@ -129,14 +143,14 @@ def kill_worker(case: Case) -> None:
     case.begin(KEYS[:-1], 1.5)
     wait_until(lambda: bool(case.study.processes("ray::RayTrainWorker")), "a worker is there", 60)
     case.remember()
-    case.rng.choice(case.study.processes("ray::RayTrainWorker")).kill()
+    case.kill(case.rng.choice(case.study.processes("ray::RayTrainWorker")))
     case.survives()
 
 
 def kill_raylet(case: Case) -> None:
     case.begin()
     (raylet,) = case.study.processes("raylet")
-    raylet.kill()
+    case.kill(raylet)
     killed = time.monotonic()
     if end := case.ends():
         case.notes.append(f"exit code {end.code} after {time.monotonic() - killed:.0f} s")
@@ -226,7 +240,7 @@ def corrupted_tokens(case: Case) -> None:
     space = case.study.folder / "tiny.yaml"
     space.write_text(space.read_text().replace(str(case.study.base.tokens), str(folder)))
     case.begin()
-    case.study.kill()
+    case.kill_driver()
     case.remember()
     part = case.rng.choice(sorted(folder.glob("part-*.parquet")))
     whole = part.read_bytes()
@@ -281,8 +295,11 @@ def hung_process(case: Case) -> None:
     case.begin(KEYS[:-1], 1.5)
     case.remember()
     last = max(case.study.home.glob("trials/*/alive-0"), key=lambda path: path.stat().st_mtime)
-    os.kill(case.study.pid_of(last.parent.name), signal.SIGSTOP)
+    hung = psutil.Process(case.study.pid_of(last.parent.name))
+    hung.suspend()
+    wait_until(lambda: hung.status() == psutil.STATUS_STOPPED, f"process {hung.pid} is stopped", 20)
     end = case.survives()
+    case.check(not hung.is_running(), "the hung process is still there")
     case.check("no sign of life" in end.out, "the hung process was not noticed")
 
 

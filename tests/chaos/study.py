@@ -72,6 +72,10 @@ class End:
     err: str
     seconds: float
 
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -189,7 +193,7 @@ class Study:
         return "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in files)
 
     def kill(self) -> End:
-        """SIGKILL to the driver; the rest of its processes are left to see for themselves."""
+        """SIGKILL to the driver; the rest of its processes are left to see for themselves. See `End.killed`."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)  # no error if it has ended already
         return self.wait(20)

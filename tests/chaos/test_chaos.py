@@ -30,6 +30,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 def test_a_study_loses_repeats_and_changes_nothing(fault: Fault, session: Session):
     if fault.needs_mount and not can_mount(session.root / "mount"):
         pytest.skip("no right to mount")
+    print(f"again: CHAOS_SEED={SEED} pytest -m chaos tests/chaos -k '{fault.name.replace(' ', '-')}'")
     verdict = session.play(fault, SEED)
-    print(f"again: CHAOS_SEED={SEED} pytest -m chaos tests/chaos -k '{fault.name}'; {'; '.join(verdict.notes)}")
+    print("; ".join(verdict.notes))
     assert verdict.complaints == []

@@ -1,7 +1,6 @@
 """Nodes that come when trials wait for them and go again: Ray's real autoscaler, with nodes that are processes here."""
 
 import json
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from cca_ray.cluster.placement import TYPE
 from cca_ray.data.tokens import MANIFEST
 from cca_ray.training.small_base import BaseFiles
+from tests.processes import begin
 from tests.test_cli import write_space
 from tests.test_jobs import Cluster
 
@@ -82,15 +82,13 @@ def watched(cluster: Growing, folder: Path, verb: str, *arguments: str) -> Count
     """Run a verb on the cluster, in a folder; how many nodes of each type there were at most."""
     command, environment = [sys.executable, "-m", f"cca_ray.{verb}"], {**cluster.client, "RAY_ADDRESS": cluster.address}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([*command, *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
+        process = begin([*command, *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
     seen, end = Counter[str](), time.monotonic() + 400
-    try:
-        while process.poll() is None and time.monotonic() < end:
-            seen |= cluster.types()
-            time.sleep(0.5)
-    finally:
-        process.kill()
-    assert process.wait() == 0, (folder / "log").read_text()
+    while process.poll() is None:
+        assert time.monotonic() < end, (folder / "log").read_text()
+        seen |= cluster.types()
+        time.sleep(0.5)
+    assert process.returncode == 0, (folder / "log").read_text()
     return seen
 
 

@@ -109,6 +109,7 @@ def test_the_shipped_tables_are_what_the_arithmetic_gives(path: Path):
         model = family_of(config.base.family).parts().model(shape)
     load = Load(parameters(model), len(model.stack), shape.dim, model.config.block_size)
     assert config.placement.accelerators == ways_by_arithmetic(load, config.train.global_batch)
+    assert config.placement.accelerators
     for way in ways(config.placement):
         needs = memory_gib(load, way.workers, way.micro_batch or 0, way.strategy, way.activation_checkpointing)
         assert needs <= USABLE * CARDS[accelerator_of(way)].memory_gib

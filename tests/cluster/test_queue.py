@@ -25,6 +25,7 @@ from cca_ray.placement_config import Placement
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import BaseFiles
 from tests.conftest import apart
+from tests.processes import begin
 from tests.test_cli import write_space
 
 H100, A100, A40 = (Node(name, cpus=16, gpus=8) for name in ("H100", "A100", "A40"))
@@ -198,7 +199,7 @@ def tune(folder: Path, address: str, *settings: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cca_ray.tune", "tiny.yaml", "--name", "study"]
     words = [word for setting in settings for word in ("--set", setting)]
     environment, pipe = {**os.environ, "RAY_ADDRESS": address}, subprocess.PIPE
-    return subprocess.Popen([*command, *words], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe)
+    return begin([*command, *words], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe)
 
 
 def space(folder: Path, files: BaseFiles, accelerators: list[dict[str, Any]]) -> None:

@@ -112,7 +112,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, kind: str,
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path):
     path = tmp_path / "weights.pt"
     write_atomically({"model": STATE}, path)
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match="local object"):
         write_atomically({"model": lambda: None}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["weights.pt"]
     assert equal(read_checkpoint(path)[0])

@@ -59,7 +59,7 @@ def test_a_study_whose_driver_was_killed_in_the_middle_of_a_write_is_read(study:
         "import sqlite3, os, sys; c = sqlite3.connect(sys.argv[1]); c.execute('pragma cache_size = 2');"
         "c.execute(\"update trial_user_attributes set value_json = value_json || ' '\"); os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", killed, str(database)], check=False)
+    assert subprocess.run([sys.executable, "-c", killed, str(database)], check=False).returncode == -9
     assert database.with_name("study.db-journal").exists()
     assert len(read_study(tmp_path, "hand").sizes[0].trials) == 14
     assert database.with_name("study.db-journal").exists()  # that is the next driver's to mend

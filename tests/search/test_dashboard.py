@@ -14,9 +14,9 @@ from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.reports import TrialFailure
+from tests.ports import free_port
 from tests.search.ledgers import at_rung, new_ledger
 from tests.test_tune import wait_until
-from tests.tracking.test_tracker import free_port
 
 
 def leave_a_study(folder: Path) -> None:
@@ -55,7 +55,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert process.poll() is None, (folder / "dashboard.log").read_text()
         yield url
     finally:
-        process.terminate()
+        process.kill()
         process.wait(30)
 
 

@@ -120,7 +120,9 @@ def has_parent(shown: Shown) -> None:
 def has_trials(shown: Shown) -> None:
     """Names, tags, metrics by optimizer step, the machine's load, the data set."""
     history = shown.tracker.client.get_metric_history
-    for run in shown.runs(trials_filter(shown.summary.mlflow.key)):
+    runs = shown.runs(trials_filter(shown.summary.mlflow.key))
+    assert len(runs) >= shown.summary.trials
+    for run in runs:
         tags, control = run.data.tags, run.data.tags["arm"] == "control"
         assert re.fullmatch(r"(control )?(λ=\S+ )?lr=\d\.\de-\d\d", run.info.run_name)
         assert (tags["study"], tags["size"], tags["family"], tags["dataset"]) == ("study", "tiny", "llamagen", "digits")
@@ -144,7 +146,7 @@ def has_models(shown: Shown) -> None:
     client, summary = shown.tracker.client, shown.summary
     models = {m.source_run_id: m for m in client.search_logged_models([shown.tracker.experiment_id])}
     ended = shown.runs("attributes.status = 'FINISHED' and tags.arm LIKE '%'")
-    assert set(models) == {r.info.run_id for r in ended}
+    assert set(models) == {r.info.run_id for r in ended} != set()
     for run in ended:
         model = models[run.info.run_id]
         scores = {m.key: (m.value, m.dataset_name, m.dataset_digest) for m in model.metrics}

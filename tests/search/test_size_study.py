@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,7 @@ class Study:
     def assert_true_states(self) -> None:
         """Every trial has ended, and its MLflow run says the same; no run is left RUNNING."""
         for arm in ("search", "control"):
+            assert self.trials(arm)
             for trial in self.trials(arm):
                 run, (state, reason) = self.run_of(trial), end_of(trial)
                 assert run.info.status == ENDED[trial.state]
@@ -89,22 +91,38 @@ def run(study: Study, config: StudyConfig, slow_s: float = 0.0) -> SizeResult:
     return study.result
 
 
-def kill_when(ready: Callable[[], bool], process_name: str) -> threading.Thread:
-    """Kill -9 one process of that name, of this process's own Ray, as soon as `ready`."""
+def pid_of(trial: Path) -> int:
+    """The process, or its first worker, that runs a trial or ran it last."""
+    return int(json.loads((trial / "alive-0").read_text())["pid"])
+
+
+@contextmanager
+def killing(trial: Path, process_name: str) -> Iterator[list[int]]:
+    """Within, kill -9 a trial's process, which has this name, when there is a checkpoint. It must have come to that.
+
+    Gives a list that will hold its number.
+    """
+    over, killed = threading.Event(), list[int]()
 
     def watch() -> None:
-        for _ in range(1200):
-            time.sleep(0.05)
-            if not ready():
-                continue
-            for process in psutil.Process().children(recursive=True):  # of no other study on this machine
-                if process_name in " ".join(process.cmdline()):
+        while not over.wait(0.05):
+            with suppress(ValueError):  # the sign of life is being written
+                if (trial / "checkpoint.pt").exists():
+                    process = psutil.Process(pid_of(trial))
+                    assert process_name in " ".join(process.cmdline())
                     process.kill()
+                    process.wait(20)
+                    killed.append(process.pid)
                     return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    return thread
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join(30)
+    assert len(killed) == 1, f"no {process_name} was killed"
 
 
 def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
@@ -190,11 +208,10 @@ def test_failing_trials_end_in_their_true_state_and_the_study_goes_on(study: Stu
 
 def test_a_trial_that_lost_its_process_resumes(study: Study, make_study: MakeStudy):
     config = make_study(train={"epochs": 30}, search={"trials": 1, "max_concurrent": 1})
-    checkpoint = study.folder / "trials" / "tiny-search-0000" / "checkpoint.pt"
-    killer = kill_when(checkpoint.exists, "ray::ImplicitFunc")
-    run(study, config)
-    killer.join(timeout=1)
-    assert not killer.is_alive()
+    folder = study.folder / "trials" / "tiny-search-0000"
+    with killing(folder, "ray::ImplicitFunc") as killed:
+        run(study, config)
+    assert pid_of(folder) not in killed  # another took it up
     (trial,) = study.trials()
     assert trial.state == TrialState.COMPLETE
     assert sorted(trial.intermediate_values) == [150, 300]
@@ -206,9 +223,10 @@ def test_a_trial_that_lost_its_process_resumes(study: Study, make_study: MakeStu
 @pytest.mark.nightly
 def test_a_trial_that_loses_its_process_too_often_fails(study: Study, make_study: MakeStudy):
     config = make_study(train={"epochs": 30}, search={"trials": 2, "max_concurrent": 1}, placement={"max_failures": 0})
-    checkpoint = study.folder / "trials" / "tiny-search-0000" / "checkpoint.pt"
-    kill_when(checkpoint.exists, "ray::ImplicitFunc")
-    run(study, config)
+    folder = study.folder / "trials" / "tiny-search-0000"
+    with killing(folder, "ray::ImplicitFunc") as killed:
+        run(study, config)
+    assert [pid_of(folder)] == killed  # nobody took it up
     failed, sound = study.trials()
     assert (failed.state, sound.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert "lost its process: The actor died unexpectedly" in failed.user_attrs["reason"]
@@ -246,10 +264,10 @@ def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: Mak
         search={"trials": 2, "max_concurrent": 1, "space": space, "first_points": points},
         placement={"workers": 2},
     )
-    checkpoint = study.folder / "trials" / "tiny-search-0001" / "checkpoint.pt"
-    killer = kill_when(checkpoint.exists, "ray::RayTrainWorker")
-    run(study, config, slow_s=3)
-    assert not killer.is_alive()
+    folder = study.folder / "trials" / "tiny-search-0001"
+    with killing(folder, "ray::RayTrainWorker") as killed:
+        run(study, config, slow_s=3)
+    assert pid_of(folder) not in killed
     diverged, trial = study.trials()
     assert (diverged.state, trial.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert diverged.user_attrs["reason"].startswith("Diverged: the loss is nan at step")

@@ -85,7 +85,7 @@ def test_the_list_of_verbs_says_what_they_say_themselves(verb: str):
 
 def test_help_shows_the_examples_within_80_columns(terminal: Terminal, capsys):
     for verb in VERBS:
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match=r"^0$"):
             group().main([verb, "--help"], prog_name="cca-ray")
         shown = capsys.readouterr().out
         assert f"Usage: cca-ray {verb} " in shown

@@ -58,7 +58,7 @@ def test_an_error_names_the_file_in_its_line_and_leaves_its_traceback_there(tmp_
 
 
 def test_a_fault_of_ours_is_a_traceback_on_the_terminal_too(tmp_path: Path):
-    with pytest.raises(ZeroDivisionError) as error, logging_to(tmp_path / "log.txt"):
+    with pytest.raises(ZeroDivisionError, match="by zero") as error, logging_to(tmp_path / "log.txt"):
         print(1 / 0)
     assert error.value.__notes__ == [f"log: {tmp_path / 'log.txt'}"]
     assert "ZeroDivisionError" in (tmp_path / "log.txt").read_text()

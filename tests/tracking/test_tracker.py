@@ -1,13 +1,12 @@
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,9 @@ from PIL import Image
 from cca_ray.tracking.pyfunc import Cut, Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Journal, Tracker
+from tests.ports import free_port
+from tests.processes import begin
+from tests.test_tune import wait_until
 
 SETTINGS = Settings(
     family="llamagen",
@@ -29,12 +31,6 @@ SETTINGS = Settings(
     precision="auto",
     decoding=Cut(temperature=1.0, top_k=0, top_p=1.0),
 )
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class Server:
@@ -54,20 +50,27 @@ class Server:
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        for _ in range(480):
+        end = time.monotonic() + 120
+        while time.monotonic() < end and self.process.poll() is None:
             try:
                 if requests.get(f"{self.url}/health", timeout=1).ok:
                     return
             except requests.RequestException:
                 time.sleep(0.25)
+        self.kill()
         pytest.fail((self.folder / "log").read_text()[-2000:])
 
     def kill(self) -> None:
+        """It and its children, and see that it ended so. Nothing if it was killed before."""
         if self.process is not None:
-            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-                process.send_signal(signal.SIGKILL)
-            self.process.wait(timeout=20)
-            self.process = None
+            process, self.process = self.process, None
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGKILL)
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            assert process.wait(timeout=20) == -signal.SIGKILL, (self.folder / "log").read_text()[-2000:]
+            assert not psutil.wait_procs(children, timeout=20)[1]
 
 
 @pytest.fixture(scope="module")
@@ -497,8 +500,7 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
     for step in range(150):
         tracker.metrics("child", {step: {"loss": step / 7}})
         if step == 50:
-            while not tracker.run_id("child"):
-                time.sleep(0.01)
+            wait_until(lambda: bool(tracker.run_id("child")))
             server.kill()  # in the middle of writing
     tracker.image("child", "samples", picture, 2)
     tracker.end("child", "COMPLETE")
@@ -551,12 +553,11 @@ def test_what_a_killed_driver_could_not_send_is_sent_by_the_next(
     server.kill()
 
     arguments = [sys.executable, "-c", DRIVER, server.url, f"study {tmp_path.name}", str(journal)]
-    driver = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    driver = begin(arguments, stdout=subprocess.PIPE)
     assert driver.stdout is not None
     assert driver.stdout.readline() == b"written\n"
     driver.kill()
-    driver.wait()
-    driver.stdout.close()
+    assert driver.wait(20) == -signal.SIGKILL
     with journal.open("ab") as file:
         file.write(b'{"do": "end", "key": "chi')
 
@@ -590,10 +591,7 @@ def test_a_password_in_the_uri_is_taken_and_never_shown(server: Server, make: Ma
     assert tracker.flush(60)
     server.kill()
     tracker.tags("study", {"a": "b"})
-    for _ in range(600):
-        if tracker.trouble:
-            break
-        time.sleep(0.05)
+    wait_until(lambda: bool(tracker.trouble))
     shown = [*lines, tracker.browse, tracker.trouble, tracker.uri, *(p.read_text() for p in journal.parent.iterdir())]
     assert "does not answer" in tracker.trouble
     assert "user:***@127.0.0.1" in tracker.trouble
