@@ -8,7 +8,7 @@ from typing import IO
 
 import numpy as np
 
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, first_line
 from cca_ray.evaluation.protocol import SHARD
 
 
@@ -42,7 +42,7 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(file)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a damaged file zipfile, zlib and NumPy raise many kinds
         raise ConfigError(f"{path}: not an .npz with arr_0 ({error})") from None
     side = size or "S"
     square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[1] == (size or shape[1])
@@ -54,7 +54,7 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, shape[0], SHARD):
             count = min(SHARD, shape[0] - start) * shape[1] * shape[2] * 3
-            content = file.read(count)
+            content = read(path, file, count)
             if len(content) < count:
                 raise ConfigError(f"{path}: ends after {start} of {shape[0]} images")
             yield np.frombuffer(content, np.uint8).reshape(-1, *shape[1:])
@@ -62,9 +62,17 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
     return shape[0], batches()
 
 
+def read(path: Path, file: IO[bytes], size: int = -1) -> bytes:
+    """ConfigError, naming the archive, if what is in it is damaged."""
+    try:
+        return file.read(size)
+    except Exception as error:  # as above
+        raise ConfigError(f"{path}: arr_0 cannot be read ({first_line(error)})") from None
+
+
 def in_memory(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """The images of an array in Fortran's order, a shard at a time; `file` stands at its first byte."""
-    content = file.read()
+    content = read(path, file)
     if len(content) < math.prod(shape):
         raise ConfigError(f"{path}: ends after {len(content):,} of {math.prod(shape):,} bytes")
     images = np.frombuffer(content, np.uint8).reshape(shape, order="F")
