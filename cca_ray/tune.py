@@ -255,11 +255,11 @@ def main(
     if dry_run:
         show(configs)
         return
+    if "@" in tracking_uri and re.search(r"\s", tracking_uri) and not tracking_uri.startswith("sqlite:"):
+        raise ConfigError("--tracking-uri: its password holds a space; write %20 for it")  # it could not be hidden
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
     folder = folder_of(storage, name or default_name(configs, bool(spaces), seed), fresh)
     console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; everything goes to {to_uri(folder)}")
-    if "@" in tracking_uri and re.search(r"\s", tracking_uri) and not tracking_uri.startswith("sqlite:"):
-        raise ConfigError("--tracking-uri: its password holds a space; write %20 for it")  # it could not be hidden
     uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
     with alone(folder), leased(folder):
         found = search(folder, uri, configs, Budget(minutes, gpu_hours), side_by_side, console)

@@ -2,18 +2,14 @@
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, first_line
 from cca_ray.evaluation.protocol import SHARD
-
-# What a file that is no whole zip archive raises: damaged, encrypted, packed in a way that Python does not know.
-DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class NpzWriter:
@@ -46,8 +42,8 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(file)
-    except DAMAGE as error:
-        raise ConfigError(f"{path}: not an .npz with arr_0 ({error})") from None
+    except Exception as error:  # of a damaged or encrypted file zipfile, zlib and NumPy raise many kinds
+        raise ConfigError(f"{path}: not an .npz with arr_0 ({first_line(error)})") from None
     side = size or "S"
     square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[1] == (size or shape[1])
     if dtype != np.uint8 or not square or shape[0] < 2:
@@ -70,8 +66,8 @@ def read(path: Path, file: IO[bytes], count: int = -1) -> bytes:
     """ConfigError if what is packed there is damaged."""
     try:
         return file.read(count)
-    except DAMAGE as error:
-        raise ConfigError(f"{path}: is damaged ({error}); make or copy it again") from None
+    except Exception as error:  # as above
+        raise ConfigError(f"{path}: arr_0 cannot be read ({first_line(error)}); make or copy it again") from None
 
 
 def in_memory(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
