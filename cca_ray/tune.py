@@ -74,22 +74,27 @@ TrackingOption = Annotated[
 
 @dataclass(frozen=True)
 class Found:
-    """What a study ended with: its sizes, its report, and how to look into MLflow."""
+    """What a study ended with: its sizes, its report, how to look into MLflow, and what has not arrived there."""
 
     folder: Path
     sizes: list[SizeSummary]
     report: Path | None
     browse: str
+    left: str
 
 
 class Told(Contract):
-    """The outcome of a study as one JSON object. `told`: of each size, what won, by how much, at what cost."""
+    """The outcome of a study as one JSON object. `told`: of each size, what won, by how much, at what cost.
+
+    `mlflow`: what has not arrived there; empty if all has.
+    """
 
     study: str
     folder: str
     sizes: tuple[SizeSummary, ...]
     told: tuple[str, ...]
     where: dict[str, str]
+    mlflow: str = ""
 
 
 def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
@@ -186,7 +191,7 @@ def search(
                 ended = len(sizes) == len(configs)
                 tracker.close(CLOSE_S if ended else 1.0, patient=ended)
             ray.shutdown()
-    return Found(folder, sizes, report, browse)
+    return Found(folder, sizes, report, browse, "; ".join(filter(None, (t.left for t in trackers.values()))))
 
 
 def settings_of(given: Mapping[str, int | None], seed: int | None) -> list[str]:
@@ -264,11 +269,21 @@ def main(
     with alone(folder), leased(folder):
         found = search(folder, uri, configs, Budget(minutes, gpu_hours), side_by_side, console)
     sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, spaces or [])
-    end = Told(study=folder.name, folder=to_uri(folder), sizes=tuple(found.sizes), told=sentences, where=where)
+    end = Told(
+        study=folder.name,
+        folder=to_uri(folder),
+        sizes=tuple(found.sizes),
+        told=sentences,
+        where=where,
+        mlflow=found.left,
+    )
     if as_json:
         print(end.model_dump_json(indent=1))
     else:
         show_end(console, configs[-1].score.samples, end)
+    if found.left:
+        print(f"error: {found.left}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,18 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Unpacked at another place than where they were made; only the search spaces name it."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / Path(MADE_AT).name
+    for path in folder.glob("*.yaml"):
+        path.write_text(path.read_text().replace(MADE_AT, str(folder)))
+    return folder
+
+
 def relocate(database: Path, old: str, new: str) -> None:
     """Replace a path in every text column."""
     with closing(sqlite3.connect(database)) as connection:
@@ -117,3 +129,31 @@ def test_an_interrupted_study_goes_on_where_it_was_and_sends_what_waited(left: P
     for run in runs:
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
         assert steps == list(range(1, 601))  # each step once, whoever logged it
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_whose_storage_moved_goes_on_there(moved: Path, monkeypatch, capsys):
+    space, runs = str(moved / "interrupted.yaml"), moved / "runs"
+    before, old = trials_of(moved, "interrupted")["search"], set(Path(MADE_AT).rglob("*"))
+    on = invoke(tune.main, [space, "--name", "interrupted", "--storage", str(runs)], capsys)
+    assert on.code == 0, on.out + on.err
+    assert f"MLflow: the storage was at {MADE_AT}/runs and is at {runs}: the records of 9 runs, 6 models and" in on.out
+    assert "could not log" not in on.out
+    after = trials_of(moved, "interrupted")["search"]
+    assert [trial.state.name for trial in after] == ["COMPLETE"] * 3
+    assert [trial.value for trial in after[:2]] == [trial.value for trial in before[:2]]
+    assert old == set(Path(MADE_AT).rglob("*"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{runs / 'mlflow.db'}")
+    for name in ("finished", "interrupted"):
+        champion = mlflow.pyfunc.load_model(f"models:/cca_ray-llamagen-digits-{name}@champion")
+        assert champion.predict({"label": [7, 3]}).shape == (2, 8, 8, 3)
+    told = invoke(status.main, ["finished", "--json", "--storage", str(runs)], capsys)
+    assert json.loads(told.out)["sizes"][0]["outcome"]["checkpoint"] == str(
+        runs / "finished" / "finished" / "winner.pt"
+    )
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("cca_ray llamagen digits")
+    assert experiment is not None
+    runs_there = client.search_runs([experiment.experiment_id], "tags.study = 'interrupted' and tags.arm = 'search'")
+    # Also what had waited under its old path; the other trials' pictures were left out.
+    assert any(client.list_artifacts(run.info.run_id, "images") for run in runs_there)

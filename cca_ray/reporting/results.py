@@ -181,7 +181,10 @@ def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSumma
 
 
 def read_summary(path: Path) -> StudySummary:
-    """Of no sizes if the file is not there yet. ValueError, in a line, if it cannot be read."""
+    """Of no sizes if the file is not there yet. ValueError, in a line, if it cannot be read.
+
+    The winners are where the file is: a storage may have moved since.
+    """
     if not path.exists():
         return StudySummary(sizes=())
     try:
@@ -189,11 +192,13 @@ def read_summary(path: Path) -> StudySummary:
     except ValueError as error:
         raise ValueError(f"{path}: not a study's summary ({type(error).__name__}: {error})") from None
     try:
-        return StudySummary.model_validate(content)
+        summary = StudySummary.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = "" if first["type"] == "value_error" else f"{'.'.join(map(str, first['loc']))}: "  # ours name the size
         raise ValueError(f"{path}: {where}{reason(error)}") from None
+    here = {size.size: to_uri(path.resolve().parent / size.size / "winner.pt") for size in summary.sizes}
+    return StudySummary(sizes=tuple(size.model_copy(update={"checkpoint": here[size.size]}) for size in summary.sizes))
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,9 @@ def log_scores(
 def pack_model(client: MlflowClient, model: LoggedModel, files: Mapping[str, str], settings: Settings) -> None:
     """Add what `Champion` loads. `files`: folder there -> the file, which goes up from where it lies, never copied.
 
-    ValueError if one cannot be read.
+    ValueError if one cannot be read. A model that was packed is packed again if its files are gone.
     """
-    if MLFLOW_MODEL_IS_EXTERNAL not in model.tags:
+    if MLFLOW_MODEL_IS_EXTERNAL not in model.tags and client.list_logged_model_artifacts(model.model_id):
         return
     for path in files.values():
         if not os.access(path, os.R_OK):
@@ -120,7 +120,8 @@ def pack_model(client: MlflowClient, model: LoggedModel, files: Mapping[str, str
         for folder, path in files.items():
             client.log_model_artifact(model.model_id, path, f"{there}/{folder}")
         client.log_model_artifacts(model.model_id, str(package))
-    client.delete_logged_model_tag(model.model_id, MLFLOW_MODEL_IS_EXTERNAL)
+    if MLFLOW_MODEL_IS_EXTERNAL in model.tags:
+        client.delete_logged_model_tag(model.model_id, MLFLOW_MODEL_IS_EXTERNAL)
 
 
 def register_model(

@@ -1,6 +1,6 @@
 """An experiment in MLflow: its runs, what they take in, log and make.
 
-With `mlmodels.py` and `tracking.py` the only importer of mlflow.
+With the files beside it the only importer of mlflow.
 """
 
 import json
@@ -10,18 +10,18 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LoggedModel, Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
+from cca_ray.tracking.journal import JsonObject
 from cca_ray.tracking.logged_models import (
     add_output,
     last_step,
@@ -31,9 +31,9 @@ from cca_ray.tracking.logged_models import (
     pack_model,
     register_model,
 )
+from cca_ray.tracking.moving import beside, folder_of, follow
 from cca_ray.tracking.pyfunc import Settings
 
-JsonObject = dict[str, Any]  # what a line of the journal holds: JSON, checked by the method that it is for
 KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is found again
 # Optuna's states as MLflow's own Optuna storage maps them; an interrupted run is reopened when the study goes on.
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
@@ -125,6 +125,7 @@ class Run:
     id: str
     child: bool
     last_step: int | None = None  # the last optimizer step that was logged
+    missing: set[int] = field(default_factory=set)  # steps before it that were not, as those that were once refused
     images: set[str] | None = None  # how the files of complete images begin
 
 
@@ -137,23 +138,44 @@ class Store:
     def __init__(self, uri: str, experiment: str, artifacts: Path | None, say: Callable[[str], None]):
         self.uri, self.experiment, self.say = uri, experiment, say
         self.server = uri.startswith(("http://", "https://"))
-        self.location = artifacts.resolve().as_uri() if artifacts and not self.server else None
+        self.artifacts = artifacts.resolve() if artifacts and not self.server else None
+        self.location = self.artifacts.as_uri() if self.artifacts else None
         self.client = MlflowClient(tracking_uri=uri)
         self.experiment_id = ""
         self.runs: dict[str, Run] = {}
 
     def open(self) -> None:
-        """Find or make the experiment. Raises ValueError if it was deleted, and whatever MLflow raises."""
+        """Find or make the experiment. Raises ValueError if it or its files are gone, and whatever MLflow raises."""
         if self.server:
             reach(self.uri)
         found = self.client.get_experiment_by_name(self.experiment)
         if found and found.lifecycle_stage != "active":
             raise ValueError(f"the experiment {self.experiment} was deleted there; restore it, or delete it for good")
+        if found and self.artifacts and (database := beside(self.uri, self.artifacts)):
+            for line in follow(database, self.artifacts):
+                self.say(line)
+            found = self.client.get_experiment_by_name(self.experiment)
+        if found:
+            self.check_place(found)
         self.experiment_id = (
             found.experiment_id
             if found
             else self.client.create_experiment(self.experiment, artifact_location=self.location)
         )
+
+    def check_place(self, found: Experiment) -> None:
+        """MLflow would make a folder of the experiment's anew, wherever it was, and say nothing."""
+        place, had_files = folder_of(found.artifact_location), f"tags.`{MLFLOW_LOGGED_IMAGES}` != ''"
+        if place is None or place.exists():
+            return
+        if not self.client.search_runs([found.experiment_id], had_files, max_results=1):
+            return
+        if found.artifact_location != self.location:
+            raise ValueError(
+                f"its experiment {self.experiment} keeps files in {place}, which is not there; bring it back, or use "
+                "another --tracking-uri"
+            )
+        self.say(f"MLflow: {place} is not there: files that runs have logged are gone, and models cannot be loaded")
 
     def describe(self, at: int, tags: Mapping[str, str]) -> None:
         """What someone has written there by hand stays."""
@@ -173,7 +195,7 @@ class Store:
     def known(self, key: str) -> Run:
         run = self.find(key)
         if run is None:
-            raise ValueError("no run has this key")
+            raise ValueError("no run has this key; if it was deleted there, restore it")
         return run
 
     def run(self, key: str, at: int, name: str, parent: str | None, tags: Mapping[str, str]) -> None:
@@ -183,7 +205,7 @@ class Store:
             return
         tags = {KEY: key, **tags, **({MLFLOW_PARENT_RUN_ID: self.known(parent).id} if parent else {})}
         created = self.client.create_run(self.experiment_id, start_time=at, run_name=name, tags=tags)
-        self.runs[key] = Run(created.info.run_id, parent is not None, -1, set())
+        self.runs[key] = Run(created.info.run_id, parent is not None, -1, images=set())
 
     def params(self, key: str, at: int, params: Mapping[str, str]) -> None:
         self.client.log_batch(self.known(key).id, params=[Param(*pair) for pair in params.items()])
@@ -200,10 +222,12 @@ class Store:
         run, batch = self.known(key), list[Metric]()
         shown = {} if run.child else self.client.get_run(run.id).data.metrics
         if run.last_step is None:
-            run.last_step = max((metric.step for metric in self.client.get_metric_history(run.id, "loss")), default=-1)
+            steps = {metric.step for metric in self.client.get_metric_history(run.id, "loss")}
+            run.last_step = max(steps, default=-1)
+            run.missing = set(range(run.last_step)) - steps
         last = run.last_step
         for step, row in rows:
-            if run.child and step <= last:
+            if run.child and step <= last and step not in run.missing:
                 continue
             if len(batch) + len(row) > BATCH:
                 self.send(run, batch)
@@ -212,9 +236,14 @@ class Store:
         self.send(run, batch)
 
     def send(self, run: Run, batch: list[Metric]) -> None:
-        if batch:
-            self.client.log_batch(run.id, metrics=batch)
-            run.last_step = batch[-1].step
+        if not batch:
+            return
+        self.client.log_batch(run.id, metrics=batch)
+        for step in {metric.step: None for metric in batch} if run.child else ():
+            last = -1 if run.last_step is None else run.last_step
+            run.missing.update(range(last + 1, step))
+            run.missing.discard(step)
+            run.last_step = max(last, step)
 
     def image(self, key: str, at: int, name: str, path: str, step: int) -> None:
         """MLflow writes a PNG, then a small WebP, then a tag, under names that are new each time."""

@@ -1,36 +1,37 @@
 """MLflow: an experiment, a parent run per model size, a child run per trial, their data set and models.
 
 Nothing waits for MLflow: an entry is one line in a journal file, and a thread carries the lines to MLflow, in order.
-What a server that is away or a process that is killed leaves behind is carried by the next `Tracker` on that journal.
+A server that is away is waited for. An entry that cannot arrive, while others can, is told of and set aside. What a
+process that ended or was killed leaves behind is carried by the next `Tracker` on that journal.
 Only the study's driver writes, so a SQLite store has a single writer.
 """
 
-import json
 import logging
 import math
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
-from sqlalchemy.exc import SQLAlchemyError
 
 from cca_ray.errors import without_secrets
 from cca_ray.storage.uris import command_line
+from cca_ray.tracking.journal import Journal, JsonObject
 from cca_ray.tracking.pyfunc import Settings
-from cca_ray.tracking.store import STATUS, DataSet, JsonObject, Store
+from cca_ray.tracking.store import STATUS, DataSet, Store
+from cca_ray.tracking.trouble import FOR_EVER, ONCE, cause, tries
 
+LOG = logging.getLogger(__name__)
 LONGEST_PAUSE_S = 15.0  # between two tries
-FOR_EVER, A_FEW, ONCE = math.inf, 6, 1
-# How often an entry is tried that fails with these codes. MLflow says BAD_REQUEST to every error of its database
-# that is no lost connection: too busy, and it passes; no such column, and it never does.
-TRIES = {"INVALID_PARAMETER_VALUE": ONCE, "RESOURCE_DOES_NOT_EXIST": ONCE, "BAD_REQUEST": A_FEW}
+MOST_LINES = 10  # on entries that did not arrive; of others only the log has one
+# What an entry stands behind: it is not tried as long as an earlier one of these, of the same run, has not arrived.
+# So the champion is a model that can be loaded.
+BEHIND = {"scores": ("model",), "pack": ("model",), "register": ("model", "pack")}
 # A new database logs every migration, a busy one tracebacks, a model the check of its example.
 CHATTER = {"alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "mlflow.pyfunc": logging.WARNING}
 ENVIRONMENT = {
@@ -41,63 +42,14 @@ ENVIRONMENT = {
 }
 
 
-def cause(error: Exception) -> str:
-    """One line; of a lost connection, which MLflow tells at length, only the cause."""
-    line = (str(error).splitlines() or [""])[0]
-    if "Caused by" in line:
-        line = line.rsplit(": ", 1)[-1].strip("\"')")
-    known = isinstance(error, (MlflowException, OSError, ValueError))
-    return without_secrets(line if known else f"{type(error).__name__}: {line}")
-
-
-def tries(error: Exception) -> float:
-    """How often an entry that fails so is tried. What may have to do with the network or the disk is never given up."""
-    if isinstance(error, MlflowException):
-        return TRIES.get(error.error_code, FOR_EVER)
-    status = getattr(getattr(error, "response", None), "status_code", 500)  # of an artifact's upload
-    if 400 <= status < 500 and status not in (401, 403, 408, 429):
-        return A_FEW
-    return FOR_EVER if isinstance(error, (OSError, SQLAlchemyError)) else ONCE
-
-
 def finite(row: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if math.isfinite(value)}
 
 
-class Journal:
-    """Entries on their way to MLflow: in memory and, with a path, as lines of JSON in a file."""
-
-    def __init__(self, path: Path | None):
-        """Takes up what the file holds; a last line that was torn by a kill is dropped. Raises OSError."""
-        self.where = str(path) if path else "memory"
-        self.entries: deque[JsonObject] = deque()
-        self.file, self.size = None, 0  # size: of the whole lines, in bytes
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = path.read_bytes() if path.exists() else b""
-            self.size = content.rfind(b"\n") + 1
-            self.file = path.open("ab", buffering=0)  # unbuffered: a line is one write
-            self.file.truncate(self.size)
-            for line in content[: self.size].splitlines():
-                with suppress(ValueError, TypeError):  # a disk that lost its power
-                    self.entries.append(dict(json.loads(line)))
-
-    def append(self, entry: JsonObject) -> None:
-        """Raises OSError if the file cannot take it: then the entry is in memory only."""
-        line = json.dumps(entry).encode() + b"\n"
-        self.entries.append(entry)
-        if self.file and self.file.write(line) < len(line):  # the disk is full
-            self.file.truncate(self.size)  # so that the next line does not join a torn one
-            raise OSError("no space left")
-        self.size += len(line)
-
-    def pop(self) -> None:
-        """Drop the first entry. The file is emptied with the last: until then a restart repeats, which does no harm."""
-        self.entries.popleft()
-        if self.file and not self.entries:
-            with suppress(OSError):
-                self.file.truncate(0)
-            self.size = 0
+def told(entry: JsonObject) -> str:
+    """What an entry brings, and to what, in a few words."""
+    file = f" {PurePath(entry['path']).name}" if "path" in entry else ""
+    return f"{entry.get('do')}{file} of {entry.get('key', entry.get('prefix', 'the experiment'))}"
 
 
 class Tracker:
@@ -125,6 +77,8 @@ class Tracker:
             os.environ.setdefault(name, value)
         self.uri, self._say = without_secrets(uri), say  # as it is shown
         self._away, self._sent = False, 0  # whether the last try failed; how many entries went through since
+        self._failed: set[tuple[object, object]] = set()  # of the entries that are set aside: kind, key
+        self._lines, self._again = 0, False  # lines that told of one of these; whether all are tried once more
         try:
             self._journal = Journal(journal)
         except OSError as error:
@@ -168,7 +122,22 @@ class Tracker:
     @property
     def trouble(self) -> str:
         """What is amiss at this moment, in a clause; empty if nothing."""
-        return f"{self.uri} does not answer; {len(self._journal.entries)} entries wait" if self._away else ""
+        if self._away:
+            return f"{self.uri} does not answer; {len(self._journal.entries)} entries wait"
+        return f"{len(self._journal.aside)} entries did not arrive" if self._journal.aside else ""
+
+    @property
+    def left(self) -> str:
+        """What has not arrived, where it waits, and what sends it; empty if all has."""
+        aside, count = self._journal.aside, len(self._journal.aside) + len(self._journal.entries)
+        if not count:
+            return ""
+        then = "they are lost" if self._journal.file is None else "running the same command again sends them"
+        entries = f"{count} entr{'ies wait' if count > 1 else 'y waits'} in {self._journal.where}"
+        if self._journal.entries or not aside:
+            return f"MLflow at {self.uri} does not answer; {entries}; {then}"
+        kinds = ", ".join(f"{kind} ×{n}" for kind, n in Counter(f"{entry.get('do')}" for entry in aside).items())
+        return f"MLflow at {self.uri} has not taken everything; {entries} ({kinds}); once the cause is mended, {then}"
 
     def run_id(self, key: str) -> str | None:
         """The id of the run of this key, once it is made or found."""
@@ -196,11 +165,11 @@ class Tracker:
 
     def image(self, key: str, name: str, path: str | Path, step: int) -> None:
         """Log a picture, once per name and step. The file must stay until it is sent."""
-        self._enter("image", key=key, name=name, path=str(Path(path).resolve()), step=int(step))
+        self._enter("image", key=key, name=name, path=self._journal.name(path), step=int(step))
 
     def file(self, key: str, path: str | Path, folder: str | None = None) -> None:
         """Log a file, in this folder; one of the same name is replaced. It must stay until it is sent."""
-        self._enter("file", key=key, path=str(Path(path).resolve()), folder=folder)
+        self._enter("file", key=key, path=self._journal.name(path), folder=folder)
 
     def note(self, key: str, text: str) -> None:
         """The run's description, in Markdown; it replaces the one before."""
@@ -238,7 +207,7 @@ class Tracker:
 
         `files`: `model` and `tokenizer`; they must stay until they are sent.
         """
-        found = {folder: str(Path(path).resolve()) for folder, path in files.items()}
+        found = {folder: self._journal.name(path) for folder, path in files.items()}
         self._enter("pack", key=key, parent=parent, files=found, settings=settings.model_dump())
 
     def register(self, key: str, name: str, alias: str, description: str, tags: Mapping[str, str]) -> None:
@@ -267,23 +236,28 @@ class Tracker:
             return self._done >= entered
 
     def close(self, timeout_s: float, patient: bool = False) -> None:
-        """Flush and stop the thread; say what is still to be sent.
+        """Flush and stop the thread; say what is left.
 
         `patient`: not before MLflow has failed to answer for so long; a large model takes its time, and so does all
-        that has waited for a server that is back.
+        that has waited for a server that is back. What was set aside is tried once more.
         """
-        sent = self._sent
-        while not self.flush(timeout_s) and patient and (not self._away or self._sent != sent):
-            sent = self._sent
+        self._flush_all(timeout_s, patient)
+        if patient and self._journal.aside and not self._journal.entries:
+            with self._changed:
+                self._entered += self._journal.take_up()
+                self._failed, self._again = set(), True
+            self._flush_all(timeout_s, patient)
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(1.0)  # a call that hangs is left behind
-        left = len(self._journal.entries)
-        if left:
-            then = "they are lost" if self._journal.file is None else "running the same command again sends them"
-            entries = f"{left} entr{'ies wait' if left > 1 else 'y waits'}"
-            self._tell(f"MLflow at {self.uri} does not answer; {entries} in {self._journal.where}; {then}")
+        if self.left:
+            self._tell(self.left)
+
+    def _flush_all(self, timeout_s: float, patient: bool) -> None:
+        sent = self._sent
+        while not self.flush(timeout_s) and patient and (not self._away or self._sent != sent):
+            sent = self._sent
 
     def _enter(self, do: str, **content: Any) -> None:
         trouble = None
@@ -305,11 +279,13 @@ class Tracker:
                 if self._stopping:
                     return
                 entry = self._journal.entries[0]
-            if not self._carry(entry):
+            arrived = not self._is_behind(entry) and self._carry(entry)
+            if arrived is None:
                 return
             with self._changed:
-                self._journal.pop()
-                back = self._away and self._sent and not self._journal.entries
+                self._journal.pop(arrived)
+                back = self._away and not self._journal.entries
+                (self._failed.discard if arrived else self._failed.add)((entry.get("do"), entry.get("key")))
             if back:
                 self._tell(f"MLflow is back; sent {self._sent} entries")
                 self._away = False
@@ -317,30 +293,53 @@ class Tracker:
                 self._done += 1
                 self._changed.notify_all()
 
-    def _carry(self, entry: JsonObject) -> bool:
-        """Bring one entry to MLflow, however long it takes; what can never succeed is dropped. False: told to stop."""
+    def _is_behind(self, entry: JsonObject) -> bool:
+        """Whether it wants another, which has not arrived; that one was told of."""
+        kind, key, parent = entry.get("do"), entry.get("key"), entry.get("parent")
+        wants = {("run", parent), *((before, key) for before in BEHIND.get(f"{kind}", ()))}
+        return not self._failed.isdisjoint(wants if kind == "run" else {*wants, ("run", key)})
+
+    def _carry(self, entry: JsonObject) -> bool | None:
+        """Bring one entry to MLflow, however long that takes; whether it arrived. None: told to stop."""
         pause_s, tried = 1.0, 0
         while True:
             try:
                 if not self._store.experiment_id:
                     self._store.open()
-                arguments = dict(entry)
-                getattr(self._store, arguments.pop("do"))(**arguments)
+                self._apply(entry)
                 self._sent += 1
                 return True
             except Exception as error:  # whatever it is, the thread must live
-                tried += 1
-                if tried >= tries(error):
-                    of = entry.get("key", entry.get("prefix"))
-                    self._tell(f"MLflow: could not log {entry.get('do')} of {of}: {cause(error)}")
-                    return True
-                self._tell_away(error)
+                tried, most = tried + 1, tries(error)
+                others = self._again or any(kind == entry.get("do") for kind, _ in self._failed)
+                if tried >= (ONCE if others and most < FOR_EVER else most):  # of the same kind, which waited in vain
+                    self._tell_failed(entry, error)
+                    return False
+                if most == FOR_EVER:
+                    self._tell_away(error)
             with self._changed:
                 self._hurry = False
                 self._changed.wait_for(lambda: self._stopping or self._hurry, pause_s)
                 if self._stopping:
-                    return False
+                    return None
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _apply(self, entry: JsonObject) -> None:
+        arguments, find = dict(entry), self._journal.find
+        if "path" in entry:
+            arguments["path"] = find(entry["path"])
+        if "files" in entry:
+            arguments["files"] = {folder: find(path) for folder, path in entry["files"].items()}
+        getattr(self._store, arguments.pop("do"))(**arguments)
+
+    def _tell_failed(self, entry: JsonObject, error: Exception) -> None:
+        """Only the log has more than a few of them, for their cause may be the same."""
+        line = f"MLflow: could not log {told(entry)}: {cause(error)}"
+        self._lines += 1
+        if self._lines > MOST_LINES or self._again:
+            LOG.info("%s", line)
+        else:
+            self._tell(line + "; the log has the next ones" * (self._lines == MOST_LINES))
 
     def _tell_away(self, error: Exception | None = None) -> None:
         if error is None or not self._away:

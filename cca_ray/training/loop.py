@@ -77,6 +77,18 @@ def save_grid(images: np.ndarray, scoring: Scoring, path: Path) -> None:
     patiently(lambda: atomically(path, lambda partial: picture.save(partial, "png")))
 
 
+def grid_of(job: Job, step: int) -> Path:
+    return job.folder / f"samples-{step:06d}.png"
+
+
+def again(job: Job, report: TrialReport) -> TrialReport:
+    """What was reported before, where the trial now lies: its storage may have moved."""
+    score = report.score
+    if score and score.grid:
+        score = score.model_copy(update={"grid": to_uri(grid_of(job, score.step))})
+    return report.model_copy(update={"stopped": False, "score": score})
+
+
 def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -> RungScore:
     """Score the EMA; the first worker writes the grid of samples."""
     model = loop.scored_model()
@@ -90,7 +102,7 @@ def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -
     for metric in loop.scoring.metrics:
         if not math.isfinite(values[metric.name]):
             raise Diverged(f"the {metric.label} is {values[metric.name]} at step {step}")
-    grid = loop.job.folder / f"samples-{step:06d}.png"
+    grid = grid_of(loop.job, step)
     if loop.group.rank == 0:
         save_grid(scored.images, loop.scoring, grid)
     return RungScore(
@@ -189,7 +201,7 @@ def attempt(job: Job, report: Report, group: Group, clock: Clock) -> Path | None
     except (OSError, ValueError) as error:
         raise Stuck(str(error)) from error
     for passed in progress.reports:
-        report(passed.model_copy(update={"stopped": False}))
+        report(again(job, passed))
     progress.since, log, rungs = time.monotonic(), Log(group), rung_steps(job.config, loop.steps)
     for step in range(progress.step, loop.steps):
         log.add(step + 1, train_step(loop, step))
