@@ -19,7 +19,7 @@ from cca_ray.contracts import Score
 from cca_ray.evaluation.fid import frechet_distance
 from cca_ray.evaluation.jackknife import jackknife_groups
 from cca_ray.evaluation.reference import Moments, Reference, merge_all
-from cca_ray.search.final_comparison import Contender, Standing
+from cca_ray.search.standings import Contender, Standing
 
 CLASSES = 10
 

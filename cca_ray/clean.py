@@ -14,7 +14,7 @@ import optuna
 import typer
 
 from cca_ray.reporting.results import SizeResults, read_study
-from cca_ray.search.cleaning import WEIGHTS, Standing, needed_weights, unneeded
+from cca_ray.search.cleaning import WEIGHTS, Progress, needed_weights, unneeded
 from cca_ray.storage.files import fingerprint
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
@@ -23,17 +23,17 @@ from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import StorageOption, complete_study, run
 
 
-def standing_of(size: SizeResults, folder: Path, weights: set[Path]) -> Standing:
+def progress_of(size: SizeResults, folder: Path, weights: set[Path]) -> Progress:
     """How far a size is. `weights`: those that there are of trials."""
     states = [trial.state for trial in size.trials]
     ended = sum(trial.arm != "control" and trial.state not in ("RUNNING", "WAITING") for trial in size.trials)
     finished = size.summary is not None and size.finished_at == ended and "RUNNING" not in states
     winner, best = folder / size.name / "winner.pt", size.best
     if not finished or best is None:
-        return Standing(size.settings.score.finalists, finished)
+        return Progress(size.settings.score.finalists, finished)
     own = folder / "trials" / best.frozen.user_attrs["key"] / WEIGHTS
     same = own in weights and pull(winner) and pull(own) and fingerprint(winner) == fingerprint(own)
-    return Standing(size.settings.score.finalists, finished, best.number if same else None)
+    return Progress(size.settings.score.finalists, finished, best.number if same else None)
 
 
 def waiting_files(folder: Path) -> str:
@@ -47,10 +47,10 @@ def unneeded_files(storage: Path, name: str) -> tuple[dict[Path, int], int]:
     files, waiting = sizes_below(study.folder / "trials"), waiting_files(study.folder)
     found = set[Path]()
     for size in study.sizes:
-        standing = standing_of(size, study.folder, {file for file in files if file.name == WEIGHTS})
+        progress = progress_of(size, study.folder, {file for file in files if file.name == WEIGHTS})
         for arm in dict.fromkeys(trial.arm for trial in size.trials):
             trials = {t.frozen.user_attrs["key"]: t.frozen for t in size.of(arm) if "key" in t.frozen.user_attrs}
-            needed = needed_weights(arm, list(trials.values()), standing)
+            needed = needed_weights(arm, list(trials.values()), progress)
             mine = (file for file in files if file.parent.name in trials)
             found |= {file for file in mine if unneeded(trials[file.parent.name], file, needed)}
     found = {file for file in found if json.dumps(str(file.resolve()))[1:-1] not in waiting}

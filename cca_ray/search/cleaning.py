@@ -15,7 +15,7 @@ PARTIAL = "*.partial-*"  # what a writer left that was killed
 
 
 @dataclass(frozen=True)
-class Standing:
+class Progress:
     """How far a size is. `finalists`: how many are compared; `finished`: whether all that was begun is."""
 
     finalists: int
@@ -32,7 +32,7 @@ def best_trials(completed: Sequence[FrozenTrial], most: int | None = None) -> li
     return sorted(chosen, key=lambda t: (t.values[0], t.number))[:most]
 
 
-def needed_weights(arm: str, trials: Sequence[FrozenTrial], size: Standing) -> set[int]:
+def needed_weights(arm: str, trials: Sequence[FrozenTrial], size: Progress) -> set[int]:
     """Numbers of the ended trials whose weights a later run may need.
 
     Further trials only push finalists out, so who is none now never becomes one; but on a front of several metrics

@@ -20,24 +20,20 @@ from cca_ray.contracts import (
     FID,
     OLD_METRICS,
     ROLES,
-    Difference,
     Finalist,
     MetricInfo,
     MlflowNames,
-    ModelScore,
     Role,
-    Score,
     SizeSummary,
     TradeOff,
 )
-from cca_ray.evaluation.estimate import Estimate
-from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.evaluation.scoring import Scored
 from cca_ray.placement_config import CPU
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.arms import Arm
 from cca_ray.search.cleaning import WEIGHTS, best_trials
 from cca_ray.search.records import rung_scores
+from cca_ray.search.standings import Contender, Standing, difference, winner_of
 from cca_ray.storage.files import fingerprint
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import to_uri
@@ -48,87 +44,6 @@ from cca_ray.verdict import front
 
 REMEDY = "put them back, or begin anew with --fresh; `cca-ray report` still shows what there is"
 ALWAYS_TOLD = ("lambda", "learning_rate")  # of a winner's settings, also where they were not searched
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A model in the final comparison: a trial's, or the base."""
-
-    key: str  # names the model among all of the study: the trial's, or the size's base
-    checkpoint: str | None = None
-    guidance_scale: float = 1.0
-    params: tuple[tuple[str, float], ...] = ()
-    images: int = 0  # that training took, by which settings are cheap or dear
-    number: int = -1
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How a finalist did on several blocks of fresh noise, with all models that were trained with its settings.
-
-    By metric: values [R, B] of R models and B blocks; without [R, B, G]: the same without each group of the jackknife.
-    `images`: the first of the first model on the first block.
-    """
-
-    contender: Contender
-    values: dict[str, np.ndarray]
-    without: dict[str, np.ndarray]
-    images: np.ndarray
-
-    @staticmethod
-    def of(contender: Contender, scores: Sequence[Sequence[Score]], images: np.ndarray) -> "Standing":
-        """scores: of every model, on every block."""
-        names = list(scores[0][0].values)
-        values = {name: np.array([[score.values[name] for score in row] for row in scores]) for name in names}
-        without = {name: np.array([[score.without[name] for score in row] for row in scores]) for name in names}
-        return Standing(contender, values, without, images)
-
-    def mean(self, metric: str) -> float:
-        return float(self.values[metric].mean())
-
-    def std(self, metric: str) -> float:
-        """Of one block by the jackknife, or, where models of several training seeds were scored, of one model.
-
-        A few blocks' own spread would be a poor estimate of it: from three it is wrong by half as often as not.
-        """
-        values = self.values[metric]
-        if len(values) > 1:
-            return float(values.mean(1).std(ddof=1))
-        return float(np.sqrt(np.mean([jackknife_error(without) ** 2 for without in self.without[metric][0]])))
-
-    def beside(self, other: "Standing", metric: str) -> Estimate:
-        """The difference of the means, self - other, on the same blocks of noise.
-
-        Its variance adds up the noise of sampling, by the jackknife, which has groups enough where blocks are few, and
-        where models of several training seeds were scored, that of training.
-        """
-        pairs = zip(self.without[metric].mean(0), other.without[metric].mean(0), strict=True)
-        errors = [jackknife_error(a - b) for a, b in pairs]
-        groups = self.without[metric].shape[-1]
-        parts = [(float(np.square(errors).sum()) / len(errors) ** 2, len(errors) * (groups - 1))]
-        by_model = self.values[metric].mean(1) - other.values[metric].mean(1)
-        if len(by_model) > 1:
-            parts.append((float(by_model.var(ddof=1)) / len(by_model), len(by_model) - 1))
-        return Estimate.of(float(by_model.mean()), parts)
-
-    def score(self) -> ModelScore:
-        """For the summary: means over the blocks, the spread of one."""
-        return ModelScore(
-            values={name: self.mean(name) for name in self.values},
-            std={name: self.std(name) for name in self.values},
-            guidance_scale=self.contender.guidance_scale,
-        )
-
-
-def winner_of(standings: Sequence[Standing], metric: MetricInfo) -> tuple[Standing, list[Standing]]:
-    """The winner, and all that cannot be told from the best; of these the cheapest wins, then the better mean."""
-
-    def cost(standing: Standing) -> float:
-        return metric.cost(standing.mean(metric.name))
-
-    best = min(standings, key=lambda s: (cost(s), s.contender.number))
-    tied = [s for s in standings if s is best or cost(s) - cost(best) <= 2 * s.beside(best, metric.name).error]
-    return min(tied, key=lambda s: (s.contender.images, cost(s), s.contender.number)), tied
 
 
 def finalists(
@@ -275,16 +190,6 @@ def compare(
     by_role, of_finalists = dict(zip(chosen, standings, strict=False)), standings[len(chosen) :]
     by_role["tuned"] = next(s for s in of_finalists if s.contender == winner.contender)
     return Outcome(metrics, by_role, of_finalists, [s.contender for s in tied])
-
-
-def difference(ours: Standing, theirs: Standing, metric: MetricInfo) -> Difference | None:
-    """None where there are too few images for an error."""
-    found = ours.beside(theirs, metric.name)
-    if not found.freedom:
-        return None
-    low, high = found.interval()
-    better = found if metric.lower_is_better else found.negative()
-    return Difference(value=found.value, low=low, high=high, at_least_as_good=better.probability_not_above(0.0))
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path, study: str) -> list[Contender]:

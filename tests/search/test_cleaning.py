@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cca_ray.search.cleaning import Standing, best_trials, needed_weights, unneeded
+from cca_ray.search.cleaning import Progress, best_trials, needed_weights, unneeded
 
 
 def study_of(values: list[list[float]], others: tuple[TrialState, ...] = ()) -> optuna.Study:
@@ -30,7 +30,7 @@ def test_whoever_can_still_become_a_finalist_is_needed(metrics: int):
     for _ in range(20):
         values = rng.integers(0, 6, (6, metrics)).astype(float).tolist()
         study = study_of(values)
-        needed = needed_weights("search", study.trials, Standing(most, finished=False))
+        needed = needed_weights("search", study.trials, Progress(most, finished=False))
         for further in itertools.chain.from_iterable(rng.integers(0, 6, (20, n, metrics)).tolist() for n in range(4)):
             on = study_of([*values, *further])
             old = {t.number for t in best_trials(on.trials, most) if t.number < len(values)}
@@ -40,12 +40,12 @@ def test_whoever_can_still_become_a_finalist_is_needed(metrics: int):
 
 def test_a_finished_size_needs_its_finalists_but_not_twice_the_winner():
     trials = study_of([[3.0], [1.0], [2.0], [4.0]], (TrialState.FAIL, TrialState.PRUNED)).trials
-    assert needed_weights("search", trials, Standing(3, finished=True, winner=2)) == {0, 1}
-    assert needed_weights("search", trials, Standing(3, finished=True)) == {0, 1, 2}
-    assert needed_weights("search", [], Standing(3, finished=True)) == set()
+    assert needed_weights("search", trials, Progress(3, finished=True, winner=2)) == {0, 1}
+    assert needed_weights("search", trials, Progress(3, finished=True)) == {0, 1, 2}
+    assert needed_weights("search", [], Progress(3, finished=True)) == set()
     for arm in ("control", "replicate"):
-        assert needed_weights(arm, trials, Standing(3, finished=True)) == set()
-        assert needed_weights(arm, trials, Standing(3, finished=False)) == {0, 1, 2, 3}
+        assert needed_weights(arm, trials, Progress(3, finished=True)) == set()
+        assert needed_weights(arm, trials, Progress(3, finished=False)) == {0, 1, 2, 3}
 
 
 FILES = ("model.pt", "checkpoint.pt", "checkpoint.pt.partial-12", "samples-000005.png", "alive-0")

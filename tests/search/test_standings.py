@@ -6,7 +6,7 @@ from scipy import stats
 
 from benchmarks.intervals import World, coverage
 from cca_ray.contracts import FID
-from cca_ray.search.final_comparison import Contender, Standing, difference, winner_of
+from cca_ray.search.standings import Contender, Standing, difference, winner_of
 
 
 def standing(number: int, fids: list[list[float]], noise: float = 0.0, images: int = 100) -> Standing:
