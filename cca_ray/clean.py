@@ -70,7 +70,10 @@ def main(
     storage: StorageOption = Path("runs"),
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete what no later run of a study needs; first show it. Without a terminal or --yes nothing is deleted."""
+    """Delete what no later run of a study needs; first show it.
+
+    Without a terminal or --yes nothing is deleted.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = storage.resolve()
     folder = read_study(storage, name).folder  # whether there is one

@@ -158,3 +158,16 @@ def ray_here() -> Iterator[None]:
     start_ray()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def no_ray_here() -> Iterator[None]:
+    """For a verb that starts Ray in this process: `ray_here` makes room, and is there again afterwards."""
+    import ray
+
+    was_here = ray.is_initialized()
+    ray.shutdown()
+    yield
+    ray.shutdown()
+    if was_here:
+        start_ray()

@@ -339,8 +339,8 @@ def npz_of(path: Path, images: int, there: int, fortran: bool = False) -> None:
     [
         ("short", "bad.npz: ends after 0 of 40 images"),
         ("short in Fortran's order", "bad.npz: ends after 5,760 of 7,680 bytes"),
-        ("flipped", "bad.npz: damaged: Bad CRC-32 for file 'arr_0.npy'; make it again"),
-        ("flipped in Fortran's order", "bad.npz: damaged: Bad CRC-32 for file 'arr_0.npy'; make it again"),
+        ("flipped", "bad.npz: arr_0 cannot be read (Bad CRC-32 for file 'arr_0.npy')"),
+        ("flipped in Fortran's order", "bad.npz: arr_0 cannot be read (Bad CRC-32 for file 'arr_0.npy')"),
     ],
 )
 def test_an_npz_whose_images_are_cut_short_or_damaged_is_one_line(
@@ -386,7 +386,7 @@ def test_an_npz_that_cannot_be_scored_is_one_line(kind: str, base_files: BaseFil
         (LocalRayletDiedError(), "error: Ray died on this machine; run the same command again to continue\n"),
         (
             RayTaskError("score", "trace\nback", OSError(28, "No space left on device", "scores")),
-            "error: [Errno 28] No space left on device: 'scores'\n",
+            "error: scores: No space left on device\n",
         ),
     ],
     ids=["raylet", "full disk of a task"],

@@ -23,7 +23,7 @@ MADE_AT = "/tmp/cca_ray-fixture"  # where the studies say that they lie
 
 
 @pytest.fixture
-def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray_here: None) -> Path:
     """Unpacked, as if they had been made where they now lie."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with tarfile.open(ARCHIVE) as archive:
@@ -40,7 +40,7 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray_here: None) -> Path:
     """Unpacked at another place than where they were made; only the search spaces name it."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with tarfile.open(ARCHIVE) as archive:

@@ -81,7 +81,7 @@ def test_the_summary_is_json(tmp_path: Path):
 
     assert sizes(write_summary(tmp_path, [SIZE])) == (SIZE,)
     assert json.loads((tmp_path / "summary.json").read_text())["schema_version"] == 2
-    other, changed = summary_of("digits_m"), summary_of(fid=1.0)
+    other, changed = summary_of("digits_m", folder=tmp_path), summary_of(fid=1.0)
     write_summary(tmp_path, [SIZE, other])
     assert sizes(write_summary(tmp_path, [changed])) == (changed, other)
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
@@ -261,4 +261,4 @@ def test_a_report_that_fails_does_not_fail_the_study(tmp_path: Path):
     assert report_at_end(tmp_path / "gone", [], {}, lines.append) is None
     (line,) = lines
     assert "no study here" in line
-    assert line.endswith("python -m cca_ray.report gone tries again")
+    assert line.endswith(f"python -m cca_ray.report gone --storage {tmp_path} tries again")

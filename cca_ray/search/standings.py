@@ -62,16 +62,18 @@ class Standing:
     def beside(self, other: "Standing", metric: str) -> Estimate:
         """The difference of the means, self - other, on the same blocks of noise.
 
-        Its variance adds up the noise of sampling, by the jackknife, which has groups enough where blocks are few, and
-        where models of several training seeds were scored, that of training.
+        Its variance is that of sampling, by the jackknife, which has groups enough where blocks are few. Where models
+        of several training seeds were scored, that of training is added; what sampling does to each of them alone is
+        part of their spread, and is not counted twice.
         """
-        pairs = zip(self.without[metric].mean(0), other.without[metric].mean(0), strict=True)
-        errors = [jackknife_error(a - b) for a, b in pairs]
-        groups = self.without[metric].shape[-1]
-        parts = [(float(np.square(errors).sum()) / len(errors) ** 2, len(errors) * (groups - 1))]
+        ours, theirs = self.without[metric], other.without[metric].mean(0)
+        blocks, groups = theirs.shape
+        sampling, freedom = variance_of_mean(ours.mean(0) - theirs), blocks * (groups - 1)
         by_model = self.values[metric].mean(1) - other.values[metric].mean(1)
+        parts = [(sampling, freedom)]
         if len(by_model) > 1:
-            parts.append((float(by_model.var(ddof=1)) / len(by_model), len(by_model) - 1))
+            own = float(np.mean([variance_of_mean(model - ours.mean(0)) for model in ours])) / (len(ours) - 1)
+            parts = [(max(0.0, sampling - own), freedom), (float(by_model.var(ddof=1)) / len(ours), len(ours) - 1)]
         return Estimate.of(float(by_model.mean()), parts)
 
     def score(self) -> ModelScore:
@@ -81,6 +83,11 @@ class Standing:
             std={name: self.std(name) for name in self.values},
             guidance_scale=self.contender.guidance_scale,
         )
+
+
+def variance_of_mean(without: np.ndarray) -> float:
+    """Of the mean over blocks, whose values without each group are given: without [B, G]."""
+    return float(np.square([jackknife_error(block) for block in without]).sum()) / len(without) ** 2
 
 
 def winner_of(standings: Sequence[Standing], metric: MetricInfo) -> tuple[Standing, list[Standing]]:

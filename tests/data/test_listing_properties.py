@@ -52,7 +52,10 @@ def collections(draw: st.DrawFn) -> list[Image]:
     for number, path in enumerate(order):
         link = None
         if number and draw(st.integers(0, 4)) == 0:
-            link = draw(st.integers(0, number - 1)), draw(st.sampled_from(["hard", "soft"]))
+            target = draw(st.integers(0, number - 1))
+            # A hard link to a soft one is a soft link of the same words, which lead elsewhere from another folder.
+            soft = found[target].link is not None and found[target].link[1] == "soft"
+            link = target, "soft" if soft else draw(st.sampled_from(["hard", "soft"]))
         found.append(Image(path, found[link[0]].content if link else f"image {number}".encode() * (number + 1), link))
     return found
 

@@ -101,19 +101,23 @@ def test_nvidias_program_is_known_by_its_content(tmp_path: Path):
     assert features.spatial is None
 
 
-class Loud(Nvidias):
-    """A program that runs as soon as it is loaded."""
+class Noise(nn.Module):
+    """Runs as soon as it is loaded."""
 
     @torch.jit.export
-    def __getstate__(self) -> tuple[nn.Conv2d, nn.Linear, bool]:
-        return (self.layers, self.output, self.training)
+    def __getstate__(self) -> bool:
+        return self.training
 
     @torch.jit.export
-    def __setstate__(self, state: tuple[nn.Conv2d, nn.Linear, bool]) -> None:
+    def __setstate__(self, training: bool) -> None:
         print("it runs")
-        self.layers = state[0]
-        self.output = state[1]
-        self.training = state[2]
+        self.training = training
+
+
+class Loud(Nvidias):
+    def __init__(self, classes: int):
+        super().__init__(classes)
+        self.noise = Noise()
 
 
 def test_a_program_that_is_not_nvidias_runs_only_where_it_is_trusted(

@@ -1,5 +1,6 @@
 """What the memory of a study decides; real Optuna storage, no Ray."""
 
+import time
 from dataclasses import replace
 
 import optuna
@@ -136,6 +137,7 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     """A trial takes 30 s; the comparison 27 scores of 80 samples, 1 s each: of two finalists twice on three blocks,
     of base, guided base and control on three, and what chooses scale and control.
     """
+    limits = replace(limits, started=time.monotonic())  # not when the tests were listed
     told = new_ledger(make_config(search={"trials": 50}), storage, tracker, limits)
     ledger, lines = told.ledger, told.lines
     begun = 0

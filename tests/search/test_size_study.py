@@ -254,6 +254,7 @@ def test_a_process_that_hangs_before_its_first_sign_of_life_is_killed(study: Stu
     assert [t.state for arm in arms for t in arm.study.trials] == [TrialState.COMPLETE, TrialState.COMPLETE]
 
 
+@pytest.mark.slow
 def test_a_worker_group_that_lost_a_worker_resumes(study: Study, make_study: MakeStudy):
     """One whose loss diverges says so at once, without being started anew. And a driver that is busy, so that a trial's
     last report is still on its way when its workers have ended, gets it all the same."""
@@ -313,6 +314,7 @@ def test_a_placement_that_this_machine_cannot_hold_is_refused_at_once(study: Stu
     assert not (study.folder / "study.db").exists()
 
 
+@pytest.mark.slow
 def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: MakeStudy):
     """And scored with guidance, as asked for; a larger number later adds only what is missing."""
     settings: dict[str, Any] = {"search": {"trials": 2, "replicates": 1}, "score": {"winner_guidance_scales": [1.5]}}

@@ -66,7 +66,7 @@ def test_an_object_that_leads_out_of_the_cache_is_refused_and_nothing_is_written
 
 @pytest.mark.parametrize("uri", ["s3://b/%2e%2e/x", "s3://../x", "s3://b/a%00b", "gs://b/x/..", "file:///../etc"])
 def test_a_uri_that_leads_out_of_the_cache_is_refused(uri: str):
-    with pytest.raises(ConfigError, match=r"with ('\.\.'|a NUL)"):
+    with pytest.raises(ConfigError, match=r"with '\.\.'|control character"):
         local_path(uri)
 
 
