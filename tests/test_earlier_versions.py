@@ -27,7 +27,7 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray_here: None) -> 
     """Unpacked, as if they had been made where they now lie."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)
     folder = tmp_path / Path(MADE_AT).name
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     for path in (p for p in folder.rglob("*") if p.suffix in (".yaml", ".json", ".journal", "") and p.is_file()):
@@ -44,7 +44,7 @@ def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray_here: None) ->
     """Unpacked at another place than where they were made; only the search spaces name it."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)
     folder = tmp_path / Path(MADE_AT).name
     for path in folder.glob("*.yaml"):
         path.write_text(path.read_text().replace(MADE_AT, str(folder)))
