@@ -127,7 +127,8 @@ def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_fil
     process = start(tmp_path, *beside)
     folder = tmp_path / "runs" / "beside"
     wait_until(
-        lambda: all((folder / "trials" / f"{name}-control-0000" / "alive-0").exists() for name in ("one", "two"))
+        lambda: all((folder / "trials" / f"{name}-control-0000" / "alive-0").exists() for name in ("one", "two")),
+        seconds=300,
     )
     assert [size.state for size in look(tmp_path / "runs", "beside").content.sizes] == ["running", "running"]
     process.send_signal(signal.SIGINT)
