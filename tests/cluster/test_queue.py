@@ -246,7 +246,7 @@ def test_what_the_cluster_can_never_hold_is_refused_at_once(cluster: Cluster, ba
     assert not (tmp_path / "runs" / "study" / "study.db").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # test_uri_study.py loses a machine in every run
 @pytest.mark.timeout(900)
 def test_a_trial_that_loses_its_node_ends_on_other_cards_with_the_same_result(
     cluster: Cluster, base_files: BaseFiles, tmp_path: Path
