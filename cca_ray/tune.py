@@ -149,7 +149,8 @@ def show_end(console: Console, samples: int, end: Told) -> None:
         sizes = [size for size in end.sizes if metric in size.metrics]
         print(f"\n{metric.label} on fresh noise, {samples:,} samples\n{table(sizes, width, metric)}\n")
     if not console.quiet:
-        for sentence in [*(f"{noise(end.sizes)}.\n" for _ in end.sizes[:1]), *end.told]:
+        covers = [f"{noise(end.sizes)}.\n"] if end.sizes else []
+        for sentence in [*covers, *end.told]:
             print(textwrap.fill(sentence, width) if width else sentence)
         column = max(map(len, end.where))
         print("", *(f"{what:{column}}  {path}" for what, path in end.where.items()), sep="\n")

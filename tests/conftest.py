@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from cca_ray.cluster.session import start_ray
 from cca_ray.config import Pretrain, StudyConfig
 from cca_ray.data.labelled_images import LabelledImages, digits
+from cca_ray.models.official import build_tokenizer, save_official
 from cca_ray.space_file import parse
 from cca_ray.training.small_base import BaseFiles, build_base, with_files
 from tests import processes
@@ -95,6 +96,16 @@ def base_files(tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
     """A real base, barely trained, on 240 digits."""
     root = tmp_path_factory.mktemp("bases")
     return build_base(some_digits(), "digits", "llamagen", "S", TINY, root, lambda what, done, total: None)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights: codes that differ are all that is needed. 2 pixels a token, 64 codes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("tokenizer") / "vq.pt"
+    small = dict(codebook_size=64, ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, norm_groups=8)
+    save_official(build_tokenizer("llamagen", **small), path)
+    return path
 
 
 @pytest.fixture(scope="session")

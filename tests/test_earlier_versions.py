@@ -23,12 +23,18 @@ MADE_AT = "/tmp/cca_ray-fixture"  # where the studies say that they lie
 
 
 @pytest.fixture
-def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray_here: None) -> Path:
-    """Unpacked, as if they had been made where they now lie."""
+def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray_here: None) -> Path:
+    """As they come; what they name lies at MADE_AT."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path)
-    folder = tmp_path / Path(MADE_AT).name
+    return tmp_path / Path(MADE_AT).name
+
+
+@pytest.fixture
+def left(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Unpacked, as if they had been made where they now lie."""
+    folder = unpacked
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     for path in (p for p in folder.rglob("*") if p.suffix in (".yaml", ".json", ".journal", "") and p.is_file()):
         path.write_text(path.read_text().replace(MADE_AT, str(folder)))
@@ -40,15 +46,11 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray_here: None) -> 
 
 
 @pytest.fixture
-def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray_here: None) -> Path:
+def moved(unpacked: Path) -> Path:
     """Unpacked at another place than where they were made; only the search spaces name it."""
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path)
-    folder = tmp_path / Path(MADE_AT).name
-    for path in folder.glob("*.yaml"):
-        path.write_text(path.read_text().replace(MADE_AT, str(folder)))
-    return folder
+    for path in unpacked.glob("*.yaml"):
+        path.write_text(path.read_text().replace(MADE_AT, str(unpacked)))
+    return unpacked
 
 
 def relocate(database: Path, old: str, new: str) -> None:

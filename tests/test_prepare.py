@@ -23,7 +23,7 @@ from cca_ray.evaluation.reference import Moments, Reference
 from cca_ray.evaluation.reference_making import make_reference
 from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.models.files import digest_of_weights, write_atomically
-from cca_ray.models.official import build_tokenizer, load_tokenizer, save_official
+from cca_ray.models.official import load_tokenizer
 from cca_ray.prepare import Pace, wait_for_gpus
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
@@ -31,16 +31,6 @@ from tests.processes import begin
 from tests.test_cli import invoke
 
 CROPS = ["flips", "ten-crop-1.1"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: codes that differ are all that is needed. 2 pixels a token, 64 codes."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("tokenizer") / "vq.pt"
-    small = dict(codebook_size=64, ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, norm_groups=8)
-    save_official(build_tokenizer("llamagen", **small), path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -176,8 +176,8 @@ def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSumma
         metrics = summary.metrics
     accounts = arms["control"].attributes if "control" in arms else {}
     seconds, finished_at = seconds_of_size(accounts), accounts.get(COUNTED)
-    picture_now = picture if picture.is_file() else None
-    return SizeResults(size, settings, metrics, trials, summary, picture_now, seconds, finished_at)
+    shown = picture if picture.is_file() else None
+    return SizeResults(size, settings, metrics, trials, summary, shown, seconds, finished_at)
 
 
 def read_summary(path: Path) -> StudySummary:
@@ -197,8 +197,12 @@ def read_summary(path: Path) -> StudySummary:
         first = error.errors()[0]
         where = "" if first["type"] == "value_error" else f"{'.'.join(map(str, first['loc']))}: "  # ours name the size
         raise ValueError(f"{path}: {where}{reason(error)}") from None
-    here = {size.size: to_uri(path.resolve().parent / size.size / "winner.pt") for size in summary.sizes}
-    return StudySummary(sizes=tuple(size.model_copy(update={"checkpoint": here[size.size]}) for size in summary.sizes))
+    folder = path.resolve().parent
+    return StudySummary(
+        sizes=tuple(
+            size.model_copy(update={"checkpoint": to_uri(folder / size.size / "winner.pt")}) for size in summary.sizes
+        )
+    )
 
 
 @dataclass(frozen=True)

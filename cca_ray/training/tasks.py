@@ -32,6 +32,8 @@ from cca_ray.training.loop import save_grid
 from cca_ray.training.reference_logps import Part, score_part, write_part
 from cca_ray.training.setup import reference_key
 
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, BadZipFile)  # what a damaged file of scores raises
+
 
 @ray.remote
 class TableMaker:
@@ -101,14 +103,14 @@ def kept_score(path: Path, made_of: MadeOf, weights: Path) -> Scored | None:
         values = {key.removeprefix("value "): float(x) for key, x in arrays.items() if key.startswith("value ")}
         without = {name: tuple(arrays[f"without {name}"].tolist()) for name in values}
         return Scored(Score(values=values, without=without), arrays["images"])
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+    except UNREADABLE:
         return None
 
 
 def scored_weights(folder: Path, key: str, study: str) -> str:
     """The fingerprint of the weights of which this study keeps scores by this key; empty if it keeps none."""
     for path in listed(folder, f"{key}-*.npz"):
-        with suppress(OSError, EOFError, ValueError, KeyError, BadZipFile):
+        with suppress(*UNREADABLE):
             pull(path)
             with np.load(path) as content:
                 if str(content["study"]) == study:

@@ -27,16 +27,6 @@ Wanted = list[tuple[Image.Image, int]]
 Prepare = Callable[..., Outcome]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: codes that differ are all that is needed. 2 pixels a token, 64 codes."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("tokenizer") / "vq.pt"
-    small = dict(codebook_size=64, ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, norm_groups=8)
-    save_official(build_tokenizer("llamagen", **small), path)
-    return path
-
-
 @pytest.fixture
 def prepared(tokenizer: Path, tmp_path: Path, capsys, ray_here: None) -> Prepare:
     """`cca-ray prepare WHERE ...` into the folder `out`, centre crops only."""
