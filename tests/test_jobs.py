@@ -87,6 +87,8 @@ class Cluster:
     def ray_start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         """A node, with a cache of its own. Returns at once."""
         command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--num-gpus=0", "--disable-usage-stats"]
+        # Two nodes of one machine would give their workers the same ports, in the same order.
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--dashboard-agent-listen-port={free_port()}", *words]
         environment = {**self.server, "CCA_RAY_CACHE": str(self.folder / f"cache-{name}")}
         with (self.folder / f"{name}.log").open("w") as log:
