@@ -194,6 +194,19 @@ class MlflowNames(Contract):
     registered_model: str = ""
 
 
+class Machine(Contract):
+    """What a worker computed with. On another machine sums are rounded differently."""
+
+    processor: str
+    arithmetic: str  # the vector instructions that PyTorch uses there, such as AVX2
+    threads: int  # of PyTorch
+    card: str = ""  # the first GPU's name; empty without one
+    python: str
+    libraries: dict[str, str]  # versions
+    source: str  # digest of this package's files
+    revision: str = ""  # git commit, where it runs from a checkout
+
+
 class SizeSummary(Contract):
     """The outcome for one model size: a row of summary.json."""
 
@@ -218,6 +231,7 @@ class SizeSummary(Contract):
     device: Literal["CPU", "GPU", ""] = ""
     device_hours: float | None = None  # of all attempts at all trials
     device_hours_by_type: dict[str, float] = {}
+    machine: Machine | None = None  # of a worker of the final comparison; version 0.1.0 wrote none
     mlflow: MlflowNames = Field(default_factory=MlflowNames)
 
     @model_validator(mode="before")

@@ -21,6 +21,7 @@ from cca_ray.contracts import (
     OLD_METRICS,
     ROLES,
     Finalist,
+    Machine,
     MetricInfo,
     MlflowNames,
     Role,
@@ -222,6 +223,7 @@ def summarize(
     seconds: float,
     protocol: str,
     device_hours: Mapping[str, float],
+    machine: Machine,
     mlflow: MlflowNames,
 ) -> SizeSummary:
     """What `summary.json` says of one size. `device_hours`: by type of card."""
@@ -261,5 +263,6 @@ def summarize(
         device="CPU" if set(device_hours) <= {CPU} else "GPU",
         device_hours=sum(device_hours.values()),
         device_hours_by_type=dict(device_hours),
+        machine=machine,
         mlflow=mlflow,
     )

@@ -15,8 +15,9 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from cca_ray.cluster.machine import machine_of_a_worker
 from cca_ray.cluster.placement import check_cuts
-from cca_ray.cluster.queue import impossible, nodes_now
+from cca_ray.cluster.queue import as_worker, impossible, nodes_now
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import MOST_SEED, ResolvedStudy
 from cca_ray.contracts import MlflowNames, Role, SizeSummary
@@ -308,6 +309,7 @@ class SizeStudy:
             registered_model=registered_name(config),
         )
         used = used_device_seconds([*trials_of(self.arms), *self.replicates()])
+        machine = as_worker(machine_of_a_worker, config.placement).remote()
         summary = summarize(
             config,
             self.arms,
@@ -316,6 +318,7 @@ class SizeStudy:
             seconds=seconds,
             protocol=self.digests["protocol"],
             device_hours={card: seconds / 3600 for card, seconds in used.items()},
+            machine=self.context.stop.get([machine])[0],
             mlflow=mlflow,
         )
         show_outcome(tracker, config, self.data.meta, self.data_set, outcome, summary, self.steps)

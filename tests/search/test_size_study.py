@@ -147,6 +147,8 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     assert set(summary.settings) == {"lambda", "learning_rate"}
     assert (summary.size, summary.trials, summary.models["guided"].guidance_scale) == ("tiny", 5, 1.5)
     assert Path(summary.checkpoint).is_file()
+    assert summary.machine is not None
+    assert summary.machine.threads == config.placement.cpus  # those of a worker, not of this process
     finalists = sorted((t for t in trials if t.value is not None), key=lambda t: t.value or 0)[:2]
     assert summary.winner.params in [t.params for t in finalists]
 
