@@ -1,16 +1,16 @@
 """The embedded default over several study seeds: mean ± std of every FID, as in the README.
 
-    python benchmarks/default.py --seeds 0 1 2
+    python -m benchmarks.default --seeds 0 1 2
 
 A study seed moves the order of the data, the pairs, the proposals and all sampling noise; the bases are the same.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from benchmarks.common import TINY, Raw, options, set_options
 from cca_ray.contracts import Role, SizeSummary
 from cca_ray.reporting.results import read_summary
 from cca_ray.verdict import ratio
@@ -24,11 +24,11 @@ COLUMNS: dict[str, Role] = {
 RATIOS: dict[str, Role] = {"CCA / control": "control", "CCA / guided": "guided"}
 
 
-def run_study(storage: Path, seed: int) -> tuple[SizeSummary, ...]:
-    """One search over both sizes; its summary."""
-    command = [sys.executable, "-m", "cca_ray.tune", "--storage", str(storage), "--seed", str(seed)]
-    subprocess.run(command, check=True)
+def run_study(storage: Path, seed: int, more: list[str]) -> tuple[SizeSummary, ...]:
+    """One search over all sizes; its summary."""
     name = f"digits-seed{seed}" if seed else "digits"
+    command = [sys.executable, "-m", "cca_ray.tune", "--storage", str(storage), "--seed", str(seed), "--name", name]
+    subprocess.run([*command, *more], check=True)
     return read_summary(storage / name / "summary.json").sizes
 
 
@@ -52,12 +52,18 @@ def table(studies: list[tuple[SizeSummary, ...]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--storage", type=Path, default=Path("runs"))
-    arguments = parser.parse_args()
-    print("\n" + table([run_study(arguments.storage, seed) for seed in arguments.seeds]))
+    arguments = parser.parse_args(words)
+    seeds, more = ([0], ["digits_s", *set_options(TINY)]) if arguments.smoke else (arguments.seeds, [])
+    studies = [run_study(arguments.storage, seed, more) for seed in seeds]
+    raw = Raw(arguments.raw, "seed", "size", *COLUMNS, "seconds")
+    for seed, sizes in zip(seeds, studies, strict=True):
+        for size in sizes:
+            raw.add(seed, size.size, *(size.value(role) for role in COLUMNS.values()), size.seconds)
+    print("\n" + table(studies))
 
 
 if __name__ == "__main__":
