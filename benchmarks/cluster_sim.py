@@ -1,15 +1,14 @@
 """How long, and how much: the search over all nine official sizes on a mixed cluster, simulated.
 
-    python benchmarks/cluster_sim.py            8, 64 and 512 GPUs, on demand and spot
-    python benchmarks/cluster_sim.py --sizes    what a trial takes on each card, and a study on H100s alone
-    python benchmarks/cluster_sim.py --cluster H100=2,L40S=4 --max-concurrent 8 --side-by-side
+    python -m benchmarks.cluster_sim            8, 64 and 512 GPUs, on demand and spot
+    python -m benchmarks.cluster_sim --sizes    what a trial takes on each card, and a study on H100s alone
+    python -m benchmarks.cluster_sim --cluster H100=2,L40S=4 --max-concurrent 8 --side-by-side
 
 Nothing is trained. Lengths come from arithmetic, with the constants below; ways to place a trial, trials, rungs,
 samples and blocks from the search-space files; who may start from `cluster.queue.grant`; the driver's times from
 benchmarks/README.md. An autoscaler starts nodes as it is asked to by the queue, and gives back idle ones.
 """
 
-import argparse
 import heapq
 import itertools
 import math
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.common import Raw, options
 from cca_ray.cluster.placement import CARDS, IMAGES, Load, accelerator_of, memory_gib, ways
 from cca_ray.cluster.queue import DEMAND_S, grant, slots
 from cca_ray.cluster.queue import Node as Living
@@ -560,28 +560,37 @@ def print_sizes() -> None:
         print(f"| {name} | {both - of_samples:.0f} | {of_samples:.0f} | {both:.0f} ± {statistics.stdev(held):.0f} |")
 
 
-def print_runs(clusters: Sequence[Mapping[str, int]], plans: Sequence[Plan], rate: float, spot: float = 0.4) -> None:
+def print_runs(
+    clusters: Sequence[Mapping[str, int]],
+    plans: Sequence[Plan],
+    rate: float,
+    raw: Raw,
+    spot: float = 0.4,
+    names: Sequence[str] = NAMES,
+) -> None:
     """`rate`: preemptions of a spot node and hour; `spot`: its price, as a share."""
     print("| nodes | GPUs | trials | nodes are | days | GPU-hours paid, by card | busy | lost | USD "
           "| most trials at once | driver busy |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for nodes, plan, preempted in itertools.product(clusters, plans, (False, True)):
-        cluster = Cluster(nodes, replace(plan, preemptions=rate if preempted else 0.0)).run()
+        cluster = Cluster(nodes, replace(plan, preemptions=rate if preempted else 0.0), names).run()
         busy, lost = shares(cluster)
         paid = {type_: cluster.paid[type_] / HOUR for type_ in MACHINES if cluster.paid[type_]}
         usd = sum(hours * MACHINES[type_].usd_an_hour for type_, hours in paid.items()) * (spot if preempted else 1)
         gpus = sum(MACHINES[type_].gpus * count for type_, count in nodes.items())
+        days, most = cluster.now / HOUR / 24, cluster.most_running
+        raw.add(nodes, cluster.plan, cluster.losses, days, paid, busy, lost, usd, most)
         print(
             f"| {' + '.join(f'{count} {type_}' for type_, count in nodes.items())} | {gpus:,} "
             f"| {plan.max_concurrent or 4} a size, {'all sizes at once' if plan.side_by_side else 'size after size'} "
-            f"| {f'spot, {cluster.losses} lost' if preempted else 'on demand'} | {cluster.now / HOUR / 24:.1f} "
+            f"| {f'spot, {cluster.losses} lost' if preempted else 'on demand'} | {days:.1f} "
             f"| {', '.join(f'{type_} {hours:,.0f}' for type_, hours in paid.items())} | {busy:.0%} | {lost:.1%} "
-            f"| {usd:,.0f} | {cluster.most_running} | {cluster.most_running * DRIVER_A_TRIAL:.0%} |",
+            f"| {usd:,.0f} | {most} | {most * DRIVER_A_TRIAL:.0%} |",
             flush=True,
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--cluster", help="nodes by type instead, such as H100=2,L40S=4")
     parser.add_argument("--sizes", action="store_true", help="print what a trial takes on each card, and stop")
     parser.add_argument("--trials", type=int, help="of a size, besides the controls; else as the files say")
@@ -589,7 +598,13 @@ def main() -> None:
     parser.add_argument("--side-by-side", action="store_true", help="all sizes at once; else with the 16 above only")
     parser.add_argument("--preemptions", type=float, default=0.1, help="of a spot node and hour")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
+    raw = Raw(
+        arguments.raw, "nodes", "plan", "losses", "days", "hours by card", "busy", "lost", "usd", "trials at once"
+    )
+    if arguments.smoke:
+        print_runs(CLUSTERS[:1], [Plan(trials=1)], arguments.preemptions, raw, names=("llamagen_b", "var_d16"))
+        return
     if arguments.sizes:
         print_sizes()
         return
@@ -600,7 +615,7 @@ def main() -> None:
     clusters: Sequence[Mapping[str, int]] = CLUSTERS
     if arguments.cluster:
         clusters = [{n: int(count) for n, count in (part.split("=") for part in arguments.cluster.split(","))}]
-    print_runs(clusters, plans, arguments.preemptions)
+    print_runs(clusters, plans, arguments.preemptions, raw)
 
 
 if __name__ == "__main__":

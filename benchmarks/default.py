@@ -8,7 +8,6 @@ the proposals and all sampling noise. An arithmetic is a set of vector instructi
 rows that are there are not measured again, so that a run that was cut short goes on.
 """
 
-import argparse
 import csv
 import os
 import subprocess
@@ -19,6 +18,7 @@ from itertools import groupby, product
 from pathlib import Path
 from statistics import fmean, median, variance
 
+from benchmarks.common import TINY, made_by, options, set_options
 from cca_ray.contracts import SizeSummary
 from cca_ray.reporting.results import read_summary
 
@@ -75,13 +75,16 @@ def read_rows(path: Path) -> list[Row]:
         return []
     kinds = {field.name: field.type for field in fields(Row)}
     with path.open(newline="") as file:
-        return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in csv.DictReader(file)]
+        lines = csv.DictReader(line for line in file if not line.startswith("#"))
+        return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in lines]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """All of them, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as file:
+        file.write(f"# {made_by()}\n")
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(asdict, rows))
@@ -200,23 +203,26 @@ def by_size(rows: Sequence[Row]) -> list[list[Row]]:
     return [[row for row in rows if row.size == size] for size in dict.fromkeys(row.size for row in rows)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("spaces", nargs="*", help="search spaces; by default those of the default command")
     parser.add_argument("--bases", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arithmetics", nargs="+", default=["default", "avx2"])
     parser.add_argument("--storage", type=Path, default=Path("runs/bases-of-default"))
-    parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--only-table", action="store_true", help="of the rows that are there")
-    arguments = parser.parse_args()
-    rows = read_rows(arguments.rows)
-    for seed, base, arithmetic in product(arguments.seeds, arguments.bases, arguments.arithmetics):
+    arguments = parser.parse_args(words)
+    path, spaces = arguments.raw or ROWS, arguments.spaces
+    seeds, bases, arithmetics = arguments.seeds, arguments.bases, arguments.arithmetics
+    if arguments.smoke:
+        seeds, bases, arithmetics, spaces = [0], [0], ["default"], ["digits_s", *set_options(TINY)]
+    rows = read_rows(path)
+    for seed, base, arithmetic in product(seeds, bases, arithmetics):
         done = any((row.arithmetic, row.base, row.seed) == (arithmetic, base, seed) for row in rows)
         if not done and not arguments.only_table:
-            rows += run_study(arguments.storage, arithmetic, base, seed, arguments.spaces)
-            write_rows(arguments.rows, rows)
-    print(f"\n{table(rows)}\n\n{promises(rows)}\n\n{made_of(rows)}")
+            rows += run_study(arguments.storage, arithmetic, base, seed, spaces)
+            write_rows(path, rows)
+    print(f"\n{made_of(rows)}\n\n{promises(rows)}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ head without CPUs and one other node, both on this machine, run `digits_s` in gr
 processes that the head started are summed up, each with its part of what it shares (PSS), and the median is taken of
 those moments at which all trials trained.
 
-    python benchmarks/head.py --at-once 1 3
+    python -m benchmarks.head --at-once 1 3
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -22,7 +21,10 @@ from pathlib import Path
 import psutil
 from ray.cluster_utils import Cluster
 
+from benchmarks.common import TINY, Raw, options, set_options
+
 MIB = 2**20
+Held = dict[str, tuple[int, float]]  # of the processes of a name: how many there are, and their MiB
 CONTROLLER = "ray::TrainController"  # one a trial
 
 
@@ -30,8 +32,8 @@ def name_of(process: psutil.Process) -> str:
     return " ".join(process.cmdline()).split(".")[0].split(" ")[0]
 
 
-def memory(head: psutil.Process) -> dict[str, tuple[int, float]]:
-    """Of the processes that this raylet started, by name: how many there are, and their MiB."""
+def memory(head: psutil.Process) -> Held:
+    """Of the processes that this raylet started, by name."""
     number, size = Counter[str](), Counter[str]()
     for process in head.children(recursive=True):
         with suppress(psutil.Error):
@@ -41,13 +43,13 @@ def memory(head: psutil.Process) -> dict[str, tuple[int, float]]:
     return {name: (number[name], size[name]) for name in number if name.startswith("ray::")}
 
 
-def study(cluster: Cluster, at_once: int, folder: Path) -> list[dict[str, tuple[int, float]]]:
+def study(cluster: Cluster, at_once: int, folder: Path, settings: tuple[str, ...]) -> list[Held]:
     """Run so many trials at a time; what the head held whenever all of them trained."""
     head = psutil.Process(cluster.head_node.all_processes["raylet"][0].process.pid)
     rates = [1e-3 * (1 + n) for n in range(at_once)]
-    settings = ("placement.workers=2", "train.epochs=100", "score.samples=100", f"control.learning_rates={rates}")
     command = [sys.executable, "-m", "cca_ray.tune", "digits_s", "--quiet", "--name", f"at-once-{at_once}"]
-    command += ["--trials", "1", "--max-concurrent", str(at_once), *(word for s in settings for word in ("--set", s))]
+    command += ["--trials", "1", "--max-concurrent", str(at_once), *set_options(settings)]
+    command += set_options([f"control.learning_rates={rates}", "placement.workers=2"])
     process = subprocess.Popen(command, cwd=folder, env={**os.environ, "RAY_ADDRESS": cluster.address})
     seen = []
     while process.poll() is None:
@@ -59,18 +61,26 @@ def study(cluster: Cluster, at_once: int, folder: Path) -> list[dict[str, tuple[
     return seen
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 3])
-    at_once = parser.parse_args().at_once
+    arguments = parser.parse_args(words)
+    at_once, settings = arguments.at_once, ("train.epochs=100", "score.samples=100")
+    if arguments.smoke:
+        at_once, settings = [1], (*TINY, "train.epochs=20")
+    raw = Raw(arguments.raw, "at once", "moment", "process", "of them", "MiB")
     sums: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for trials in at_once:
             cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
             cluster.add_node(num_cpus=2 * trials)
-            seen = study(cluster, trials, Path(folder))
+            seen = study(cluster, trials, Path(folder), settings)
             cluster.shutdown()
+            assert seen, "at no moment all trials trained"
             names = sorted({name for moment in seen for name in moment})
+            for number, moment in enumerate(seen):
+                for name, held in moment.items():
+                    raw.add(trials, number, name, *held)
             print(f"\n{trials} at a time, {len(seen)} moments\n| process | of them | MiB |\n|---|---|---|")
             for name in names:
                 found = [moment.get(name, (0, 0.0)) for moment in seen]

@@ -1,6 +1,6 @@
 """Do the 95 % intervals of differences cover the truth? Studies simulated with known truth, many of them.
 
-    python benchmarks/intervals.py
+    python -m benchmarks.intervals
 
 A model is a mixture of Gaussians in feature space, one for each class. Images of two models share a part of their
 noise, as samples of the same noise do. The truth is the difference of the expected FIDs at that many images, from all
@@ -8,12 +8,12 @@ studies together. With replicates, training moves the tuned model's means by a r
 trainings.
 """
 
-import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.common import Raw, options
 from cca_ray.contracts import FID as FID_INFO
 from cca_ray.contracts import Score
 from cca_ray.evaluation.fid import frechet_distance
@@ -76,9 +76,9 @@ def differences(world: World, studies: int) -> Iterator[tuple[float, float, floa
         yield float(one), found.value, *found.interval()
 
 
-def coverage(world: World, studies: int) -> tuple[float, float, float, float]:
-    """The true difference, the spread of one block's, the mean width of the intervals, and how many hold the truth."""
-    found = np.array(list(differences(world, studies)))
+def coverage(studies: Iterable[tuple[float, ...]]) -> tuple[float, float, float, float]:
+    """Of `differences`: the true one, the spread of one block's, the intervals' mean width, the share that holds it."""
+    found = np.array(list(studies))
     truth = found[:, 1].mean()
     held = (found[:, 2] <= truth) & (truth <= found[:, 3])
     return float(truth), float(found[:, 0].std(ddof=1)), float((found[:, 3] - found[:, 2]).mean()), float(held.mean())
@@ -96,16 +96,21 @@ WORLDS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--studies", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     print("| what is simulated | true difference | std of one block's | width of the intervals | cover the truth |")
     print("|---|---|---|---|---|")
+    raw = Raw(arguments.raw, "what is simulated", "study", "one block", "difference", "low", "high")
+    studies = 2 if arguments.smoke else arguments.studies
     for name, world in WORLDS.items():
-        world = World(**{**vars(world), "seed": arguments.seed})
-        truth, spread, width, held = coverage(world, arguments.studies)
+        world = replace(world, seed=arguments.seed, **({"samples": 200} if arguments.smoke else {}))
+        found = list(differences(world, studies))
+        for number, values in enumerate(found):
+            raw.add(name, number, *(f"{value:.4f}" for value in values))
+        truth, spread, width, held = coverage(found)
         print(f"| {name} | {truth:.3f} | {spread:.3f} | {width:.3f} | {held:.1%} |", flush=True)
 
 

@@ -5,11 +5,10 @@ nothing, one after the other; what is left is the start and end of processes.  A
 that the start of Ray and Tune does not count.  Then real studies of `digits_s` at concurrency 1 and 2: wall time,
 Tune's start included, times the concurrency, over the seconds that their trials trained and scored.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.overhead
 """
 
 import argparse
-import logging
 import os
 import statistics
 import tempfile
@@ -17,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import train, tune
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from benchmarks.common import TINY, Raw, options, some_ray
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy
 from cca_ray.evaluation.scoring import load_base, load_tokens
@@ -41,6 +40,9 @@ from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.group import build_group, build_local
 from cca_ray.training.small_base import resolve
 from cca_ray.training.trial import trial_resources
+
+# As many as the driver of the documented way and two workers want together: on two it would wait for ever.
+CPUS = 4
 
 
 def nothing(config: dict[str, Any]) -> None:
@@ -106,42 +108,51 @@ def study(base: ResolvedStudy, concurrency: int, folder: Path) -> float:
     return seconds * concurrency / sum(used_device_seconds(trials_of(arms)).values())
 
 
-def compare_studies(rounds: int) -> None:
+def compare_studies(rounds: int, settings: tuple[str, ...], raw: Raw) -> None:
     root = Path(tempfile.mkdtemp())
-    base = resolve(load_config(find_space("digits_s")), root, lambda what, done, total: None)
+    base = resolve(load_config(find_space("digits_s"), settings), root, lambda what, done, total: None)
     found: dict[int, list[float]] = {1: [], 2: []}
     for number in range(rounds):
         for concurrency, values in found.items():
             folder = root / f"{number}-{concurrency}"
             folder.mkdir()
             values.append(study(base, concurrency, folder))
+            raw.add(f"study, {concurrency} at a time", 1, number, values[-1])
     print("\n| trials at a time | wall time × concurrency / seconds of training and scoring |\n|---|---|")
     for concurrency, values in found.items():
         print(f"| {concurrency} | {statistics.median(values):.2f} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=1, help="beside the one that is taken off")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
-    arguments = parser.parse_args()
-    # As many CPUs as the driver of the documented way and two workers want together: on two it would wait for ever.
+    arguments = parser.parse_args(words)
+    raw = Raw(arguments.raw, "way", "workers", "round", "seconds a trial, or ratio")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 Tune then prints nothing
-    ray.init(num_cpus=4, logging_level=logging.ERROR, log_to_driver=False)
+    with some_ray(CPUS):
+        if arguments.smoke:  # without Ray's documented way, of which a trial takes 17 s
+            print(f"ours, s: {seconds('ours', 1, 2):.3f}")
+            compare_studies(1, TINY, raw)
+        else:
+            compare_trials(arguments, raw)
+            compare_studies(arguments.rounds, (), raw)
+
+
+def compare_trials(arguments: argparse.Namespace, raw: Raw) -> None:
     if arguments.workers:
         print("| workers a trial | documented, s | ours, s | ratio |\n|---|---|---|---|")
     for workers in arguments.workers:
         found: dict[str, list[float]] = {"documented": [], "ours": []}
-        for _ in range(arguments.rounds):
+        for number in range(arguments.rounds):
             for way, values in found.items():
                 many = 50 if way == "ours" and workers == 1 else arguments.trials
                 values.append((seconds(way, workers, 1 + many) - seconds(way, workers, 1)) / many)
+                raw.add(way, workers, number, values[-1])
         theirs, mine = (statistics.median(values) for values in found.values())
         ratio = statistics.median(b / a for a, b in zip(*found.values(), strict=True))
         print(f"| {workers} | {theirs:.2f} | {mine:.3f} | {ratio:.3f} |", flush=True)
-    compare_studies(arguments.rounds)
-    ray.shutdown()
 
 
 if __name__ == "__main__":

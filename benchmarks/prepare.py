@@ -4,11 +4,10 @@ The official way (LlamaGen's extract_codes_c2i.py): one image at a time, its ten
 for the codes and one for the label.  Ours: `cca_ray.prepare`; its rate is that of a longer run less a short one,
 so that, as there, starting does not count.
 
-    python benchmarks/prepare.py                  the official loop around our network
-    python benchmarks/prepare.py --peer LlamaGen  around the official network, from a checkout of its repository
+    python -m benchmarks.prepare                  the official loop around our network
+    python -m benchmarks.prepare --peer LlamaGen  around the official network, from a checkout of its repository
 """
 
-import argparse
 import io
 import statistics
 import sys
@@ -23,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cca_ray.cluster.session import start_ray
+from benchmarks.common import Raw, options, some_ray
 from cca_ray.data.images import centre_crop, crops_of, cut, decode
 from cca_ray.data.listing import Listing, list_images
 from cca_ray.data.token_set_making import tokenize
@@ -35,6 +34,7 @@ from cca_ray.terminal.console import Console
 
 AUGMENTATION = ["ten-crop-1.1"]
 MANY = 12  # images an encoder
+SMOKE = dict(codebook_size=64, ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, norm_groups=8)  # a tokenizer
 
 
 def photos(folder: Path, count: int) -> Listing:
@@ -97,35 +97,36 @@ def bytes_an_image(folder: Path, count: int = 1024, length: int = 576) -> tuple[
     return official, part.stat().st_size / count
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--peer", type=Path, help="checkout of the official LlamaGen repository")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    arguments = parser.parse_args(words)
+    rounds, each, image_size = (1, 2, 32) if arguments.smoke else (arguments.rounds, MANY, arguments.image_size)
     torch.manual_seed(0)
-    start_ray()
-    with tempfile.TemporaryDirectory() as temporary:
+    raw = Raw(arguments.raw, "round", "official images/s", "ours")
+    with some_ray(), tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        tokenizer, size = root / "vq.pt", options.image_size
-        save_official(build_tokenizer("llamagen"), tokenizer)
-        encode = official_encoder(tokenizer, options.peer)
+        tokenizer, size = root / "vq.pt", image_size
+        save_official(build_tokenizer("llamagen", **(SMOKE if arguments.smoke else {})), tokenizer)
+        encode = official_encoder(tokenizer, arguments.peer)
         cores = int(ray.cluster_resources()["CPU"])
-        few, many, least = photos(root / "few", 4), photos(root / "many", cores * MANY), photos(root / "least", cores)
+        few, many, least = photos(root / "few", 4), photos(root / "many", cores * each), photos(root / "least", cores)
         official, ours = [], []
-        for i in range(options.rounds):
+        for i in range(rounds):
             official.append(official_way(few, encode, size, root / f"official-{i}"))
             start = seconds(least, tokenizer, size, root / f"start-{i}", 1)
-            whole = seconds(many, tokenizer, size, root / f"ours-{i}", MANY)
+            whole = seconds(many, tokenizer, size, root / f"ours-{i}", each)
             ours.append((len(many.entries) - len(least.entries)) / (whole - start))
+            raw.add(i, official[-1], ours[-1])
             print(f"round {i}: official {official[-1]:.3f}, ours {ours[-1]:.3f} images/s", flush=True)
-        theirs, mine = bytes_an_image(root)
+        theirs, mine = bytes_an_image(root, 16 if arguments.smoke else 1024)
         ratio = statistics.median(b / a for a, b in zip(official, ours, strict=True))
         print(f"\nten crops of {size} pixels, VQ-16, {cores} cores, float32")
         print("| | official way | ours | ratio |\n|---|---|---|---|")
         print(f"| images/s | {statistics.median(official):.3f} | {statistics.median(ours):.3f} | {ratio:.2f} |")
         print(f"| bytes an image, 384 pixels | {theirs:,.0f} | {mine:,.0f} | {mine / theirs:.2f} |")
-    ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 Tokens only: the tokenizer's decoder, the same for all, is left out.  Weights are random, which changes no speed.
 
-    python benchmarks/sample.py                 ours alone
-    python benchmarks/sample.py --peer PEERS    and the official samplers, from checkouts PEERS/LlamaGen and PEERS/VAR
+    python -m benchmarks.sample                 ours alone
+    python -m benchmarks.sample --peer PEERS    and the official samplers, from checkouts PEERS/LlamaGen and PEERS/VAR
 """
 
-import argparse
 import statistics
 import sys
 import time
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common import Raw, options
 from cca_ray.evaluation.sampler import Decoding, sample_tokens, uniforms
 from cca_ray.models.base import Model
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
-from cca_ray.models.var import VAR, VARConfig
+from cca_ray.models.var import PATCH_NUMS, VAR, VARConfig
 from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
 
 Sampler = Callable[[Tensor], Any]  # labels [B] -> whatever it makes
-DEPTH, DIM, TOKENS = 6, 384, 256
 
 
-def llamagen() -> LlamaGen:
-    model = LlamaGen(LlamaGenConfig(n_layer=DEPTH, n_head=DIM // 64, dim=DIM, block_size=TOKENS))
+@dataclass(frozen=True)
+class Shape:
+    """Of both families' models. `patches`: VAR's scales."""
+
+    depth: int = 6
+    dim: int = 384
+    tokens: int = 256
+    patches: tuple[int, ...] = PATCH_NUMS
+
+
+SMOKE = Shape(depth=1, dim=64, tokens=16, patches=(1, 2))
+
+
+def llamagen(shape: Shape) -> LlamaGen:
+    heads = shape.dim // 64
+    model = LlamaGen(LlamaGenConfig(n_layer=shape.depth, n_head=heads, dim=shape.dim, block_size=shape.tokens))
     model.initialize(torch.Generator().manual_seed(0))
     return model
 
 
-def var() -> VAR:
+def var(shape: Shape) -> VAR:
     torch.manual_seed(0)
-    model = VAR(VARConfig(depth=DEPTH, n_head=DEPTH, dim=DIM))
+    model = VAR(VARConfig(depth=shape.depth, n_head=shape.dim // 64, dim=shape.dim, patch_nums=shape.patches))
     model.initialize(torch.Generator().manual_seed(0))
-    model.attach(VARVQVAE(VARVQConfig()))
+    model.attach(VARVQVAE(VARVQConfig(patch_nums=shape.patches, ch=32)))  # its decoder is not used
     return model
 
 
@@ -54,11 +68,12 @@ def official_llamagen(model: LlamaGen, checkout: Path, guidance_scale: float) ->
     from autoregressive.models.generate import generate  # type: ignore[import-not-found]
     from autoregressive.models.gpt import ModelArgs, Transformer  # type: ignore[import-not-found]
 
-    official = Transformer(ModelArgs(n_layer=DEPTH, n_head=DIM // 64, dim=DIM, block_size=TOKENS)).eval()
+    c = model.config
+    official = Transformer(ModelArgs(n_layer=c.n_layer, n_head=c.n_head, dim=c.dim, block_size=c.block_size)).eval()
     missing, unexpected = official.load_state_dict(model.state_dict(), strict=False)
     assert not missing, missing
     assert set(unexpected) <= {"freqs_cis"}, unexpected
-    return lambda labels: generate(official, labels, TOKENS, cfg_scale=guidance_scale)
+    return lambda labels: generate(official, labels, c.block_size, cfg_scale=guidance_scale)
 
 
 def official_var(model: VAR, checkout: Path, guidance_scale: float) -> Sampler:
@@ -69,7 +84,7 @@ def official_var(model: VAR, checkout: Path, guidance_scale: float) -> Sampler:
     sys.path.insert(0, str(checkout))
     from models import build_vae_var  # type: ignore[import-not-found]
 
-    tokenizer, official = build_vae_var("cpu", ch=32, depth=DEPTH)
+    tokenizer, official = build_vae_var("cpu", ch=32, depth=model.config.depth)
     official.load_state_dict(model.state_dict(), strict=True)
     assert model.codes is not None
     tokenizer.quantize.load_state_dict(dict(model.codes.named_buffers()))
@@ -100,19 +115,23 @@ def rates(made: dict[str, Sampler], labels: Tensor, rounds: int) -> dict[str, li
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    labels = torch.arange(arguments.batch) % 1000
-    models: list[Model] = [llamagen(), var()]  # before the official VAR, which takes torch's initialisation away
-    print(f"{DIM} wide, {DEPTH} layers, batch {arguments.batch}, {torch.get_num_threads()} threads, float32")
+    arguments = parser.parse_args(words)
+    shape, batch, rounds = (SMOKE, 2, 1) if arguments.smoke else (Shape(), arguments.batch, arguments.rounds)
+    raw = Raw(arguments.raw, "model", "sampler", "round", "images/s")
+    labels = torch.arange(batch) % 1000
+    models: list[Model] = [llamagen(shape), var(shape)]  # the official VAR takes torch's initialisation away
+    print(f"{shape.dim} wide, {shape.depth} layers, batch {batch}, {torch.get_num_threads()} threads, float32")
     print("| | tokens an image | images/s | guidance-free is faster by |\n|---|---|---|---|")
     for model in models:
-        found = rates(samplers(model, arguments.batch, arguments.peer), labels, arguments.rounds)
+        found = rates(samplers(model, batch, arguments.peer), labels, rounds)
         for name, values in found.items():
+            for number, value in enumerate(values):
+                raw.add(type(model).__name__, name, number, value)
             ratio = statistics.median(b / a for a, b in zip(values, found["guidance-free"], strict=True))
             cells = f"{model.config.block_size} | {statistics.median(values):.2f} | {ratio:.2f} ×"
             print(f"| {type(model).__name__}, {name} | {cells} |", flush=True)

@@ -1,13 +1,12 @@
 """Does a study slow down as it grows? 10, 100 and 1,000 trials that train nothing: real Ray, Optuna and MLflow.
 
-    python benchmarks/scaling.py
+    python -m benchmarks.scaling
 
 Seconds per trial are the median time from the end of one trial to the end of the next; the driver's memory is what
 it holds at the end beyond what it held when Ray had started. A thread carries the entries for MLflow: shown are what
 entering them costs the driver, and how long after the last trial the thread was done.
 """
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -17,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import psutil
-import ray
 from PIL import Image
 from ray import tune
 
-from cca_ray.cluster.session import start_ray
+from benchmarks.common import Raw, options, some_ray
 from cca_ray.config import PATHS, ResolvedStudy
 from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.inputs import find_space
@@ -95,7 +93,7 @@ class Ends(Listener):
         self.times.append(time.perf_counter())
 
 
-def study(config: ResolvedStudy, trials: int, folder: Path) -> str:
+def study(config: ResolvedStudy, trials: int, folder: Path, raw: Raw) -> str:
     """One row of the table."""
     config = config.model_copy(update={"search": config.search.model_copy(update={"trials": trials})})
     (folder / "trials").mkdir(parents=True)
@@ -113,6 +111,8 @@ def study(config: ResolvedStudy, trials: int, folder: Path) -> str:
     ended = time.perf_counter()
     assert tracker.flush(600)
     behind = time.perf_counter() - ended
+    for number, ended in enumerate(ends.times):
+        raw.add(trials, number, ended - ends.times[0])
     between = statistics.median(b - a for a, b in itertools.pairwise(ends.times))
     late = statistics.median(b - a for a, b in itertools.pairwise(ends.times[-10:]))
     held = (process.memory_info().rss - before) / 2**20
@@ -120,18 +120,19 @@ def study(config: ResolvedStudy, trials: int, folder: Path) -> str:
     return f"| {trials:,} | {between:.3f} | {late:.3f} | {entered:.4f} | {behind:.1f} | {held:.0f} |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     paths = {key: "not read" for keys in PATHS.values() for key in keys}
     config = ResolvedStudy.of(load_config(find_space("digits_s")), paths)
-    start_ray()
+    raw = Raw(arguments.raw, "trials", "trial", "ended at, s")
     print("| trials | s a trial | the last ten | of which MLflow | MLflow done after, s | driver grew by, MiB |")
     print("|---|---|---|---|---|---|")
-    for trials in arguments.trials:
-        print(study(config, trials, Path(tempfile.mkdtemp()) / "study"), flush=True)
-    ray.shutdown()
+    with some_ray():
+        for trials in [3] if arguments.smoke else arguments.trials:
+            with tempfile.TemporaryDirectory() as folder:
+                print(study(config, trials, Path(folder) / "study", raw), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How many training steps until a search is as good as a grid? On the digits, over several seeds.
 
-    python benchmarks/search.py
+    python -m benchmarks.search
 
 A grid of 8 × 6 over (λ, learning rate) is trained to the end, and its best model is scored on fresh noise.  Then
 searches without any first points; after every trial their best model so far is scored on the same fresh noise, until
@@ -11,7 +11,6 @@ Then the rule at a rung, replayed on the trials that ran to their end: what shar
 share kept and another number of first trials spared, and whether it would have stopped the best.
 """
 
-import argparse
 import itertools
 import json
 import statistics
@@ -25,6 +24,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
+from benchmarks.common import TINY, Raw, options, set_options
 from cca_ray.config import StudyConfig
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
 from cca_ray.inputs import find_space
@@ -54,18 +54,18 @@ class Tried:
     rung_step: int
 
 
-def grid(config: StudyConfig) -> list[dict[str, float]]:
-    """8 × 6 points, evenly over the space's logarithms, ends included."""
+def grid(config: StudyConfig, *counts: int) -> list[dict[str, float]]:
+    """So many lambdas × so many learning rates, evenly over the space's logarithms, ends included."""
     lambdas, rates = (
         np.geomspace(config.search.space[name].low, config.search.space[name].high, count).clip(
             config.search.space[name].low, config.search.space[name].high
         )
-        for name, count in (("lambda", 8), ("learning_rate", 6))
+        for name, count in zip(("lambda", "learning_rate"), counts, strict=True)
     )
     return [{"lambda": float(a), "learning_rate": float(b)} for a in lambdas for b in rates]
 
 
-def study(storage: Path, name: str, settings: list[str]) -> list[Tried]:
+def study(storage: Path, name: str, settings: list[str], raw: Raw) -> list[Tried]:
     """Run it, or find it finished; its trials in order."""
     command = [sys.executable, "-m", "cca_ray.tune", SPACE, "--name", name, "--storage", str(storage)]
     # One trial at a time, so that the order of proposals is defined; the final comparison is not what is measured.
@@ -76,11 +76,10 @@ def study(storage: Path, name: str, settings: list[str]) -> list[Tried]:
         "score.finalists=1",
         "score.guidance_scales=[2]",
     ]
-    options = [part for setting in settings for part in ("--set", setting)]
-    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, *set_options(settings)], check=True, stdout=subprocess.DEVNULL)
     url = f"sqlite:///{storage / name / 'study.db'}"
     trials = optuna.load_study(study_name=f"{name}/{SPACE}/search", storage=url).trials
-    return [
+    tried = [
         Tried(
             max(trial.intermediate_values, default=0),
             trial.value if trial.state == TrialState.COMPLETE else None,
@@ -90,6 +89,9 @@ def study(storage: Path, name: str, settings: list[str]) -> list[Tried]:
         )
         for trial in trials
     ]
+    for number, one in enumerate(tried):
+        raw.add(name, number, one.steps, one.value, one.rung_step)
+    return tried
 
 
 class Judge:
@@ -133,15 +135,20 @@ def replay(trials: list[Tried], keep: float, grace: int) -> tuple[float, bool]:
     return 1 - steps / sum(trial.steps for trial in trials), best not in going
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--trials", type=int, default=24)
-    arguments = parser.parse_args()
-    config, storage = load_config(find_space(SPACE)), arguments.storage.resolve()
-    points = json.dumps(grid(config))
-    of_grid = study(storage, "grid", [f"search.first_points={points}", "search.trials=48", "search.keep=1.0"])
+    arguments = parser.parse_args(words)
+    counts, seeds, many, ways, tiny = (8, 6), arguments.seeds, arguments.trials, WAYS, ()
+    if arguments.smoke:
+        counts, seeds, many, ways, tiny = (2, 1), [0], 1, {"TPE, no rungs": WAYS["TPE, no rungs"]}, TINY
+    raw = Raw(arguments.raw, "study", "trial", "steps", "fid", "step of its first rung")
+    config, storage = load_config(find_space(SPACE), tiny), arguments.storage.resolve()
+    points = grid(config, *counts)
+    first = [f"search.first_points={json.dumps(points)}", f"search.trials={len(points)}"]
+    of_grid = study(storage, "grid", [*tiny, *first, "search.keep=1.0"], raw)
     judge = Judge(resolve(config, storage, lambda what, done, of: None))
     best = min((trial for trial in of_grid if trial.value is not None), key=lambda trial: trial.value or 0.0)
     fids, steps = judge.scores(best.weights), sum(trial.steps for trial in of_grid)
@@ -149,11 +156,11 @@ def main() -> None:
     print(f"grid: {steps:,} steps, FID {statistics.mean(fids):.2f} on fresh noise; the goal is {goal:.2f}\n")
     print("| search | share of the grid's steps, median | of each seed | reached |\n|---|---|---|---|")
     whole: list[list[Tried]] = []  # studies of which no trial was stopped
-    for number, (way, settings) in enumerate(WAYS.items()):
+    for number, (way, settings) in enumerate(ways.items()):
         shares = []
-        for seed in arguments.seeds:
-            common = [f"search.trials={arguments.trials}", f"search.seed={seed}", "search.first_points=[]"]
-            trials = study(storage, f"way{number}-seed{seed}", [*common, *settings])
+        for seed in seeds:
+            common = [*tiny, f"search.trials={many}", f"search.seed={seed}", "search.first_points=[]"]
+            trials = study(storage, f"way{number}-seed{seed}", [*common, *settings], raw)
             shares.append(steps_until(trials, judge, goal) / steps)
             whole += [trials] if "search.keep=1.0" in settings else []
         each = ", ".join("never" if share == np.inf else f"{share:.2f}" for share in shares)

@@ -5,7 +5,8 @@ logits, then gather.  Ours: the reference is a table, log-likelihoods by cross-e
 micro-batches of two pairs, which changes no result (the official negatives come from within a micro-batch).  Peak
 memory is that of a process that does nothing else, less what it takes to start.
 
-    python benchmarks/step.py --peer PEERS          PEERS/LlamaGen: a checkout of the official repository
+    python -m benchmarks.step                 ours alone
+    python -m benchmarks.step --peer PEERS    PEERS/LlamaGen: a checkout of the official repository
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.common import ROOT, Raw, options
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
 from cca_ray.training.objectives import CCA, CcaParameters, ScoredPairs
@@ -34,6 +36,7 @@ SHAPES = {
     "384 wide, 6 layers": LlamaGenConfig(n_layer=6, n_head=6, dim=384, block_size=64),
     "GPT-B": LlamaGenConfig(n_layer=12, n_head=12, dim=768, block_size=64),
 }
+SMOKE = {"64 wide, 1 layer": LlamaGenConfig(n_layer=1, n_head=1, dim=64, block_size=16, vocab_size=64)}
 WAYS = {"whole": 0, "in micro-batches of 2": 2}  # pairs; 0: all
 Step = Callable[[], float]  # one optimizer step; its loss
 
@@ -139,10 +142,12 @@ def official(config: LlamaGenConfig, batch: int, checkout: Path) -> Step:
     return step
 
 
-def made(side: str, shape: str, batch: int, peer: Path) -> Step:
+def made(side: str, shape: str, batch: int, peer: Path | None) -> Step:
+    config = (SHAPES | SMOKE)[shape]
     if side == "official":
-        return official(SHAPES[shape], batch, peer)
-    return ours(SHAPES[shape], batch, WAYS[side] or batch)
+        assert peer is not None
+        return official(config, batch, peer)
+    return ours(config, batch, WAYS[side] or batch)
 
 
 def peak() -> int:
@@ -153,14 +158,16 @@ def peak() -> int:
 
 def memory(side: str, shape: str, arguments: argparse.Namespace) -> int:
     """Bytes that three steps take, in a process of their own."""
-    command = [sys.executable, __file__, "--peer", str(arguments.peer), "--batch", str(arguments.batch)]
-    outcome = subprocess.run([*command, "--only", side, shape], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.step", "--batch", str(arguments.batch), "--only", side, shape]
+    command += ["--peer", str(arguments.peer.resolve())] if arguments.peer else []
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(json.loads(outcome.stdout.splitlines()[-1]))
 
 
-def compare(shape: str, arguments: argparse.Namespace) -> None:
-    """Print the rows of one shape."""
-    sides = {side: made(side, shape, arguments.batch, arguments.peer) for side in ("official", *WAYS)}
+def compare(shape: str, arguments: argparse.Namespace, raw: Raw) -> None:
+    """Print the rows of one shape; without the official way, against ours as a whole."""
+    other = "official" if arguments.peer else "whole"
+    sides = {side: made(side, shape, arguments.batch, arguments.peer) for side in dict.fromkeys((other, *WAYS))}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     losses: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(arguments.rounds + 2):
@@ -169,26 +176,28 @@ def compare(shape: str, arguments: argparse.Namespace) -> None:
             losses[side].append(step())
             if number >= 2:
                 seconds[side].append(time.perf_counter() - started)
+                raw.add(shape, side, number - 2, seconds[side][-1], losses[side][-1])
     rate = {side: arguments.batch / statistics.median(values) for side, values in seconds.items()}
-    bytes_ = {side: memory(side, shape, arguments) for side in sides}
+    some = [other] if arguments.smoke else sides  # each takes a process
+    bytes_ = dict.fromkeys(sides, 0) | {side: memory(side, shape, arguments) for side in some}
     for way in WAYS:
-        apart = max(abs(a - b) for a, b in zip(losses[way], losses["official"], strict=True))
-        ratio = statistics.median(a / b for a, b in zip(seconds["official"], seconds[way], strict=True))
+        apart = max(abs(a - b) for a, b in zip(losses[way], losses[other], strict=True))
+        ratio = statistics.median(a / b for a, b in zip(seconds[other], seconds[way], strict=True))
         print(
-            f"| {shape}, {way} | {rate['official']:.2f} | {rate[way]:.2f} | {ratio:.2f} × "
-            f"| {bytes_['official'] / 2**20:,.0f} | {bytes_[way] / 2**20:,.0f} "
-            f"| {bytes_[way] / bytes_['official']:.2f} | {apart:.1e} |",
+            f"| {shape}, {way} | {rate[other]:.2f} | {rate[way]:.2f} | {ratio:.2f} × "
+            f"| {bytes_[other] / 2**20:,.0f} | {bytes_[way] / 2**20:,.0f} "
+            f"| {bytes_[way] / bytes_[other]:.2f} | {apart:.1e} |",
             flush=True,
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, required=True)
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
+    parser.add_argument("--peer", type=Path)
     parser.add_argument("--batch", type=int, default=8, help="pairs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs=2, metavar=("SIDE", "SHAPE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.only:
         before = peak()
         step = made(*arguments.only, arguments.batch, arguments.peer)
@@ -197,10 +206,12 @@ def main() -> None:
         print(json.dumps(peak() - before))
         return
     print(f"64 tokens, batch {arguments.batch} pairs, {torch.get_num_threads()} threads, float32")
-    print("| | official images/s | ours | ratio | official MiB at most | ours | ratio | losses apart |")
+    other = "official" if arguments.peer else "whole"
+    print(f"| | {other} images/s | ours | ratio | {other} MiB at most | ours | ratio | losses apart |")
     print("|" + "---|" * 8)
-    for shape in SHAPES:
-        compare(shape, arguments)
+    raw = Raw(arguments.raw, "shape", "way", "round", "seconds", "loss")
+    for shape in SMOKE if arguments.smoke else SHAPES:
+        compare(shape, arguments, raw)
 
 
 if __name__ == "__main__":
