@@ -141,6 +141,11 @@ def rewrite(key: str, old: str, new: str) -> Break:
         ),
         (lambda c: c["file_mounts"].pop(clusters.TOKEN), "the token is not brought"),
         (rewrite("setup_commands", "chmod 600", "chmod 644"), "can read the token"),
+        (rewrite("setup_commands", "--require-hashes", ""), "installs what nobody has locked"),
+        (
+            lambda c: c["head_setup_commands"].append("~/venv/bin/pip install -q boto3"),
+            "installs what nobody has locked",
+        ),
         (rewrite("head_start_ray_commands", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"), "head: no token"),
         (rewrite("worker_start_ray_commands", "RAY_AUTH_MODE=token", "A=b"), "workers: no token"),
         (rewrite("head_start_ray_commands", "127.0.0.1", "0.0.0.0"), "the dashboard listens"),
