@@ -58,6 +58,16 @@ def open_ingress(content: Any) -> list[str]:
     return [f"open to {text}" for text in values(content) if re.fullmatch(r"(0\.0\.0\.0|::|0::0)/0", text)]
 
 
+def unpinned(text: str) -> list[str]:
+    """Images that a Dockerfile or a manifest does not name by a digest, and says nothing of it, there or above."""
+    lines, found = text.splitlines(), []
+    for above, line in zip(["", *lines], lines, strict=False):
+        match = re.match(r"(?:FROM |[ -]*image: )(\S+)", line)
+        if match and not re.search(r"@sha256:[0-9a-f]{64}$", match[1]) and "# no digest yet" not in above + line:
+            found.append(f"no digest: {match[1]}")
+    return found
+
+
 def wrong_command(words: list[str]) -> str:
     """Why `ray …` or `mlflow …` would refuse these words; empty if it takes them. Nothing is run."""
     command: Any = {"ray": ray_cli, "mlflow": mlflow_cli}[words[0]]
@@ -171,6 +181,11 @@ def kept_folders(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
             found.append("SQLite wants the locks of NFS 4.1, and a write that is lost must not pass for done")
         if provider["type"] == "aws" and not mount["host"].endswith(f".efs.{provider['region']}.amazonaws.com"):
             found.append(f"the file system is not in {provider['region']}")
+        types, head = dict(config["available_node_types"]), config["head_node_type"]
+        own = set(types.pop(head)["node_config"].get("SecurityGroupIds", []))
+        for name, group in types.items():
+            if not own - set(group["node_config"].get("SecurityGroupIds", [])):
+                found.append(f"{name}: reaches MLflow's database as the head does")
     if mount := DISK.search(setup):
         folders.append(mount["folder"])
         disks = config["available_node_types"][config["head_node_type"]]["node_config"]["disks"]
@@ -314,6 +329,9 @@ def kubernetes(documents: list[dict[str, Any]]) -> list[str]:
                     found.append(f"{name}: no volume {mount['name']}")
             if container["name"] == "mlflow":
                 found += mlflow_command([*container["command"], *container["args"]][2:], ("0.0.0.0",))
+        # The head's autoscaler asks Kubernetes for nodes; nobody else has to.
+        if name != "head" and pod["spec"].get("automountServiceAccountToken") is not False:
+            found.append(f"{name}: may speak to Kubernetes")
         for volume in volumes.values():
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             if claim and claim not in claims:
