@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What cluster.yaml needs in an AWS account, once: a bucket for studies and what they read; a file system (EFS) for
-# MLflow's database, which only the cluster's nodes reach, with an end in each of its zones; two roles, of which the
-# workers' can only read and write the bucket; a security group that lets one address in, by SSH.
+# MLflow's database, which only the head reaches, with an end in each of its zones; two roles, of which the workers' can
+# only read and write the bucket; security groups: of all nodes, which lets one address in, by SSH; of the head, which
+# the file system lets in; of the file system.
 #
 #   deploy/aws.sh 203.0.113.7/32                   the address that you come from
 #   deploy/aws.sh 203.0.113.7/32 YOUR-PICTURES     and a bucket of yours that the nodes may read, with ImageNet perhaps
@@ -29,12 +30,12 @@ if ! aws s3api head-bucket --bucket "$bucket" "${owner[@]}" >/dev/null 2>&1; the
         echo "error: the bucket $bucket could not be made; if another account has it, nothing must be kept there" >&2
         exit 1
     fi
-    aws s3api put-public-access-block --bucket "$bucket" "${owner[@]}" --public-access-block-configuration \
-        BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true
-    aws s3api put-bucket-lifecycle-configuration --bucket "$bucket" "${owner[@]}" --lifecycle-configuration '{"Rules": [
-        {"ID": "uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
-         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}]}' >/dev/null
 fi
+aws s3api put-public-access-block --bucket "$bucket" "${owner[@]}" --public-access-block-configuration \
+    BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true
+aws s3api put-bucket-lifecycle-configuration --bucket "$bucket" "${owner[@]}" --lifecycle-configuration '{"Rules": [
+    {"ID": "uploads", "Status": "Enabled", "Filter": {"Prefix": ""},
+     "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}]}' >/dev/null
 
 may() {  # role, bucket, what may be done with its objects, under which condition, and what may not
     aws iam put-role-policy --role-name "$1" --policy-name "$2" --policy-document '{
@@ -69,18 +70,30 @@ aws iam put-role-policy --role-name $group-head --policy-name nodes --policy-doc
         {"Effect": "Allow", "Action": "iam:PassRole", "Resource": "arn:aws:iam::'"$account"':role/'$group'-worker"}]}'
 aws iam create-service-linked-role --aws-service-name spot.amazonaws.com >/dev/null 2>&1 || true  # there already
 
-# Everything among its members, NFS too: nodes and the file system's ends are in it, and nothing else.
 vpc=$(aws ec2 describe-vpcs --filters Name=is-default,Values=true --query 'Vpcs[0].VpcId' --output text)
 of_vpc="Name=vpc-id,Values=$vpc"
-id=$(aws ec2 describe-security-groups --filters "$of_vpc" Name=group-name,Values=$group \
-    --query 'SecurityGroups[0].GroupId' --output text)
-if [[ $id == None ]]; then
-    id=$(aws ec2 create-security-group --group-name $group --description "cca_ray: among the nodes, and SSH" \
-        --vpc-id "$vpc" --query GroupId --output text)
-    aws ec2 authorize-security-group-ingress --group-id "$id" --protocol=-1 --source-group "$id" >/dev/null
-fi
-aws ec2 authorize-security-group-ingress --group-id "$id" --protocol tcp --port 22 --cidr "$address" >/dev/null ||
-    echo "(SSH from $address was open already)"
+security_group() {  # name, and what it is for; says its id
+    local id
+    id=$(aws ec2 describe-security-groups --filters "$of_vpc" "Name=group-name,Values=$1" \
+        --query 'SecurityGroups[0].GroupId' --output text) || return
+    [[ $id != None ]] || id=$(aws ec2 create-security-group --group-name "$1" --description "cca_ray: $2" \
+        --vpc-id "$vpc" --query GroupId --output text) || return
+    echo "$id"
+}
+let_in() {  # a group, and whom; nothing is wrong if they are let in already
+    local said
+    if ! said=$(aws ec2 authorize-security-group-ingress --group-id "$@" 2>&1 >/dev/null) &&
+        [[ $said != *InvalidPermission.Duplicate* ]]; then
+        echo "error: $said" >&2
+        exit 1
+    fi
+}
+nodes=$(security_group $group "among the nodes, and SSH")
+head=$(security_group $group-head "the head, which the file system lets in")
+ends=$(security_group $group-files "the file system, NFS from the head")
+let_in "$nodes" --protocol=-1 --source-group "$nodes"
+let_in "$nodes" --protocol tcp --port 22 --cidr "$address"
+let_in "$ends" --protocol tcp --port 2049 --source-group "$head"
 
 of_efs() { aws efs describe-file-systems --query "FileSystems[?CreationToken=='$group'] | [0].$1" --output text; }
 files=$(of_efs FileSystemId)
@@ -89,12 +102,17 @@ if [[ $files == None ]]; then
         --tags Key=Name,Value=$group --query FileSystemId --output text)
 fi
 until [[ $(of_efs LifeCycleState) == available ]]; do sleep 2; done
-there=$(aws efs describe-mount-targets --file-system-id "$files" --query 'MountTargets[].SubnetId' --output text)
+there=$(aws efs describe-mount-targets --file-system-id "$files" --query 'MountTargets[].[SubnetId,MountTargetId]' \
+    --output text)
 subnets=$(aws ec2 describe-subnets --filters "$of_vpc" Name=default-for-az,Values=true \
     "Name=availability-zone,Values=$zones" --query 'Subnets[].SubnetId' --output text)
 for subnet in $subnets; do
     [[ $there == *"$subnet"* ]] || aws efs create-mount-target --file-system-id "$files" --subnet-id "$subnet" \
-        --security-groups "$id" >/dev/null
+        --security-groups "$ends" >/dev/null
 done
-echo "roles $group-head and $group-worker, security group $id, bucket $bucket, file system $files. Tell cluster.yaml:"
-echo "sed -i.bak 's/YOUR-BUCKET/$bucket/; s/YOUR-FILES/$files/' cluster.yaml"
+while read -r _ end; do  # earlier versions let in all nodes
+    [[ -z $end ]] || aws efs modify-mount-target-security-groups --mount-target-id "$end" --security-groups "$ends"
+done <<<"$there"
+echo "roles $group-head and $group-worker, bucket $bucket, file system $files, security groups $nodes (nodes), $head (head)"
+echo "and $ends (file system). Tell cluster.yaml:"
+echo "sed -i.bak 's/YOUR-BUCKET/$bucket/; s/YOUR-FILES/$files/; s/YOUR-NODES/$nodes/; s/YOUR-HEAD/$head/' cluster.yaml"

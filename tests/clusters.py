@@ -49,12 +49,23 @@ def values(content: Any) -> Iterator[str]:
 
 
 def secrets(text: str) -> list[str]:
+    text = re.sub(r"\bsha256:[0-9a-f]{64}\b", "", text)  # of published files
     return [f"looks like a secret: {found.group()[:12]}…" for found in SECRETS.finditer(text)]
 
 
 def open_ingress(content: Any) -> list[str]:
     """Rules that let in everyone."""
     return [f"open to {text}" for text in values(content) if re.fullmatch(r"(0\.0\.0\.0|::|0::0)/0", text)]
+
+
+def unpinned(text: str) -> list[str]:
+    """Images that a Dockerfile or a manifest does not name by a digest, and says nothing of it, there or above."""
+    lines, found = text.splitlines(), []
+    for above, line in zip(["", *lines], lines, strict=False):
+        match = re.match(r"(?:FROM |[ -]*image: )(\S+)", line)
+        if match and not re.search(r"@sha256:[0-9a-f]{64}$", match[1]) and "# no digest yet" not in above + line:
+            found.append(f"no digest: {match[1]}")
+    return found
 
 
 def wrong_command(words: list[str]) -> str:
@@ -170,6 +181,11 @@ def kept_folders(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
             found.append("SQLite wants the locks of NFS 4.1, and a write that is lost must not pass for done")
         if provider["type"] == "aws" and not mount["host"].endswith(f".efs.{provider['region']}.amazonaws.com"):
             found.append(f"the file system is not in {provider['region']}")
+        types, head = dict(config["available_node_types"]), config["head_node_type"]
+        own = set(types.pop(head)["node_config"].get("SecurityGroupIds", []))
+        for name, group in types.items():
+            if not own - set(group["node_config"].get("SecurityGroupIds", [])):
+                found.append(f"{name}: reaches MLflow's database as the head does")
     if mount := DISK.search(setup):
         folders.append(mount["folder"])
         disks = config["available_node_types"][config["head_node_type"]]["node_config"]["disks"]
@@ -210,6 +226,9 @@ def launcher(config: Mapping[str, Any]) -> list[str]:
         found.append(wrong_command(["ray", "start", *arguments]))
         if not any(re.search(r"RAY_AUTH_MODE=token .*ray start", line) for line in lines):
             found.append(f"{who}: no token is asked for")
+    for line in (line for key, lines in config.items() if key.endswith("setup_commands") for line in lines):
+        if "pip install" in line and "--require-hashes" not in line:
+            found.append(f"installs what nobody has locked: {line}")
     if TOKEN not in config["file_mounts"]:
         found.append("the token is not brought to the nodes")
     if not any("chmod 600 ~/.ray/auth_token" in line for line in config["setup_commands"]):
@@ -310,6 +329,9 @@ def kubernetes(documents: list[dict[str, Any]]) -> list[str]:
                     found.append(f"{name}: no volume {mount['name']}")
             if container["name"] == "mlflow":
                 found += mlflow_command([*container["command"], *container["args"]][2:], ("0.0.0.0",))
+        # The head's autoscaler asks Kubernetes for nodes; nobody else has to.
+        if name != "head" and pod["spec"].get("automountServiceAccountToken") is not False:
+            found.append(f"{name}: may speak to Kubernetes")
         for volume in volumes.values():
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             if claim and claim not in claims:

@@ -30,8 +30,10 @@ from cca_ray.storage.uris import local_path, to_uri
 
 COMPRESSED = (".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2", ".7z", ".rar")
 COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
-MOST_CLASSES = 65_536
+MOST_CLASSES, LONGEST_NAME = 65_536, 1_000
 MOST_IMAGE_BYTES = 2**28  # of a file that is one image, undecoded
+LEAST_IMAGE_BYTES = 8  # of a row of a Parquet shard, in the mean
+MOST_GROUP_BYTES, MOST_UNPACKED = 2**30, 4  # of a row group's images: this, or so many times what the file has
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,8 @@ def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
     """Rows of `image` (bytes, or a struct with `bytes`, as of Hugging Face) and `label` (number or name)."""
     parquet = pq.ParquetFile(file)
     schema = parquet.schema_arrow
+    if parquet.metadata.num_rows > file.size() // LEAST_IMAGE_BYTES:  # each would be an object here
+        raise ConfigError(f"{path}: claims {parquet.metadata.num_rows:,} images, which do not fit into its bytes")
     kind = schema.field(column(schema, "image", path)).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -261,7 +265,7 @@ def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
         raise ConfigError(f"{path}: its images are {kind}; want bytes, or a struct with bytes")
     if label_key is not None and label_key not in schema.names:
         raise ConfigError(f"{path}: no column {label_key!r}; it has {', '.join(schema.names)}")
-    labels = parquet.read(columns=[label_key or column(schema, "label", path)])[0].to_pylist()
+    labels = keys_of(file, label_key or column(schema, "label", path))
     if bad := [row for row, key in enumerate(labels) if not isinstance(key, int | str) or key == ""]:
         found = labels[bad[0]]
         what = "no label" if found in (None, "") else f"the label {str(found)[:40]}"
@@ -272,6 +276,19 @@ def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
         Entry(path, row, group, key, f"row {number}")
         for number, ((row, group), key) in enumerate(zip(places, labels, strict=True))
     ]
+
+
+def keys_of(file: Any, name: str) -> list[Any]:
+    """Labels, row by row. A name that comes again and again is one object, as it is one in the file."""
+    chunks = pq.ParquetFile(file, read_dictionary=[name]).read(columns=[name])[0].chunks
+    keys: list[Any] = []
+    for chunk in chunks:
+        if pa.types.is_dictionary(chunk.type):
+            names = chunk.dictionary.to_pylist()
+            keys += [None if i is None else names[i] for i in chunk.indices.to_pylist()]
+        else:
+            keys += chunk.to_pylist()
+    return keys
 
 
 def with_labels(
@@ -288,6 +305,10 @@ def with_labels(
     else:
         for name in sorted(str(key) for key in keys):
             refuse_odd_name(where, name)
+            if len(name) > LONGEST_NAME:
+                raise ConfigError(
+                    f"{where}: the class '{name[:40]}...' has {len(name):,} characters; want at most {LONGEST_NAME:,}"
+                )
             if numeric_classes and not classes and not (name.isascii() and name.isdecimal()):
                 raise ConfigError(f"{where}: --numeric-classes, but the class {name!r} is no number")
         names = tuple(classes or sorted((str(key) for key in keys), key=int if numeric_classes else None))
@@ -320,8 +341,16 @@ def parquet_images(where: str, path: str, group: int) -> list[bytes]:
     with open_files(where)[0].open_input_file(path) as file:
         parquet = pq.ParquetFile(file)
         name = column(parquet.schema_arrow, "image", path)
-        values = parquet.read_row_group(group, columns=[name])[0].to_pylist()
-    return [value["bytes"] if isinstance(value, dict) else value for value in values]
+        limit = max(MOST_GROUP_BYTES, MOST_UNPACKED * file.size())
+        images: list[bytes] = []
+        # One at a time: a row of a few bits can be an image of any size, by way of the group's dictionary.
+        for batch in parquet.iter_batches(batch_size=1, row_groups=[group], columns=[name]):
+            (value,) = batch[0].to_pylist()
+            images.append(value["bytes"] if isinstance(value, dict) else value)
+            limit -= len(images[-1] or b"")
+            if limit < 0:
+                raise ConfigError(f"{path}: row group {group} unpacks to many times what the file holds")
+    return images
 
 
 def read_entry(where: str, path: str, start: int, length: int) -> bytes:

@@ -16,7 +16,9 @@ from cca_ray.data.token_set_making import cut_into_parts, plan_of, token_meta
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.models.official import load_tokenizer
+from cca_ray.storage.arrays import read_array
 
+MOST_CODES = 2**24  # bytes of an image's codes; ten crops of 1,024 are a two-hundredth
 NAMES = {1: ["centre"], 2: ["flips/0", "flips/1"], 10: [f"ten-crop/{i}" for i in range(10)]}  # of official codes
 
 
@@ -31,7 +33,8 @@ def npy_folders(root: Path) -> tuple[Path, Path]:
 def load_npy(path: Path) -> np.ndarray:
     """ConfigError, naming the file, if it holds no integers."""
     try:
-        content: np.ndarray = np.load(path)
+        with path.open("rb") as file:
+            content = read_array(file, MOST_CODES)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{path}: not readable ({first_line(error)})") from None
     if not np.issubdtype(content.dtype, np.integer) or not content.ndim or not content.size:

@@ -170,13 +170,18 @@ def write_token_set(folder: Path, batches: Iterable[tuple[np.ndarray, np.ndarray
     return finish_token_set(folder, meta, len(written))
 
 
-def read_part(path: Path, sha256: str, meta: TokenMeta) -> tuple[np.ndarray, np.ndarray]:
+def read_part(path: Path, sha256: str, meta: TokenMeta, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """labels [B], tokens [B, crops, length] of one part. ValueError, naming the file, if it was altered."""
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: missing, or not what the manifest says; make the token set again")
     # Not pq.read_table: its dataset scanner leaves threads behind that abort a process which ends soon (pyarrow 25).
-    table = pq.ParquetFile(pa.BufferReader(content)).read()
+    parquet = pq.ParquetFile(pa.BufferReader(content))
+    groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
+    values = [sum(group.column(i).num_values for group in groups) for i in range(parquet.metadata.num_columns)]
+    if values != [rows, rows * meta.crops * meta.length]:  # before room is made for them
+        raise ValueError(f"{path}: has {values} labels and tokens, not those of the manifest; make the token set again")
+    table = parquet.read()
     flat = table["tokens"].combine_chunks().flatten().to_numpy()
     return table["label"].to_numpy(), flat.reshape(-1, meta.crops, meta.length)
 
@@ -203,7 +208,8 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
         raise ValueError(f"{folder}: the token set is empty")
 
     def content() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return (read_part(folder / part["name"], part["sha256"], meta) for part in parts)
+        named = zip(parts, rows, strict=True)
+        return (read_part(folder / part["name"], part["sha256"], meta, count) for part, count in named)
 
     shape = (sum(rows), meta.crops, meta.length)
     if 2 * np.prod(shape) <= large:

@@ -10,6 +10,9 @@ import numpy as np
 
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.evaluation.protocol import SHARD
+from cca_ray.storage.arrays import read_header, refuse_large
+
+MOST_PACKED = 1032  # bytes that deflate makes of one: a header that claims more cannot be true
 
 
 class NpzWriter:
@@ -39,8 +42,6 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
     """
     try:
         file = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 (read by the iterator that is returned)
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(file)
     except Exception as error:  # of a damaged or encrypted file zipfile, zlib and NumPy raise many kinds
         raise ConfigError(f"{path}: not an .npz with arr_0 ({first_line(error)})") from None
@@ -48,8 +49,15 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
     square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[1] == (size or shape[1])
     if dtype != np.uint8 or not square or shape[0] < 2:
         raise ConfigError(f"{path}: arr_0 is {dtype} {list(shape)}; want uint8 [N, {side}, {side}, 3], N at least 2")
-    if fortran:  # its images are scattered over the whole file
-        return shape[0], in_memory(path, file, shape)
+    try:
+        refuse_large((SHARD, *shape[1:]), dtype)  # what is in memory at a time
+        refuse_large(shape, dtype, MOST_PACKED * path.stat().st_size)
+        if fortran:  # its images are scattered over the whole file
+            refuse_large(shape, dtype)
+            return shape[0], in_memory(path, file, shape)
+    except ValueError as error:
+        hint = "; save it in C's order" if fortran else ""
+        raise ConfigError(f"{path}: arr_0: {error}{hint}") from None
 
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, shape[0], SHARD):
@@ -62,7 +70,7 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
     return shape[0], batches()
 
 
-def read(path: Path, file: IO[bytes], count: int = -1) -> bytes:
+def read(path: Path, file: IO[bytes], count: int) -> bytes:
     """ConfigError if what is packed there is damaged."""
     try:
         return file.read(count)
@@ -72,7 +80,7 @@ def read(path: Path, file: IO[bytes], count: int = -1) -> bytes:
 
 def in_memory(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """The images of an array in Fortran's order, a shard at a time; `file` stands at its first byte."""
-    content = read(path, file)
+    content = read(path, file, math.prod(shape))
     if len(content) < math.prod(shape):
         raise ConfigError(f"{path}: ends after {len(content):,} of {math.prod(shape):,} bytes")
     images = np.frombuffer(content, np.uint8).reshape(shape, order="F")

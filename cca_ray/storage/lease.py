@@ -2,7 +2,8 @@
 
 What an object store can promise is little: it has no locks. Two drivers that begin in the same second are told apart
 by reading back what was written; a driver that could not renew for `STALE_S` may be followed by another, and ends
-when it sees that.
+when it sees that: at the next renewal, or before it writes anything that comes later than half of that time.
+What remains is a driver that falls asleep within the very request that writes: pyarrow has no conditional ones.
 """
 
 import os
@@ -14,11 +15,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cca_ray.contracts import Contract
 from cca_ray.errors import ConfigError
-from cca_ray.storage.mirror import pull, push, remove, written_at
+from cca_ray.storage.mirror import pull, remove, trying, written_at
 from cca_ray.storage.remote import upload
+from cca_ray.storage.term import HELD, Moment, Term
 from cca_ray.storage.uris import is_copy, own_cache, to_uri
 
 LEASE = "driver.json"
@@ -77,24 +80,43 @@ def leased(folder: Path) -> Iterator[None]:
             f"a holder that is gone is followed after {STALE_S:.0f} s"
         )
     me = Holder(who=f"process {os.getpid()} on {socket.gethostname()}", cache=cache_id(), id=uuid.uuid4().hex)
-    path.write_text(me.model_dump_json())
-    push(path)
-    if holder is None or holder.cache != me.cache:
-        time.sleep(SETTLE_S)
-    if (now := holder_of(path)) != me:
-        other = now.who if now else "a process"
-        raise ConfigError(f"{to_uri(folder)}: in use by {other}, which began at the same time")
+    with TemporaryDirectory(prefix="cca_ray-") as scratch:
+        written = Path(scratch) / LEASE  # never the copy itself, which must be what is at the URI
+        written.write_text(me.model_dump_json())
+        begun = Moment.now()
+        trying(lambda: upload(path, written))
+        if holder is None or holder.cache != me.cache:
+            time.sleep(SETTLE_S)
+        if (now := holder_of(path)) != me:
+            other = now.who if now else "a process"
+            raise ConfigError(f"{to_uri(folder)}: in use by {other}, which began at the same time")
+        with renewing(path, me, written, begun):
+            yield
+
+
+@contextmanager
+def renewing(path: Path, me: Holder, written: Path, begun: Moment) -> Iterator[None]:
+    """Renew the lease, which was written at `begun`, and stop this process if it is another's; give it back then."""
     ended = threading.Event()
+
+    def ask() -> None:
+        now = holder_of(path)
+        if now == me or (now is None and not term.over()):  # after the term: one that followed has ended, too
+            return
+        print(f"error: {to_uri(path.parent)}: taken over by {now.who if now else 'another process'}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(2)  # as a kill: whatever this process wrote now would be the other's
 
     def renew() -> None:
         while not ended.wait(RENEW_S):
             with suppress(OSError):  # as long as the storage is away, nobody else gets it either
-                if (now := holder_of(path)) not in (me, None):
-                    print(f"error: {to_uri(folder)}: taken over by {now.who}", file=sys.stderr, flush=True)
-                    os._exit(2)  # as a kill: whatever this process wrote now would be the other's
-                path.write_text(me.model_dump_json())
-                upload(path, path)
+                ask()
+                now = Moment.now()
+                upload(path, written)
+                term.renewed = now
 
+    # The other half of the time is for what is written to arrive.
+    term = HELD[path.parent] = Term(STALE_S / 2, ask, begun)
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()
     try:
@@ -102,6 +124,7 @@ def leased(folder: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(SETTLE_S)
+        del HELD[path.parent]
         with suppress(OSError):
             if holder_of(path) == me:
                 remove(path)

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cca_ray.errors import first_line
+from cca_ray.storage.term import confirm
 from cca_ray.storage.uris import copy_of, path_below, to_uri
 
 if TYPE_CHECKING:
@@ -130,8 +131,10 @@ def upload(path: Path, source: Path) -> None:
         if not object_store:
             files.create_dir(str(PurePosixPath(name).parent))
         target = name if object_store else f"{name}.partial-{os.getpid()}"
+        confirm(path)  # first, as some stores empty the object now
         with source.open("rb") as file, files.open_output_stream(target) as stream:
             shutil.copyfileobj(file, stream, CHUNK)
+            confirm(path)  # last, as a large file takes minutes
         if not object_store:
             files.move(target, name)
 
@@ -160,5 +163,6 @@ def delete(path: Path) -> None:
     """The file at the URI; it need not be there."""
     with telling(path):
         files, name = remote(path)
+        confirm(path)
         with suppress(FileNotFoundError):
             files.delete_file(name)
