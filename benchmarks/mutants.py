@@ -6,7 +6,7 @@
 cosmic-ray changes the code: an operator, a comparison, a constant, a condition, a decorator, a loop. Of each place that
 it can change, one change is drawn by the seed; bit operations in place of arithmetic are left out, for they raise
 whatever the tests are. Type hints do not count. The tests of the module's own file run on a copy of the project, in a
-process that is forked after all libraries have been imported; a mutant that hangs is killed by pytest's timeout.
+process that is forked after all libraries have been imported; a mutant that runs on and on is killed by its CPU time.
 """
 
 import argparse
@@ -31,6 +31,14 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[1]
+CPU_SECONDS = 60  # of one mutant's tests, which take one to ten
+# Threads that wait for one another on busy cores, and plug-ins of pytest, take longer than the tests.
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+}
 OURS = ("cca_ray", "tests", "benchmarks", "__main__")
 ARITHMETIC, BITS = (
     ("Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"),
@@ -108,16 +116,18 @@ def run_tests(copy: Path, tests: Sequence[str], mutated: bool, answer: Connectio
 
     import pytest
 
-    out = os.open(os.devnull if answer else "/dev/stderr", os.O_WRONLY)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     sys.dont_write_bytecode = mutated  # two mutants of one size and second would share theirs
-    resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
+    if mutated:  # seconds of its own, not of a machine that others use, too
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     os.chdir(copy)
     sys.path.insert(0, str(copy))
     code = pytest.main([
-        "-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-m", "not slow and not nightly and not chaos",
-        "--timeout", "120", "--basetemp", str(copy / "tmp"), *(f"tests/{name}" for name in tests),
+        "-x", "-q", "-o", "addopts=", "-p", "pytest_timeout", "--timeout", "900", "-p", "no:cacheprovider",
+        "-m", "not slow and not nightly and not chaos", "--basetemp", str(copy / "tmp"),
+        *(f"tests/{name}" for name in tests),
     ])  # fmt: skip
     assert str(sys.modules["cca_ray"].__file__).startswith(str(copy))
     answer.send((int(code), [name for name in sys.modules if name.split(".")[0] not in OURS]))
@@ -172,31 +182,32 @@ def examine(copy: Path, module: str, tests: Sequence[str], seed: int, share: flo
     return Result(len(chosen), tuple(survivors), time.monotonic() - began)
 
 
-def copied(folder: Path) -> Path:
-    """The project where it may be changed, and where its threads do not wait for each other."""
+def copied(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The project where it may be changed; its modules, and their tests."""
     for name in ("cca_ray", "tests", "benchmarks", "search_spaces"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    os.environ |= {"CCA_RAY_TEST_BASES": str(folder / "bases"), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # nor do threads that the tests ask for spin
-    return folder
+    os.environ.setdefault("CCA_RAY_TEST_BASES", str(folder / "bases"))
+    return TESTS
 
 
-def smoke() -> None:
-    """One function, one test that holds it and one that does not."""
-    source = "def half(x):\n    return x / 2\n"
-    with tempfile.TemporaryDirectory() as name:
-        copy = Path(name)
-        (copy / "cca_ray").mkdir()
-        (copy / "tests").mkdir()
-        (copy / "cca_ray" / "__init__.py").touch()
-        (copy / "cca_ray" / "half.py").write_text(source)
-        begin = "from cca_ray.half import half\n\n\ndef test_half():\n    "
-        (copy / "tests" / "test_good.py").write_text(f"{begin}assert half(6) == 3\n")
-        (copy / "tests" / "test_poor.py").write_text(f"{begin}half(6)\n")
-        for tests in ("test_good.py", "test_poor.py"):
-            result = examine(copy, "half", [tests], 0, 1.0)
-            print(f"{tests}: {result.mutants - len(result.survivors)} of {result.mutants} mutants killed")
+def row(module: str, result: Result, share: float) -> str:
+    """Of the table; with the standard error of drawing, where not all places were taken."""
+    count, kills = result.mutants, result.mutants - len(result.survivors)
+    spread = f" ± {(kills * (count - kills) / count) ** 0.5 / count:.1%}" if share < 1 else ""
+    return f"| `{module}` | {count} | {kills} | {kills / count:.1%}{spread} | {result.seconds:.0f} |"
+
+
+def smoke(folder: Path) -> dict[str, tuple[str, ...]]:
+    """A project of one line, once with a test that notices every change and once with one that notices none."""
+    (folder / "cca_ray").mkdir()
+    (folder / "tests").mkdir()
+    (folder / "cca_ray" / "__init__.py").touch()
+    for name, check in (("well_tested", "assert f(6) == 4 and f(1) == 1.5"), ("poorly_tested", "f(6)")):
+        (folder / "cca_ray" / f"{name}.py").write_text("def f(x):\n    return x / 2 + 1\n")
+        test = f"from cca_ray.{name} import f\n\n\ndef test_f():\n    {check}\n"
+        (folder / "tests" / f"test_{name}.py").write_text(test)
+    return {name: (f"test_{name}.py",) for name in ("well_tested", "poorly_tested")}
 
 
 def main() -> None:
@@ -204,23 +215,17 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", help="ends of their names; all, if none is given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of the places, drawn by the seed")
-    parser.add_argument("--smoke", action="store_true", help="a function of two lines instead, in seconds")
+    parser.add_argument("--smoke", action="store_true", help="a function of one line instead, in seconds")
     arguments = parser.parse_args()
-    if arguments.smoke:
-        return smoke()
-    print("| module | mutants | killed | share | seconds |\n|---|---|---|---|---|", flush=True)
+    os.environ |= SETTINGS
     with tempfile.TemporaryDirectory() as name:
-        copy = copied(Path(name))
-        for module, tests in TESTS.items():
+        copy = Path(name)
+        targets = smoke(copy) if arguments.smoke else copied(copy)
+        print("| module | mutants | killed | share | seconds |\n|---|---|---|---|---|", flush=True)
+        for module, tests in targets.items():
             if not arguments.modules or module.endswith(tuple(arguments.modules)):
                 result = examine(copy, module, tests, arguments.seed, arguments.share)
-                count, kills = result.mutants, result.mutants - len(result.survivors)
-                error = (kills * (count - kills) / count) ** 0.5 / count
-                spread = f" ± {error:.1%}" if arguments.share < 1 else ""
-                print(
-                    f"| `{module}` | {count} | {kills} | {kills / count:.1%}{spread} | {result.seconds:.0f} |",
-                    flush=True,
-                )
+                print(row(module, result, arguments.share), flush=True)
 
 
 if __name__ == "__main__":
