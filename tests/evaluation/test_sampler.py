@@ -285,3 +285,9 @@ def test_a_grid_enlarges_small_images_and_leaves_white_between_them(side: int, z
         expected[top : top + size, left : left + size] = np.kron(image, np.ones((zoom, zoom, 1)))
     np.testing.assert_array_equal(grid, expected)
     assert image_grid(images[:6], columns=3).shape == (2 * (size + 1) + 1, 3 * (size + 1) + 1, 3)
+
+
+def test_the_limits_leave_room_for_the_largest_models():
+    """48 guided images of 3B at 384 pixels: keys and values of 24 layers, 3200 wide, 576 tokens, in bfloat16."""
+    assert sampler.CACHE_BYTES // (2 * 24 * 2 * 3200 * 576 * 2) == 48
+    assert sampler.PIXELS_AT_A_TIME * 512 == 2 * 2**30  # bytes of activations

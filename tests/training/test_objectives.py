@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -212,3 +214,9 @@ def foreign():
 def test_what_is_no_objective_is_refused_by_name(foreign: None):
     with pytest.raises(ValueError, match=r"'foreign': not an instance of cca_ray\.training\.objectives\.Objective"):
         objective_of(Train(objective="foreign"))
+
+
+def test_whoever_only_wants_names_does_without_torch():
+    ask = "import cca_ray.training.objectives, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

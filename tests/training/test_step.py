@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cca_ray.config import StudyConfig
 from cca_ray.data.pairs import Batch, plan_epoch
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.parallel import Group
+from cca_ray.training import step as training_step
 from cca_ray.training.job import Job
 from cca_ray.training.reference_logps import ReferenceTable
 from cca_ray.training.setup import Loop, prepare
@@ -129,6 +131,19 @@ def test_the_shares_of_two_workers_are_the_whole(make_study: MakeStudy, tmp_path
         gradient = alone.optimizer.state[parameter]["exp_avg"] / (1 - BETA1)
         shares = [loop.optimizer.state[loop.model.get_parameter(name)]["exp_avg"] / (1 - BETA1) for loop in pair]
         torch.testing.assert_close(sum(shares) / 2, gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_only_the_last_micro_batch_exchanges_gradients(loop: Loop, monkeypatch: pytest.MonkeyPatch):
+    """Of several workers, which there are not here; of three micro-batches the first two wait."""
+    waits: list[bool] = []
+
+    def gradients_wait(scorer: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+        waits.append(wanted)
+        return nullcontext()
+
+    monkeypatch.setattr(training_step, "gradients_wait", gradients_wait)
+    train_step(loop, 0)
+    assert waits == [True, True, False]
 
 
 def with_seen(config: StudyConfig, folder: Path, **train: Any) -> tuple[Loop, Seen]:
