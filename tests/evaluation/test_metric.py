@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cca_ray.evaluation.features import FeatureArrays
-from cca_ray.evaluation.metric import REASONS, Context, FeatureMetric, metric_named, obstacle
+from cca_ray.evaluation.metric import REASONS, Context, FeatureMetric, Metric, metric_named, obstacle
 from cca_ray.evaluation.reference import Moments, Reference
 from cca_ray.registry import METRICS
 
@@ -91,3 +91,12 @@ def test_what_is_no_metric_is_refused_by_name(not_ours: Any):
         metric_named("not_ours")
     with pytest.raises(ValueError, match="nothing"):
         metric_named("nothing")
+
+
+@pytest.mark.parametrize("missing", ["state_of", "merge", "value"])
+def test_a_metric_without_one_of_its_functions_cannot_be_made(missing: str):
+    def something(*arguments: object) -> None: ...
+
+    functions = dict.fromkeys({"state_of", "merge", "value"} - {missing}, something)
+    with pytest.raises(TypeError, match=f"abstract.* '?{missing}"):
+        type("Incomplete", (Metric,), functions)()
