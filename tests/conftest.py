@@ -92,10 +92,15 @@ TINY = Pretrain(codebook_size=32, tokenizer_width=8, tokenizer_epochs=30, featur
 
 
 @pytest.fixture(scope="session")
-def base_files(tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two bases below are made: anew in each run. benchmarks/mutants.py, which runs much, keeps them."""
+    return Path(os.environ.get("CCA_RAY_TEST_BASES") or tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture(scope="session")
+def base_files(bases: Path) -> BaseFiles:
     """A real base, barely trained, on 240 digits."""
-    root = tmp_path_factory.mktemp("bases")
-    return build_base(some_digits(), "digits", "llamagen", "S", TINY, root, lambda what, done, total: None)
+    return build_base(some_digits(), "digits", "llamagen", "S", TINY, bases, lambda what, done, total: None)
 
 
 @pytest.fixture(scope="session")
@@ -109,11 +114,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def var_files(tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
+def var_files(bases: Path) -> BaseFiles:
     """The same in the second family."""
-    root = tmp_path_factory.mktemp("bases")
     settings = TINY.model_copy(update={"tokenizer_epochs": 10})
-    return build_base(some_digits(), "digits", "var", "M", settings, root, lambda what, done, total: None)
+    return build_base(some_digits(), "digits", "var", "M", settings, bases, lambda what, done, total: None)
 
 
 def tiny_space() -> dict[str, Any]:

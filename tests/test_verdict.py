@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from cca_ray.contracts import FID, INCEPTION_SCORE, Difference, Score, SizeSummary
-from cca_ray.verdict import best_of, compared, front, noise, ratio, ties, verdict, verdict_in_words
+from cca_ray.verdict import (
+    best_of,
+    compared,
+    difference,
+    front,
+    noise,
+    ratio,
+    scored,
+    ties,
+    verdict,
+    verdict_in_words,
+)
 from tests.studies import summary_of
 
 
@@ -69,3 +80,61 @@ def test_the_front_holds_what_nothing_beats():
     points = np.array([[1.0, 5.0], [2.0, 2.0], [5.0, 1.0], [3.0, 3.0], [2.0, 2.0], [5.0, 5.0]])
     assert front(points).tolist() == [True, True, True, False, True, False]
     assert front(np.array([[3.0], [1.0], [1.0]])).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (-0.5, 0.0), (0.0, 0.0)])
+def test_an_interval_that_ends_at_0_holds_it(low: float, high: float):
+    found = Difference(value=(low + high) / 2, low=low, high=high, at_least_as_good=0.5)
+    assert compared(summary_of(differences={"guided": found}), "guided") == 0
+
+
+@pytest.mark.parametrize(("fid", "outcome"), [(17.51, 0), (17.49, 1), (18.49, 0), (18.51, -1)])
+def test_without_a_difference_two_spreads_are_added_as_squares(fid: float, outcome: int):
+    """0.3 and the guided base's 0.4, whose FID is 18: half a point."""
+    assert compared(summary_of(fid=fid, std=0.3), "guided") == outcome
+
+
+def test_models_without_a_spread_are_compared_as_they_are():
+    size = summary_of(fid=17.99)
+    models = {role: model.model_copy(update={"std": {}}) for role, model in size.models.items()}
+    bare = size.model_copy(update={"models": models})
+    assert compared(bare, "guided") == 1
+    assert scored(bare, "tuned") == "17.99"
+    same = {**models, "tuned": models["guided"]}
+    assert compared(size.model_copy(update={"models": same}), "guided") == 0
+
+
+def test_a_difference_is_said_with_its_sign_and_interval():
+    found = Difference(value=-2.361, low=-3.1, high=1.619, at_least_as_good=0.5)
+    size = summary_of(differences={"guided": found})
+    assert difference(size, "guided") == "-2.36 (95 %: -3.10 to +1.62)"
+    assert difference(size, "control") == ""
+    assert ", -2.36 (95 %: -3.10 to +1.62), and" in verdict(size)
+    assert "guided base, and 0.72 × the control" in verdict(summary_of())
+
+
+def test_of_no_sizes_and_of_two_models_a_spread_says_its_noise():
+    assert "sampling alone" in noise([])
+    two = summary_of().model_copy(update={"winner": summary_of().winner.model_copy(update={"models": 2})})
+    assert "2 training seeds" in noise([two])
+    assert "2 training seeds" in noise([two, two])
+
+
+def test_the_ratio_is_the_tuned_models_value_in_multiples_of_the_others():
+    assert ratio(summary_of(fid=9.0), "guided") == 0.5
+
+
+def test_a_score_is_said_by_the_headline_unless_another_metric_is_given():
+    size = summary_of(fid=17.1, std=0.21)
+    assert scored(size, "tuned") == "17.10 ± 0.21"
+    assert scored(size, "guided", INCEPTION_SCORE).startswith("8.10")
+
+
+def test_only_finalists_that_tie_tie():
+    size = summary_of(winner=3)
+    apart = size.finalists[1].model_copy(update={"trial": 9, "tied": False})
+    assert [finalist.trial for finalist in ties(size.model_copy(update={"finalists": (*size.finalists, apart)}))] == [4]
+
+
+def test_a_point_that_is_equal_in_one_and_worse_in_another_is_beaten():
+    assert front(np.array([[1.0, 2.0], [1.0, 3.0], [0.5, 3.0]])).tolist() == [True, False, True]

@@ -31,3 +31,23 @@ def test_without_noise_there_is_no_interval_but_its_point():
     found = Estimate.of(2.0, [(0.0, 9)])
     assert found.interval() == (2.0, 2.0)
     assert (found.probability_not_above(2.0), found.probability_not_above(1.9)) == (1.0, 0.0)
+
+
+def test_an_interval_is_of_the_level_that_is_asked_for():
+    found = Estimate.of(1.0, [(0.25, 12)])
+    for level in (0.5, 0.95, 0.99):
+        half = 0.5 * stats.t.ppf(0.5 + level / 2, 12)
+        np.testing.assert_allclose(found.interval(level), (1 - half, 1 + half))
+    assert found.interval() == found.interval(0.95)
+
+
+def test_one_part_without_freedom_leaves_none():
+    assert Estimate.of(1.0, [(0.25, 0), (0.5, 9)]) == Estimate(1.0, 0.75**0.5, 0.0)
+
+
+def test_the_freedom_of_variances_that_are_all_0_is_the_smallest():
+    assert Estimate.of(1.0, [(0.0, 9), (0.0, 4)]) == Estimate(1.0, 0.0, 4.0)
+
+
+def test_a_negative_estimate_has_the_same_error():
+    assert Estimate(1.5, 0.5, 7).negative() == Estimate(-1.5, 0.5, 7)

@@ -62,3 +62,20 @@ def test_features_are_kept_where_they_are_few(samples: int, kept: type, referenc
     state = FID.state_of(FeatureArrays(made), np.arange(samples), context)
     assert isinstance(state, kept)
     assert FID.value(state, context) == pytest.approx(frechet_distance(Moments.of(made), reference), rel=1e-6)
+
+
+def test_few_features_are_merged_as_they_are(reference: Reference):
+    """Forty images are fewer than their 64 features: FID keeps these, whoever made which."""
+    context, made = Context(reference, 40, torch.device("cpu")), ADM["gen"][:40]
+    first, second = (FID.state_of(FeatureArrays(part), np.arange(20), context) for part in (made[:20], made[20:]))
+    merged = FID.merge(first, second)
+    assert isinstance(merged, list)
+    assert FID.value(merged, context) == pytest.approx(frechet_distance_few(made, reference), rel=1e-12)
+
+
+def test_it_is_the_distance_of_two_normal_distributions_on_a_line():
+    """(m - m')² + (s - s')², for one feature: of 2 ± 3 and 1 ± 1."""
+    sample = Moments(5, np.array([2.0]), np.array([[36.0]]))  # of four degrees of freedom: variance 9
+    assert frechet_distance(sample, Reference(np.array([1.0]), np.array([[1.0]]))) == pytest.approx(1 + 4)
+    four = np.array([[2.0, 0.0], [0.0, 0.0]])  # two images of two features: variance 2 along the first, 1 from 0
+    assert frechet_distance_few(four, Reference(np.zeros(2), np.diag([8.0, 3.0]))) == pytest.approx(1 + 2 + 3)

@@ -34,3 +34,11 @@ def test_inception_score_of_sure_and_of_unsure_classifiers():
     index = np.arange(100)
     assert inception_score([divergences(np.eye(10)[index % 10], index)]) == pytest.approx(10)
     assert inception_score([divergences(np.full((100, 10), 0.1), index)]) == pytest.approx(1)
+
+
+def test_blocks_are_of_five_thousand_images_and_their_scores_are_averaged():
+    """The first of two blocks is sure of its one class, the second of its two: 1 and 2."""
+    index = np.array([0, 4999, 5000, 9999])
+    found = divergences(np.eye(2)[[0, 0, 0, 1]], index)
+    assert sorted(found) == [0, 1]
+    assert inception_score([found]) == pytest.approx(1.5)

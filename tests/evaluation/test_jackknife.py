@@ -26,3 +26,18 @@ def test_the_jackknife_error_is_that_of_a_mean():
 @pytest.mark.parametrize(("samples", "left"), [(2, 2), (3, 3), (4, 2), (5, 2), (60, 50), (100, 90)])
 def test_so_many_images_are_left_without_the_largest_group(samples: int, left: int):
     assert fewest_left(samples, classes=10) == left
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (50, [0] * 10 + [1] * 10 + [2] * 10 + [3] * 10 + [4] * 10),  # five rounds are enough for whole ones
+        (49, list(range(10)) * 5),  # four are not: groups of some classes each, ten at most
+        (13, [0, 1, 2, 3, 4, 5] * 3),  # half as many as images, so that a group has two
+        (3, [0, 0, 0]),
+        (1, [0]),  # never none
+    ],
+)
+def test_groups_are_whole_rounds_from_five_rounds_on(samples: int, expected: list[int]):
+    with np.errstate(all="raise"):  # NumPy's x % 0 is 0, with a warning
+        assert jackknife_groups(np.arange(samples), samples, classes=10).tolist() == expected[:samples]

@@ -3,8 +3,9 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 
+from cca_ray.evaluation import kid
 from cca_ray.evaluation.jackknife import jackknife_error
-from cca_ray.evaluation.kid import KID, ROWS
+from cca_ray.evaluation.kid import KID
 from cca_ray.evaluation.metric import Context
 from cca_ray.evaluation.reference import Moments, Reference
 from cca_ray.testing.metric_conformance import MetricConformance
@@ -41,9 +42,10 @@ def test_it_is_the_unbiased_kernel_distance():
         assert without[g] == pytest.approx(kernel_distance(rest, real), rel=1e-9)
 
 
-def test_more_pairs_than_fit_in_a_block_are_summed_block_by_block():
+def test_more_pairs_than_fit_in_a_block_are_summed_block_by_block(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kid, "ROWS", 16)
     rng = np.random.default_rng(0)
-    made, real = rng.normal(size=(ROWS + 10, 3)), rng.normal(size=(50, 3))
+    made, real = rng.normal(size=(42, 3)), rng.normal(size=(50, 3))
     assert KID.value([made], context_of(real, len(made))) == pytest.approx(
         kernel_distance(made, real), rel=1e-7, abs=1e-12
     )
@@ -52,7 +54,8 @@ def test_more_pairs_than_fit_in_a_block_are_summed_block_by_block():
 def test_of_images_like_the_real_ones_it_is_0_on_average_however_few_they_are():
     rng = np.random.default_rng(0)
     real = rng.normal(size=(400, 5))
-    values = [KID.value([rng.normal(size=(20, 5))], context_of(real, 20)) for _ in range(200)]
+    context = context_of(real, 20)
+    values = [KID.value([rng.normal(size=(20, 5))], context) for _ in range(200)]
     assert abs(np.mean(values)) < 3 * np.std(values) / 200**0.5 + 0.02
     assert min(values) < 0 < max(values)
 

@@ -3,7 +3,16 @@ import pytest
 import torch
 
 from cca_ray.evaluation.metric import Context
-from cca_ray.evaluation.precision_recall import PRECISION, RECALL, ROWS, are_precise, are_recalled, vectors
+from cca_ray.evaluation.precision_recall import (
+    PRECISION,
+    RECALL,
+    ROWS,
+    are_precise,
+    are_recalled,
+    distances,
+    radii,
+    vectors,
+)
 from cca_ray.evaluation.reference import Moments, Reference
 from cca_ray.testing.metric_conformance import MetricConformance
 from tests.conftest import golden, largest_tensor
@@ -60,3 +69,33 @@ def test_the_metrics_are_these_shares():
     made, context = ADM["gen"][:200], Context(reference, 200, torch.device("cpu"))
     values = PRECISION.value([made], context), RECALL.value([made], context)
     assert values == precision_recall(ADM["ref"][:300], made)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e4], ids=["float16", "float32"])
+def test_distances_are_squared_and_never_below_0(far: float):
+    """A vector that is far off is too much for float16: then all are taken in float32."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([0.1 * rng.normal(size=(40, 8)), [[far] * 8]]).astype(np.float32)
+    found = distances(torch.from_numpy(x), torch.from_numpy(x)).double().numpy()
+    expected = np.square(x[:, None].astype(np.float64) - x[None]).sum(-1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4 if far else 2e-2, atol=1e-6 if far else 1e-3)
+    assert found.dtype == np.float64
+    near = torch.from_numpy(x + np.float32(30 + far))
+    assert distances(near, near).min() == 0  # rounding alone would take some below
+
+
+def test_the_edge_of_the_manifold_belongs_to_it():
+    """On a line, at 0, 1, 2 and 3, the third neighbour of the first is 3 away, of the second 2."""
+    real = np.array([[0.0], [1.0], [2.0], [3.0]])
+    made = np.array([[-3.0], [-3.5], [6.0], [6.5]])
+    reference = Reference.of(Moments.of(real), features=real)
+    pair = vectors(Context(reference, 4, torch.device("cpu")), [made])
+    assert radii(pair[0], 2).tolist() == [9.0, 4.0, 4.0, 9.0]
+    assert are_precise(*pair).tolist() == [True, False, True, False]
+    assert are_recalled(pair[1], pair[0]).tolist() == [True, False, True, False]
+
+
+def test_four_images_are_enough_and_more_of_them_are_better():
+    for metric in (PRECISION, RECALL):
+        assert metric.fewest == 4
+        assert metric.lower_is_better is False

@@ -1,8 +1,13 @@
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from cca_ray.evaluation import sampler
 from cca_ray.evaluation.sampler import (
+    Decoder,
     Decoding,
     decode_images,
     draw,
@@ -10,6 +15,7 @@ from cca_ray.evaluation.sampler import (
     image_grid,
     labels_of,
     sample_tokens,
+    to_pixels,
     uniforms,
 )
 from cca_ray.models.llamagen import LlamaGen
@@ -132,3 +138,156 @@ def test_images_are_resized_before_they_are_rounded():
     expected = torch.clamp(127.5 * expected + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8)
     assert torch.equal(decode_images(tokenizer, tokens, 8), expected)
     assert torch.equal(decode_images(tokenizer, tokens, 12), decode_images(tokenizer, tokens))
+
+
+class Chain:
+    """What the sampler needs of a model, in plain arithmetic: six tokens in steps of 1, 2 and 3, of five kinds."""
+
+    null_label, cache_bytes, decode_steps = 7, 100, (1, 2, 3)
+
+    def new_cache(self, batch: int) -> list[int]:
+        return [batch]
+
+    def decode(self, labels: torch.Tensor, last: torch.Tensor | None, step: int, cache: list[int]) -> torch.Tensor:
+        assert cache == [len(labels)]
+        assert (last is None) == (step == 0)
+        before = torch.zeros(len(labels)) if last is None else last.sum(1) + 1.0
+        count = self.decode_steps[step]
+        kinds, places = torch.arange(5.0), torch.arange(count).view(1, -1, 1)
+        phase = labels.view(-1, 1, 1) * (kinds + 1) + before.view(-1, 1, 1) * 0.7 * (kinds + 2) + places + step
+        return 2 * torch.sin(phase)
+
+    def guidance_at(self, scale: float, step: int) -> float:
+        return 1 + (scale - 1) * step / 2
+
+
+def tokens_by_hand(labels: list[int], noise: np.ndarray, decoding: Decoding) -> list[list[int]]:
+    """One image and one token after the other; guidance on logits, then the temperature, then the filters."""
+    model, found = Chain(), []
+    for label, numbers in zip(labels, noise, strict=True):
+        tokens: list[int] = []
+        last: torch.Tensor | None = None
+        for step, count in enumerate(model.decode_steps):
+            with_class, without = (
+                model.decode(torch.tensor([condition]), last, step, [1])[0].double().numpy() for condition in (label, 7)
+            )
+            scale = model.guidance_at(decoding.guidance_scale, step)
+            logits = (scale * with_class + (1 - scale) * without) / decoding.temperature
+            for row in logits:
+                odds = np.exp(row - row.max())
+                if decoding.top_k:
+                    odds[odds < np.sort(odds)[-decoding.top_k]] = 0
+                total, target = odds.sum(), numbers[len(tokens)]
+                tokens.append(next(k for k in range(5) if odds[: k + 1].sum() / total > target))
+            last = torch.tensor([tokens[-count:]])
+        found.append(tokens)
+    return found
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(), Decoding(3.0), Decoding(2.0, temperature=0.5), Decoding(temperature=2.0), Decoding(1.5, top_k=2)],
+)
+def test_tokens_are_those_drawn_by_hand(decoding: Decoding):
+    labels, noise = torch.arange(12) % 7, uniforms(0, np.arange(12), 6)
+    found = sample_tokens(Chain(), labels, noise, decoding)  # type: ignore[arg-type]
+    assert found.tolist() == tokens_by_hand(labels.tolist(), noise.numpy(), decoding)
+
+
+def test_decoding_is_free_of_guidance_and_filters_unless_asked_for():
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    plain = Decoding()
+    assert (plain.guidance_scale, plain.temperature) == (1.0, 1.0)
+    assert torch.equal(filter_logits(logits, plain.top_k, plain.top_p), logits)
+
+
+class Counting(Decoder):
+    """Remembers how many sequences it was given at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(Chain())  # type: ignore[arg-type]
+        self.sizes: list[int] = []
+
+    def begin(self, labels: torch.Tensor) -> None:
+        self.sizes.append(len(labels))
+        super().begin(labels)
+
+
+@pytest.mark.parametrize(
+    ("batch", "room", "scale", "sizes"),
+    [
+        (10, 1000, 1.0, [10]),
+        (10, 999, 1.0, [5, 5]),  # nine fit, but fives are all of one size
+        (10, 399, 1.0, [2] * 5),  # three fit: twos are alike, and not much smaller
+        (11, 499, 1.0, [4, 4, 3]),  # ones would be alike, but too small
+        (10, 2000, 2.0, [20]),  # guided, each takes room for two
+        (9, 799, 2.0, [6, 6, 6]),
+        (2, 1, 2.0, [2, 2]),  # one at least
+    ],
+)
+def test_as_many_are_decoded_at_a_time_as_there_is_room_for(batch: int, room: int, scale: float, sizes: list[int]):
+    counting, noise = Counting(), uniforms(0, np.arange(batch), 6)
+    found = sample_tokens(Chain(), torch.arange(batch) % 7, noise, Decoding(scale), room, counting)  # type: ignore[arg-type]
+    assert counting.sizes == sizes
+    assert torch.equal(found, sample_tokens(Chain(), torch.arange(batch) % 7, noise, Decoding(scale)))  # type: ignore[arg-type]
+
+
+def test_streams_are_those_of_every_version():
+    """Recorded once: an image of a seed stays the same image."""
+    first, sixth = [0.9342820204007575, 0.07916148013208679], [0.08910064623458391, 0.33189185276481004]
+    assert uniforms(3, np.array([0, 5]), 2).tolist() == [first, sixth]
+    assert labels_of("random", 3, np.arange(8), 10).tolist() == [9, 3, 1, 3, 0, 2, 3, 3]
+    assert uniforms(3, np.array([], dtype=int), 4).shape == (0, 4)
+    assert uniforms(3, np.array([], dtype=int), 4).dtype == torch.float64
+
+
+def test_equals_stay_together():
+    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
+    assert filter_logits(logits, 2, 1.0).isfinite().tolist() == [[True, True, True, False]]
+    assert filter_logits(logits, 1, 1.0).isfinite().tolist() == [[True, False, False, False]]
+    assert filter_logits(logits, 4, 1.0).isfinite().all()
+    assert filter_logits(logits, 3, 0.7).isfinite().tolist() == [[True, True, True, False]]
+
+
+def test_a_pixel_is_rounded_down_and_held_within_a_byte():
+    """As the official samplers do: 127.5 x and the family's grey."""
+    images = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
+    assert to_pixels(images, 128.0, None)[0, 0, :, 0].tolist() == [0, 0, 128, 191, 255, 255]
+    assert to_pixels(images, 127.5, None)[0, 0, :, 2].tolist() == [0, 0, 127, 191, 255, 255]
+
+
+@pytest.mark.parametrize(("pixels", "sizes"), [(64, [1] * 5), (63, [1] * 5), (128, [2, 2, 1]), (191, [2, 2, 1])])
+def test_as_many_images_are_decoded_at_a_time_as_there_is_room_for(
+    pixels: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """Sixteen tokens of 2 x 2 pixels an image."""
+    given: list[int] = []
+
+    def decode(tokens: torch.Tensor) -> torch.Tensor:
+        given.append(len(tokens))
+        return tokens.view(-1, 1, 4, 4).expand(-1, 3, -1, -1) / 16
+
+    monkeypatch.setattr(sampler, "PIXELS_AT_A_TIME", pixels)
+    tokenizer: Any = SimpleNamespace(decode=decode, grey=128.0, config=SimpleNamespace(downsample=2))
+    tokens = torch.arange(80.0).view(5, 16) % 16
+    found = decode_images(tokenizer, tokens)
+    assert given == sizes
+    assert torch.equal(found[..., 1], (127.5 * tokens / 16 + 128).to(torch.uint8).view(5, 4, 4))
+
+
+@pytest.mark.parametrize(("side", "zoom"), [(24, 1), (25, 1), (23, 2), (10, 3), (1, 24)])
+def test_a_grid_enlarges_small_images_and_leaves_white_between_them(side: int, zoom: int):
+    images = np.random.default_rng(0).integers(0, 255, size=(7, side, side, 3), dtype=np.uint8)
+    grid, size = image_grid(images, columns=3, gap=2), side * zoom
+    expected = np.full((3 * (size + 2) + 2, 3 * (size + 2) + 2, 3), 255)
+    for i, image in enumerate(images):
+        top, left = 2 + i // 3 * (size + 2), 2 + i % 3 * (size + 2)
+        expected[top : top + size, left : left + size] = np.kron(image, np.ones((zoom, zoom, 1)))
+    np.testing.assert_array_equal(grid, expected)
+    assert image_grid(images[:6], columns=3).shape == (2 * (size + 1) + 1, 3 * (size + 1) + 1, 3)
+
+
+def test_the_limits_leave_room_for_the_largest_models():
+    """48 guided images of 3B at 384 pixels: keys and values of 24 layers, 3200 wide, 576 tokens, in bfloat16."""
+    assert sampler.CACHE_BYTES // (2 * 24 * 2 * 3200 * 576 * 2) == 48
+    assert sampler.PIXELS_AT_A_TIME * 512 == 2 * 2**30  # bytes of activations

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cca_ray.config import Rung
-from cca_ray.search.rungs import Mark, cost, goes_on, share_kept
+from cca_ray.search.rungs import Mark, best_value, cost, goes_on, share_kept
 from tests.conftest import MakeStudy
 from tests.search.ledgers import score_of
 
@@ -59,3 +59,36 @@ def test_a_mark_is_by_the_metrics_that_are_searched():
 def test_a_rung_may_keep_a_share_of_its_own(make_config: MakeStudy, rung: int, kept: float):
     config = make_config().model_copy(update={"rungs": (Rung(at=0.5, samples=60, keep=0.25), Rung(at=1.0, samples=80))})
     assert share_kept(config, rung) == kept
+
+
+def test_better_by_two_standard_errors_is_sure_and_no_less():
+    """Of eight values that are 1 above and below, the jackknife's error is √7: two of them are 5.29."""
+    noisy = [1.0, -1.0] * 4
+    best = mark(1.0, noisy)
+    assert not best.surely_better(mark(1.0 + 5.28))
+    assert best.surely_better(mark(1.0 + 5.30))
+    assert not mark(1.0).surely_better(mark(1.0))  # without noise, too, what is equal is no better
+
+
+def test_what_is_better_in_one_metric_and_equal_in_the_other_is_surely_better():
+    best = mark(1.0, inception_score=2.0, metrics=BOTH)
+    assert best.surely_better(mark(3.0, inception_score=2.0, metrics=BOTH))
+    assert not best.surely_better(mark(3.0, inception_score=2.1, metrics=BOTH))
+
+
+@pytest.mark.parametrize(("better", "on"), [(4, True), (5, False)])
+def test_a_share_of_seven_is_rounded_up(better: int, on: bool):
+    """The best 0.7 of seven are 4.9, so five go on: whom no more than four beat."""
+    others = [mark(1.0)] * better + [mark(9.0)] * (6 - better)
+    assert goes_on(mark(5.0), others, keep=0.7, grace=1) is on
+
+
+def test_the_first_trials_go_on_up_to_the_grace():
+    better = [mark(1.0), mark(2.0)]
+    assert goes_on(mark(9.0), better, keep=0.1, grace=3)
+    assert not goes_on(mark(9.0), better, keep=0.1, grace=2)
+
+
+def test_the_best_value_is_by_the_metrics_own_direction():
+    scores = [score_of(5, {"fid": fid, "inception_score": fid}) for fid in (3.0, 1.0, 2.0)]
+    assert (best_value("fid", scores), best_value("inception_score", scores)) == (1.0, 3.0)

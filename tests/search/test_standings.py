@@ -5,8 +5,10 @@ import pytest
 from scipy import stats
 
 from benchmarks.intervals import World, coverage, differences
-from cca_ray.contracts import FID
+from cca_ray.contracts import FID, Score
 from cca_ray.search.standings import Contender, Standing, difference, winner_of
+
+IMAGES = np.zeros((1, 2, 2, 3), np.uint8)
 
 
 def standing(number: int, fids: list[list[float]], noise: float = 0.0, images: int = 100) -> Standing:
@@ -98,3 +100,82 @@ def test_intervals_of_simulated_studies_cover_the_truth(world: World):
     """benchmarks/intervals.py has larger ones. Of 120 at 95 %, 107 to 119 hold it in 99 of 100 cases."""
     *_, held = coverage(differences(world, 120))
     assert 107 / 120 <= held <= 119 / 120
+
+
+@pytest.mark.parametrize(("ahead", "tie"), [(0.29, True), (0.59, True), (0.61, False), (0.91, False)])
+def test_a_tie_is_within_two_standard_errors(ahead: float, tie: bool):
+    """Groups are 0.1 apart from block to block: of ten, one block's difference has an error of √9 · 0.1."""
+    best, other = standing(0, [[5.0]], noise=0.1), standing(1, [[5.0 + ahead]], noise=0.1)
+    assert winner_of([best, other], FID)[1] == ([best, other] if tie else [best])
+
+
+def test_of_what_is_equal_in_all_the_first_trial_wins():
+    second, first = standing(2, [[5.0]]), standing(1, [[5.0]])
+    winner, tied = winner_of([second, first], FID)
+    assert winner is first
+    assert tied == [second, first]
+
+
+def variance_by_hand(without: np.ndarray) -> float:
+    """Of the mean of blocks [B, G]: the jackknife's, (G - 1) / G times the sum of squares, of each block."""
+    blocks, groups = without.shape
+    of_blocks = [(groups - 1) / groups * sum((v - sum(row) / groups) ** 2 for v in row) for row in without]
+    return float(sum(of_blocks)) / blocks**2
+
+
+def test_what_sampling_does_to_each_model_alone_is_not_counted_twice():
+    """Three models of ours and one of theirs, on two blocks of five groups, each with noise of its own."""
+    rng = np.random.default_rng(0)
+    values, their_values = rng.normal(5.0, 0.3, (3, 2)), rng.normal(6.0, 0.3, (1, 2))
+    left = values[..., None] + 0.05 * rng.normal(size=(3, 2, 5))
+    their_left = their_values[..., None] + 0.2 * rng.normal(size=(1, 2, 5))
+    ours = Standing(Contender("a"), {"fid": values}, {"fid": left}, np.empty(0))
+    theirs = Standing(Contender("b"), {"fid": their_values}, {"fid": their_left}, np.empty(0))
+    sampling = variance_by_hand(left.mean(0) - their_left[0])
+    own = sum(variance_by_hand(model - left.mean(0)) for model in left) / 3 / 2
+    means = [row.mean() for row in values]
+    training = sum((mean - sum(means) / 3) ** 2 for mean in means) / 2 / 3
+    shared, found = sampling - own, ours.beside(theirs, "fid")
+    assert shared > own > 0  # else neither would show
+    assert found.value == pytest.approx(values.mean() - their_values.mean())
+    assert found.error == pytest.approx((shared + training) ** 0.5)
+    assert found.freedom == pytest.approx((shared + training) ** 2 / (shared**2 / 8 + training**2 / 2))
+
+
+def test_noise_of_the_models_alone_leaves_no_sampling_to_add():
+    """What both share is nothing here: the models' own noise is all that there is, and lies in their spread."""
+    values = np.array([[5.0], [5.4], [4.6]])
+    own = 0.1 * np.array([[1, -1, 0, 0], [-1, 1, 0, 0], [0, 0, 0, 0]])[:, None]
+    ours = Standing(Contender("a"), {"fid": values}, {"fid": values[..., None] + own}, np.empty(0))
+    theirs = Standing(Contender("b"), {"fid": np.array([[6.0]])}, {"fid": np.full((1, 1, 4), 6.0)}, np.empty(0))
+    assert ours.beside(theirs, "fid").error == pytest.approx(0.4 / 3**0.5)
+
+
+def test_the_spread_of_several_blocks_is_the_root_of_their_mean_variance():
+    """Blocks with noise of 0.1 and 0.3: of each the jackknife's variance is 9 times its square."""
+    sign = np.array([1.0, -1.0] * 5)
+    left = np.stack([5.0 + 0.1 * sign, 5.0 + 0.3 * sign])[None]
+    found = Standing(Contender("a"), {"fid": np.full((1, 2), 5.0)}, {"fid": left}, np.empty(0)).std("fid")
+    assert found == pytest.approx((9 * (0.01 + 0.09) / 2) ** 0.5)
+
+
+def test_a_standing_is_by_models_blocks_and_groups():
+    def score(value: float) -> Score:
+        return Score(values={"fid": value, "kid": -value}, without={"fid": (value, value + 1), "kid": (0.0, value)})
+
+    found = Standing.of(
+        Contender("a", guidance_scale=2.0), [[score(1.0), score(2.0)], [score(5.0), score(6.0)]], IMAGES
+    )
+    assert found.values["fid"].tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    assert found.without["kid"].tolist() == [[[0.0, 1.0], [0.0, 2.0]], [[0.0, 5.0], [0.0, 6.0]]]
+    assert found.images is IMAGES
+    summary = found.score()
+    assert summary.values == {"fid": 3.5, "kid": -3.5}
+    assert summary.std == pytest.approx({"fid": 8**0.5, "kid": 8**0.5})  # of 1.5 and 5.5
+    assert summary.guidance_scale == 2.0
+
+
+def test_a_contender_of_which_nothing_is_said_is_the_base_without_guidance():
+    base = Contender("base")
+    assert (base.guidance_scale, base.images, base.checkpoint) == (1.0, 0, None)  # nothing was trained
+    assert base.number < 0  # no trial's

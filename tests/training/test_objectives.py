@@ -1,4 +1,7 @@
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,3 +159,64 @@ class Clash(Strict):
 def test_parameters_that_would_swallow_a_mistake_are_refused(parameters: Any, why: str):
     with pytest.raises(TypeError, match=why):
         Objective("mine", "mine", parameters, hinge_loss)
+
+
+def test_parameters_are_those_of_the_paper_unless_given_and_none_may_be_0():
+    """beta 0.02, lambda 1."""
+    assert CCA.parameters().model_dump(by_alias=True) == {"lambda": 1.0, "beta": 0.02}
+    assert DPO.parameters().model_dump(by_alias=True) == {"beta": 0.02}
+    assert UNLEARNING.parameters().model_dump(by_alias=True) == {"lambda": 1.0}
+    for objective in (CCA, DPO, UNLEARNING):
+        for name in objective.parameters().model_dump(by_alias=True):
+            assert objective.parameters.model_validate({name: 1e-9}).model_dump(by_alias=True)[name] == 1e-9
+            with pytest.raises(ValidationError, match="greater than 0"):
+                objective.parameters.model_validate({name: 0.0})
+
+
+def test_a_reward_counts_only_what_is_larger():
+    """Of the gaps 3, 2 and 1 beside 2, 2 and 2 only the first wins; the margins are their differences."""
+    zeros = torch.zeros(3)
+    three = ScoredPairs(
+        length=1,
+        logps=torch.tensor([4.0, 3.0, 2.0]),
+        labels=zeros,
+        null=zeros.bool(),
+        reference_logps=torch.ones(3),
+        negative_logps=torch.tensor([1.0, 1.0, 1.0]),
+        negative_labels=zeros,
+        negative_reference_logps=-torch.ones(3),
+    )
+    _, accuracy, margin = CCA.values(three, CCA.parameters())
+    assert accuracy.tolist() == [1.0, 0.0, 0.0]
+    assert margin.tolist() == [1.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize(("null", "negative", "positive"), [(True, 1, True), (False, 0, True), (False, 1, False)])
+def test_a_second_term_is_a_positive_if_masked_or_of_the_same_label(null: bool, negative: int, positive: bool):
+    zero = torch.zeros(1)
+    pairs = ScoredPairs(1, zero, torch.tensor([0]), torch.tensor([null]), negative_labels=torch.tensor([negative]))
+    assert pairs.counts_as_positive.tolist() == [positive]
+
+
+def test_an_objective_wants_pairs_and_a_reference_unless_it_says_otherwise():
+    for objective in (CCA, DPO, UNLEARNING, HINGE):
+        assert (objective.pairs, objective.reference) == (True, True)
+    assert (FINETUNE.pairs, FINETUNE.reference) == (False, False)
+
+
+@pytest.fixture
+def foreign():
+    OBJECTIVES.add(SimpleNamespace(kind="objective", name="foreign", label="", parameters=HingeParameters), "my_pkg")
+    yield
+    del OBJECTIVES.found["foreign"], OBJECTIVES.owners["foreign"]
+
+
+def test_what_is_no_objective_is_refused_by_name(foreign: None):
+    with pytest.raises(ValueError, match=r"'foreign': not an instance of cca_ray\.training\.objectives\.Objective"):
+        objective_of(Train(objective="foreign"))
+
+
+def test_whoever_only_wants_names_does_without_torch():
+    ask = "import cca_ray.training.objectives, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
