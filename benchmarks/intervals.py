@@ -84,6 +84,12 @@ def coverage(studies: Iterable[tuple[float, ...]]) -> tuple[float, float, float,
     return float(truth), float(found[:, 0].std(ddof=1)), float((found[:, 3] - found[:, 2]).mean()), float(held.mean())
 
 
+def row(name: str, studies: Iterable[tuple[float, ...]]) -> str:
+    """Of the table."""
+    truth, spread, width, held = coverage(studies)
+    return f"| {name} | {truth:.3f} | {spread:.3f} | {width:.3f} | {held:.1%} |"
+
+
 WORLDS = {
     "digits: 900 images, 32 features": World(),
     "1,800 images, 64 features": World(features=64, samples=1800),
@@ -110,8 +116,7 @@ def main(words: list[str] | None = None) -> None:
         found = list(differences(world, studies))
         for number, values in enumerate(found):
             raw.add(name, number, *(f"{value:.4f}" for value in values))
-        truth, spread, width, held = coverage(found)
-        print(f"| {name} | {truth:.3f} | {spread:.3f} | {width:.3f} | {held:.1%} |", flush=True)
+        print(row(name, found), flush=True)
 
 
 if __name__ == "__main__":
