@@ -115,7 +115,7 @@ def main(words: list[str] | None = None) -> None:
         world = replace(world, seed=arguments.seed, **({"samples": 200} if arguments.smoke else {}))
         found = list(differences(world, studies))
         for number, values in enumerate(found):
-            raw.add(name, number, *(f"{value:.6f}" for value in values))
+            raw.add(name, number, *(f"{value:.12g}" for value in values))
         print(row(name, found), flush=True)
 
 
