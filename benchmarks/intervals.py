@@ -84,6 +84,12 @@ def coverage(studies: Iterable[tuple[float, ...]]) -> tuple[float, float, float,
     return float(truth), float(found[:, 0].std(ddof=1)), float((found[:, 3] - found[:, 2]).mean()), float(held.mean())
 
 
+def row(name: str, studies: Iterable[tuple[float, ...]]) -> str:
+    """Of the table."""
+    truth, spread, width, held = coverage(studies)
+    return f"| {name} | {truth:.3f} | {spread:.3f} | {width:.3f} | {held:.1%} |"
+
+
 WORLDS = {
     "digits: 900 images, 32 features": World(),
     "1,800 images, 64 features": World(features=64, samples=1800),
@@ -109,9 +115,8 @@ def main(words: list[str] | None = None) -> None:
         world = replace(world, seed=arguments.seed, **({"samples": 200} if arguments.smoke else {}))
         found = list(differences(world, studies))
         for number, values in enumerate(found):
-            raw.add(name, number, *(f"{value:.4f}" for value in values))
-        truth, spread, width, held = coverage(found)
-        print(f"| {name} | {truth:.3f} | {spread:.3f} | {width:.3f} | {held:.1%} |", flush=True)
+            raw.add(name, number, *(f"{value:.12g}" for value in values))
+        print(row(name, found), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 ALONE = ["cluster_sim", "fid", "intervals", "sample", "step"]
-ON_RAY = ["overhead", "prepare", "scaling"]
-WHOLE = ["default", "head", "search", "coverage"]  # run the command that a person types: 20 s and more, each time
+ON_RAY = ["prepare", "scaling"]
+WHOLE = ["default", "head", "overhead", "search", "coverage"]  # each runs whole studies, which takes longer than 10 s
 
 
 def rows(text: str) -> list[list[str]]:
@@ -33,12 +34,13 @@ def measured(raw: Path) -> list[list[str]]:
 
 
 def test_no_benchmark_is_overlooked():
-    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"common"}
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"common", "mutants"}  # which has a test of its own
     assert programs == {*ALONE, *ON_RAY, *WHOLE}
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_benchmark_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.set_num_threads(1)  # so small, a second one is only waited for
     import_module(f"benchmarks.{name}").main(["--smoke", "--raw", str(tmp_path / "raw.csv")])
     assert rows(capsys.readouterr().out)
     assert measured(tmp_path / "raw.csv")
@@ -53,7 +55,7 @@ def test_a_benchmark_runs_on_ray(name: str, ray_here: None, tmp_path: Path, caps
 def test_the_benchmarks_that_run_whole_studies_run(tmp_path: Path):
     for name in WHOLE:  # the last takes what search leaves
         raw = tmp_path / "raw" / f"{name}.csv"
-        storage = [] if name == "head" else ["--storage", str(tmp_path)]
+        storage = [] if name in ("head", "overhead") else ["--storage", str(tmp_path)]
         command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke", "--raw", str(raw), *storage]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr

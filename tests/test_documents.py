@@ -1,22 +1,28 @@
 """What README and the docs tell people to type, to open and to believe is there."""
 
+import ast
+import csv
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
+from benchmarks.intervals import WORLDS, row
+from cca_ray import tune
 from cca_ray.cli import VERBS, group
-from cca_ray.inputs import SPACES, find_space
+from cca_ray.inputs import DEFAULT_SPACES, SPACES, find_space
 from cca_ray.registry import GROUP
 from cca_ray.space_file import load_config
+from tests.test_cli import invoke
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -39,7 +45,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        return shlex.split(self.line, comments=True)
+        return shlex.split(self.line.partition(" > ")[0], comments=True)
 
 
 def commands_of(page: Path) -> list[Command]:
@@ -52,7 +58,15 @@ def commands_of(page: Path) -> list[Command]:
     return [Command(str(page.relative_to(ROOT)), part) for part in parts if part]
 
 
+def examples_of(verb: str) -> list[Command]:
+    """What its --help shows, without what each line says of it."""
+    text = ast.get_docstring(ast.parse((ROOT / "cca_ray" / f"{verb}.py").read_text(encoding="utf-8"))) or ""
+    lines = [line.strip() for line in text.splitlines()]
+    return [Command(f"{verb} --help", re.split(" {2,}", line)[0]) for line in lines if line.startswith("cca-ray ")]
+
+
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
+COMMANDS += [command for verb in VERBS for command in examples_of(verb)]
 
 
 def arguments_after(words: list[str], program: list[str]) -> list[str] | None:
@@ -87,22 +101,45 @@ def test_a_command_of_ours_parses(command: Command, verb: str, arguments: list[s
             if find_space(space).parent == SPACES:  # others are the reader's own, or want a plug-in
                 load_config(find_space(space), settings)
             else:
-                assert "/" in space, f"{command}: no such search space"
+                assert "/" in space or space.endswith(".yaml"), f"{command}: no such search space"
 
 
 def test_no_command_of_ours_is_overlooked():
     assert len(OF_OURS) >= 30
     assert {verb for _, verb, _ in OF_OURS} == set(VERBS)
+    assert all(examples_of(verb) for verb in VERBS)
 
 
-BENCHMARKS = [c for c in COMMANDS if c.line.startswith("python benchmarks/")]
+@pytest.mark.parametrize("verb", [*VERBS, "VERB"])  # README: `cca-ray VERB --help`; without a verb, `cca-ray --help`
+def test_help_that_is_offered_is_there(verb: str, capsys: pytest.CaptureFixture[str]):
+    words = [] if verb == "VERB" else [verb]
+    with pytest.raises(SystemExit) as ended:
+        group().main([*words, "--help"], prog_name="cca-ray")
+    assert ended.value.code == 0
+    assert "Usage: " in capsys.readouterr().out
+
+
+DRY = [command for command in OF_OURS if "--dry-run" in command[2]]
+
+
+@pytest.mark.parametrize(("command", "verb", "arguments"), DRY, ids=str)
+def test_a_command_that_only_shows_what_would_run_runs(
+    command: Command, verb: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+):
+    outcome = invoke(tune.main, arguments, capsys)
+    assert (verb, outcome.code, outcome.err) == ("tune", 0, "")
+    assert {study["name"] for study in yaml.safe_load_all(outcome.out)} == set(DEFAULT_SPACES)
+
+
+BENCHMARKS = [c for c in COMMANDS if re.match(r"python (-m )?benchmarks\b", c.line)]
 
 
 @pytest.mark.parametrize("command", BENCHMARKS, ids=str)
 def test_a_benchmark_is_there_and_takes_the_options_given(command: Command):
-    _, program, *rest = command.words
-    text = (ROOT / program).read_text()
-    for option in [word for word in rest if word.startswith("--")]:
+    program = re.search(r"benchmarks[./](\w+)", command.line)
+    assert program, command
+    text = "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in (program[1], "common"))
+    for option in [word for word in command.words if word.startswith("--")]:
         assert f'"{option}"' in text, command
 
 
@@ -147,12 +184,69 @@ def test_modules_and_files_of_ours_that_are_named_exist(page: Path):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
+def commit_exists(commit: str) -> bool:
+    """Whether this repository has it; taken for granted where there is none, or not all of it."""
+    git = ["git", "-C", str(ROOT)]
+    said = subprocess.run([*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True)
+    if said.stdout.strip() != "false":
+        return True
+    return subprocess.run([*git, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True).returncode == 0
+
+
+def measured_tables(page: Path) -> list[tuple[str, str]]:
+    """Those with figures, each with the line that follows it."""
+    found = re.findall(r"((?:^\|.*\n)+)\n?(.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [(table, line) for table, line in found if re.search(r"\| \d[\d.,]* ", table)]
+
+
+MEASURED = [(page, *table) for page in ("README.md", "benchmarks/README.md") for table in measured_tables(ROOT / page)]
+
+
+@pytest.mark.parametrize(("page", "table", "line"), MEASURED, ids=map(str, range(len(MEASURED))))
+def test_a_table_of_figures_says_of_which_commit_it_is_and_where_its_raw_results_are(page: str, table: str, line: str):
+    commits = re.findall(r"`([0-9a-f]{7,40})`", line)
+    assert re.match(r"Measured for commits? `", line), f"{page}: {line!r} follows {table}"
+    assert commits
+    assert [commit for commit in commits if not commit_exists(commit)] == []
+    files = re.findall(r"`([\w/-]+\.csv)`", line)
+    for file in files:
+        assert (ROOT / file).read_text(encoding="utf-8").startswith(f"# commit {commits[0]},"), file
+    assert files or "raw results were not kept" in line, line
+
+
+def test_no_table_of_figures_is_overlooked():
+    assert len(MEASURED) >= 13
+
+
+def test_the_intervals_of_the_benchmarks_page_are_those_of_its_raw_results():
+    raw = csv.DictReader((ROOT / "benchmarks" / "results" / "intervals.csv").read_text("utf-8").splitlines()[1:])
+    found = defaultdict[str, list[tuple[float, ...]]](list)
+    for study in raw:
+        name, _, *values = study.values()
+        found[name].append(tuple(map(float, values)))
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").splitlines()
+    assert list(found) == list(WORLDS)
+    assert [line for name, studies in found.items() if (line := row(name, studies)) not in page] == []
+    assert {len(studies) for studies in found.values()} == {400}
+
+
+def test_figures_without_a_way_to_check_them_are_not_taken(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "| a | b |\n|---|---|\n| x | 1.5 |\n\nIt is fast.\n\n| file | content |\n|---|---|\n| x | what 1 is |\n"
+    )
+    ((table, line),) = measured_tables(page)
+    with pytest.raises(AssertionError, match="It is fast"):
+        test_a_table_of_figures_says_of_which_commit_it_is_and_where_its_raw_results_are("page.md", table, line)
+    line = "Measured for commit `0123456` (today); raw results: `benchmarks/results/none.csv`."
+    with pytest.raises((AssertionError, OSError)):
+        test_a_table_of_figures_says_of_which_commit_it_is_and_where_its_raw_results_are("page.md", table, line)
+
+
 @pytest.mark.slow
 def test_the_table_of_scale_is_what_the_simulation_prints():
-    command = [sys.executable, str(ROOT / "benchmarks" / "cluster_sim.py")]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    command = [sys.executable, "-m", "benchmarks.cluster_sim"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rows = [line for line in ended.stdout.splitlines() if line.startswith("|")]
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").splitlines()
     assert len(rows) > 10

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests import processes
+from tests.branches import PARTS, table
 from tests.ports import RANGE, free_port
 
 
@@ -45,3 +46,16 @@ def test_a_process_that_a_test_leaves_is_ended_with_its_children():
         assert time.monotonic() < end, "the child lives"
         time.sleep(0.01)
     assert not processes.begun
+
+
+def test_the_table_of_branches_sums_up_packages():
+    def file(statements: int, reached: int, branches: int, taken: int) -> dict[str, dict[str, int]]:
+        counts = (statements, reached, branches, taken)
+        return {"summary": dict(zip(PARTS, counts, strict=True))}
+
+    files = {"a/x.py": file(10, 5, 4, 4), "a/y.py": file(30, 30, 0, 0), "a/b/__init__.py": file(1, 1, 0, 0)}
+    assert table({"files": files}).splitlines()[2:] == [
+        "| `a` | 40 | 87.5% | 4 | 100.0% |",
+        "| `a/b` | 1 | 100.0% | 0 | – |",
+        "| all | 41 | 87.8% | 4 | 100.0% |",
+    ]

@@ -27,6 +27,7 @@ from cca_ray.models.official import load_tokenizer
 from cca_ray.prepare import Pace, wait_for_gpus
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
+from tests.evaluation.test_inception import Nvidias
 from tests.processes import begin
 from tests.test_cli import invoke
 
@@ -89,6 +90,22 @@ def test_too_many_unreadable_images_stop_it(photos: Path, tokenizer: Path, tmp_p
     assert re.search(r"1 images cannot be read, more than the limit of 0: .*07\.png: not an image", outcome.err)
     with pytest.raises(ValueError, match="no finished token set here"):
         read_token_set(tmp_path / "tokens")
+
+
+def test_a_class_of_which_no_image_can_be_read_is_allowed_on_request(
+    photos: Path, tokenizer: Path, tmp_path: Path, ray_here: None, capsys
+):
+    some, out = tmp_path / "some", tmp_path / "tokens"
+    for name, content in (("cat", (photos / "cat" / "00.png").read_bytes()), ("dog", b"no")):
+        (some / name).mkdir(parents=True)
+        (some / name / "00.png").write_bytes(content)
+    command = [str(some), "--tokenizer", str(tokenizer), "--image-size", "16", "--out", str(out)]
+    refused = invoke(prepare.main, command, capsys)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--allow-empty-classes" in refused.err
+    assert invoke(prepare.main, [*command, "--allow-empty-classes"], capsys).code == 0
+    data = read_token_set(out)
+    assert (data.labels.tolist(), data.meta.class_names) == ([0], ("cat", "dog"))
 
 
 def test_only_missing_parts_are_made_again(photos: Path, tokenizer: Path, tmp_path: Path, made, ray_here: None):
@@ -168,6 +185,20 @@ def test_reference_statistics_are_those_of_the_centre_crops(photos: Path, tmp_pa
     pooled = extract(network, torch.from_numpy(np.stack(images))).pooled.numpy()
     np.testing.assert_allclose(found.features, pooled, rtol=1e-4, atol=1e-5)
     assert "dog/07.png: not an image" in (tmp_path / "reference.npz.unreadable.txt").read_text()
+
+
+def test_a_feature_network_that_is_a_program_is_run_only_if_its_maker_is_trusted(
+    photos: Path, tmp_path: Path, ray_here: None, capsys
+):
+    features, reference = tmp_path / "program.pt", tmp_path / "reference.npz"
+    torch.jit.script(Nvidias(1008)).save(str(features))
+    command = [str(photos), "--features", str(features), "--reference", str(reference), "--reference-size", "16"]
+    refused = invoke(prepare.main, command, capsys)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "prepare --trust-torchscript" in refused.err
+    assert not reference.exists()
+    assert invoke(prepare.main, [*command, "--trust-torchscript"], capsys).code == 0
+    assert Reference.load(reference).mean.shape == (12,)
 
 
 def write_npy(root: Path, count: int = 5, crops: int = 2, seed: int = 0) -> np.ndarray:

@@ -122,11 +122,13 @@ def test_a_bad_folder_is_one_line(folder: Path, harm: str, message: str):
 
 
 def test_anybodys_images_become_a_base_and_a_search_space(folder: Path, tmp_path: Path, capsys):
-    arguments = ["--images", str(folder), "--image-size", "16", "--epochs", "1", "--out", str(tmp_path / "bases")]
+    arguments = ["--images", str(folder), "--image-size", "16", "--downsample", "2"]
+    arguments += ["--epochs", "1", "--out", str(tmp_path / "bases")]
     assert invoke(main, arguments, capsys).code == 0
     (space,) = (tmp_path / "bases").glob("*/*/photos_s.yaml")
     config = load_config(space)
     assert config.score.samples == 50
+    assert read_token_set(Path(config.data.tokens or "")).tokens.shape[-1] == (16 // 2) ** 2
     space.write_text(space.read_text().replace("beta: 0.08", "beta: 0.5"))  # an edit outlives the next base
     assert invoke(main, [*arguments, "--epochs", "2"], capsys).code == 0
     assert load_config(space).train.parameters.beta == 0.5

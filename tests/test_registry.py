@@ -9,6 +9,7 @@ from textwrap import dedent
 
 import pytest
 
+from cca_ray import prepare, pretrain
 from cca_ray.config import StudyConfig
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.protocol import Protocol
@@ -29,6 +30,7 @@ from cca_ray.search.arms import difference, memory_of
 from cca_ray.space_file import parse
 from cca_ray.training.job import Job
 from tests.conftest import MakeStudy, tiny_space
+from tests.test_cli import invoke
 
 FAMILY = """
     from cca_ray.models.llamagen_family import LlamaGenFamily
@@ -108,6 +110,24 @@ def test_what_is_not_there_is_told_with_what_is(write: Write):
     load_plugins([write()])
     with pytest.raises(ValueError, match="unknown family 'rar': one of llamagen, var, tiny"):
         FAMILIES.get("rar")
+
+
+def test_an_option_of_the_verbs_that_make_bases_and_tokens_names_plug_ins(
+    write: Write, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The family is asked: for its sizes by one, for what it knows of the official files by the other."""
+    module, out = write(), ["--out", str(tmp_path / "made")]
+    of_verbs = [
+        (pretrain.main, ["--size", "XXL", *out], "error: --size XXL: one of "),
+        (prepare.main, [str(tmp_path), "--tokenizer", "no.pt", *out], "error: no.pt: no such checkpoint file\n"),
+    ]
+    for main, arguments, _ in of_verbs:
+        unknown = invoke(main, [*arguments, "--family", "tiny"], capsys)
+        assert (unknown.code, unknown.err) == (2, "error: --family tiny: one of llamagen, var\n")
+    for main, arguments, mistake in of_verbs:
+        found = invoke(main, [*arguments, "--family", "tiny", "--plugin", module], capsys)
+        assert found.code == 2
+        assert found.err.startswith(mistake)
 
 
 def test_what_a_family_says_of_itself_needs_no_torch():
