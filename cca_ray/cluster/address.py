@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from cca_ray.errors import ConfigError, RayEnded
 VARIABLE = "RAY_ADDRESS"
 ANSWER_S = 10.0  # that who is asked has for an answer
 LOOK_S = 3.0  # how often a cluster at work is looked after
-LEFT_S = 50.0  # that a study has to end in order, before Ray ends this process without a word of ours
+LEFT_S = 50.0  # that a verb has to end in order, before Ray ends this process without a word of ours
+END_S = 30.0  # after which one that has not ended, for it waits for Ray and hears nothing, is ended
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,11 @@ def check_cluster(cluster: Named) -> None:
 def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
     """Meanwhile `stop` is called if the Ray at this address ends; whatever error follows from that is RayEnded.
 
-    A thread looks: who waits for Ray itself would wait too long.
+    A thread looks: who waits for Ray itself would wait too long. A process that does not stop in time is ended, with
+    the same line.
     """
     lost, over = threading.Event(), threading.Event()
+    ended = f"the Ray at {address} has ended; run the same command again to continue"
 
     def look() -> None:
         seen, patience = time.monotonic(), max(2 * LOOK_S, reconnect_s() - LEFT_S)
@@ -106,6 +110,9 @@ def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
                 if time.monotonic() - seen > patience:
                     lost.set()
                     stop()
+                    if not over.wait(END_S):
+                        print(f"error: {ended}", file=sys.stderr, flush=True)
+                        os._exit(2)
                     return
 
     thread = threading.Thread(target=look, name="cluster", daemon=True)
@@ -114,7 +121,7 @@ def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt):
         if lost.is_set():
-            raise RayEnded(f"the Ray at {address} has ended; run the same command again to continue") from None
+            raise RayEnded(ended) from None
         raise
     finally:
         over.set()
