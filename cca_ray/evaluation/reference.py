@@ -13,6 +13,8 @@ from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 
+from cca_ray.errors import reading
+
 MOST_BYTES = 2**30  # of an array of statistics, unpacked; 10,000 features of 2048 numbers are a thirteenth
 KEPT = 10_000  # features of real images that a reference keeps, as many as the ADM evaluator's
 
@@ -96,13 +98,11 @@ class Reference:
     @staticmethod
     def load(path: str | Path) -> "Reference":
         """ValueError, naming the file, if there are no such statistics in it."""
-        try:
+        with reading(path, "not reference statistics, which are an .npz with mu and sigma"):
             refuse_large(path)
             with np.load(path) as content:
                 statistics = {k: real(content[k]) for k in content.files if k.startswith(("mu", "sigma"))}
                 features = content["features"].astype(np.float32) if "features" in content.files else None
-        except Exception as error:  # of a damaged file zipfile, zlib and NumPy raise many kinds
-            raise ValueError(f"{path}: not reference statistics (an .npz with mu and sigma): {error}") from None
 
         def read(mu: str, sigma: str) -> tuple[np.ndarray, np.ndarray]:
             if missing := [key for key in (mu, sigma) if key not in statistics]:
