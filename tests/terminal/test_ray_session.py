@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from cca_ray.cluster.ray_compat import Versions, own_versions
+from cca_ray.terminal.ray_session import ray_session
 from cca_ray.training.small_base import BaseFiles
 from tests.cluster.test_address import said_to_be
 from tests.conftest import apart
@@ -154,8 +155,6 @@ def test_a_study_whose_cluster_ends_says_so_and_goes_on_on_another(base_files: B
 
 
 def test_a_process_that_is_connected_stays_so(ray_here: None):
-    from cca_ray.terminal.ray_session import ray_session
-
     before = ray.get_runtime_context().gcs_address
     with ray_session():
         assert ray.get_runtime_context().gcs_address == before
