@@ -69,6 +69,14 @@ def knock(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
 
 
+def answers(address: str) -> bool:
+    try:
+        knock(address)
+    except OSError:
+        return False
+    return True
+
+
 def check_cluster(cluster: Named) -> None:
     """ConfigError, within seconds, if it does not answer, does not let us in, or has another Ray or Python."""
     begins = f"{cluster.source}: no Ray cluster answers there"
@@ -103,24 +111,22 @@ def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
     def look() -> None:
         seen, patience = time.monotonic(), max(2 * LOOK_S, reconnect_s() - LEFT_S)
         while not over.wait(LOOK_S):
-            try:
-                knock(address)
+            if answers(address):
                 seen = time.monotonic()
-            except OSError:
-                if time.monotonic() - seen > patience:
-                    lost.set()
-                    stop()
-                    if not over.wait(END_S):
-                        print(f"error: {ended}", file=sys.stderr, flush=True)
-                        os._exit(2)
-                    return
+            elif time.monotonic() - seen > patience:
+                lost.set()
+                stop()
+                if not over.wait(END_S):
+                    print(f"error: {ended}", file=sys.stderr, flush=True)
+                    os._exit(2)
+                return
 
     thread = threading.Thread(target=look, name="cluster", daemon=True)
     thread.start()
     try:
         yield
     except (Exception, KeyboardInterrupt):
-        if lost.is_set():
+        if lost.is_set() or not answers(address):  # some errors of Ray are quicker than the thread
             raise RayEnded(ended) from None
         raise
     finally:
