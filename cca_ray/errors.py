@@ -6,6 +6,10 @@ meets one. All else is a fault of ours, and ends in a traceback.
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EINVAL
+from pathlib import Path
 from urllib.parse import unquote
 
 from pydantic import ValidationError
@@ -107,6 +111,23 @@ def last_line(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, in a line; its type, if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Meanwhile a file is read: if that fails, it is a ValueError that names the file, says `what`, and why.
+
+    Whatever fails: of a damaged file zipfile, zlib, NumPy, pyarrow and torch raise errors of many kinds. But one of the
+    storage, as of a disk that fails or a file that is not ours to read, stays what it is.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, EINVAL):  # EINVAL: it tells of a place before it
+            raise
+        raise ConfigError(f"{path}: {what} ({first_line(error)})") from None
 
 
 def reason(error: ValidationError) -> str:

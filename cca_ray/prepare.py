@@ -7,9 +7,9 @@ cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384    
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,13 +19,12 @@ import typer
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cca_ray.cluster.queue import may_grow, nodes_now
-from cca_ray.cluster.session import start_ray
 from cca_ray.data.images import AUGMENTATIONS, crops_of
 from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import import_npy
 from cca_ray.data.token_set_making import tokenize, tokens_an_image
 from cca_ray.data.tokens import MANIFEST, UNREADABLE, Counts
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, reading
 from cca_ray.evaluation.features import load_extractor
 from cca_ray.evaluation.reference_making import make_reference
 from cca_ray.models.family import Family, family_of
@@ -36,7 +35,7 @@ from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import pull, reach
 from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console, place, run
-from cca_ray.terminal.stream import native_stderr_to
+from cca_ray.terminal.ray_session import ray_session
 
 SAY_EVERY_S = 10.0
 
@@ -63,11 +62,6 @@ class Pace:
         self.console.say(f"{done:,}/{total:,} images  {rate:,.1f} images/s{left}{lost}")
 
 
-def ensure_ray() -> None:
-    if not ray.is_initialized():
-        start_ray()
-
-
 def wait_for_gpus(count: int, say: Callable[[str], None]) -> None:
     """Until the cluster has so many GPUs; an autoscaler brings them. ConfigError where there is none."""
     have = ray.cluster_resources().get("GPU", 0)
@@ -82,11 +76,24 @@ def wait_for_gpus(count: int, say: Callable[[str], None]) -> None:
     remove_placement_group(group)
 
 
-def over_nodes(function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
-    """`map`, as Ray tasks."""
-    ensure_ray()
-    task = ray.remote(function)
-    return ray.get([task.remote(*values) for values in zip(*arguments, strict=True)])
+class Nodes:
+    """Ray's, once something is asked of them: what is wrong with a folder of images is told before Ray has started.
+
+    `session`: holds the connection.
+    """
+
+    def __init__(self, session: ExitStack):
+        self.session = session
+
+    def connect(self) -> None:
+        if not ray.is_initialized():
+            self.session.enter_context(ray_session())
+
+    def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+        """Python's own, as Ray tasks."""
+        self.connect()
+        task = ray.remote(function)
+        return ray.get([task.remote(*values) for values in zip(*arguments, strict=True)])
 
 
 def read_classes(path: Path | None) -> list[str] | None:
@@ -199,14 +206,15 @@ def from_npy(roots: list[Path], names: list[str] | None, tokens: Tokens, console
 
 
 def from_images(
-    source: Source, tokens: Tokens | None, statistics: Statistics | None, limit: int, gpus: int, console: Console
-) -> None:
+    source: Source, tokens: Tokens | None, statistics: Statistics | None, limit: int, gpus: int, nodes: Nodes,
+    console: Console,
+) -> None:  # fmt: skip
     """Token set, statistics, or both, of a collection; `limit`: images that may be skipped."""
     images, labelled = source.images, tokens is not None
-    listing = list_images(images, source.classes, over_nodes, labelled, source.label_key, source.numeric_classes)
+    listing = list_images(images, source.classes, nodes.map, labelled, source.label_key, source.numeric_classes)
     if labelled and listing.surprise:
         console.say(listing.surprise)
-    ensure_ray()
+    nodes.connect()
     console.say(f"{len(listing.entries):,} images of {len(set(listing.labels.tolist())):,} classes: {images}")
     wait_for_gpus(gpus, console.say)
     cards = int(ray.cluster_resources().get("GPU", 0))
@@ -235,8 +243,9 @@ def from_images(
 
 def counts_of(folder: Path) -> Counts | None:
     """What became of the images of a finished token set; version 0.1.0 did not count them."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    return Counts(**manifest["images"]) if "images" in manifest else None
+    with reading(folder / MANIFEST, "not a token manifest"):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return Counts(**manifest["images"]) if "images" in manifest else None
 
 
 def tell(console: Console, what: str, path: Path, unreadable: Path) -> None:
@@ -305,16 +314,10 @@ def main(
     names, console = check_files(classes, tokenizer, features, tokens, statistics), Console()
     if npy and tokens is not None:
         from_npy(npy, names, tokens, console)
-    if images is None:
-        return
-    mine = not ray.is_initialized()
-    try:
+    if images is not None:
         source = Source(images, names, label_key, numeric_classes, allow_empty_classes)
-        with native_stderr_to(Path(os.devnull)):  # Ray has it in log files of its own
-            from_images(source, tokens, statistics, max_unreadable, gpus, console)
-    finally:
-        if mine:
-            ray.shutdown()
+        with ExitStack() as session:
+            from_images(source, tokens, statistics, max_unreadable, gpus, Nodes(session), console)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ cca-ray report digits digits-seed1       both side by side
 cca-ray report digits --out ~/report     into another folder
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from cca_ray.reporting.page import shown, write_report
 from cca_ray.reporting.results import read_study
 from cca_ray.storage.mirror import push
 from cca_ray.terminal.console import StorageOption, complete_study, place, run
+from cca_ray.tracking.moving import follow, left_behind
 
 
 def main(
@@ -38,6 +40,9 @@ def main(
     folder = out or storage / names[0] / "-with-".join(["report", *names[1:]])
     page = write_report(studies, folder)
     push(folder)
+    if left_behind(storage):
+        for line in follow(storage.resolve() / "mlflow.db", storage.resolve() / "mlartifacts"):
+            print(line, file=sys.stderr)
     print(shown(page))
 
 

@@ -31,6 +31,7 @@ from cca_ray.terminal.console import StorageOption, complete_study, run
 from cca_ray.terminal.live_view import last_lines, size_view
 from cca_ray.terminal.log_file import LOG_FILE
 from cca_ray.terminal.snapshot import STATUS, AtWork, DriverStatus, read_driver_status
+from cca_ray.tracking.moving import left_behind
 
 FRESH_S = 30.0  # how old a sign of life of another machine's driver may be
 RUNNING, STOPPED, FINISHED, BEGINS = "running", "stopped", "finished", "not begun"
@@ -168,7 +169,7 @@ def look(storage: Path, name: str) -> Seen:
         folder=to_uri(folder),
         state=RUNNING if process else FINISHED if finished else STOPPED,
         process=process,
-        mlflow=told.mlflow if told else "",
+        mlflow=told.mlflow if told else left_behind(storage),
         sizes=tuple(sizes),
         where=where_to_look(folder, told),
     )
@@ -195,6 +196,8 @@ def drawn(seen: Seen) -> RenderableType:
         parts += [Text(), *shared]
     if content.state == STOPPED:
         parts += [Text(), Text("The same `tune` command continues it.")]
+    if content.mlflow and not told:
+        parts += [Text(), Text(content.mlflow, "yellow")]
     column = max(map(len, content.where))
     lines = [f"{what:{column}}  {path}" for what, path in content.where.items()]
     return Group(*parts, Text("\n" + "\n".join(lines)))

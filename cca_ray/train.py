@@ -4,35 +4,42 @@ cca-ray train digits_s --lambda 3 --lr 5e-3
 cca-ray train my_s.yaml --set train.objective=finetune --out runs/plain     the same folder resumes it
 """
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from ray.train import UserCallback
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+from ray.util.queue import Empty, Queue
 
 from cca_ray.cluster.placement import in_this_process
 from cca_ray.cluster.queue import first_way
-from cca_ray.cluster.session import start_ray
 from cca_ray.config import Train
 from cca_ray.contracts import TrialReport
+from cca_ray.errors import ConfigError
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import reach
 from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console, SpaceArgument, StorageOption, place, run
-from cca_ray.training.group import build_trainer
+from cca_ray.terminal.ray_session import ray_session
+from cca_ray.training.failures import innermost
+from cca_ray.training.group import REPORT_S, Forward, build_trainer
 from cca_ray.training.job import Job
 from cca_ray.training.reports import TrialFailure, from_ray
 from cca_ray.training.small_base import check_files, resolve
 
+LAST_S = 10.0  # that the last reports have to arrive
 SHORT = {"reward_margin": "margin"}
 
 
-def describe(report: TrialReport | TrialFailure) -> str:
+def describe(report: TrialReport) -> str:
     """A report as a line."""
-    if isinstance(report, TrialFailure):
-        return f"FAILED: {report.reason}"
     text = f"step {report.step}/{report.total_steps}"
     if report.history:
         for name, value in zip(report.logged, report.history[-1][1:], strict=True):
@@ -44,11 +51,52 @@ def describe(report: TrialReport | TrialFailure) -> str:
     return text
 
 
-class PrintReports(UserCallback):
-    """For a worker group, whose controller is another process: Ray brings its output here."""
+def fine_tune(job: Job, say: Callable[[TrialReport], None]) -> None:
+    """In this process or, by Ray, in a group of workers. Whatever ends it early is raised."""
+    if in_this_process(job.config.placement):
+        logging.getLogger("ray").setLevel(logging.ERROR)  # Ray Train would tell that it starts no Ray
+        build_trainer(job, say).fit()
+        return
 
-    def after_report(self, run_context: Any, metrics: list[Mapping[str, str]], checkpoint: Any) -> None:
-        print(describe(from_ray(metrics[0])), flush=True)
+    failures: list[str] = []
+
+    def hear(result: Mapping[str, str]) -> None:
+        report = from_ray(result)
+        if isinstance(report, TrialFailure):
+            failures.append(report.reason)
+        else:
+            say(report)
+
+    with ray_session():
+        job = replace(job, config=job.config.model_copy(update={"placement": first_way(job.config.placement)}))
+        queue = Queue(actor_options={"num_cpus": 0})
+        try:
+            with hearing(queue, hear):
+                build_trainer(job, say, [Forward(queue)]).fit()
+        except TrainingFailedError as error:
+            raise innermost(error) from None
+    if failures:
+        raise ConfigError(failures[0])
+
+
+@contextmanager
+def hearing(queue: Queue, hear: Callable[[Mapping[str, str]], None]) -> Iterator[None]:
+    """Meanwhile a thread hands on what comes by the queue, in the end all of it. The main one is free for signals."""
+    over = threading.Event()
+
+    def listen() -> None:
+        with suppress(RayError):  # that Ray has ended is told by others
+            while not over.is_set() or not queue.empty():
+                with suppress(Empty):
+                    hear(queue.get(timeout=REPORT_S))
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(LAST_S)
 
 
 def folder_name(name: str, train: Train) -> str:
@@ -79,11 +127,7 @@ def main(
     reach(out or storage, write=True)
     config = resolve(config, storage, console.progress)
     folder = out or storage / "train" / folder_name(config.name, config.train)
-    if not in_this_process(config.placement):
-        start_ray(show_workers=True)
-        config = config.model_copy(update={"placement": first_way(config.placement)})
-    job = Job(config, config.train, folder.resolve())
-    build_trainer(job, lambda report: console.say(describe(report)), [PrintReports()]).fit()
+    fine_tune(Job(config, config.train, folder.resolve()), lambda report: console.say(describe(report)))
     console.say(f"weights: {to_uri(folder / 'model.pt')}")
 
 

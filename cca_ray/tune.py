@@ -22,14 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import ray
 import typer
 import yaml
 
-from cca_ray.cluster.address import heeding_cluster
 from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.ray_compat import IN_A_JOB
-from cca_ray.cluster.session import remove_leaked_groups, start_ray
+from cca_ray.cluster.session import remove_leaked_groups
 from cca_ray.cluster.stopping import Stop, heeding_signals
 from cca_ray.config import MOST_SEED, StudyConfig
 from cca_ray.contracts import Contract, SizeSummary
@@ -47,6 +45,7 @@ from cca_ray.storage.uris import command_line, database_uri, to_uri
 from cca_ray.study import Budget, Sizes, Study
 from cca_ray.terminal.console import Console, StorageOption, complete_space, run
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
+from cca_ray.terminal.ray_session import ray_session
 from cca_ray.terminal.snapshot import DriverStatus
 from cca_ray.terminal.stream import native_stderr_to
 from cca_ray.terminal.window import Window
@@ -57,9 +56,6 @@ from cca_ray.verdict import noise
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOST_S = 8.0  # how long trials have to end when Ray has: who waits for Ray by then would wait in vain
-LOG = logging.getLogger(__name__)
-
-
 SpacesArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Search-space files, or names of shipped ones.", autocompletion=complete_space),
@@ -74,19 +70,23 @@ TrackingOption = Annotated[
 
 @dataclass(frozen=True)
 class Found:
-    """What a study ended with: its sizes, its report, how to look into MLflow, and what has not arrived there."""
+    """What a study ended with: its sizes, its report, how to look into MLflow.
+
+    `no_report`, `left`: why there is no report, and what has not arrived in MLflow; empty if all is there.
+    """
 
     folder: Path
     sizes: list[SizeSummary]
     report: Path | None
     browse: str
+    no_report: str
     left: str
 
 
 class Told(Contract):
     """The outcome of a study as one JSON object. `told`: of each size, what won, by how much, at what cost.
 
-    `mlflow`: what has not arrived there; empty if all has.
+    `mlflow`: what has not arrived there; `no_report`: why there is no report. Both are empty if all is there.
     """
 
     study: str
@@ -95,6 +95,7 @@ class Told(Contract):
     told: tuple[str, ...]
     where: dict[str, str]
     mlflow: str = ""
+    no_report: str = ""
 
 
 def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
@@ -160,13 +161,13 @@ def search(
     folder: Path, uri: str, configs: list[StudyConfig], budget: Budget, side_by_side: bool, console: Console
 ) -> Found:
     """Run the study in this folder. `uri`: of MLflow."""
-    name, storage, sizes = folder.name, folder.parent, list[SizeSummary]()
+    name, storage, log, sizes = folder.name, folder.parent, folder / LOG_FILE, list[SizeSummary]()
     trackers: dict[str, Tracker] = {}
-    driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), folder / LOG_FILE)
+    driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), log)
     window = Window(console, folder, driver, lambda: "; ".join(filter(None, (t.trouble for t in trackers.values()))))
     with (
-        logging_to(folder / LOG_FILE),
-        native_stderr_to(folder / LOG_FILE),
+        logging_to(log),
+        native_stderr_to(log),  # also when Ray has ended, and this process not yet
         window,
         without_strays(uri),
     ):
@@ -178,21 +179,18 @@ def search(
         window.tell(browse=browse)
         try:
             console.say("starting Ray")
-            LOG.info("Ray's own log files are in %s", start_ray(level=logging.INFO))
-            if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
-                remove_leaked_groups(console.say)
             stop = Stop()
-            gcs = ray.get_runtime_context().gcs_address
-            with heeding_cluster(gcs, lambda: stop.ask(LOST_S)), heeding_signals(stop):
+            with ray_session(lambda: stop.ask(LOST_S), log, logging.INFO), heeding_signals(stop):
+                if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
+                    remove_leaked_groups(console.say)
                 study = Study(name, folder, trackers, console, window)
                 sizes = Sizes(study, configs, budget, side_by_side, stop).run()
-            report = report_at_end(folder, sizes, trackers, console.say)
+            report, no_report = report_at_end(folder, sizes, trackers)
         finally:
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
                 ended = len(sizes) == len(configs)
                 tracker.close(CLOSE_S if ended else 1.0, patient=ended)
-            ray.shutdown()
-    return Found(folder, sizes, report, browse, "; ".join(filter(None, (t.left for t in trackers.values()))))
+    return Found(folder, sizes, report, browse, no_report, "; ".join(filter(None, (t.left for t in trackers.values()))))
 
 
 def settings_of(given: Mapping[str, int | None], seed: int | None) -> list[str]:
@@ -277,13 +275,14 @@ def main(
         told=sentences,
         where=where,
         mlflow=found.left,
+        no_report=found.no_report,
     )
     if as_json:
         print(end.model_dump_json(indent=1))
     else:
         show_end(console, configs[-1].score.samples, end)
-    if found.left:
-        print(f"error: {found.left}", file=sys.stderr)
+    if missing := [what for what in (found.no_report, found.left) if what]:
+        print(*(f"error: {what}" for what in missing), sep="\n", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -339,8 +339,11 @@ def npz_of(path: Path, images: int, there: int, fortran: bool = False) -> None:
     [
         ("short", "bad.npz: ends after 0 of 40 images"),
         ("short in Fortran's order", "bad.npz: ends after 5,760 of 7,680 bytes"),
-        ("flipped", "bad.npz: arr_0 cannot be read (Bad CRC-32 for file 'arr_0.npy')"),
-        ("flipped in Fortran's order", "bad.npz: arr_0 cannot be read (Bad CRC-32 for file 'arr_0.npy')"),
+        ("flipped", "bad.npz: arr_0 cannot be read; make or copy it again (Bad CRC-32 for file 'arr_0.npy')"),
+        (
+            "flipped in Fortran's order",
+            "bad.npz: arr_0 cannot be read; make or copy it again (Bad CRC-32 for file 'arr_0.npy')",
+        ),
     ],
 )
 def test_an_npz_whose_images_are_cut_short_or_damaged_is_one_line(

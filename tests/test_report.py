@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -248,17 +249,22 @@ def test_the_end_of_a_study_makes_the_report_and_logs_it(storage: Path, tmp_path
     tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", EXPERIMENT, tmp_path / "artifacts")
     tracker.run("two/digits_s/id", "digits_s")
     size = summary_of(mlflow=MlflowNames(experiment=EXPERIMENT, key="two/digits_s/id"))
-    path = report_at_end(storage / "two", [size], {EXPERIMENT: tracker}, print)
-    assert path == storage / "two" / "report" / "report.html"
+    path, trouble = report_at_end(storage / "two", [size], {EXPERIMENT: tracker})
+    assert (path, trouble) == (storage / "two" / "report" / "report.html", "")
     assert tracker.flush(60)
     logged = {file.path for file in tracker.client.list_artifacts(tracker.run_id("two/digits_s/id"), "report")}
     tracker.close(10)
     assert {f"report/{name}" for name in ("report.html", "landscape.png", "history.png", "importances.png")} <= logged
 
 
-def test_a_report_that_fails_does_not_fail_the_study(tmp_path: Path):
-    lines: list[str] = []
-    assert report_at_end(tmp_path / "gone", [], {}, lines.append) is None
-    (line,) = lines
-    assert "no study here" in line
-    assert line.endswith(f"python -m cca_ray.report gone --storage {tmp_path} tries again")
+def test_a_report_that_fails_leaves_the_study_and_says_how_to_make_it(storage: Path, tmp_path: Path, capsys):
+    shutil.copytree(storage / "two", tmp_path / "two", ignore=shutil.ignore_patterns("report"))
+    (tmp_path / "two" / "report").write_text("a file in the way")
+    page, line = report_at_end(tmp_path / "two", [], {})
+    assert page is None
+    assert line.startswith("the study has no report (")
+    assert str(tmp_path / "two" / "report") in line
+    (tmp_path / "two" / "report").unlink()
+    command = line.partition("make it by ")[2]
+    assert command == f"cca-ray report two --storage {tmp_path}"
+    assert invoke(report.main, command.split()[2:], capsys).code == 0

@@ -1,7 +1,6 @@
 from cca_ray.config import Train
 from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.train import describe, folder_name
-from cca_ray.training.reports import TrialFailure
 
 REPORT = TrialReport(
     step=2,
@@ -25,7 +24,6 @@ def test_a_report_is_a_line():
     assert describe(REPORT.model_copy(update={"history": ()})) == "step 2/10"
     plain = REPORT.model_copy(update={"logged": ("loss",), "history": ((2, 0.5),)})
     assert describe(plain) == "step 2/10  loss 0.5000  100 images/s"
-    assert describe(TrialFailure(reason="Diverged: x")) == "FAILED: Diverged: x"
 
 
 def test_a_runs_folder_is_named_by_its_settings():

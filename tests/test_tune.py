@@ -28,6 +28,7 @@ from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
 from cca_ray.tune import fresh_name, load_spaces
 from tests.processes import begin
+from tests.studies import summary_of
 from tests.test_cli import invoke, write_space
 
 EXPERIMENT = experiment_name("llamagen", "digits")
@@ -114,6 +115,27 @@ def test_the_options_of_a_budget_reach_the_search(
     monkeypatch.setattr(tune, "search", search)
     assert invoke(tune.main, ["digits_s", "--storage", str(tmp_path / "runs"), *options], capsys).err == "error: seen\n"
     assert [(limit.minutes, limit.device_hours) for limit in given] == [budget]
+
+
+@pytest.mark.parametrize(
+    ("no_report", "left"),
+    [("the study has no report (Is a directory)", ""), ("", "MLflow: 2 entries wait"), ("no report", "2 entries wait")],
+)
+@pytest.mark.parametrize("options", [[], ["--quiet"], ["--json"]])
+def test_exit_code_0_means_that_the_report_is_there_and_all_is_in_mlflow(
+    no_report: str, left: str, options: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """What makes a report impossible: tests/test_report.py; and MLflow's part: tests/tracking/test_left_behind.py."""
+    found = tune.Found(tmp_path / "runs" / "hand", [summary_of()], None, "mlflow ui", no_report, left)
+    monkeypatch.setattr(tune, "search", lambda *arguments: found)
+    outcome = invoke(tune.main, ["digits_s", "--storage", str(tmp_path / "runs"), *options], capsys)
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-2:][-bool(no_report) - bool(left) :] == [
+        f"error: {what}" for what in (no_report, left) if what
+    ]
+    if options == ["--json"]:
+        told = json.loads(outcome.out)
+        assert (told["no_report"], told["mlflow"]) == (no_report, left)
 
 
 def test_replicates_are_a_setting_of_the_search(tmp_path: Path, capsys):

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from cca_ray.errors import ConfigError, RayEnded
 VARIABLE = "RAY_ADDRESS"
 ANSWER_S = 10.0  # that who is asked has for an answer
 LOOK_S = 3.0  # how often a cluster at work is looked after
-LEFT_S = 50.0  # that a study has to end in order, before Ray ends this process without a word of ours
+LEFT_S = 50.0  # that a verb has to end in order, before Ray ends this process without a word of ours
+END_S = 30.0  # after which one that has not ended, for it waits for Ray and hears nothing, is ended
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,14 @@ def knock(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
 
 
+def answers(address: str) -> bool:
+    try:
+        knock(address)
+    except OSError:
+        return False
+    return True
+
+
 def check_cluster(cluster: Named) -> None:
     """ConfigError, within seconds, if it does not answer, does not let us in, or has another Ray or Python."""
     begins = f"{cluster.source}: no Ray cluster answers there"
@@ -92,29 +102,32 @@ def check_cluster(cluster: Named) -> None:
 def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
     """Meanwhile `stop` is called if the Ray at this address ends; whatever error follows from that is RayEnded.
 
-    A thread looks: who waits for Ray itself would wait too long.
+    A thread looks: who waits for Ray itself would wait too long. A process that does not stop in time is ended, with
+    the same line.
     """
     lost, over = threading.Event(), threading.Event()
+    ended = f"the Ray at {address} has ended; run the same command again to continue"
 
     def look() -> None:
         seen, patience = time.monotonic(), max(2 * LOOK_S, reconnect_s() - LEFT_S)
         while not over.wait(LOOK_S):
-            try:
-                knock(address)
+            if answers(address):
                 seen = time.monotonic()
-            except OSError:
-                if time.monotonic() - seen > patience:
-                    lost.set()
-                    stop()
-                    return
+            elif time.monotonic() - seen > patience:
+                lost.set()
+                stop()
+                if not over.wait(END_S):
+                    print(f"error: {ended}", file=sys.stderr, flush=True)
+                    os._exit(2)
+                return
 
     thread = threading.Thread(target=look, name="cluster", daemon=True)
     thread.start()
     try:
         yield
     except (Exception, KeyboardInterrupt):
-        if lost.is_set():
-            raise RayEnded(f"the Ray at {address} has ended; run the same command again to continue") from None
+        if lost.is_set() or not answers(address):  # some errors of Ray are quicker than the thread
+            raise RayEnded(ended) from None
         raise
     finally:
         over.set()

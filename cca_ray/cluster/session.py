@@ -27,7 +27,7 @@ OURS = re.compile("cca[_-]ray")  # in the command line of every driver of ours
 REMOVED = "REMOVED"  # the state of a placement group
 
 
-def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
+def start_ray(level: int = logging.ERROR) -> str:
     """Connect to the cluster that the environment names, or start one here; where its log files are on this node.
 
     From then on SIGTERM is as good as SIGINT. `level`: from which Ray speaks in this process; those of its other
@@ -42,7 +42,7 @@ def start_ray(show_workers: bool = False, level: int = logging.ERROR) -> str:
     else:
         token_without_home()
     try:
-        context = ray.init(logging_level=level, log_to_driver=show_workers)
+        context = ray.init(logging_level=level, log_to_driver=False)
     except Exception as error:  # of many kinds, and none a fault of ours
         raise ConfigError(why_not(error, cluster)) from error
     if threading.current_thread() is threading.main_thread():
@@ -112,14 +112,22 @@ def remove_leaked_groups(say: Callable[[str], None]) -> None:
         say(f"removed {len(leaked)} placement group(s) that dead studies had left behind")
 
 
+def read_sign(path: Path) -> dict[str, Any]:  # as `heartbeat` writes it, JSON
+    """Which process left this sign of life; nothing if the file is damaged."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        return {}
+
+
 def free_worker_group(folder: Path) -> bool:
     """Give back what the workers of the trial of this folder hold that are gone; whether there was anything.
 
     Ray Train leaves that to a helper, which fails where several Rays are on one machine, or by a race (Ray 2.60).
     """
-    signs = [json.loads(sign.read_text()) for sign in listed(folder, "alive-*") if pull(sign)]
+    signs = [read_sign(sign) for sign in listed(folder, "alive-*") if pull(sign)]
     # Version 0.1.0 called it a gang.
-    ids = {sign.get("group") or sign.get("gang") for sign in signs} - {None}
+    ids = {id_ for sign in signs if (id_ := sign.get("group") or sign.get("gang"))}
     return sum(removed(group_of(id_)) for id_ in ids) > 0
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -27,10 +26,11 @@ from cca_ray.data.tokens import (
     encode_images,
     finish_token_set,
     part_path,
+    read_footer,
     write_part,
     write_unreadable,
 )
-from cca_ray.errors import ConfigError, first_line
+from cca_ray.errors import ConfigError, first_line, reading
 from cca_ray.models.official import load_tokenizer
 from cca_ray.registry import load_plugins
 from cca_ray.storage.files import atomically
@@ -158,15 +158,14 @@ def claim(folder: Path, plan: Mapping[str, object]) -> str | None:
     """
     path = folder / PLAN
     if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError:
-            raise ConfigError(f"{path}: damaged; delete the folder, or use another --out") from None
+        with reading(path, "damaged; delete the folder, or use another --out"):
+            found = dict(json.loads(path.read_text()))
         if found != plan:
             key = next(key for key in plan if found.get(key) != plan[key])
             raise ConfigError(f"{folder}: holds another token set ({key} differs); use another --out, or delete it")
         manifest = folder / MANIFEST
-        return str(json.loads(manifest.read_text())["digest"]) if manifest.exists() else None
+        with reading(manifest, "damaged; delete it to make it again"):
+            return str(json.loads(manifest.read_text())["digest"]) if manifest.exists() else None
     if folder.exists() and {entry.name for entry in folder.iterdir()} - {LOCK, LEASE}:
         raise ConfigError(f"{folder}: is not empty and not a token set begun here; use another --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +201,7 @@ def write_stream(
     missing = [number for number in range(len(parts)) if not part_path(folder, number).exists()]
     unreadable: list[str] = []
     for number in set(range(len(parts))) - set(missing):
-        unreadable += json.loads(pq.read_metadata(part_path(folder, number)).metadata[b"unreadable"])
+        unreadable += read_footer(part_path(folder, number))[1]
     done = total - sum(len(parts[number]) for number in missing)
     progress(done, total, len(unreadable))
     for number, rows in rows_of([parts[number] for number in missing]) if missing else ():

@@ -184,12 +184,16 @@ def refuse_odd_paths(where: str, filesystem: fs.FileSystem, root: str) -> None:
     """ConfigError if a local name is not UTF-8, or a link leads nowhere or to a folder that contains it."""
     if not isinstance(filesystem, fs.LocalFileSystem):
         return
-    for folder, names, files in os.walk(root):
-        for path in (Path(folder) / name for name in [*names, *files]):
-            refuse_odd_name(where, path.name)
-            if path.is_symlink() and (not path.exists() or path.resolve() in Path(folder).resolve().parents
-                                      or path.resolve() == Path(folder).resolve()):  # fmt: skip
-                raise ConfigError(f"{where}: the link {path} leads nowhere, or back to a folder that contains it")
+    folders = [root]
+    while folders:
+        for entry in os.scandir(folder := folders.pop()):  # which says what is a link without another look at the disk
+            refuse_odd_name(where, entry.name)
+            if entry.is_symlink():
+                path, here = Path(entry.path), Path(folder).resolve()
+                if not path.exists() or path.resolve() in (here, *here.parents):
+                    raise ConfigError(f"{where}: the link {path} leads nowhere, or back to a folder that contains it")
+            elif entry.is_dir():
+                folders.append(entry.path)
 
 
 def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool) -> list[Entry]:

@@ -35,7 +35,7 @@ def load_npy(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
             content = read_array(file, MOST_CODES)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # see `errors.reading`; here one that is gone is no better than a damaged one
         raise ConfigError(f"{path}: not readable ({first_line(error)})") from None
     if not np.issubdtype(content.dtype, np.integer) or not content.ndim or not content.size:
         raise ConfigError(f"{path}: {content.dtype} {list(content.shape)}; want an array of integers")

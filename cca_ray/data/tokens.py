@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from cca_ray.errors import ConfigError, first_line
+from cca_ray.errors import ConfigError, reading
 from cca_ray.models.base import Tokenizer
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push, remove
 from cca_ray.storage.uris import own_cache, path_below
 
 MANIFEST, UNREADABLE = "manifest.json", "unreadable.txt"
+DAMAGED_PART = "damaged; delete it to make it again"
 LARGE = 2**30  # bytes of tokens above which they are mapped from a file instead of held by every process
 
 
@@ -115,7 +116,7 @@ def count_images(
 
     ConfigError if none could be read or, unless it is allowed, none of a class that had some.
     """
-    taken = np.concatenate([pq.ParquetFile(part_path(folder, i)).read(["label"])[0].to_numpy() for i in range(parts)])
+    taken = np.concatenate([read_labels(part_path(folder, number)) for number in range(parts)])
     had, has = (np.bincount(some, minlength=len(meta.class_names)) for some in (labels, taken))
     if not len(taken):
         raise ConfigError(f"{folder}: not one of {len(labels):,} images can be read; see {folder / UNREADABLE}")
@@ -132,16 +133,28 @@ def count_images(
     )
 
 
+def read_footer(path: Path) -> tuple[int, list[str]]:
+    """How many images a part holds, and those that were left out of it, each with the reason."""
+    with reading(path, DAMAGED_PART):
+        footer = pq.read_metadata(path)
+        return footer.num_rows, list(json.loads(footer.metadata[b"unreadable"]))
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Of a part."""
+    with reading(path, DAMAGED_PART):
+        labels: np.ndarray = pq.ParquetFile(path).read(["label"])[0].to_numpy()
+        return labels
+
+
 def finish_token_set(folder: Path, meta: TokenMeta, parts: int, counts: Counts | None = None) -> str:
     """Write the manifest of parts that are all there; returns the set's digest, which the counts do not enter."""
     entries: list[dict[str, str | int]] = []
     unreadable: list[str] = []
     for path in (part_path(folder, number) for number in range(parts)):
-        schema = pq.read_metadata(path)
-        entries.append(
-            {"name": path.name, "rows": schema.num_rows, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        )
-        unreadable += json.loads(schema.metadata[b"unreadable"])
+        rows, left_out = read_footer(path)
+        entries.append({"name": path.name, "rows": rows, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+        unreadable += left_out
     write_unreadable(folder / UNREADABLE, unreadable)
     digest = hashlib.sha256(json.dumps([meta.model_dump_json(), entries]).encode()).hexdigest()[:16]
     manifest = {"digest": digest, "meta": meta.model_dump(), "parts": entries, "unreadable": len(unreadable)}
@@ -193,17 +206,15 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
     """
     folder = Path(folder)
     pull(folder)
-    try:
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder}: no finished token set here ({MANIFEST} is written last)")
+    with reading(folder / MANIFEST, "not a token manifest"):
         manifest = json.loads((folder / MANIFEST).read_text())
         meta = TokenMeta.model_validate(manifest["meta"])
         parts, digest = manifest["parts"], str(manifest["digest"])
         rows = [int(part["rows"]) for part in parts]
         for name in (digest, *(part["name"] for part in parts)):
             path_below(folder, name)
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no finished token set here ({MANIFEST} is written last)") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / MANIFEST}: not a token manifest: {first_line(error)}") from None
     if not sum(rows):
         raise ValueError(f"{folder}: the token set is empty")
 
@@ -254,4 +265,5 @@ def unpacked(
             partial = folder / "labels.partial.npy"
             np.save(partial, np.concatenate(labels))
             partial.replace(labels_file)
-    return np.load(labels_file), np.load(tokens_file, mmap_mode="r")
+    with reading(folder, "damaged; delete it to unpack the token set again"):
+        return np.load(labels_file), np.load(tokens_file, mmap_mode="r")

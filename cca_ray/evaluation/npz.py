@@ -8,7 +8,7 @@ from typing import IO
 
 import numpy as np
 
-from cca_ray.errors import ConfigError, first_line
+from cca_ray.errors import ConfigError, reading
 from cca_ray.evaluation.protocol import SHARD
 from cca_ray.storage.arrays import read_header, refuse_large
 
@@ -40,11 +40,9 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
 
     ConfigError, naming the file, if there is no such array or, where `size` is given, of other pixels.
     """
-    try:
+    with reading(path, "not an .npz with arr_0"):
         file = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 (read by the iterator that is returned)
         shape, fortran, dtype = read_header(file)
-    except Exception as error:  # of a damaged or encrypted file zipfile, zlib and NumPy raise many kinds
-        raise ConfigError(f"{path}: not an .npz with arr_0 ({first_line(error)})") from None
     side = size or "S"
     square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[1] == (size or shape[1])
     if dtype != np.uint8 or not square or shape[0] < 2:
@@ -72,10 +70,8 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
 
 def read(path: Path, file: IO[bytes], count: int) -> bytes:
     """ConfigError if what is packed there is damaged."""
-    try:
+    with reading(path, "arr_0 cannot be read; make or copy it again"):
         return file.read(count)
-    except Exception as error:  # as above
-        raise ConfigError(f"{path}: arr_0 cannot be read ({first_line(error)}); make or copy it again") from None
 
 
 def in_memory(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> Iterator[np.ndarray]:

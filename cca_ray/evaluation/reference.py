@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from cca_ray.errors import reading
 from cca_ray.storage.arrays import read_arrays
 
 KEPT = 10_000  # features of real images that a reference keeps, as many as the ADM evaluator's
@@ -96,12 +97,10 @@ class Reference:
     @staticmethod
     def load(path: str | Path) -> "Reference":
         """ValueError, naming the file, if there are no such statistics in it."""
-        try:
+        with reading(path, "not reference statistics, which are an .npz with mu and sigma"):
             content = read_arrays(path, ("mu", "sigma", "features"))
             statistics = {k: real(array) for k, array in content.items() if k.startswith(("mu", "sigma"))}
             features = content["features"].astype(np.float32) if "features" in content else None
-        except Exception as error:  # of a damaged file zipfile, zlib and NumPy raise many kinds
-            raise ValueError(f"{path}: not reference statistics (an .npz with mu and sigma): {error}") from None
 
         def read(mu: str, sigma: str) -> tuple[np.ndarray, np.ndarray]:
             if missing := [key for key in (mu, sigma) if key not in statistics]:

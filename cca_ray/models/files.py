@@ -4,7 +4,6 @@ import datetime
 import hashlib
 import json
 import os
-import pickle
 import re
 import zipfile
 from argparse import Namespace
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -65,8 +64,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         raise ValueError(f"{path}: no such checkpoint file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: is a folder, not a checkpoint file") from None
-    # RuntimeError: also RecursionError, of a config that is nested too deeply.
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # see `errors.reading`: of some the reason is rewritten
         raise ValueError(f"{path}: not a readable checkpoint ({reason_of(error)})") from None
     states = dict(state_dicts(content))
     where = next((key for key in WRAPPERS if key in states), None)

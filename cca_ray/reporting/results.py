@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
 from cca_ray.contracts import FID, INCEPTION_SCORE, OLD_OBJECTIVES, MetricInfo, RungScore, SizeSummary, StudySummary
-from cca_ray.errors import reason
+from cca_ray.errors import first_line, reading, reason
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.reporting.settings import Bounds, Settings
 from cca_ray.search.accounts import COUNTED, seconds_of_size
@@ -97,7 +97,7 @@ class SizeResults:
     def objective(self) -> str:
         """As people write it."""
         name = self.settings.train.objective
-        return self.summary.objective_label if self.summary else OLD_OBJECTIVES.get(name, name)
+        return self.summary.objective_label if self.summary else label_of(name)
 
     @cached_property
     def space(self) -> dict[str, Bounds]:
@@ -130,6 +130,11 @@ class SizeResults:
     @property
     def trial_seconds(self) -> float:
         return sum(t.seconds for t in self.trials)
+
+
+def label_of(objective: str) -> str:
+    """Of an objective that no summary tells of: as people write it, if version 0.1.0 had it."""
+    return OLD_OBJECTIVES.get(objective, objective)
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSumma
     trials = tuple(TrialRow.of(arm, trial) for arm in get_args(ArmName) if arm in arms for trial in arms[arm].trials)
     settings = Settings.model_validate(kept["memory"])
     if summary and summary.objective != (name := settings.train.objective):  # version 0.1.0's rows say nothing of it
-        summary = summary.model_copy(update={"objective": name, "objective_label": OLD_OBJECTIVES.get(name, name)})
+        summary = summary.model_copy(update={"objective": name, "objective_label": label_of(name)})
     metrics: tuple[MetricInfo, ...] = (FID, INCEPTION_SCORE)
     if METRICS in kept:
         metrics = tuple(map(MetricInfo.model_validate, kept[METRICS]))
@@ -187,10 +192,8 @@ def read_summary(path: Path) -> StudySummary:
     """
     if not path.exists():
         return StudySummary(sizes=())
-    try:
+    with reading(path, "not a study's summary"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a study's summary ({type(error).__name__}: {error})") from None
     try:
         summary = StudySummary.model_validate(content)
     except ValidationError as error:
@@ -228,7 +231,7 @@ def read_database(path: Path) -> dict[str, dict[str, Kept]]:
             finally:
                 storage.engine.dispose()
         except Exception as error:  # SQLite's, SQLAlchemy's and Optuna's many kinds
-            said = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
+            said = first_line(getattr(error, "orig", None) or error)
             raise ValueError(f"{path}: not a readable study ({type(error).__name__}: {said})") from None
     # What was stopped before its first trial has no settings yet.
     return {size: arms for size, arms in kept.items() if "search" in arms and "memory" in arms["search"].attributes}

@@ -1,6 +1,6 @@
 """What a study ends with: its table, `summary.json`, the picture of each size, the report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -8,13 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cca_ray.contracts import MetricInfo, Role, SizeSummary, StudySummary
+from cca_ray.errors import first_line
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.reporting.page import write_report
 from cca_ray.reporting.results import read_study, read_summary
 from cca_ray.reporting.text import tuning
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push
-from cca_ray.storage.uris import command_line
+from cca_ray.storage.uris import command_line, to_uri
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import scored
 
@@ -101,12 +102,12 @@ def picture(path: Path, size: SizeSummary, images: Mapping[Role, np.ndarray], co
 
 
 def report_at_end(
-    folder: Path, sizes: Sequence[SizeSummary], trackers: Mapping[str, Tracker], say: Callable[[str], None]
-) -> Path | None:
+    folder: Path, sizes: Sequence[SizeSummary], trackers: Mapping[str, Tracker]
+) -> tuple[Path | None, str]:
     """The report of a study that has just finished, also on the MLflow runs of its sizes, in `report/`.
 
-    `trackers`: by experiment. Whatever goes wrong here is a line: the study is finished, and the verb makes its report
-    at any time.
+    If there is none, why, and how to make it, in a line: whatever goes wrong here, the study is finished. `trackers`:
+    by experiment.
     """
     try:
         page = write_report([read_study(folder.parent, folder.name)], folder / "report")
@@ -115,7 +116,6 @@ def report_at_end(
             for path in (page, *sorted((page.parent / size.size).glob("*.png"))):
                 trackers[size.mlflow.experiment].file(size.mlflow.key, path, "report")
     except Exception as error:
-        again = command_line("python", "-m", "cca_ray.report", folder.name, "--storage", folder.parent)
-        say(f"no report ({type(error).__name__}: {error}); {again} tries again")
-        return None
-    return page
+        again = command_line("cca-ray", "report", folder.name, "--storage", to_uri(folder.parent))
+        return None, f"the study has no report ({first_line(error)}); mend that, then make it by {again}"
+    return page, ""

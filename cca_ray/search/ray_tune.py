@@ -1,6 +1,5 @@
 """Ray Tune runs the trials that the ledger proposes: `Proposer`, `Rungs`, `Watch` and `Ending` are its view of it."""
 
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cca_ray.cluster.placement import in_this_process
 from cca_ray.cluster.queue import queue_of_the_cluster
 from cca_ray.cluster.ray_compat import actor_of, last_loss
-from cca_ray.cluster.session import free_worker_group
+from cca_ray.cluster.session import free_worker_group, read_sign
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy, Train
 from cca_ray.search.ledger import Ledger
@@ -167,8 +166,7 @@ class Watch(tune.Callback):
         """
         signs = listed(trial_folder(self.storage, info.key), "alive-*")
         for sign, written in signs.items():
-            if self.still(sign, written, now) and pull(sign):
-                process = json.loads(sign.read_text())
+            if self.still(sign, written, now) and pull(sign) and (process := read_sign(sign)):
                 remove(sign)
                 there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
                 kill = kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])

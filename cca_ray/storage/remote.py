@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from cca_ray.errors import first_line
+from cca_ray.storage.proxies import proxy_to
 from cca_ray.storage.term import confirm
 from cca_ray.storage.uris import copy_of, path_below, to_uri
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 CHUNK = 2**24  # bytes of a request
 AT_ONCE = 8  # requests
 
-REASONS = {  # what S3's errors mean, by what is in them
+REASONS = {  # what the errors of S3 and of Google's storage mean, by what is in them
     "NO_SUCH_BUCKET": "no such bucket; make it first, or mend the name",
     "' not found": "no such bucket; make it first, or mend the name",
     "ACCESS_DENIED": "access denied; the node needs a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for it",
@@ -33,6 +35,7 @@ REASONS = {  # what S3's errors mean, by what is in them
     "NO_CREDENTIALS": "no credentials; the node needs a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "resolve host": "no such host; see endpoint_override in the URI, or AWS_ENDPOINT_URL",
     "NETWORK_CONNECTION": "does not answer; see endpoint_override in the URI, or AWS_ENDPOINT_URL",
+    "CURL error": "does not answer; see endpoint_override in the URI, and http_proxy, https_proxy and no_proxy",
 }
 
 
@@ -61,6 +64,8 @@ def filesystem(root: str) -> tuple["fs.FileSystem", str]:
     """Of a bucket's URI, and the bucket's path in it."""
     from pyarrow import fs
 
+    query = dict(parse_qsl(urlsplit(root).query))
+    proxy_to(query.get("scheme", "https"), urlsplit(f"//{query.get('endpoint_override', '')}").hostname or "")
     files, path = fs.FileSystem.from_uri(root)
     return files, path.rstrip("/")
 

@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cca_ray.contracts import MetricInfo
 
@@ -108,6 +108,6 @@ class DriverStatus(Frozen):
 def read_driver_status(folder: Path) -> DriverStatus | None:
     """None if there is none, or none that can be read. It may be that of a driver that was killed."""
     try:
-        return DriverStatus.model_validate_json((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+        return DriverStatus.model_validate_json((folder / STATUS).read_bytes())
+    except (OSError, ValueError):
         return None

@@ -165,6 +165,15 @@ class FamilyConformance:
         assert pair.tokenizer.decode(tokens).shape == (2, 3, self.image_size, self.image_size)
         assert decode_images(pair.tokenizer, tokens).dtype == torch.uint8
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_tokenizer_whose_weights_are_no_numbers_encodes_nothing(self, pair: Pair, value: float) -> None:
+        """A NaN is nearest to the first code: pass the latents through `cca_ray.models.base.finite`."""
+        tokenizer = deepcopy(pair.tokenizer)
+        for parameter in tokenizer.parameters():
+            torch.nn.init.constant_(parameter, value)
+        with pytest.raises(ValueError, match="not finite"):
+            tokenizer.encode(self.images(2))
+
     def test_logits_have_a_row_for_every_token(self, pair: Pair, computing: Computing) -> None:
         labels, tokens = pair.some()
         with computing.training():

@@ -5,6 +5,8 @@ tables, and only to the columns named here; a test holds them against the schema
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -12,6 +14,10 @@ from urllib.request import url2pathname
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, make_url
 
+from cca_ray.storage.uris import is_copy
+
+PLACE = sa.column("artifact_location", sa.String)
+EXPERIMENTS = sa.table("experiments", PLACE)
 # Where MLflow keeps files, besides the experiment's own location.
 PLACES = (
     ("runs", "artifact_uri"),
@@ -40,20 +46,51 @@ def there(location: str) -> bool:
     return folder is not None and folder.exists()
 
 
+@contextmanager
+def opened(database: Path) -> Iterator[Connection]:
+    """In one transaction."""
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(database)))
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def others(connection: Connection, artifacts: Path) -> dict[str, Path]:
+    """The locations of experiments that are another folder of this name, and that folder."""
+    places = connection.scalars(sa.select(PLACE).select_from(EXPERIMENTS).distinct())
+    folders = {old: folder_of(old) for old in places if old != artifacts.as_uri()}
+    return {old: folder for old, folder in folders.items() if folder is not None and folder.name == artifacts.name}
+
+
+def left_behind(storage: Path) -> str:
+    """What to tell of a storage that has moved, while the records in its database name the old place; else nothing."""
+    database, artifacts = storage.resolve() / "mlflow.db", storage.resolve() / "mlartifacts"
+    if not database.is_file() or is_copy(database):
+        return ""
+    try:
+        with opened(database) as connection:
+            gone = [folder for folder in others(connection, artifacts).values() if not folder.exists()]
+    except sa.exc.SQLAlchemyError:  # no database of MLflow's, or one that is locked: for those to tell who write to it
+        return ""
+    if not gone:
+        return ""
+    return (
+        f"MLflow: its records name {gone[0].parent}, from where the storage has moved, so models cannot be loaded; any "
+        "study that runs here, or `cca-ray report`, lets them follow"
+    )
+
+
 def follow(database: Path, artifacts: Path) -> list[str]:
     """Let what names another folder of this name name this one, in one transaction; what to say of it, in lines.
 
     What has files only at the old place, as when a storage was continued after its move, stays there.
     """
-    engine, now, lines = sa.create_engine(sa.URL.create("sqlite", database=str(database))), artifacts.as_uri(), []
-    place = sa.column("artifact_location", sa.String)
-    experiments = sa.table("experiments", place)
-    with engine.begin() as connection:
-        known = {location: folder_of(location) for location in connection.scalars(sa.select(place).distinct())}
-        for old, folder in known.items():
-            if folder is None or old == now or folder.name != artifacts.name:
-                continue
-            connection.execute(sa.update(experiments).where(place == old).values(artifact_location=now))
+    now, lines = artifacts.as_uri(), []
+    with opened(database) as connection:
+        for old, folder in others(connection, artifacts).items():
+            connection.execute(sa.update(EXPERIMENTS).where(PLACE.in_([old])).values(artifact_location=now))
             counts = [rewrite(connection, *column, f"{old}/", f"{now}/") for column in PLACES]
             before, after = (json.dumps({"uri": f"{storage.parent}/"})[:-2] for storage in (folder, artifacts))
             rewrite(connection, "datasets", "dataset_source", before, after)
@@ -61,7 +98,6 @@ def follow(database: Path, artifacts: Path) -> list[str]:
                 f"MLflow: the storage was at {folder.parent} and is at {artifacts.parent}: the records of "
                 f"{counts[0]} runs, {counts[1]} models and {counts[2]} versions follow it"
             )
-    engine.dispose()
     return lines
 
 

@@ -11,7 +11,6 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +20,7 @@ from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LoggedM
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
+from cca_ray.storage.proxies import proxy_to
 from cca_ray.tracking.journal import JsonObject
 from cca_ray.tracking.logged_models import (
     add_output,
@@ -63,9 +63,7 @@ def reach(url: str, timeout_s: float = 10.0) -> None:
     place = urlsplit(url)
     user, _, host = place.netloc.rpartition("@")
     name = place.hostname or ""
-    if is_here(name):
-        bypass_proxy(name)
-    proxy = None if urllib.request.proxy_bypass(name) else urllib.request.getproxies().get(place.scheme)
+    proxy = proxy_to(place.scheme, name)
     request = urllib.request.Request(f"{place.scheme}://{host}{place.path.rstrip('/')}/health")  # noqa: S310 (http)
     if user:  # as MLflow's own client takes it
         request.add_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
@@ -85,21 +83,6 @@ def reach(url: str, timeout_s: float = 10.0) -> None:
 
 def by_way_of(proxy: str, scheme: str, host: str) -> str:
     return f"it was asked by way of {scheme}_proxy={proxy}: set no_proxy={host} if no proxy leads there"
-
-
-def is_here(host: str) -> bool:
-    """Whether it names this machine for itself alone."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def bypass_proxy(host: str) -> None:
-    """Of the two spellings libraries read either."""
-    before = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if host not in before.split(","):
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (before, host)))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from cca_ray.config import Rung, Train, without_others
 from cca_ray.contracts import Contract, TrialReport
+from cca_ray.errors import reading
 from cca_ray.models.files import write_atomically
 from cca_ray.models.parallel import Group, Weights, parted, restore, state_of, whole
 from cca_ray.storage.mirror import patiently, pull
@@ -125,15 +126,11 @@ def resume(
     """
     if not pull(path):
         return Progress()
-    try:
+    with reading(path, "damaged checkpoint; delete it to start this trial over"):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         same = belongs_to(content["settings"], settings)
         reports = [read_report(report, logged) for report in content["reports"]] if same else []
         progress = Progress(content["step"], content["seconds"], reports, content["device_seconds"])
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(
-            f"{path}: damaged checkpoint; delete it to start this trial over ({type(error).__name__})"
-        ) from None
     if not same:
         raise ValueError(f"{path}: belongs to another fine-tuning; delete it, or use another name")
     restore(model, optimizer, (content["model"], content["optimizer"]))

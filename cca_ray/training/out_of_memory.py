@@ -1,6 +1,5 @@
 """When memory runs out the micro-batch is halved and the accumulation doubled, which changes no result."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +7,26 @@ from cca_ray.cluster.placement import (
     accelerator_of,
     smaller_micro_batch,
 )
+from cca_ray.contracts import Contract
+from cca_ray.errors import reading
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import patiently, pull
 from cca_ray.training.job import Job
 
 HALVINGS = 2  # of the micro-batch, when memory runs out
+
+
+class Halved(Contract):
+    """What such a file says: the micro-batch, and after how many halvings."""
+
+    micro_batch: int
+    halvings: int
+
+
+def read_halved(marker: Path) -> Halved:
+    """ValueError, naming the file, if it is damaged."""
+    with reading(marker, "damaged; delete it"):
+        return Halved.model_validate_json(marker.read_bytes())
 
 
 def halvings_of(job: Job) -> Path:
@@ -26,17 +40,17 @@ def smaller(job: Job) -> Job:
     marker = halvings_of(job)
     if not pull(marker):
         return job
-    placement = job.config.placement.model_copy(update={"micro_batch": json.loads(marker.read_text())["micro_batch"]})
+    placement = job.config.placement.model_copy(update={"micro_batch": read_halved(marker).micro_batch})
     return replace(job, config=job.config.model_copy(update={"placement": placement}))
 
 
 def shrink(job: Job) -> bool:
     """After memory has run out: the next attempt takes half the micro-batch. False if it did so often enough."""
     marker = halvings_of(job)
-    halvings = json.loads(marker.read_text())["halvings"] if pull(marker) else 0
+    halvings = read_halved(marker).halvings if pull(marker) else 0
     size = smaller_micro_batch(smaller(job).config.placement, job.train.global_batch)
     if size is None or halvings >= HALVINGS:
         return False
-    content = json.dumps({"micro_batch": size, "halvings": halvings + 1})
+    content = Halved(micro_batch=size, halvings=halvings + 1).model_dump_json()
     patiently(lambda: atomically(marker, lambda partial: partial.write_text(content)))
     return True

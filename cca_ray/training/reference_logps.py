@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cca_ray.data.pairs import Batch, gather, moved, plan_epoch
 from cca_ray.data.tokens import TokenSet
+from cca_ray.errors import reading
 from cca_ray.models.likelihood import Scorer
 from cca_ray.storage.files import atomically
 from cca_ray.storage.lock import LOCK
@@ -119,13 +120,11 @@ def read_part(path: Path, key: str, pairs: int) -> list[np.ndarray]:
     """positive, negative [pairs]. ValueError, naming the file, if it is missing, torn, or made for something else."""
     if not path.exists():
         raise ValueError(f"{path}: missing; run the study again to make it")
-    try:
+    with reading(path, "not part of a reference table; delete it to make it again"):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:  # not pq.read_table: see `data.tokens`
             table = file.read()
         found = (table.schema.metadata or {})[b"cca_ray_key"].decode()
         columns = [table[name].to_numpy() for name in COLUMNS]
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{path}: not part of a reference table; delete it to make it again ({error})") from None
     if found != key:
         raise ValueError(f"{path}: made for other weights, tokens or pairs (key {found}, want {key}); delete it")
     if len(table) != pairs:

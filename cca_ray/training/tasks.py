@@ -3,7 +3,6 @@
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import ray
@@ -11,6 +10,7 @@ import torch
 
 from cca_ray.cluster.placement import autocast, local_device, micro_batch_size, ways
 from cca_ray.contracts import OLD_METRICS, Score
+from cca_ray.errors import reading
 from cca_ray.evaluation.scoring import (
     GRID_IMAGES,
     Scored,
@@ -32,7 +32,7 @@ from cca_ray.training.loop import save_grid
 from cca_ray.training.reference_logps import Part, score_part, write_part
 from cca_ray.training.setup import reference_key
 
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, BadZipFile)  # what a damaged file of scores raises
+NO_SCORE = "not a score that was kept here"
 
 
 @ray.remote
@@ -89,7 +89,7 @@ def kept_score(path: Path, made_of: MadeOf, weights: Path) -> Scored | None:
     weights.
     """
     pull(path)
-    try:
+    with suppress(OSError, ValueError), reading(path, NO_SCORE):
         with np.load(path) as content:
             arrays = dict(content)
         if "weights" in arrays:
@@ -103,14 +103,13 @@ def kept_score(path: Path, made_of: MadeOf, weights: Path) -> Scored | None:
         values = {key.removeprefix("value "): float(x) for key, x in arrays.items() if key.startswith("value ")}
         without = {name: tuple(arrays[f"without {name}"].tolist()) for name in values}
         return Scored(Score(values=values, without=without), arrays["images"])
-    except UNREADABLE:
-        return None
+    return None
 
 
 def scored_weights(folder: Path, key: str, study: str) -> str:
     """The fingerprint of the weights of which this study keeps scores by this key; empty if it keeps none."""
     for path in listed(folder, f"{key}-*.npz"):
-        with suppress(*UNREADABLE):
+        with suppress(OSError, ValueError), reading(path, NO_SCORE):
             pull(path)
             with np.load(path) as content:
                 if str(content["study"]) == study:

@@ -176,6 +176,24 @@ def test_who_works_on_a_cluster_hears_that_it_has_ended(monkeypatch: pytest.Monk
     assert str(error.value) == f"the Ray at {where} has ended; run the same command again to continue"
 
 
+HEARS_NOTHING = """
+import sys, time
+from cca_ray.cluster import address
+
+address.LOOK_S, address.END_S = 0.05, 0.2
+with address.heeding_cluster(sys.argv[1], lambda: None):
+    time.sleep(100)
+"""
+
+
+def test_who_hears_nothing_is_ended_with_the_same_line():
+    where = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", HEARS_NOTHING, where]
+    done = subprocess.run(command, env={**os.environ, RECONNECT: "50"}, capture_output=True, text=True, timeout=90)
+    told = f"error: the Ray at {where} has ended; run the same command again to continue\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
 def test_errors_on_a_cluster_that_is_there_stay_what_they_are():
     with silent() as port, pytest.raises(ZeroDivisionError), heeding_cluster(f"127.0.0.1:{port}", lambda: None):
         print(1 / 0)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from ray.util.state import list_jobs
 
 from cca_ray.cluster.address import Named
 from cca_ray.cluster.session import free_worker_group, remove_leaked_groups, token_without_home, why_not
+from tests.chaos.faults import can_mount
 from tests.conftest import apart
 from tests.test_tune import wait_until
 
@@ -111,6 +113,17 @@ def test_a_home_that_cannot_be_written_is_no_hindrance(home: str):
     with apart():
         done = begin(HOME=home)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+
+
+@pytest.mark.slow
+def test_a_full_shared_memory_is_no_hindrance(tmp_path: Path):
+    if not shutil.which("unshare") or not can_mount(tmp_path / "mount"):
+        pytest.skip("no mounts here")
+    full = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && { cat /dev/zero > /dev/shm/all 2> /dev/null; exec "$@"; }'
+    command = ["unshare", "-m", "sh", "-c", full, "sh", sys.executable, "-c", BEGIN]
+    with apart():
+        done = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": "local"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
 
 
 def test_a_token_is_made_only_where_ray_could_not_keep_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -72,7 +72,7 @@ def test_a_study_whose_driver_was_killed_in_the_middle_of_a_write_is_read(study:
         ("unknown name", "other: no study here; there are: hand"),
         ("text", "study.db: not a readable study (DatabaseError: file is not a database)"),
         ("another database", "study.db: not a readable study"),
-        ("summary", "summary.json: not a study's summary (JSONDecodeError"),
+        ("summary", "summary.json: not a study's summary (Expecting property"),
         ("summary of another time", "summary.json: digits_s has no std_cca"),
         ("summary without a model", "summary.json: sizes.0.models.guide.[key]: input should be"),
         ("lost size", "study.db: has nothing of digits_s"),

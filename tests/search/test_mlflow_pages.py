@@ -58,9 +58,8 @@ def finish(config: StudyConfig, folder: Path, tracker: Tracker) -> SizeSummary:
     folder.mkdir(exist_ok=True)
     result = SizeStudy(config, StudyContext(folder.name, folder, tracker, lambda line: None)).run()
     summary = finish_size(result, folder / config.name, tracker)
-    lines: list[str] = []
-    report_at_end(folder, [summary], {summary.mlflow.experiment: tracker}, lines.append)
-    assert lines == []
+    _, trouble = report_at_end(folder, [summary], {summary.mlflow.experiment: tracker})
+    assert trouble == ""
     assert tracker.flush(120)
     return summary
 

@@ -13,8 +13,11 @@ import pytest
 from mlflow.artifacts import download_artifacts
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
-from cca_ray.tracking.moving import PLACES, beside
+from cca_ray import report, status
+from cca_ray.tracking.moving import PLACES, beside, left_behind
 from cca_ray.tracking.tracker import Tracker
+from tests.studies import make_study
+from tests.test_cli import invoke
 from tests.tracking.test_tracker import DIGITS, contents, empty, fill, lines, picture
 
 __all__ = ["empty", "lines", "picture"]  # fixtures
@@ -86,6 +89,44 @@ def test_records_follow_their_storage(storage: Path, tmp_path: Path, lines: list
     again: list[str] = []
     tracker_of(there, again).close(10)
     assert again == []  # once
+
+
+def test_a_finished_study_that_was_moved_says_what_to_run_and_then_its_champion_loads(
+    storage: Path, tmp_path: Path, capsys
+):
+    _artifact_repos_cache.clear()
+    there = tmp_path / "archive"
+    make_study(storage / "hand")
+
+    def told() -> str:
+        outcome = invoke(status.main, ["hand", "--storage", str(there), "--json"], capsys)
+        assert outcome.code == 0
+        return str(json.loads(outcome.out).get("mlflow", ""))
+
+    shutil.copytree(storage, there)
+    assert told() == ""  # what they name is there
+    shutil.rmtree(there)
+    storage.rename(there)
+    before = (there / "mlflow.db").read_bytes()
+    line = told()
+    assert line.startswith(f"MLflow: its records name {storage}, from where the storage has moved")
+    assert "`cca-ray report`" in line
+    shown = invoke(status.main, ["hand", "--storage", str(there)], capsys).out
+    assert line in shown.replace("\n", " ").replace("  ", " ") or line in shown
+    assert (there / "mlflow.db").read_bytes() == before
+    made = invoke(report.main, ["hand", "--storage", str(there)], capsys)
+    assert made.code == 0
+    assert made.err.startswith(f"MLflow: the storage was at {storage} and is at {there}: the records of 2 runs")
+    assert told() == ""
+    mlflow.set_tracking_uri(f"sqlite:///{there / 'mlflow.db'}")
+    assert Path(download_artifacts("models:/digits@champion")).is_relative_to(there)
+    assert invoke(report.main, ["hand", "--storage", str(there)], capsys).err == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all, but long enough for its header" * 9])
+def test_a_database_that_is_none_is_not_ours_to_tell_of(content: bytes, tmp_path: Path):
+    (tmp_path / "mlflow.db").write_bytes(content)
+    assert left_behind(tmp_path) == ""
 
 
 def test_what_was_continued_elsewhere_stays_where_its_files_are(storage: Path, tmp_path: Path, lines: list[str]):

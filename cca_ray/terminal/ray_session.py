@@ -1,0 +1,49 @@
+"""Ray while a verb needs it: connected, heard nothing of on the terminal, told of in a line if it ends."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from cca_ray.cluster.address import heeding_cluster
+from cca_ray.cluster.session import start_ray
+from cca_ray.errors import RayEnded
+from cca_ray.terminal.stream import native_stderr_to
+
+LOG = logging.getLogger(__name__)
+
+
+def interrupt() -> None:
+    """As Ctrl-C does, from another thread."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+@contextmanager
+def ray_session(
+    stop: Callable[[], None] = interrupt, log: Path = Path(os.devnull), level: int = logging.ERROR
+) -> Iterator[None]:
+    """Connected to the Ray that the environment names, or to one of our own, which ends with this.
+
+    ConfigError if there is none; RayEnded if it ends meanwhile: then `stop` is called, by another thread, and the main
+    thread is to end this. `log`: takes what Ray's C++ writes, which has log files of its own. `level`: see `start_ray`.
+    A process that is connected already stays so.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    with native_stderr_to(log):
+        LOG.info("Ray's own log files are in %s", start_ray(level))
+        try:
+            with heeding_cluster(ray.get_runtime_context().gcs_address, stop):
+                yield
+        except RayEnded:  # a shutdown would wait for it
+            raise
+        except BaseException:
+            ray.shutdown()
+            raise
+        ray.shutdown()
