@@ -150,6 +150,7 @@ def outcome(copy: Path, tests: Sequence[str], mutated: bool = True) -> tuple[int
 
 def killed(copy: Path, path: Path, mutant: Mutant, tests: Sequence[str]) -> bool:
     path.write_text(mutant.source)
+    os.utime(path, (0, 0))  # else the bytecode of what was there in the same second, of the same size, would be run
     return outcome(copy, tests)[0] != 0
 
 

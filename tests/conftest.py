@@ -48,7 +48,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(autouse=True)
 def two_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
