@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -93,14 +94,28 @@ TINY = Pretrain(codebook_size=32, tokenizer_width=8, tokenizer_epochs=30, featur
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the two bases below are made: anew in each run. benchmarks/mutants.py, which runs much, keeps them."""
-    return Path(os.environ.get("CCA_RAY_TEST_BASES") or tmp_path_factory.mktemp("bases"))
+    """Where the two bases below are made: anew in each run, once for all its processes.
+
+    benchmarks/mutants.py, which runs much, keeps them.
+    """
+    run = tmp_path_factory.getbasetemp()
+    shared = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    folder = Path(os.environ.get("CCA_RAY_TEST_BASES") or shared / "bases")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def make_base(family: str, size: str, settings: Pretrain, folder: Path) -> BaseFiles:
+    """By one process at a time; the next finds it there."""
+    with (folder / "lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        return build_base(some_digits(), "digits", family, size, settings, folder, lambda what, done, total: None)
 
 
 @pytest.fixture(scope="session")
 def base_files(bases: Path) -> BaseFiles:
     """A real base, barely trained, on 240 digits."""
-    return build_base(some_digits(), "digits", "llamagen", "S", TINY, bases, lambda what, done, total: None)
+    return make_base("llamagen", "S", TINY, bases)
 
 
 @pytest.fixture(scope="session")
@@ -116,8 +131,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def var_files(bases: Path) -> BaseFiles:
     """The same in the second family."""
-    settings = TINY.model_copy(update={"tokenizer_epochs": 10})
-    return build_base(some_digits(), "digits", "var", "M", settings, bases, lambda what, done, total: None)
+    return make_base("var", "M", TINY.model_copy(update={"tokenizer_epochs": 10}), bases)
 
 
 def tiny_space() -> dict[str, Any]:

@@ -183,7 +183,7 @@ def test_a_cleaned_study_ends_again_and_without_its_weights_says_so(
     assert not any("fid" in line for line in lines)  # nothing was trained
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_cleaned_study_goes_on_as_one_that_was_not(tmp_path: Path, make_study: MakeStudy, ray_here: None, capsys):
     folder, twin = tmp_path / "a" / "study", tmp_path / "b" / "study"
     folder.parent.mkdir()

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.contracts import ROLES, Role, SizeSummary
@@ -13,7 +13,7 @@ from cca_ray.search.final_comparison import Outcome, headline_of
 from cca_ray.search.mlflow_listener import SHORT
 from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
-from cca_ray.storage.uris import to_uri
+from cca_ray.storage.uris import local_path, to_uri
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
@@ -23,8 +23,8 @@ CHAMPION = "champion"  # alias of the winner among the versions of its registere
 
 
 def data_set_name(config: StudyConfig) -> str:
-    """That of the embedded images, or of the token set's folder."""
-    return config.base.embedded or PurePosixPath(config.data.tokens or "").name
+    """That of the embedded images, or of the token set's folder: the same for its URI as for its local copy."""
+    return config.base.embedded or local_path(config.data.tokens or "").name
 
 
 def experiment_name(family: str, data_set: str) -> str:

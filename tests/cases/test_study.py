@@ -106,7 +106,7 @@ def scored(folder: Path) -> tuple[float, float, int]:
     return size["models"]["control"]["values"]["fid"], size["models"]["tuned"]["values"]["fid"], size["winner"]["trial"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # tests/training/test_kept_scores.py has the rule
 @pytest.mark.timeout(900)
 def test_a_name_that_is_used_again_has_nothing_of_the_study_before(base_files: BaseFiles, tmp_path: Path, capsys):
     """`study.db` is damaged, and moved away as the message says; other settings, the same name.

@@ -18,11 +18,13 @@ from cca_ray.models.parallel import Group
 from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.search.mlflow_pages import experiment_of, registered_name, trials_filter
 from cca_ray.search.size_study import SizeStudy, StudyContext
+from cca_ray.space_file import parse
+from cca_ray.storage.uris import local_path
 from cca_ray.study import finish_size
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import verdict
-from tests.conftest import MakeStudy
+from tests.conftest import MakeStudy, tiny_space
 from tests.tracking.test_tracker import contents, server, the_server
 
 __all__ = ["server", "the_server"]  # fixtures
@@ -64,7 +66,8 @@ def finish(config: StudyConfig, folder: Path, tracker: Tracker) -> SizeSummary:
     return summary
 
 
-@pytest.fixture(params=["sqlite", "server"])
+# The browser's tests look at a server, too.
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.nightly)])
 def shown(request: pytest.FixtureRequest, tmp_path: Path, make_study: MakeStudy, ray_here: None) -> Iterator[Shown]:
     """Two trials, of which one may be stopped at its first rung, and the control."""
     there = request.param == "server"
@@ -86,6 +89,24 @@ def test_a_finished_study_is_shown_whole_and_once(shown: Shown, monkeypatch: pyt
     before = contents(shown.tracker, of_run=False)
     assert finish(shown.config, shown.folder, shown.tracker) == shown.summary
     assert contents(shown.tracker, of_run=False) == before
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    ["tokens/digits", "tokens/digits/", "~/digits", "file:///tokens/digits", "s3://bucket/digits",
+     "s3://bucket/digits?scheme=http&endpoint_override=127.0.0.1%3A9000", "gs://bucket/di%67its/"],
+)  # fmt: skip
+def test_a_study_at_a_uri_belongs_to_one_experiment_before_and_after_its_files_are_here(
+    tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path))
+    content = tiny_space()
+    content["base"] = {"family": "llamagen", "size": "S", "checkpoint": "base.pt", "tokenizer": "vq.pt"}
+    content |= {"data": {"tokens": tokens}, "score": {**content["score"], "features": "a.pt", "reference": "b.npz"}}
+    given = parse(content, "mine", "mine.yaml")
+    here = given.with_paths({key: str(local_path(path)) for key, path in given.paths().items()})
+    assert experiment_of(given) == experiment_of(here) == "cca_ray llamagen digits"
+    assert registered_name(given) == registered_name(here)
 
 
 def has_experiment(shown: Shown) -> None:
