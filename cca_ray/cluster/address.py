@@ -125,8 +125,9 @@ def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
     thread.start()
     try:
         yield
-    except (Exception, KeyboardInterrupt):
-        if lost.is_set() or not answers(address):  # some errors of Ray are quicker than the thread
+    except (Exception, KeyboardInterrupt) as error:
+        # Some errors of Ray are quicker than the thread. But who ends both of us wants to hear that it was stopped.
+        if lost.is_set() or (isinstance(error, Exception) and not answers(address)):
             raise RayEnded(ended) from None
         raise
     finally:

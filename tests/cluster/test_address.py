@@ -197,3 +197,9 @@ def test_who_hears_nothing_is_ended_with_the_same_line():
 def test_errors_on_a_cluster_that_is_there_stay_what_they_are():
     with silent() as port, pytest.raises(ZeroDivisionError), heeding_cluster(f"127.0.0.1:{port}", lambda: None):
         print(1 / 0)
+
+
+def test_who_is_stopped_together_with_the_cluster_was_stopped():
+    """As by `timeout`, which ends a whole group of processes."""
+    with pytest.raises(KeyboardInterrupt), heeding_cluster(f"127.0.0.1:{free_port()}", lambda: None):
+        raise KeyboardInterrupt
