@@ -21,6 +21,7 @@ from statistics import fmean, median, variance
 from benchmarks.common import TINY, made_by, options, set_options
 from cca_ray.contracts import SizeSummary
 from cca_ray.reporting.results import read_summary
+from cca_ray.storage.files import atomically
 
 ROWS = Path(__file__).parent / "results" / "default.csv"
 
@@ -81,14 +82,15 @@ def read_rows(path: Path) -> list[Row]:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """All of them, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        file.write(f"# {made_by()}\n")
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, rows))
-    partial.replace(path)
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="") as file:
+            file.write(f"# {made_by()}\n")
+            writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(asdict, rows))
+
+    atomically(path, write)
 
 
 def run_study(storage: Path, arithmetic: str, base: int, seed: int, arguments: Sequence[str]) -> list[Row]:

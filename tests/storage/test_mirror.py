@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -28,21 +28,9 @@ from cca_ray.storage.mirror import (
     written_at,
 )
 from cca_ray.storage.uris import is_copy, local_path, to_uri
-from tests.buckets import CREDENTIALS, gs_server, s3_server
+from tests.buckets import CREDENTIALS
 
 UriOf = Callable[[str], str]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as template:
-        yield template
-
-
-@pytest.fixture(scope="module")
-def google() -> Iterator[str]:
-    with gs_server() as template:
-        yield template
 
 
 @pytest.fixture(autouse=True)

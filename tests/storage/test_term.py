@@ -17,7 +17,7 @@ from cca_ray.storage.lease import LEASE, leased
 from cca_ray.storage.mirror import pull, push
 from cca_ray.storage.term import BOOT, HELD, Moment, confirm
 from cca_ray.storage.uris import local_path
-from tests.buckets import CREDENTIALS, gs_server, s3_server
+from tests.buckets import CREDENTIALS
 from tests.processes import begin
 
 STALE_S = 2.0
@@ -49,18 +49,6 @@ with lease.leased(folder):
             push(file, Path(source))
         print("done", flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as template:
-        yield template
-
-
-@pytest.fixture(scope="module")
-def google() -> Iterator[str]:
-    with gs_server() as template:
-        yield template
 
 
 @pytest.fixture(params=["folder", "server", "google"])
