@@ -249,6 +249,7 @@ class Search(Strict):
 class Pretrain(Strict):
     """How an embedded base is made: tokenizer, feature network, model. Rates are annealed to zero."""
 
+    variants: int = Field(1, ge=1, le=100)  # of every image: itself, and slightly turned, scaled and shifted ones
     image_size: int = Field(8, ge=4)  # pixels along a side
     downsample: int = Field(2, ge=1)  # pixels a token along a side: a power of two
     codebook_size: int = Field(128, ge=2, le=65536)

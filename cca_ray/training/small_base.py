@@ -15,6 +15,7 @@ import yaml
 from cca_ray.config import PATHS, Pretrain, ResolvedStudy, StudyConfig
 from cca_ray.data.labelled_images import LabelledImages, digits
 from cca_ray.data.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, write_token_set
+from cca_ray.data.variants import with_variants
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import WHERE
 from cca_ray.inputs import find_space
@@ -55,14 +56,16 @@ def files_of(data: LabelledImages, name: str, family: str, size: str, settings: 
     """Where such a base lies below `root`.
 
     The feature network serves all families, tokenizer and tokens all sizes of one: each depends on the images and
-    on its own settings only.
+    on its own settings only. The feature network does not depend on the seed either: bases of several seeds are
+    measured with one ruler.
     """
     kept = settings.model_dump()
-    ours = {key: kept[key] for key in ("image_size", "downsample", "codebook_size", "code_dim", "tokenizer_width",
-                                       "tokenizer_epochs", "seed")}  # fmt: skip
+    ours = {key: kept[key] for key in ("variants", "image_size", "downsample", "codebook_size", "code_dim",
+                                       "tokenizer_width", "tokenizer_epochs", "seed")}  # fmt: skip
     if owner := owner_of("family", family):
         ours["family"] = owner.digest  # another version of its code makes another tokenizer
-    root = root / f"{name}-{short_digest(data.digest, settings.image_size, settings.feature_epochs, settings.seed)}"
+    measure = short_digest(data.digest, settings.variants, settings.image_size, settings.feature_epochs)
+    root = root / f"{name}-{measure}"
     folder = root / f"{family}-{short_digest(ours)}"
     return BaseFiles(
         checkpoint=folder / f"{size}-{short_digest(kept)}.pt",
@@ -78,6 +81,7 @@ def build_base(
 ) -> BaseFiles:
     """Make what is missing below `root`; every file is written whole or not at all."""
     kind, files = family_of(family), files_of(data, name, family, size, settings, root)
+    data = with_variants(data, settings.variants)
     pull(files.features.parent)
     if not files.tokenizer.exists():
         save_official(train_tokenizer(data, kind, settings, progress), files.tokenizer)
