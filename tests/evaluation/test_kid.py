@@ -42,6 +42,13 @@ def test_it_is_the_unbiased_kernel_distance():
         assert without[g] == pytest.approx(kernel_distance(rest, real), rel=1e-9)
 
 
+def test_of_two_groups_each_is_left_out_and_of_one_none():
+    made, real = ADM["gen"][:80], ADM["ref"][:100]
+    whole, without = KID.with_jackknife([[made[:30]], [made[30:]]], context_of(real, 80))
+    assert without == pytest.approx((kernel_distance(made[30:], real), kernel_distance(made[:30], real)), rel=1e-9)
+    assert KID.with_jackknife([[made]], context_of(real, 80)) == (whole, (whole,))
+
+
 def test_more_pairs_than_fit_in_a_block_are_summed_block_by_block(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kid, "ROWS", 16)
     rng = np.random.default_rng(0)
