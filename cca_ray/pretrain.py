@@ -55,7 +55,7 @@ def main(
     reach(out, write=True)
     template = load_config(template_of(kind, size))
     changes = {"seed": seed, "epochs": epochs or template.pretrain.epochs}
-    of_images = {"image_size": image_size, "downsample": downsample} if images is not None else {}
+    of_images = {"image_size": image_size, "downsample": downsample, "variants": 1} if images is not None else {}
     settings = Pretrain.model_validate({**template.pretrain.model_dump(), **changes, **of_images})
     data = digits() if images is None else read_folder(images, image_size)
     name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)

@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 ALONE = ["cluster_sim", "fid", "intervals", "sample", "step"]
 ON_RAY = ["prepare", "scaling"]
-WHOLE = ["default", "head", "overhead", "search", "coverage"]  # each runs whole studies, which takes longer than 10 s
+WHOLE = ["default", "head", "overhead", "reproducibility", "search", "coverage"]  # whole runs, longer than 10 s each
 
 
 def rows(text: str) -> list[list[str]]:
@@ -56,7 +56,7 @@ def test_a_benchmark_runs_on_ray(name: str, ray_here: None, tmp_path: Path, caps
 def test_the_benchmarks_that_run_whole_studies_run(tmp_path: Path):
     for name in WHOLE:  # the last takes what search leaves
         raw = tmp_path / "raw" / f"{name}.csv"
-        storage = [] if name in ("head", "overhead") else ["--storage", str(tmp_path)]
+        storage = [] if name in ("head", "overhead", "reproducibility") else ["--storage", str(tmp_path)]
         command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke", "--raw", str(raw), *storage]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 SIZES = {
-    "S": dict(depth=1, n_head=1, dim=8),  # S and M are ours: small bases
+    "S": dict(depth=1, n_head=1, dim=8),  # S, tiny and M are ours: small bases
+    "tiny": dict(depth=2, n_head=1, dim=8),  # the embedded default; of S, CCA fell behind guidance
     "M": dict(depth=3, n_head=3, dim=48),
     "d16": dict(depth=16, n_head=16, dim=1024),  # 310 M
     "d20": dict(depth=20, n_head=20, dim=1280),  # 600 M
@@ -41,7 +42,7 @@ class VARFamily(Family):
     shapes = SHAPES
     image_size = 256
     augmentations = ("var-random",)
-    small_sizes = ("S", "M")
+    small_sizes = ("S", "tiny", "M")
 
     def parts(self) -> Parts:
         from cca_ray.models.var import VAR, VARConfig
