@@ -133,7 +133,7 @@ def test_an_interrupted_study_goes_on_where_it_was_and_sends_what_waited(left: P
         assert steps == list(range(1, 601))  # each step once, whoever logged it
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # the default tests have a study that goes on, and one that moved and is reported
 def test_an_interrupted_study_whose_storage_moved_goes_on_there(moved: Path, monkeypatch, capsys):
     space, runs = str(moved / "interrupted.yaml"), moved / "runs"
     before, old = trials_of(moved, "interrupted")["search"], set(Path(MADE_AT).rglob("*"))

@@ -80,7 +80,7 @@ def arguments_of(name: str, folder: Path, files: BaseFiles) -> list[str]:
     return ["photos", "--tokenizer", str(files.tokenizer), "--image-size", "8", "--out", "out"]
 
 
-@pytest.mark.parametrize("name", ["prepare", "train"])
+@pytest.mark.parametrize("name", [pytest.param("prepare", marks=pytest.mark.nightly), "train"])
 def test_a_cluster_that_is_gone_or_of_another_version_is_one_line_of_every_verb(
     name: str, base_files: BaseFiles, tmp_path: Path, ray_here: None
 ):
