@@ -8,11 +8,12 @@ from PIL import Image
 from cca_ray.data.labelled_images import digits, read_folder
 from cca_ray.data.tokens import read_token_set
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
+from cca_ray.inputs import find_space
 from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group
 from cca_ray.pretrain import main
 from cca_ray.space_file import load_config
-from cca_ray.training.small_base import BaseFiles, build_base
+from cca_ray.training.small_base import BaseFiles, build_base, resolve
 from tests.conftest import TINY, some_digits
 from tests.test_cli import invoke
 
@@ -76,6 +77,21 @@ def test_a_step_that_was_cut_short_is_made_again(tmp_path: Path, base_files: Bas
     files = build_base(data, "digits", "llamagen", "S", settings, tmp_path, lambda what, done, of: made.append(what))
     assert set(made) == {"llamagen S"}
     assert files.checkpoint.is_file()
+
+
+def test_an_embedded_base_is_made_in_one_thread_and_the_others_are_given_back(tmp_path: Path):
+    tiny = ["pretrain.tokenizer_epochs=1", "pretrain.feature_epochs=1", "pretrain.epochs=1", "pretrain.batch=1797"]
+    seen: set[int] = set()
+    torch.set_num_threads(2)
+    try:
+        resolve(
+            load_config(find_space("digits_s"), tiny),
+            tmp_path,
+            lambda what, done, of: seen.add(torch.get_num_threads()),
+        )
+        assert (seen, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

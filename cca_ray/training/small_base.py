@@ -5,11 +5,14 @@ Everything is cached in a folder named by the digest of the images and settings;
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from cca_ray.config import PATHS, Pretrain, ResolvedStudy, StudyConfig
@@ -146,8 +149,23 @@ def resolve(config: StudyConfig, storage: Path, progress: Progress) -> ResolvedS
     if config.base.embedded is None:
         return ResolvedStudy.of(config, {key: str(local_path(path)) for key, path in config.paths().items()})
     base = config.base
-    files = build_base(digits(), "digits", base.family, base.size, config.pretrain, storage / "bases", progress)
+    with one_thread():
+        files = build_base(digits(), "digits", base.family, base.size, config.pretrain, storage / "bases", progress)
     return with_files(config, files)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Meanwhile PyTorch computes in one thread: of networks this small, more of them wait for one another.
+
+    And with as many threads everywhere, the number of cores changes no digit.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def template_of(family: Family, size: str) -> Path:
