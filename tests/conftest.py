@@ -47,8 +47,12 @@ def pytest_runtest_makereport(
     return report
 
 
+# Two test processes share two cores, with all that they start: more threads would only wait, spinning, for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
+def one_thread() -> None:
     torch.set_num_threads(1)
 
 
