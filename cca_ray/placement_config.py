@@ -8,7 +8,7 @@ from cca_ray.contracts import Strict
 
 CPU = "CPU"  # the type of "accelerator" that every node without one has
 Strategy = Literal["ddp", "fsdp"]  # of several workers: a whole model each, or a part each
-Precision = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 autocast on GPUs that have it
+Precision = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where workers hold GPUs, float32 on CPUs
 
 
 class Accelerator(Strict):
@@ -46,8 +46,8 @@ class Placement(Strict):
     workers: int = Field(1, ge=1)
     micro_batch: int | None = Field(None, ge=1)  # pairs a forward pass and worker; None: all of a worker's share
     cpus: int = Field(1, ge=1)  # a worker
-    gpus: float = Field(0, ge=0)  # a worker
-    precision: Precision = "auto"  # of all accelerators, if they say one
+    gpus: float = Field(0, ge=0)  # a worker; 0: the CPU, whatever cards there are
+    precision: Precision = "auto"  # of all accelerators, if they say one; auto: bfloat16 with GPUs
     strategy: Strategy = "ddp"
     backend: Literal["auto", "nccl", "gloo"] = "auto"  # between several workers; auto: NCCL on GPUs, gloo on CPUs
     activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory

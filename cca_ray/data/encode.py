@@ -14,7 +14,7 @@ import ray
 import ray.data
 import torch
 
-from cca_ray.cluster.placement import local_device
+from cca_ray.cluster.device import local_device
 from cca_ray.cluster.ray_compat import quiet_data
 from cca_ray.data.images import Crop, Square, cut, decode
 from cca_ray.data.listing import Listing, read_entry

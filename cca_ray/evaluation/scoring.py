@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cca_ray.cluster.placement import precision
+from cca_ray.cluster.placement import precision_of
 from cca_ray.config import DEFAULT_METRICS, ResolvedStudy
 from cca_ray.contracts import Score
 from cca_ray.data.tokens import TokenSet, read_token_set
@@ -145,8 +145,6 @@ def protocol_of(
 
     ValueError if the samples are not of the size that the feature network takes.
     """
-    device = next(scoring.tokenizer.parameters()).device
-    half = precision(config.placement, device) == torch.bfloat16
     size = config.score.image_size or scoring.image_size
     wanted = scoring.extractor.image_size
     if wanted is not None and size != wanted:
@@ -160,7 +158,7 @@ def protocol_of(
         seed=config.score.seed if seed is None else seed,
         image_size=size,
         labels=config.score.labels,
-        precision="bfloat16" if half else "float32",
+        precision=precision_of(config.placement),
         resize="none" if size == scoring.image_size else "bicubic",
         guidance_scale=guidance_scale,
         temperature=config.score.temperature,

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cca_ray.cluster.placement import local_device, precision
+from cca_ray.cluster.device import local_device
+from cca_ray.cluster.placement import precision
 from cca_ray.models.base import Model
 from cca_ray.models.likelihood import Scorer
 from cca_ray.placement_config import Placement

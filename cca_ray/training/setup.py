@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cca_ray.cluster.placement import precision_of
 from cca_ray.config import ResolvedStudy, Train
 from cca_ray.contracts import Strict
 from cca_ray.data.pairs import EpochPlan, steps_per_epoch
@@ -48,7 +49,7 @@ class Loop:
 
 
 def reference_key(base_digest: str, config: ResolvedStudy, train: Train, data: TokenSet) -> str:
-    return table_key(base_digest, data, train.null_ratio, train.seed, config.placement.precision)
+    return table_key(base_digest, data, train.null_ratio, train.seed, precision_of(config.placement))
 
 
 def prepare(job: Job, group: Group) -> Loop:

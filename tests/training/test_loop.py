@@ -164,7 +164,7 @@ def test_a_run_reports_steps_scores_and_pictures(whole):
     assert all(score_at(report).values["inception_score"] >= 1 for report in reports)
     names = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"}
     assert all(names <= set(report.load) for report in reports)
-    assert all((report.gpu_memory_gib is not None) == torch.cuda.is_available() for report in reports)
+    assert all(report.gpu_memory_gib is None for report in reports)
     assert all(Path(score_at(report).grid).is_file() for report in reports)
     assert (folder / "model.pt").is_file()
     assert config.train.reference == "live"
