@@ -71,3 +71,17 @@ class Placement(Strict):
             raise ValueError("with accelerators of type CPU beside others, precision must be said: float32 or bfloat16")
         object.__setattr__(self, "precision", precision)  # frozen from here on
         return self
+
+    @model_validator(mode="after")
+    def whole_cards(self) -> Self:
+        """NCCL refuses two workers of a trial on one card, and Ray shares of several cards."""
+        for way in self.accelerators or (self,):
+            gpus = way.gpus if way.gpus is not None else self.gpus
+            if gpus > 1 and gpus % 1:
+                raise ValueError(f"gpus {gpus:g}: want a share of one card, or whole cards")
+            if gpus % 1 and (way.workers or self.workers) > 1 and self.backend != "gloo":
+                raise ValueError(
+                    f"gpus {gpus:g} with {way.workers or self.workers} workers: NCCL refuses two workers on one card; "
+                    "want workers 1, whole cards, or backend gloo"
+                )
+        return self

@@ -84,6 +84,10 @@ def test_every_way_must_cut_the_global_batch_evenly():
         ({"accelerators": [{"type": "CPU", "gpus": 1.0}]}, "type CPU has no gpus"),
         ({"accelerators": [{"type": "A40", "gpus": 0.0}]}, "type A40 needs gpus above 0"),
         ({"accelerators": [{"type": "an A40"}]}, "type"),
+        ({"workers": 2, "gpus": 0.5}, "NCCL refuses two workers on one card"),
+        ({"gpus": 0.5, "accelerators": [{"type": "A40"}, {"type": "H100", "workers": 4}]}, "gpus 0.5 with 4 workers"),
+        ({"workers": 2, "gpus": 1, "accelerators": [{"type": "A40", "gpus": 0.25}]}, "gpus 0.25 with 2 workers"),
+        ({"gpus": 1.5}, "gpus 1.5: want a share of one card, or whole cards"),
         ({"accelerators": [{"type": "A40", "precision": "float32"}, {"type": "H100"}]}, "auto and float32"),
         (
             {"precision": "float32", "accelerators": [{"type": "A40"}, {"type": "H100", "precision": "bfloat16"}]},
@@ -94,6 +98,11 @@ def test_every_way_must_cut_the_global_batch_evenly():
 def test_what_makes_no_sense_is_refused(placement: dict[str, Any], told: str):
     with pytest.raises(ValueError, match=told):
         Placement.model_validate_json(json.dumps(placement))
+
+
+def test_one_worker_or_gloo_may_share_a_card():
+    for sound in ({"gpus": 0.5}, {"gpus": 2.0}, {"workers": 2, "gpus": 0.5, "backend": "gloo"}, {"workers": 2}):
+        Placement.model_validate(sound)
 
 
 OFFICIAL = [name for family in ("llamagen", "var") for name in SPACES.glob(f"{family}_*.yaml")]
