@@ -187,8 +187,9 @@ class ScriptedInception(Extractor):
         super().__init__()
         self.program = program
         (head,) = class_heads(program)
-        self.head = head.detach()
-        self.width = self.head.shape[1]
+        self.register_buffer("head", head.detach(), persistent=False)  # the program has it too
+        self.head: Tensor
+        self.width = head.shape[1]
 
     def forward(self, images: Tensor) -> Features:
         pooled = self.program(images.permute(0, 3, 1, 2), return_features=True)
