@@ -48,7 +48,8 @@ def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, r
       hooks on saved tensors; VAR 55), a tenth with recomputation: a pair is two sequences; logits, a chunk of 2²⁶
       numbers in float32 with its gradient, and in bfloat16
     - scoring: the EMA whole in bfloat16, and first, while it is gathered, in float32, then keys and values,
-      16 GiB (`sampler.CACHE_BYTES`), and 4 GiB to decode images
+      16 GiB (`sampler.CACHE_BYTES`), and beside or after them at most 4 GiB: a step, drawing its tokens, decoding
+      images, Inception (each counted on `meta` by tests/evaluation/test_memory.py)
     """
     parted, n = strategy == "fsdp", load.parameters
     always = 20 * n / (workers if parted else 1)

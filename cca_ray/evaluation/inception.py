@@ -12,6 +12,7 @@ from cca_ray.models.files import load_state
 
 INCEPTION_SIDE = 299  # pixels
 CLASSES = 1008  # of the 2015 network
+AT_A_TIME = 64  # images: 14 MiB of activations each
 
 
 def resize_tf1(x_BCHW: Tensor, side: int) -> Tensor:
@@ -132,7 +133,7 @@ class Inception(Extractor):
     original that FID has kept.
     """
 
-    width = 2048
+    width, at_a_time = 2048, AT_A_TIME
     provides = frozenset({"pooled", "spatial", "probabilities"})
 
     def __init__(self) -> None:
@@ -182,6 +183,8 @@ def class_heads(program: torch.jit.ScriptModule) -> list[Tensor]:
 
 class ScriptedInception(Extractor):
     """NVIDIA's program: resizes and scales by itself; has no spatial features."""
+
+    at_a_time = AT_A_TIME
 
     def __init__(self, program: torch.jit.ScriptModule):
         super().__init__()

@@ -18,20 +18,13 @@ from cca_ray.config import DEFAULT_METRICS, ResolvedStudy
 from cca_ray.contracts import Score
 from cca_ray.data.tokens import TokenSet, read_token_set
 from cca_ray.errors import ConfigError
+from cca_ray.evaluation.decoder import Decoder, GraphDecoder
 from cca_ray.evaluation.features import Extractor, extract, load_extractor
 from cca_ray.evaluation.jackknife import fewest_left, jackknife_groups
 from cca_ray.evaluation.metric import AnyMetric, Context, metric_named, obstacle
 from cca_ray.evaluation.protocol import SHARD, Protocol
 from cca_ray.evaluation.reference import Reference
-from cca_ray.evaluation.sampler import (
-    Decoder,
-    Decoding,
-    GraphDecoder,
-    decode_images,
-    labels_of,
-    sample_tokens,
-    uniforms,
-)
+from cca_ray.evaluation.sampler import Decoding, decode_images, labels_of, sample_tokens, uniforms
 from cca_ray.models.base import Model, Tokenizer
 from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights
