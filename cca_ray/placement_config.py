@@ -26,6 +26,7 @@ class Accelerator(Strict):
     strategy: Strategy | None = None
     activation_checkpointing: bool | None = None
     compile: bool | None = None
+    graphs: bool | None = None
 
     @model_validator(mode="after")
     def has_gpus(self) -> Self:
@@ -51,7 +52,8 @@ class Placement(Strict):
     strategy: Strategy = "ddp"
     backend: Literal["auto", "nccl", "gloo"] = "auto"  # between several workers; auto: NCCL on GPUs, gloo on CPUs
     activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
-    compile: bool = False  # torch.compile of every block (off with a warning where that fails); CUDA graphs to sample
+    compile: bool = False  # torch.compile of every block, in training; off with a warning where that fails
+    graphs: bool = False  # on GPUs, decoding steps as CUDA graphs, in sampling
     max_failures: int = Field(2, ge=0)  # lost workers a trial survives
     checkpoint_minutes: float = Field(10, gt=0)  # between two checkpoints of a trial, which also has one at each rung
     hung_minutes: float = Field(30, gt=0)  # without a sign of life, after which a worker counts as lost

@@ -1,5 +1,6 @@
 """The device that this process computes on: what everything asks, so that no card is taken that was not given."""
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -49,3 +50,15 @@ def driver() -> str:
     """NVIDIA's, in words, as its kernel module tells it."""
     found = re.search(r"\b\d+\.\d[\d.]*", DRIVER.read_text()) if DRIVER.exists() else None
     return f"NVIDIA driver {found[0]}" if found else "no NVIDIA driver"
+
+
+def give_back(device: torch.device) -> None:
+    """Of a card, what PyTorch keeps for later: in pieces of other sizes than what comes next wants."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def free_memory(device: torch.device) -> None:
+    """Also what nothing uses any more, but Python has not noticed yet."""
+    gc.collect()
+    give_back(device)

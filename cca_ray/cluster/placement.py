@@ -159,7 +159,11 @@ def smaller_micro_batch(placement: Placement, global_batch: int) -> int | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """On a GPU or on a CPU, where PyTorch has no kind of its own for it."""
-    signs = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+    signs = (
+        "can't allocate memory", "not enough memory", "bad_alloc", "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",  # its workspace found no room
+        "CUDNN_STATUS_ALLOC_FAILED",
+    )  # fmt: skip
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )

@@ -151,10 +151,13 @@ class ExtractorKind(ABC):
 
 
 @torch.inference_mode()
-def extract(extractor: Extractor, images: Tensor) -> Features:
-    """Features of images [B, H, W, 3] uint8, in full float32 on every card: TF32 would make a FID depend on it."""
+def extract(extractor: Extractor, images: Tensor, share: int = 1) -> Features:
+    """Features of images [B, H, W, 3] uint8, in full float32 on every card: TF32 would make a FID depend on it.
+
+    1/`share` of them at a time that could be.
+    """
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        features = Features.joined([extractor(some) for some in images.split(extractor.at_a_time)])
+        features = Features.joined([extractor(some) for some in images.split(max(1, extractor.at_a_time // share))])
     finite(features.pooled, "the feature network (score.features)")
     return features
 

@@ -148,12 +148,15 @@ def sample_tokens(
 
 
 @torch.inference_mode()
-def decode_images(tokenizer: Tokenizer, tokens: Tensor, side: int | None = None) -> Tensor:
+def decode_images(
+    tokenizer: Tokenizer, tokens: Tensor, side: int | None = None, pixels: int = PIXELS_AT_A_TIME
+) -> Tensor:
     """tokens [B, L] -> images [B, H, W, 3] uint8, rounded as the family's own sampler does.
 
     `side`: pixels to which they are resized before that, bicubically and without antialiasing, again as there.
+    `pixels`: about as many at a time.
     """
-    at_a_time = max(1, PIXELS_AT_A_TIME // (tokens.shape[1] * tokenizer.config.downsample**2))
+    at_a_time = max(1, pixels // (tokens.shape[1] * tokenizer.config.downsample**2))
     return torch.cat([to_pixels(tokenizer.decode(part), tokenizer.grey, side) for part in tokens.split(at_a_time)])
 
 

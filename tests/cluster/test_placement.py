@@ -13,6 +13,7 @@ from cca_ray.cluster.placement import (
     autocast,
     check_cuts,
     in_this_process,
+    is_out_of_memory,
     memory_gib,
     micro_batch_size,
     ways,
@@ -98,6 +99,23 @@ def test_every_way_must_cut_the_global_batch_evenly():
 def test_what_makes_no_sense_is_refused(placement: dict[str, Any], told: str):
     with pytest.raises(ValueError, match=told):
         Placement.model_validate_json(json.dumps(placement))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
+    ],
+)
+def test_memory_runs_out_in_many_words(said: str):
+    assert is_out_of_memory(RuntimeError(said))
+    assert is_out_of_memory(torch.AcceleratorError(said))
+    assert not is_out_of_memory(ValueError(said))
+    assert not is_out_of_memory(torch.AcceleratorError("CUDA error: device-side assert triggered"))
 
 
 def test_one_worker_or_gloo_may_share_a_card():

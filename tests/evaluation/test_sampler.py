@@ -297,9 +297,7 @@ def test_a_pixel_is_rounded_down_and_held_within_a_byte():
 
 
 @pytest.mark.parametrize(("pixels", "sizes"), [(64, [1] * 5), (63, [1] * 5), (128, [2, 2, 1]), (191, [2, 2, 1])])
-def test_as_many_images_are_decoded_at_a_time_as_there_is_room_for(
-    pixels: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
-):
+def test_as_many_images_are_decoded_at_a_time_as_there_is_room_for(pixels: int, sizes: list[int]):
     """Sixteen tokens of 2 x 2 pixels an image."""
     given: list[int] = []
 
@@ -307,10 +305,9 @@ def test_as_many_images_are_decoded_at_a_time_as_there_is_room_for(
         given.append(len(tokens))
         return tokens.view(-1, 1, 4, 4).expand(-1, 3, -1, -1) / 16
 
-    monkeypatch.setattr(sampler, "PIXELS_AT_A_TIME", pixels)
     tokenizer: Any = SimpleNamespace(decode=decode, grey=128.0, config=SimpleNamespace(downsample=2))
     tokens = torch.arange(80.0).view(5, 16) % 16
-    found = decode_images(tokenizer, tokens)
+    found = decode_images(tokenizer, tokens, None, pixels)
     assert given == sizes
     assert torch.equal(found[..., 1], (127.5 * tokens / 16 + 128).to(torch.uint8).view(5, 4, 4))
 

@@ -12,14 +12,18 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
+from cca_ray.cluster.placement import micro_batch_size
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import RungScore, Strict, TrialReport
 from cca_ray.errors import Stuck
+from cca_ray.evaluation import scoring as scoring_module
 from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.fid import frechet_distance
 from cca_ray.evaluation.reference import Moments
+from cca_ray.evaluation.sampler import CACHE_BYTES, PIXELS_AT_A_TIME
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, sample_shards, score, scoring_of
+from cca_ray.evaluation.thrift import NoRoom
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_official
 from cca_ray.models.parallel import Group, can_compile
@@ -319,11 +323,64 @@ def test_when_memory_runs_out_the_micro_batch_is_halved_and_no_result_changes(ma
     np.testing.assert_allclose(fids(little), fids(whole), rtol=1e-4)
 
 
+def test_memory_that_runs_out_for_several_workers_at_once_is_one_event(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    job = Job(placed(config, workers=2), config.train, tmp_path)
+    for size in (12, 6):
+        tried = smaller(job)  # by both workers, each of which then halves
+        assert micro_batch_size(tried.config.placement, 24) == size
+        assert [shrink(job, tried), shrink(job, tried)] == [True, True]
+    assert not shrink(job, smaller(job))
+
+
+def out_of(message: str) -> Exception:
+    return torch.OutOfMemoryError(message) if message == "CUDA out of memory." else RuntimeError(message)
+
+
+@pytest.mark.parametrize("part", ["tokens", "images", "features"])
+def test_when_memory_runs_out_in_scoring_less_is_made_at_a_time_and_no_result_changes(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+):
+    """Nothing is trained again, and nothing with a smaller micro-batch."""
+    config = make_study(family="var", train=LIVE)
+    whole = run(config, tmp_path / "whole")
+    names = {"tokens": "sample_tokens", "images": "decode_images", "features": "extract"}
+    real, shares = getattr(scoring_module, names[part]), list[int]()
+
+    def little(*arguments: Any) -> Any:
+        room = arguments[4] if part == "tokens" else arguments[-1]
+        shares.append({"tokens": CACHE_BYTES // room, "images": PIXELS_AT_A_TIME // room, "features": room}[part])
+        if shares[-1] < 4:
+            raise out_of("CUDA out of memory." if len(shares) % 2 else "cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return real(*arguments)
+
+    monkeypatch.setattr(scoring_module, names[part], little)
+    thrifty = run(config, tmp_path / "little")
+    assert shares == [1, 2, 4] * 2
+    assert not (tmp_path / "little" / "micro_batch").exists()
+    np.testing.assert_array_equal(losses(thrifty), losses(whole))
+    np.testing.assert_allclose(fids(thrifty), fids(whole), rtol=1e-6)
+
+
+def test_memory_that_is_too_small_to_score_ends_the_trial(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def none(*arguments: Any) -> Any:
+        raise out_of("CUDA error: out of memory")
+
+    config = make_study(train=LIVE)
+    monkeypatch.setattr(scoring_module, "decode_images", none)
+    with pytest.raises(NoRoom, match="memory runs out in scoring"):
+        run(config, tmp_path)
+    assert not (tmp_path / "micro_batch").exists()
+
+
 def test_memory_that_is_too_small_for_a_quarter_of_the_micro_batch_is_given_up(make_study: MakeStudy, tmp_path: Path):
     config = make_study(train=LIVE)
     job = Job(config, config.train, tmp_path)
     assert [shrink(job), shrink(job), shrink(job)] == [True, True, False]
     assert smaller(job).config.placement.micro_batch == 6
+    assert [shrink(job), shrink(job)] == [False, False]
     one = Job(placed(config, micro_batch=1), config.train, tmp_path / "one")
     assert not shrink(one)
 
