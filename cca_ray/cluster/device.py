@@ -14,6 +14,9 @@ from cca_ray.placement_config import Placement
 
 PRETENDED = "CCA_RAY_PRETENDED_GPUS"  # in the environment: the GPUs that Ray counts are no cards, as in rehearsals
 DRIVER = Path("/proc/driver/nvidia/version")
+# Training and sampling want blocks of other sizes: memory that grows in place is not left in pieces between them.
+ALLOCATOR = "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+CUDA_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"  # the older name, which wins
 
 
 def local_device(placement: Placement | None = None) -> torch.device:
@@ -28,6 +31,8 @@ def local_device(placement: Placement | None = None) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise Stuck(no_card())
+    if CUDA_ALLOCATOR not in os.environ:
+        os.environ.setdefault(*ALLOCATOR)  # which PyTorch reads with its first tensor on a card
     return torch.device("cuda:0")
 
 
@@ -50,6 +55,21 @@ def driver() -> str:
     """NVIDIA's, in words, as its kernel module tells it."""
     found = re.search(r"\b\d+\.\d[\d.]*", DRIVER.read_text()) if DRIVER.exists() else None
     return f"NVIDIA driver {found[0]}" if found else "no NVIDIA driver"
+
+
+class CardLost(RuntimeError):
+    """An error after which this process can compute nothing more on its card: a new one can."""
+
+
+def card_is_lost() -> bool:
+    """Whether CUDA refuses all work from now on, as after a device assert or an illegal access."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def give_back(device: torch.device) -> None:

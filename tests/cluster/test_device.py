@@ -1,6 +1,7 @@
 """Which device a process computes on. No card is needed: Ray is told of some, PyTorch is made to say what is wanted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from cca_ray.cluster import device, placement
-from cca_ray.cluster.device import PRETENDED, local_device
+from cca_ray.cluster.device import ALLOCATOR, CUDA_ALLOCATOR, PRETENDED, local_device
 from cca_ray.cluster.placement import autocast, precision, precision_of
 from cca_ray.errors import Stuck
 from cca_ray.models.parallel import Group
@@ -24,6 +25,9 @@ ON_CARDS = (Placement(gpus=1), Placement(accelerators=(Accelerator(type="A40"),)
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Outside of Ray, on a machine with a card."""
     monkeypatch.delenv(PRETENDED)
+    for name in (CUDA_ALLOCATOR, ALLOCATOR[0]):
+        monkeypatch.setenv(name, "")  # so that what it was comes back afterwards
+        monkeypatch.delenv(name)
     monkeypatch.setattr(device.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return monkeypatch
@@ -45,6 +49,28 @@ def test_no_card_is_taken_that_nobody_gave(machine: pytest.MonkeyPatch):
     assert [local_device(wanted) for wanted in (None, Placement())] == [CARD] * 2
     machine.setenv(PRETENDED, "1")
     assert local_device() == CPU
+
+
+def test_memory_of_a_card_grows_in_place_unless_its_user_says_otherwise(machine: pytest.MonkeyPatch):
+    local_device()
+    assert ALLOCATOR[0] not in os.environ
+    machine.setenv(CUDA_ALLOCATOR, "backend:cudaMallocAsync")
+    local_device(Placement(gpus=1))
+    assert ALLOCATOR[0] not in os.environ
+    machine.delenv(CUDA_ALLOCATOR)
+    local_device(Placement(gpus=1))
+    assert os.environ[ALLOCATOR[0]] == "expandable_segments:True"
+
+
+def test_pytorch_reads_how_it_allocates_when_it_first_does():
+    """Else `local_device` says it too late."""
+    command = (
+        "import os, torch; torch.zeros(3); os.environ['{}'] = '{}'; print(torch._C._accelerator_getAllocatorSettings())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", command.format(*ALLOCATOR)], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == ALLOCATOR[1]
 
 
 @pytest.mark.parametrize("assigned", [True, False])
