@@ -26,7 +26,7 @@ from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, samp
 from cca_ray.evaluation.thrift import NoRoom
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_official
-from cca_ray.models.parallel import Group, can_compile
+from cca_ray.models.parallel import Group
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.shared_files import reference_table
 from cca_ray.storage.mirror import patiently
@@ -82,7 +82,7 @@ def whole(base_files, tmp_path_factory: pytest.TempPathFactory):
     from tests.conftest import tiny_space
 
     content = tiny_space()
-    content["train"] |= {"global_batch": 8, **LIVE}
+    content["train"] |= {"global_batch": 8, "dropout": 0.1, **LIVE}
     config = with_files(parse(content, "tiny", "tiny.yaml"), base_files)
     folder = tmp_path_factory.mktemp("whole")
     return config, folder, run(config, folder)
@@ -123,12 +123,13 @@ def test_recomputed_activations_change_no_result(whole, tmp_path: Path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: apt-get install g++")
+@pytest.mark.timeout(600)  # most of it the C++ compiler's
 def test_compiled_blocks_change_no_result(whole, tmp_path: Path):
+    """With dropout, as all files of LlamaGen have it; by one program for all blocks, that which was tried before."""
     torch.compiler.reset()
-    assert can_compile(torch.device("cpu"))
-    counters.clear()  # of that trial
+    counters.clear()
     assert_same_run(tmp_path, run(placed(whole[0], compile=True, activation_checkpointing=True), tmp_path), whole)
-    assert counters["frames"]["ok"] >= 1  # blocks that were compiled
+    assert counters["stats"]["unique_graphs"] == 2  # with dropout, and of the frozen model without
 
 
 def test_var_gives_the_same_whatever_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
