@@ -2,7 +2,9 @@
 
 One random stream per image: image `index` of `seed` is made from its own uniform numbers, one per token,
 so it is the same image whatever the batch, the number of workers or the number of images asked for; and
-two models sampled with one seed differ only where their probabilities do (common random numbers).
+two models sampled with one seed differ only where their probabilities do (common random numbers). That is so
+in float32 on a CPU. Elsewhere kernels of another batch size or card round otherwise, and one flipped token
+changes the rest of its image: in bfloat16 another card is another draw of the same distribution.
 """
 
 from dataclasses import dataclass
