@@ -55,6 +55,7 @@ TESTS = {
     "training/objectives": ("training/test_objectives.py",),
     "training/step": ("training/test_step.py", "training/test_recipe.py"),
     "evaluation/sampler": ("evaluation/test_sampler.py",),
+    "evaluation/decoder": ("evaluation/test_sampler.py",),
     "evaluation/metric": ("evaluation/test_metric.py",),
     "evaluation/fid": ("evaluation/test_fid.py",),
     "evaluation/inception_score": ("evaluation/test_inception_score.py",),

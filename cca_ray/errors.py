@@ -29,7 +29,7 @@ class RayEnded(ConfigError):
 
 
 class Stuck(ValueError):
-    """Files that cannot be read or written: no fault of this trial, and every other would meet it too."""
+    """What is no fault of this trial, and every other would meet too: files, or a card, that cannot be used."""
 
 
 def without_secrets(text: str) -> str:

@@ -8,7 +8,7 @@ from cca_ray.contracts import Strict
 
 CPU = "CPU"  # the type of "accelerator" that every node without one has
 Strategy = Literal["ddp", "fsdp"]  # of several workers: a whole model each, or a part each
-Precision = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 autocast on GPUs that have it
+Precision = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where workers hold GPUs, float32 on CPUs
 
 
 class Accelerator(Strict):
@@ -26,6 +26,7 @@ class Accelerator(Strict):
     strategy: Strategy | None = None
     activation_checkpointing: bool | None = None
     compile: bool | None = None
+    graphs: bool | None = None
 
     @model_validator(mode="after")
     def has_gpus(self) -> Self:
@@ -46,12 +47,13 @@ class Placement(Strict):
     workers: int = Field(1, ge=1)
     micro_batch: int | None = Field(None, ge=1)  # pairs a forward pass and worker; None: all of a worker's share
     cpus: int = Field(1, ge=1)  # a worker
-    gpus: float = Field(0, ge=0)  # a worker
-    precision: Precision = "auto"  # of all accelerators, if they say one
+    gpus: float = Field(0, ge=0)  # a worker; 0: the CPU, whatever cards there are
+    precision: Precision = "auto"  # of all accelerators, if they say one; auto: bfloat16 with GPUs
     strategy: Strategy = "ddp"
     backend: Literal["auto", "nccl", "gloo"] = "auto"  # between several workers; auto: NCCL on GPUs, gloo on CPUs
     activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
-    compile: bool = False  # torch.compile of every block (off with a warning where that fails); CUDA graphs to sample
+    compile: bool = False  # torch.compile of every block, in training; off with a warning where that fails
+    graphs: bool = False  # on GPUs, decoding steps as CUDA graphs, in sampling
     max_failures: int = Field(2, ge=0)  # lost workers a trial survives
     checkpoint_minutes: float = Field(10, gt=0)  # between two checkpoints of a trial, which also has one at each rung
     hung_minutes: float = Field(30, gt=0)  # without a sign of life, after which a worker counts as lost
@@ -70,4 +72,18 @@ class Placement(Strict):
         if CPU in types and len(types) > 1 and precision == "auto":
             raise ValueError("with accelerators of type CPU beside others, precision must be said: float32 or bfloat16")
         object.__setattr__(self, "precision", precision)  # frozen from here on
+        return self
+
+    @model_validator(mode="after")
+    def whole_cards(self) -> Self:
+        """NCCL refuses two workers of a trial on one card, and Ray shares of several cards."""
+        for way in self.accelerators or (self,):
+            gpus = way.gpus if way.gpus is not None else self.gpus
+            if gpus > 1 and gpus % 1:
+                raise ValueError(f"gpus {gpus:g}: want a share of one card, or whole cards")
+            if gpus % 1 and (way.workers or self.workers) > 1 and self.backend != "gloo":
+                raise ValueError(
+                    f"gpus {gpus:g} with {way.workers or self.workers} workers: NCCL refuses two workers on one card; "
+                    "want workers 1, whole cards, or backend gloo"
+                )
         return self

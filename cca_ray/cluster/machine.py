@@ -5,9 +5,9 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-import ray
 import torch
 
+from cca_ray.cluster.device import local_device
 from cca_ray.contracts import Machine
 from cca_ray.registry import digest_of
 
@@ -21,18 +21,12 @@ def machine_here() -> Machine:
         processor=processor(),
         arithmetic=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
-        card=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        card=torch.cuda.get_device_name() if local_device().type == "cuda" else "",
         python=platform.python_version(),
         libraries={name: version(name) for name in LIBRARIES},
         source=digest_of("cca_ray"),
         revision=revision(),
     )
-
-
-@ray.remote
-def machine_of_a_worker() -> Machine:
-    """Of the process that Ray runs this in: options say what it holds there."""
-    return machine_here()
 
 
 def processor() -> str:

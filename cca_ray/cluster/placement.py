@@ -5,9 +5,11 @@ The global batch is fixed by the study; placement only decides how it is cut.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from cca_ray.errors import Stuck
 from cca_ray.placement_config import CPU, Accelerator, Placement, Strategy
 
 GIB = 2**30
@@ -46,7 +48,8 @@ def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, r
       hooks on saved tensors; VAR 55), a tenth with recomputation: a pair is two sequences; logits, a chunk of 2²⁶
       numbers in float32 with its gradient, and in bfloat16
     - scoring: the EMA whole in bfloat16, and first, while it is gathered, in float32, then keys and values,
-      16 GiB (`sampler.CACHE_BYTES`), and 4 GiB to decode images
+      16 GiB (`sampler.CACHE_BYTES`), and beside or after them at most 4 GiB: a step, drawing its tokens, decoding
+      images, Inception (each counted on `meta` by tests/evaluation/test_memory.py)
     """
     parted, n = strategy == "fsdp", load.parameters
     always = 20 * n / (workers if parted else 1)
@@ -118,6 +121,11 @@ def devices(placement: Placement) -> float:
     return placement.workers * (placement.gpus or placement.cpus)
 
 
+def on_cards(placement: Placement) -> bool:
+    """Whether workers hold GPUs."""
+    return any(way.gpus > 0 for way in ways(placement))
+
+
 def in_this_process(placement: Placement) -> bool:
     """Whether a trial needs no worker group: one worker, wherever there is room."""
     return placement.workers == 1 and not placement.accelerators
@@ -151,7 +159,11 @@ def smaller_micro_batch(placement: Placement, global_batch: int) -> int | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """On a GPU or on a CPU, where PyTorch has no kind of its own for it."""
-    signs = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+    signs = (
+        "can't allocate memory", "not enough memory", "bad_alloc", "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",  # its workspace found no room
+        "CUDNN_STATUS_ALLOC_FAILED",
+    )  # fmt: skip
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )
@@ -165,17 +177,33 @@ def worker_resources(placement: Placement) -> dict[str, float]:
     return resources
 
 
-def local_device() -> torch.device:
-    """The GPU that Ray gave to this process (it hides the others), or the CPU."""
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+def precision_of(placement: Placement) -> Literal["float32", "bfloat16"]:
+    """What training and sampling compute in, as the placement alone says: the driver, which has no GPU, must know too.
+
+    `auto`: bfloat16 where workers hold GPUs.
+    """
+    if placement.precision == "auto":
+        return "bfloat16" if on_cards(placement) else "float32"
+    return placement.precision
 
 
 def precision(placement: Placement, device: torch.device) -> torch.dtype:
-    """What training and sampling compute in. `auto`: bfloat16 on GPUs that have it."""
-    wanted = placement.precision == "bfloat16" or (
-        placement.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.bfloat16 if wanted else torch.float32
+    """The same, to compute with on this device. Stuck if it is a card that PyTorch says bfloat16 of, but emulates it:
+
+    a study's results must not depend on the card, so no trial may take another precision for itself.
+    """
+    half = precision_of(placement) == "bfloat16"
+    if (
+        half
+        and placement.precision == "auto"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise Stuck(
+            f"{torch.cuda.get_device_name(device)} has no bfloat16, in which placement.precision auto computes on "
+            "GPUs; say --set placement.precision=float32"
+        )
+    return torch.bfloat16 if half else torch.float32
 
 
 def autocast(placement: Placement, device: torch.device) -> AbstractContextManager[None]:

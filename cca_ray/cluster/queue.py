@@ -129,8 +129,12 @@ def first_way(placement: Placement) -> Placement:
     return grant({"": ways(placement)}, [], nodes).get("", ways(placement)[0])
 
 
-def as_worker(task: Any, placement: Placement, **options: int) -> Any:
-    """A Ray task or actor that holds what one worker of a trial holds, on any card that a trial may run on here."""
+def as_worker(work: Callable[..., Any], placement: Placement, **options: int) -> Any:
+    """A function as a Ray task, or a class as an actor: it holds what a trial's worker holds, on any card of a trial.
+
+    GPUs are said to `ray.remote`, never to `.options`: only so does the process of a task end with it. One that is
+    reused keeps gigabytes on a card that Ray calls free, and computes on its first card for ever.
+    """
     way, types = ways(placement)[0], [""]
     if placement.accelerators:
         nodes = nodes_now()
@@ -139,7 +143,8 @@ def as_worker(task: Any, placement: Placement, **options: int) -> Any:
         types = sorted({accelerator_of(other) for other in possible if other.gpus})
     where = {TYPE: f"in({','.join(types)})"} if way.gpus and types[0] else selector(way)
     resources = worker_resources(way)
-    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), label_selector=where, **options)
+    gpus = resources.get("GPU", 0)
+    return ray.remote(num_cpus=resources["CPU"], num_gpus=gpus, label_selector=where, **options)(work)
 
 
 def demand(way: Placement, name: str) -> PlacementGroup:

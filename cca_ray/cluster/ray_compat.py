@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,5 +158,6 @@ def last_loss(trial: Any) -> Loss | None:
         return None
     text = Path(trial.error_file).read_text().split(FAILURE)[-1]
     never_ran = NEVER_RAN in text
-    reason = NEVER_RAN if never_ran else f"lost its process: {text.splitlines()[1]}"
+    card = re.search(r"^[\w.]*CardLost: (.*)$", text, re.MULTILINE)  # see `device`
+    reason = NEVER_RAN if never_ran else f"lost its process: {card[1] if card else text.splitlines()[1]}"
     return Loss(reason, never_ran, "OutOfMemory" in text)

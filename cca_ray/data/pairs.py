@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cca_ray.data.moving import moved
 from cca_ray.data.tokens import TokenSet
 
 ORDER, CROP, NULL = 0, 1, 2  # one stream of random numbers for each purpose
@@ -55,11 +56,6 @@ def steps_per_epoch(images: int, global_batch: int) -> int:
     if images < global_batch:
         raise ValueError(f"global_batch {global_batch} is larger than the token set ({images} images)")
     return images // global_batch
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; to a GPU from pinned memory, so that nothing waits for the copy."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
+from cca_ray.data.moving import moved
 from cca_ray.errors import ConfigError, reading
 from cca_ray.models.base import Tokenizer
 from cca_ray.storage.files import atomically
@@ -56,16 +58,26 @@ class TokenSet:
 
 def to_input(images: np.ndarray) -> torch.Tensor:
     """What tokenizers take: [N, H, W, 3] uint8 -> [N, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return scaled(torch.from_numpy(np.ascontiguousarray(images)))
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """The same of a tensor, where it is. The divisor is a tensor: by a plain number a GPU would multiply, and round."""
+    return pixels.permute(0, 3, 1, 2).float() / torch.full((), 127.5, device=pixels.device) - 1.0
 
 
 def encode_images(tokenizer: Tokenizer, images: np.ndarray, batch: int = 256) -> Iterator[np.ndarray]:
     """images [N, H, W, 3] uint8 -> token batches [B, L] uint16, in order."""
-    device = next(tokenizer.parameters()).device
-    for start in range(0, len(images), batch):
+    device, starts = next(tokenizer.parameters()).device, range(0, len(images), batch)
+    parts = (torch.from_numpy(np.ascontiguousarray(images[start : start + batch])) for start in starts)
+    on_device = (moved(part, device) for part in parts)  # as bytes: a quarter of what floats would be
+    pixels = next(on_device, None)
+    while pixels is not None:
+        following = next(on_device, None)  # on its way while these are encoded
         with torch.inference_mode():
-            pixels = to_input(images[start : start + batch]).to(device)
-            yield tokenizer.encode(pixels).cpu().numpy().astype(np.uint16)
+            tokens = tokenizer.encode(scaled(pixels))
+            yield tokens.cpu().numpy().astype(np.uint16)
+        pixels = following
 
 
 def part_path(folder: Path, number: int) -> Path:

@@ -8,7 +8,7 @@ import io
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,14 @@ class Features:
         rest = (None if x is None else x.cpu().numpy() for x in (self.probabilities, self.spatial))
         return FeatureArrays(self.pooled.cpu().numpy(), *rest)
 
+    @staticmethod
+    def joined(parts: Sequence["Features"]) -> "Features":
+        """Of several batches."""
+        probabilities = [part.probabilities for part in parts if part.probabilities is not None]
+        spatial = [part.spatial for part in parts if part.spatial is not None]
+        rest = (torch.cat(some) if some else None for some in (probabilities, spatial))
+        return Features(torch.cat([part.pooled for part in parts]), *rest)
+
 
 class Extractor(nn.Module):
     """`extractor(images [B, H, W, 3] uint8) -> Features`: what is scored is what would be saved."""
@@ -67,6 +75,7 @@ class Extractor(nn.Module):
     digest: str  # names its weights; `load_extractor` sets it
     width: int  # D
     provides: frozenset[Provided] = frozenset({"pooled", "probabilities"})  # what its `Features` hold
+    at_a_time = 256  # images, as many as memory allows
     image_size: int | None = None  # pixels along a side; None: any, it resizes them itself
 
     def forward(self, images: Tensor) -> Features:
@@ -142,10 +151,13 @@ class ExtractorKind(ABC):
 
 
 @torch.inference_mode()
-def extract(extractor: Extractor, images: Tensor) -> Features:
-    """Features of images [B, H, W, 3] uint8, in full float32 on every card: TF32 would make a FID depend on it."""
+def extract(extractor: Extractor, images: Tensor, share: int = 1) -> Features:
+    """Features of images [B, H, W, 3] uint8, in full float32 on every card: TF32 would make a FID depend on it.
+
+    1/`share` of them at a time that could be.
+    """
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        features = extractor(images)
+        features = Features.joined([extractor(some) for some in images.split(max(1, extractor.at_a_time // share))])
     finite(features.pooled, "the feature network (score.features)")
     return features
 

@@ -12,6 +12,7 @@ from cca_ray.models.files import load_state
 
 INCEPTION_SIDE = 299  # pixels
 CLASSES = 1008  # of the 2015 network
+AT_A_TIME = 64  # images: 14 MiB of activations each
 
 
 def resize_tf1(x_BCHW: Tensor, side: int) -> Tensor:
@@ -132,7 +133,7 @@ class Inception(Extractor):
     original that FID has kept.
     """
 
-    width = 2048
+    width, at_a_time = 2048, AT_A_TIME
     provides = frozenset({"pooled", "spatial", "probabilities"})
 
     def __init__(self) -> None:
@@ -183,12 +184,15 @@ def class_heads(program: torch.jit.ScriptModule) -> list[Tensor]:
 class ScriptedInception(Extractor):
     """NVIDIA's program: resizes and scales by itself; has no spatial features."""
 
+    at_a_time = AT_A_TIME
+
     def __init__(self, program: torch.jit.ScriptModule):
         super().__init__()
         self.program = program
         (head,) = class_heads(program)
-        self.head = head.detach()
-        self.width = self.head.shape[1]
+        self.register_buffer("head", head.detach(), persistent=False)  # the program has it too
+        self.head: Tensor
+        self.width = head.shape[1]
 
     def forward(self, images: Tensor) -> Features:
         pooled = self.program(images.permute(0, 3, 1, 2), return_features=True)

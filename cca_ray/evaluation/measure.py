@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cca_ray.cluster.device import local_device
 from cca_ray.config import ResolvedStudy
 from cca_ray.evaluation.features import Extractor, extract
 from cca_ray.evaluation.metric import AnyMetric, Context, metric_named, obstacle
@@ -82,7 +83,7 @@ def evaluate(
     seed: int | None = None,
 ) -> Evaluation:
     """Measure the images in `npz`, or else those of a checkpoint (None: the base). ConfigError if a file is bad."""
-    group = Group()
+    group = Group(device=local_device(config.placement))
     scoring = scoring_of(config, group.device)
     protocol = protocol_of(config, scoring, samples or config.score.samples, guidance_scale, seed)
     scoring = with_real_images(scoring, config.score.reference, group.device)

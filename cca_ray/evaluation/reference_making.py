@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cca_ray.cluster.placement import local_device
+from cca_ray.cluster.device import local_device
 from cca_ray.data.encode import (
     Columns,
     Progress,

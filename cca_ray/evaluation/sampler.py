@@ -2,22 +2,25 @@
 
 One random stream per image: image `index` of `seed` is made from its own uniform numbers, one per token,
 so it is the same image whatever the batch, the number of workers or the number of images asked for; and
-two models sampled with one seed differ only where their probabilities do (common random numbers).
+two models sampled with one seed differ only where their probabilities do (common random numbers). That is so
+in float32 on a CPU. Elsewhere kernels of another batch size or card round otherwise, and one flipped token
+changes the rest of its image: in bfloat16 another card is another draw of the same distribution.
 """
 
-from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cca_ray.evaluation.decoder import Decoder
 from cca_ray.models.base import Model, Tokenizer, finite
 
 CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 177 MB an image, twice that guided
-PIXELS_AT_A_TIME = 2**22  # of the images that the tokenizer decodes at once: its activations are 512 bytes a pixel
+DRAWN = 2**24  # logits that tokens are drawn from at a time: VAR's last scale has 2²⁰ an image, eight bytes each here
+PIXELS_AT_A_TIME = 2**20  # of the images that the tokenizer decodes at once: LlamaGen's takes 2.5 kB a pixel, VAR's 3.2
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_p < 1.0:
         mass = (ordered - logits.logsumexp(-1, keepdim=True)).exp()
         inside = (mass.cumsum(-1) - mass <= top_p).sum(-1, keepdim=True)  # at least the first: nothing is before it
-        logits = logits.masked_fill(logits < ordered.gather(-1, inside - 1), -torch.inf)
+        # Of logits that are no numbers it is none: an index below 0 would end a GPU's process, not only this batch.
+        logits = logits.masked_fill(logits < ordered.gather(-1, (inside - 1).clamp(min=0)), -torch.inf)
     return logits
 
 
@@ -80,66 +84,24 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
     return found.clamp(max=logits.shape[-1] - 1)  # past the last only of logits that are no numbers
 
 
-class Decoder:
-    """A model's decoding steps, one after the other, for batch after batch."""
+def pick(logits: Tensor, noise: Tensor, decoding: Decoding, scale: float) -> tuple[Tensor, Tensor]:
+    """The tokens of a step, and the highest of their logits, which is not finite if any is not: [B, T] each.
 
-    def __init__(self, model: Model):
-        self.model = model
-        self.labels = torch.empty(0)
-        self.cache: Any = None  # each family has its own kind
-
-    def begin(self, labels: Tensor) -> None:
-        """A batch with these labels [B]."""
-        self.labels, self.cache = labels, self.model.new_cache(len(labels))
-
-    def step(self, step: int, last: Tensor | None) -> Tensor:
-        """Logits of this step [B, count, V], good until the next; `last`: the tokens of the step before [B, count]."""
-        return self.model.decode(self.labels, last, step, self.cache)
-
-
-class GraphDecoder(Decoder):
-    """The same on a GPU, where every step is a CUDA graph: recorded with the first batch of a size, then replayed.
-
-    A step is hundreds of small kernels, whose launches take longer than their work. Every step has a graph of its own,
-    so that shapes are static and yet nothing is computed for positions that are still empty.
+    logits [B, T, V], with guidance [2B, T, V] of both branches, here at `scale`; noise [B, T]. Some rows at a time:
+    of VAR's last scale all, in float64, would be 10 GiB.
     """
-
-    def __init__(self, model: Model):
-        super().__init__(model)
-        self.pool = torch.cuda.graph_pool_handle()
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor | None, Tensor]] = {}
-        self.logits: dict[int, Tensor] = {}  # by tokens a step: what the graphs of such steps write to
-
-    def begin(self, labels: Tensor) -> None:
-        if labels.shape == self.labels.shape:
-            self.labels.copy_(labels)
-        else:
-            self.graphs, self.logits = {}, {}
-            super().begin(labels.clone())
-
-    def step(self, step: int, last: Tensor | None) -> Tensor:
-        if step not in self.graphs:
-            return self.record(step, last)
-        graph, given, logits = self.graphs[step]
-        if last is not None and given is not None:
-            given.copy_(last)
-        graph.replay()
-        return logits
-
-    def record(self, step: int, last: Tensor | None) -> Tensor:
-        given = None if last is None else last.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # once outside, for what libraries set up on first use
-            shown = self.model.decode(self.labels, given, step, copy(self.cache))
-        torch.cuda.current_stream().wait_stream(side)
-        logits = self.logits.setdefault(shown.shape[1], torch.empty_like(shown))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            logits.copy_(self.model.decode(self.labels, given, step, self.cache))
-        self.graphs[step] = graph, given, logits
-        graph.replay()
-        return logits
+    batch, few = len(noise), max(1, DRAWN // logits[0].numel())
+    tokens, highest = [], []
+    for start in range(0, batch, few):
+        rows = slice(start, min(start + few, batch))
+        some = logits[rows]
+        if len(logits) > batch:
+            uncond = logits[batch:][rows]
+            some = uncond + scale * (some - uncond)
+        some = filter_logits(some / decoding.temperature, decoding.top_k, decoding.top_p)
+        tokens.append(draw(some, noise[rows]))
+        highest.append(some.amax(-1))
+    return torch.cat(tokens), torch.cat(highest)
 
 
 @torch.inference_mode()
@@ -177,24 +139,26 @@ def sample_tokens(
         if tokens:
             last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
         logits = decoder.step(step, last)
-        if guided:
-            cond, uncond = logits[:batch], logits[batch:]
-            logits = uncond + model.guidance_at(decoding.guidance_scale, step) * (cond - uncond)
-        logits = filter_logits(logits / decoding.temperature, decoding.top_k, decoding.top_p)
-        highest.append(logits.amax(-1))
-        tokens.append(draw(logits, noise[:, position : position + count]))
+        scale = model.guidance_at(decoding.guidance_scale, step)
+        drawn, highs = pick(logits, noise[:, position : position + count], decoding, scale)
+        tokens.append(drawn)
+        highest.append(highs)
         position += count
+    decoder.end()
     finite(torch.cat(highest, dim=1), "the model")  # once a batch: a GPU would wait for the answer at each step
     return torch.cat(tokens, dim=1)
 
 
 @torch.inference_mode()
-def decode_images(tokenizer: Tokenizer, tokens: Tensor, side: int | None = None) -> Tensor:
+def decode_images(
+    tokenizer: Tokenizer, tokens: Tensor, side: int | None = None, pixels: int = PIXELS_AT_A_TIME
+) -> Tensor:
     """tokens [B, L] -> images [B, H, W, 3] uint8, rounded as the family's own sampler does.
 
     `side`: pixels to which they are resized before that, bicubically and without antialiasing, again as there.
+    `pixels`: about as many at a time.
     """
-    at_a_time = max(1, PIXELS_AT_A_TIME // (tokens.shape[1] * tokenizer.config.downsample**2))
+    at_a_time = max(1, pixels // (tokens.shape[1] * tokenizer.config.downsample**2))
     return torch.cat([to_pixels(tokenizer.decode(part), tokenizer.grey, side) for part in tokens.split(at_a_time)])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cca_ray.cluster.device import local_device
 from cca_ray.config import ResolvedStudy
 from cca_ray.evaluation.npz import NpzWriter
 from cca_ray.evaluation.sampler import image_grid
@@ -30,7 +31,7 @@ def write_samples(
 
     Returns how many images the grid shows, or would show. `progress` hears how many of `count` there are.
     """
-    group = Group()
+    group = Group(device=local_device(config.placement))
     scoring = scoring_of(config, group.device)
     model = for_sampling(load_base(config, str(checkpoint) if checkpoint else None), config.placement, group)
     protocol = protocol_of(config, scoring, count, guidance_scale, seed)

@@ -5,7 +5,7 @@ Also what that needs, loaded once a process: tokens, tokenizer, feature network,
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cca_ray.cluster.placement import precision
+from cca_ray.cluster.placement import precision_of
 from cca_ray.config import DEFAULT_METRICS, ResolvedStudy
 from cca_ray.contracts import Score
 from cca_ray.data.tokens import TokenSet, read_token_set
 from cca_ray.errors import ConfigError
-from cca_ray.evaluation.features import Extractor, extract, load_extractor
+from cca_ray.evaluation.decoder import Decoder, GraphDecoder
+from cca_ray.evaluation.features import Extractor, FeatureArrays, extract, load_extractor
 from cca_ray.evaluation.jackknife import fewest_left, jackknife_groups
 from cca_ray.evaluation.metric import AnyMetric, Context, metric_named, obstacle
 from cca_ray.evaluation.protocol import SHARD, Protocol
 from cca_ray.evaluation.reference import Reference
 from cca_ray.evaluation.sampler import (
-    Decoder,
+    CACHE_BYTES,
+    PIXELS_AT_A_TIME,
     Decoding,
-    GraphDecoder,
     decode_images,
     labels_of,
     sample_tokens,
     uniforms,
 )
+from cca_ray.evaluation.thrift import Thrift
 from cca_ray.models.base import Model, Tokenizer
 from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights
@@ -99,7 +101,7 @@ def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:
         config.score.reference,
         config.data.tokens,
         device,
-        config.placement.compile and device.type == "cuda",
+        config.placement.graphs and device.type == "cuda",
         config.score.trust_torchscript,
     )
     return replace(scoring, metrics=metrics_of(config, scoring))
@@ -145,8 +147,6 @@ def protocol_of(
 
     ValueError if the samples are not of the size that the feature network takes.
     """
-    device = next(scoring.tokenizer.parameters()).device
-    half = precision(config.placement, device) == torch.bfloat16
     size = config.score.image_size or scoring.image_size
     wanted = scoring.extractor.image_size
     if wanted is not None and size != wanted:
@@ -160,7 +160,7 @@ def protocol_of(
         seed=config.score.seed if seed is None else seed,
         image_size=size,
         labels=config.score.labels,
-        precision="bfloat16" if half else "float32",
+        precision=precision_of(config.placement),
         resize="none" if size == scoring.image_size else "bicubic",
         guidance_scale=guidance_scale,
         temperature=config.score.temperature,
@@ -171,21 +171,31 @@ def protocol_of(
 
 
 def sample_shards(
-    model: Model, scoring: Scoring, protocol: Protocol, group: Group
+    model: Model, scoring: Scoring, protocol: Protocol, group: Group, thrift: Thrift | None = None
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """This worker's images, a shard at a time: index [n], images [n, H, W, 3] uint8, labels [n].
 
     Workers hold consecutive blocks of shards, so that rank order is image order.
     """
-    shards = -(-protocol.samples // SHARD)
+    shards, thrift = -(-protocol.samples // SHARD), thrift or Thrift(group.device)
     decoder = GraphDecoder(model) if scoring.graphs else Decoder(model)
+    # Graphs keep keys and values while images are decoded, and need memory of their own.
+    cache = CACHE_BYTES * 3 // 4 if scoring.graphs else CACHE_BYTES
     decoding = Decoding(protocol.guidance_scale, protocol.temperature, protocol.top_k, protocol.top_p)
     for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
         index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
         labels = labels_of(protocol.labels, protocol.seed, index, scoring.num_classes).to(group.device)
         noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
-        tokens = sample_tokens(model, labels, noise, decoding, decoder=decoder)
-        yield index, decode_images(scoring.tokenizer, tokens, protocol.image_size), labels
+
+        def images(share: int, labels: Tensor = labels, noise: Tensor = noise) -> Tensor:
+            tokens = sample_tokens(model, labels, noise, decoding, cache // share, decoder)
+            return decode_images(scoring.tokenizer, tokens, protocol.image_size, PIXELS_AT_A_TIME // share)
+
+        yield index, thrift(images, decoder.drop), labels
+
+
+def features_of(extractor: Extractor, images: Tensor, share: int) -> FeatureArrays:
+    return extract(extractor, images, share).arrays()
 
 
 @torch.inference_mode()
@@ -200,9 +210,9 @@ def score(
     context = Context(scoring.reference, protocol.samples, group.device)
     count = int(jackknife_groups(np.arange(protocol.samples), protocol.samples, classes).max()) + 1
     mine: list[list[Any]] = [[None] * len(metrics) for _ in range(count)]  # states by group and metric
-    first = np.empty(0)
-    for index, images, _ in sample_shards(model, scoring, protocol, group):
-        features = extract(scoring.extractor, images).arrays()
+    first, thrift = np.empty(0), Thrift(group.device)
+    for index, images, _ in sample_shards(model, scoring, protocol, group, thrift):
+        features = thrift(partial(features_of, scoring.extractor, images))
         groups = jackknife_groups(index, protocol.samples, classes)
         for g in np.unique(groups):
             some, at = features.of(groups == g), index[groups == g]

@@ -22,17 +22,39 @@ def mix(h: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class SiteDropout:
+    """`drop(x [B, T, C])` of one place: a rate, and a key for each row, [B] int32."""
+
+    rate: float
+    rows: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        row = self.rows.view(-1, 1, 1)
+        element = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device).view(1, *x.shape[1:])
+        kept = (mix(mix(element) ^ row) & 0x7FFFFFFF) >= int(self.rate * 2**31)
+        return x * kept / (1.0 - self.rate)
+
+
+@dataclass(frozen=True)
 class Dropout:
-    """`dropout(x [B, T, C], site)`: a rate and a key for each row, [B] int32; `site` numbers the places of its use."""
+    """`dropout(x [B, T, C], site)`: a rate and a key for each row, [B] int32; `site` numbers the places of its use.
+
+    A block is given `at(site)` rather than its number: so that all blocks are one program when they are compiled.
+    """
 
     rate: float
     keys: Tensor
 
     def __call__(self, x: Tensor, site: int) -> Tensor:
-        row = mix(self.keys + signed(site * 0x9E3779B1)).view(-1, 1, 1)
-        element = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device).view(1, *x.shape[1:])
-        kept = (mix(mix(element) ^ row) & 0x7FFFFFFF) >= int(self.rate * 2**31)
-        return x * kept / (1.0 - self.rate)
+        return self.at(site)(x)
+
+    def at(self, site: int) -> SiteDropout:
+        """Of this place."""
+        return SiteDropout(self.rate, mix(self.keys + signed(site * 0x9E3779B1)))
+
+    def of_block(self, number: int) -> tuple[SiteDropout, SiteDropout]:
+        """Of the two branches of a block; site 0 is the embeddings'."""
+        return self.at(2 * number + 1), self.at(2 * number + 2)
 
 
 def dropout_keys(index: np.ndarray, *numbers: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cca_ray.models.base import Model
-from cca_ray.models.dropout import Dropout
+from cca_ray.models.dropout import Dropout, SiteDropout
 
 Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values [B, H, T, D]
 
@@ -127,12 +127,12 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, table: Tensor, position: int = 0, cache: tuple[Tensor, Tensor] | None = None,
-        dropout: Dropout | None = None, number: int = 0,
+        drops: tuple[SiteDropout, SiteDropout] | None = None,
     ) -> Tensor:  # fmt: skip
         y = self.attention(self.attention_norm(x), table, position, cache)
-        x = x + (y if dropout is None else dropout(y, 2 * number + 1))
+        x = x + (y if drops is None else drops[0](y))
         y = self.feed_forward(self.ffn_norm(x))
-        return x + (y if dropout is None else dropout(y, 2 * number + 2))
+        return x + (y if drops is None else drops[1](y))
 
 
 class LabelEmbedding(nn.Module):
@@ -197,7 +197,7 @@ class LlamaGen(Model):
             x = dropout(x, 0)
         table = self.rope[: x.shape[1]]
         for number, layer in enumerate(self.layers):
-            x = layer(x, table, dropout=dropout, number=number)
+            x = layer(x, table, drops=dropout.of_block(number) if dropout else None)
         return self.norm(x)
 
     @property

@@ -6,8 +6,8 @@ Precision is autocast's under either strategy, so a loss does not depend on whic
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,10 +21,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cca_ray.cluster.placement import local_device, precision
+from cca_ray.cluster.device import local_device
+from cca_ray.cluster.placement import autocast, is_out_of_memory, precision
+from cca_ray.errors import first_line
 from cca_ray.models.base import Model
+from cca_ray.models.dropout import Dropout
 from cca_ray.models.likelihood import Scorer
 from cca_ray.placement_config import Placement
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,27 +54,74 @@ class Group:
         return values
 
 
-@lru_cache
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile works here: it wants a C++ compiler, and for a GPU Triton."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # of many kinds
-        logging.getLogger(__name__).warning("placement.compile is off: torch.compile fails here: %s", error)
-        return False
-    return True
+@dataclass(frozen=True)
+class Passes:
+    """What the forward passes of training are like."""
+
+    rows: int  # sequences
+    dropout: float = 0.0
 
 
-def distribute(model: Model, placement: Placement, group: Group) -> nn.Module:
-    """The model's `Scorer`, on this worker's device, ready for the forward passes of training.
+COMPILES = dict[tuple[object, ...], bool]()  # what was tried in this process, and whether it worked
+TRIED_BLOCKS = 2  # the second is what finds a block that is another program for every place in the stack
+
+
+def can_compile(model: Model, placement: Placement, device: torch.device, passes: Passes) -> bool:
+    """Whether torch.compile takes this model's blocks here, there and back: as much as a compiler, a version can fail.
+
+    Tried once a process, on copies of two blocks; the real ones are then the same program, which is compiled already.
+    Memory that runs out says nothing of that, and is raised.
+    """
+    trained = is_trained(model)
+    recomputed = placement.activation_checkpointing
+    key = (type(model), model.config, precision(placement, device), device, trained, recomputed, passes)
+    if key not in COMPILES:
+        try:
+            run_compiled(model, placement, device, passes)
+        except Exception as error:  # of many kinds
+            if is_out_of_memory(error):
+                raise
+            said = f"{type(error).__name__}: {first_line(error)}"
+            LOG.warning("placement.compile is off: torch.compile fails on the blocks of this model here: %s", said)
+            COMPILES[key] = False
+        else:
+            COMPILES[key] = True
+    return COMPILES[key]
+
+
+def run_compiled(model: Model, placement: Placement, device: torch.device, passes: Passes) -> None:
+    """A step of training of the model with its first two blocks alone, compiled."""
+    rest = model.stack[TRIED_BLOCKS:]
+    few = deepcopy(model, {id(block): nn.Identity() for block in rest})
+    del few.stack[TRIED_BLOCKS:]
+    few.to(device)
+    for block in few.stack:
+        block.compile()
+    labels = torch.zeros(passes.rows, dtype=torch.int64, device=device)
+    tokens = torch.zeros(passes.rows, model.config.block_size, dtype=torch.int64, device=device)
+    keys = torch.arange(passes.rows, dtype=torch.int32, device=device)
+    dropout = Dropout(passes.dropout, keys) if passes.dropout else None
+    with torch.inference_mode(not is_trained(model)), autocast(placement, device):
+        hidden = few.hidden(labels, tokens, dropout)
+    if is_trained(model):
+        hidden.sum().backward()
+
+
+def is_trained(model: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
+
+
+def distribute(model: Model, placement: Placement, group: Group, passes: Passes) -> nn.Module:
+    """The model's `Scorer`, on this worker's device, ready for such forward passes of training.
 
     FSDP moves and cuts one layer at a time, straight from the memory-mapped file: no worker ever holds a whole
     model of its own.
     """
-    if placement.activation_checkpointing:
+    trained = is_trained(model)
+    if placement.activation_checkpointing and trained:  # a frozen model keeps none, and would not compile
         for number, layer in enumerate(model.stack):
             model.stack[number] = checkpoint_wrapper(layer)
-    if placement.compile and can_compile(group.device):
+    if placement.compile and can_compile(model, placement, group.device, passes):
         for layer in model.stack:  # all alike, so that one compilation serves them all
             layer.compile()
     scorer = Scorer(model)
@@ -80,7 +132,6 @@ def distribute(model: Model, placement: Placement, group: Group) -> nn.Module:
         fully_shard(scorer, mesh=mesh)  # what is left: embeddings, last norm, head
         return scorer
     scorer.to(group.device)
-    trained = any(parameter.requires_grad for parameter in model.parameters())
     if group.world == 1 or not trained:
         return scorer
     # Gradients are views of the buckets in which they are exchanged: 4 bytes a parameter less.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cca_ray.models.base import Model, Tokenizer
-from cca_ray.models.dropout import Dropout
+from cca_ray.models.dropout import Dropout, SiteDropout
 from cca_ray.models.var_vqvae import PATCH_NUMS, VARVQVAE, MultiScaleQuantizer, check_scales
 
 MAX_SCALE = math.log(100.0)  # of the learned attention temperature, as a logarithm
@@ -125,14 +125,13 @@ class Block(nn.Module):
         mask: Tensor | None,
         position: int = 0,
         cache: tuple[Tensor, Tensor] | None = None,
-        dropout: Dropout | None = None,
-        number: int = 0,
+        drops: tuple[SiteDropout, SiteDropout] | None = None,
     ) -> Tensor:
         gain1, gain2, scale1, scale2, shift1, shift2 = self.ada_lin(condition_BC)[:, None].chunk(6, dim=-1)
         h = self.attn(modulated(x, scale1, shift1, self.eps), mask, position, cache) * gain1
-        x = x + (h if dropout is None else dropout(h, 2 * number + 1))
+        x = x + (h if drops is None else drops[0](h))
         h = self.ffn(modulated(x, scale2, shift2, self.eps)) * gain2
-        return x + (h if dropout is None else dropout(h, 2 * number + 2))
+        return x + (h if drops is None else drops[1](h))
 
 
 class HeadNorm(nn.Module):
@@ -252,7 +251,7 @@ class VAR(Model):
         if dropout is not None:
             x = dropout(x, 0)
         for number, block in enumerate(self.blocks):
-            x = block(x, condition, self.attn_bias_for_masking, dropout=dropout, number=number)
+            x = block(x, condition, self.attn_bias_for_masking, drops=dropout.of_block(number) if dropout else None)
         return self.head_nm(x, condition)
 
     @property

@@ -8,6 +8,7 @@ Shape suffixes: B batch, C channels of a code, P side of the latent map (the las
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -188,9 +189,11 @@ class SharedPhi(nn.Module):
         return self.qresi_ls[self.choice[scale]](x)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
-    """No autocast within: rounding would accumulate over the scales."""
-    return torch.autocast(x.device.type, enabled=False)
+@contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """No autocast within, and no TF32, which cuDNN takes for float32: rounding would accumulate over the scales."""
+    with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 class MultiScaleQuantizer(nn.Module):

@@ -15,7 +15,7 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from cca_ray.cluster.machine import machine_of_a_worker
+from cca_ray.cluster.machine import machine_here
 from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.queue import as_worker, impossible, nodes_now
 from cca_ray.cluster.stopping import Stop
@@ -309,7 +309,7 @@ class SizeStudy:
             registered_model=registered_name(config),
         )
         used = used_device_seconds([*trials_of(self.arms), *self.replicates()])
-        machine = as_worker(machine_of_a_worker, config.placement).remote()
+        machine = as_worker(machine_here, config.placement).remote()
         summary = summarize(
             config,
             self.arms,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cca_ray.evaluation.features import Extractor, ExtractorKind, FeatureFile, Features, extract, frozen
 from cca_ray.models.files import digest_of_weights
+from cca_ray.testing.stranded import stranded
 
 
 class ExtractorConformance:
@@ -64,6 +65,10 @@ class ExtractorConformance:
         images = self.images(extractor)
         alone = extract(extractor, images[1:2]).pooled
         torch.testing.assert_close(extract(extractor, images).pooled[1:2], alone, rtol=1e-4, atol=1e-4)
+
+    def test_it_moves_as_a_whole(self, tmp_path: Path) -> None:
+        """To a card: register as buffers what are no parameters."""
+        assert not stranded(self.loaded(tmp_path))
 
     def test_it_is_frozen_and_known_by_its_weights(self, tmp_path: Path) -> None:
         extractor = self.loaded(tmp_path)

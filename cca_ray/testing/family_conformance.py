@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from cca_ray.cluster.placement import autocast
 from cca_ray.config import Pretrain
-from cca_ray.evaluation.sampler import Decoder, Decoding, GraphDecoder, decode_images, sample_tokens, uniforms
+from cca_ray.evaluation.decoder import Decoder, GraphDecoder
+from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
 from cca_ray.models.base import Model, Tokenizer
 from cca_ray.models.codebook import Codebook
 from cca_ray.models.dropout import Dropout, dropout_keys
@@ -32,6 +33,8 @@ from cca_ray.models.official import build, build_tokenizer, load_official, load_
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.placement_config import Placement, Precision
 from cca_ray.registry import FAMILIES
+from cca_ray.testing.fake_graphs import FakeRecorder
+from cca_ray.testing.stranded import stranded
 
 CODES, CLASSES = 32, 10
 CPU = Group(device=torch.device("cpu"))
@@ -174,6 +177,11 @@ class FamilyConformance:
         with pytest.raises(ValueError, match="not finite"):
             tokenizer.encode(self.images(2))
 
+    def test_both_move_as_a_whole(self, pair: Pair) -> None:
+        """To a card: register as buffers what are no parameters."""
+        assert not stranded(pair.model)
+        assert not stranded(pair.tokenizer)
+
     def test_logits_have_a_row_for_every_token(self, pair: Pair, computing: Computing) -> None:
         labels, tokens = pair.some()
         with computing.training():
@@ -278,6 +286,13 @@ class FamilyConformance:
         model = computing.sampled(pair.model)
         check_decoder(model, Decoder(model), CPU.device, pair.length, scale)
 
+    @pytest.mark.parametrize("scale", [1.0, 2.0])
+    def test_recorded_steps_change_no_image(self, pair: Pair, computing: Computing, scale: float) -> None:
+        """A step may read its cache, its labels, the tokens before it, and what is the model's own: see `new_cache`."""
+        model = computing.sampled(pair.model)
+        check_decoder(model, GraphDecoder(model, FakeRecorder), CPU.device, pair.length, scale)
+
+    @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
     @pytest.mark.parametrize("scale", [1.0, 2.0])
     def test_cuda_graphs_change_no_image(self, pair: Pair, computing: Computing, scale: float) -> None:
@@ -368,9 +383,15 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 
 def check_decoder(model: Model, decoder: Decoder, device: torch.device, length: int, scale: float) -> None:
-    """Batches of two sizes, one twice: each is what a decoder of its own makes."""
-    for begin, end in ((0, 6), (6, 12), (12, 15)):
-        index = np.arange(begin, end)
+    """Three batches of one size, a smaller one, a larger one and its like: each is what a decoder of its own makes.
+
+    Of a smaller one that is in a batch of the whole size, for kernels of another shape may round otherwise.
+    """
+    for begin, end, size in ((0, 6, 6), (6, 12, 6), (12, 18, 6), (18, 21, 6), (21, 29, 8), (29, 37, 8)):
+        index = np.arange(begin, begin + size)
         labels, noise = torch.from_numpy(index % 5).to(device), uniforms(0, index, length).to(device)
-        made = sample_tokens(model, labels, noise, Decoding(scale), decoder=decoder)
-        assert torch.equal(made, sample_tokens(model, labels, noise, Decoding(scale)))
+        some = slice(end - begin)
+        made = sample_tokens(model, labels[some], noise[some], Decoding(scale), decoder=decoder)
+        garbage = [torch.full_like(noise, torch.nan) for _ in range(20)]  # in the place of whatever was let go
+        assert torch.equal(made, sample_tokens(model, labels, noise, Decoding(scale))[some])
+        del garbage

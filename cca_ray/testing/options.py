@@ -11,4 +11,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: on a card")
     FAMILY_MODULES[:] = config.getoption("--family")

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cca_ray.cluster.device import local_device
+from cca_ray.cluster.placement import precision_of
 from cca_ray.config import ResolvedStudy
 from cca_ray.contracts import Contract
 from cca_ray.data.tokens import TokenMeta
@@ -51,7 +53,7 @@ class Settings(Contract):
             size=config.base.size,
             length=meta.length,
             image_size=score.image_size or meta.image_size,
-            precision=config.placement.precision,
+            precision=precision_of(config.placement),
             decoding=Cut(temperature=score.temperature, top_k=score.top_k, top_p=score.top_p),
             plugins=tuple(info.module for info in config.plugins_used()),
         )
@@ -72,7 +74,7 @@ class Champion:
             codes if family_of(family).needs_codes else None,
             length=settings.length,
         )
-        group = Group()
+        group = Group(device=local_device(Placement(gpus=float(torch.cuda.is_available()))))
         self.device, self.decoding = group.device, Decoding(**settings.decoding.model_dump())
         self.model = for_sampling(model, Placement(precision=settings.precision), group)
         self.tokenizer = load_tokenizer(family, codes).to(group.device)

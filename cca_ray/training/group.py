@@ -11,11 +11,11 @@ from typing import Any, TypedDict
 
 import ray.train
 import ray.train.torch
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
+from cca_ray.cluster.device import local_device
 from cca_ray.cluster.placement import in_this_process, worker_resources
 from cca_ray.cluster.queue import selector
 from cca_ray.cluster.ray_compat import TRAIN_SWITCHES, set_switches
@@ -44,8 +44,9 @@ def worker_loop(settings: GroupSettings) -> None:
     raised, for Ray Train would start the group anew. Any other exception may leave the others waiting and is raised.
     """
     context = ray.train.get_context()
-    # Ray Train's own choice among the node's cards; but a node may only pretend to have one.
-    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    # Ray Train lets the workers of a node see each other's cards, and knows which is whose.
+    device = local_device()
+    device = ray.train.torch.get_device() if device.type == "cuda" else device
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     try:
         fine_tune(Job.unpacked(settings["job"]), lambda report: ray.train.report(to_ray(report)), group)
@@ -132,6 +133,6 @@ def build_trainer(
     """
     placement, folder = job.config.placement, job.folder
     if in_this_process(placement):
-        return build_local(lambda: fine_tune(job, report, Group()))
+        return build_local(lambda: fine_tune(job, report, Group(device=local_device(placement))))
     storage = to_uri(folder.parent.resolve() / "train")
     return build_group(worker_loop, {"job": job.packed()}, placement, folder.name, storage, callbacks, failures)

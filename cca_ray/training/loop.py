@@ -4,7 +4,6 @@ The same loop runs alone or as one of several workers; only `Group` knows which.
 whose files lie on storage that all nodes see, or are copies of those at a URI.
 """
 
-import gc
 import math
 import time
 import uuid
@@ -17,6 +16,7 @@ import ray
 import torch
 from PIL import Image
 
+from cca_ray.cluster.device import free_memory, give_back
 from cca_ray.cluster.load import load_here
 from cca_ray.cluster.placement import TYPE, accelerator_of, devices, is_out_of_memory, micro_batch_size
 from cca_ray.config import ResolvedStudy
@@ -24,6 +24,7 @@ from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.errors import Stuck
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.evaluation.scoring import Scoring, protocol_of, score
+from cca_ray.evaluation.thrift import no_room
 from cca_ray.models.official import save_official
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.placement_config import CPU, Placement
@@ -90,7 +91,16 @@ def again(job: Job, report: TrialReport) -> TrialReport:
 
 
 def score_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -> RungScore:
-    """Score the EMA; the first worker writes the grid of samples."""
+    """Score the EMA; the first worker writes the grid of samples.
+
+    NoRoom if memory runs out: training with less at a time, which is what an error of memory asks for, would not help.
+    """
+    give_back(loop.group.device)
+    with no_room():
+        return scored_rung(loop, step, samples, alive)
+
+
+def scored_rung(loop: Loop, step: int, samples: int, alive: Callable[[], None]) -> RungScore:
     model = loop.scored_model()
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise Diverged(f"the weights are no longer finite at step {step}")
@@ -134,16 +144,14 @@ def fine_tune(job: Job, report: Report, group: Group) -> Path | None:
     clock = Clock.of(job)  # also of what memory was too small for
     while True:
         try:
-            return attempt(smaller(job), report, group, clock)
+            return attempt(tried := smaller(job), report, group, clock)
         except Exception as error:
             blame(error, clock.attempt())
             # The other workers of a group may be waiting for this one: Ray Train starts all of them anew.
-            if not is_out_of_memory(error) or not shrink(job) or group.world > 1:
+            if not is_out_of_memory(error) or not shrink(job, tried) or group.world > 1:
                 raise
         # Only here, where the error no longer holds the tensors of the step that failed.
-        gc.collect()
-        if group.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(group.device)
 
 
 def memory_and_load(group: Group) -> tuple[float | None, dict[str, float]]:

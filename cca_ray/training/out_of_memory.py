@@ -3,10 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cca_ray.cluster.placement import (
-    accelerator_of,
-    smaller_micro_batch,
-)
+from cca_ray.cluster.placement import accelerator_of, micro_batch_size, smaller_micro_batch
 from cca_ray.contracts import Contract
 from cca_ray.errors import reading
 from cca_ray.storage.files import atomically
@@ -44,11 +41,17 @@ def smaller(job: Job) -> Job:
     return replace(job, config=job.config.model_copy(update={"placement": placement}))
 
 
-def shrink(job: Job) -> bool:
-    """After memory has run out: the next attempt takes half the micro-batch. False if it did so often enough."""
-    marker = halvings_of(job)
+def shrink(job: Job, tried: Job | None = None) -> bool:
+    """After memory has run out: the next attempt takes half the micro-batch. False if it did so often enough.
+
+    `tried`: the job as it was attempted; its workers, to whom one event may happen at once, halve its micro-batch once.
+    """
+    marker, present = halvings_of(job), smaller(job)
+    sizes = [micro_batch_size(some.config.placement, job.train.global_batch) for some in (present, tried or present)]
+    if sizes[0] < sizes[1]:
+        return True
     halvings = read_halved(marker).halvings if pull(marker) else 0
-    size = smaller_micro_batch(smaller(job).config.placement, job.train.global_batch)
+    size = smaller_micro_batch(present.config.placement, job.train.global_batch)
     if size is None or halvings >= HALVINGS:
         return False
     content = Halved(micro_batch=size, halvings=halvings + 1).model_dump_json()

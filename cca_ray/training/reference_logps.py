@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from cca_ray.data.pairs import Batch, gather, moved, plan_epoch
+from cca_ray.data.moving import moved
+from cca_ray.data.pairs import Batch, gather, plan_epoch
 from cca_ray.data.tokens import TokenSet
 from cca_ray.errors import reading
 from cca_ray.models.likelihood import Scorer

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cca_ray.cluster.placement import micro_batch_size, precision_of
 from cca_ray.config import ResolvedStudy, Train
 from cca_ray.contracts import Strict
 from cca_ray.data.pairs import EpochPlan, steps_per_epoch
@@ -12,7 +13,7 @@ from cca_ray.data.tokens import TokenSet
 from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol_of, scoring_of
 from cca_ray.models.base import Model
 from cca_ray.models.files import digest_of_weights
-from cca_ray.models.parallel import Group, Weights, distribute, weights_of, whole_model
+from cca_ray.models.parallel import Group, Passes, Weights, distribute, weights_of, whole_model
 from cca_ray.training.checkpoint import Settings
 from cca_ray.training.job import Job
 from cca_ray.training.objectives import Objective, objective_of
@@ -48,7 +49,7 @@ class Loop:
 
 
 def reference_key(base_digest: str, config: ResolvedStudy, train: Train, data: TokenSet) -> str:
-    return table_key(base_digest, data, train.null_ratio, train.seed, config.placement.precision)
+    return table_key(base_digest, data, train.null_ratio, train.seed, precision_of(config.placement))
 
 
 def prepare(job: Job, group: Group) -> Loop:
@@ -57,13 +58,14 @@ def prepare(job: Job, group: Group) -> Loop:
     data = load_tokens(job.config.data.tokens)
     model = load_base(job.config)
     base_digest, objective = digest_of_weights(model), objective_of(train)
+    pairs = micro_batch_size(placement, train.global_batch)
     table = frozen = None
     if objective.reference and job.table is not None:
         key = reference_key(base_digest, job.config, train, data)
         table = read_table(job.table, key, len(data.labels), train.epochs)
     elif objective.reference:
-        frozen = distribute(load_base(job.config).requires_grad_(False), placement, group)
-    scorer = distribute(model, placement, group)
+        frozen = distribute(load_base(job.config).requires_grad_(False), placement, group, Passes(2 * pairs))
+    scorer = distribute(model, placement, group, Passes(2 * pairs if objective.pairs else pairs, train.dropout))
     return Loop(
         job=job,
         group=group,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cca_ray.cluster.placement import autocast, micro_batch_size
-from cca_ray.data.pairs import Batch, micro_batches, moved, plan_epoch, steps_per_epoch
+from cca_ray.data.moving import moved
+from cca_ray.data.pairs import Batch, micro_batches, plan_epoch, steps_per_epoch
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.parallel import Group, Weights, gradients_wait, local, weights_of
 from cca_ray.training.objectives import ScoredPairs

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 
-from cca_ray.cluster.placement import autocast, local_device, micro_batch_size, ways
+from cca_ray.cluster.device import local_device
+from cca_ray.cluster.placement import autocast, micro_batch_size, ways
 from cca_ray.contracts import OLD_METRICS, Score
 from cca_ray.errors import reading
 from cca_ray.evaluation.scoring import (
@@ -35,7 +35,6 @@ from cca_ray.training.setup import reference_key
 NO_SCORE = "not a score that was kept here"
 
 
-@ray.remote
 class TableMaker:
     """One of the workers that make a study's reference table; it holds the base, on what a trial's worker holds."""
 
@@ -117,7 +116,6 @@ def scored_weights(folder: Path, key: str, study: str) -> str:
     return ""
 
 
-@ray.remote
 def score_checkpoint(
     packed: str,
     folder: str,
@@ -148,7 +146,6 @@ def score_checkpoint(
     return scored
 
 
-@ray.remote
 def draw_base(packed: str, path: str) -> None:
     """What the base makes of the noise that all trials share: a grid like those of their rungs."""
     config, group = Job.unpacked(packed).config, Group()

@@ -4,16 +4,19 @@ Tune reuses the process of a trial with one worker for the next trial.  Where `a
 worker group on one type of card at a time, and goes on on another if it loses its nodes.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, TrainingFailedError
 from ray.util.queue import Queue
 
+from cca_ray.cluster.device import CardLost, card_is_lost, free_memory
 from cca_ray.cluster.placement import in_this_process, worker_resources
 from cca_ray.cluster.queue import wait_in_queue
 from cca_ray.cluster.ray_compat import ON_THE_HEAD, worker_group_startup_timeout_error
@@ -22,7 +25,7 @@ from cca_ray.contracts import TrialReport
 from cca_ray.errors import Stuck
 from cca_ray.placement_config import Placement
 from cca_ray.storage.mirror import written_at
-from cca_ray.training.failures import failure_of, innermost
+from cca_ray.training.failures import failure_of, innermost, one_line
 from cca_ray.training.group import Forward, GroupSettings, build_trainer, run_group
 from cca_ray.training.job import Job
 from cca_ray.training.reports import to_ray
@@ -68,7 +71,10 @@ def on_any_cards(job: Job, placer: Any, queue: Queue) -> None:
 
 
 def run_trial(settings: TrialSettings) -> None:
-    """The Tune trainable. An exception ends the trial with its reason; only a lost process is tried again."""
+    """The Tune trainable. An exception ends the trial with its reason; only a lost process is tried again.
+
+    One that has lost its card ends, too: CardLost. Of the next trials that it would be reused for, each would fail.
+    """
     try:
         job = Job.unpacked(settings["job"])
         if in_this_process(job.config.placement):
@@ -81,7 +87,13 @@ def run_trial(settings: TrialSettings) -> None:
             free_worker_group(job.folder)  # of this trial's process that was lost
             run_group(build_trainer(job, tell_tune, [Forward(queue)]), queue, tune.report)
     except Exception as error:
+        if card_is_lost():
+            raise CardLost(one_line(innermost(error))) from None
         tune.report(to_ray(failure_of(error)))
+    finally:
+        if torch.cuda.is_initialized():
+            with suppress(RuntimeError):  # of a card that is lost
+                free_memory(torch.device("cuda:0"))
 
 
 def trial_resources(placement: Placement) -> dict[str, float]:

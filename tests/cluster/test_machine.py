@@ -11,7 +11,7 @@ import ray
 import torch
 
 from cca_ray.cluster import machine
-from cca_ray.cluster.machine import machine_here, machine_of_a_worker, revision
+from cca_ray.cluster.machine import machine_here, revision
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def test_a_machine_names_processor_threads_and_versions():
 
 
 def test_a_worker_tells_of_its_own_process(ray_here: None):
-    task = machine_of_a_worker.options(num_cpus=1, runtime_env={"env_vars": {"ATEN_CPU_CAPABILITY": "default"}})
+    task = ray.remote(num_cpus=1, runtime_env={"env_vars": {"ATEN_CPU_CAPABILITY": "default"}})(machine_here)
     there = ray.get(task.remote())
     assert there.threads == 1  # Ray gives a worker as many threads as CPUs
     assert there.arithmetic in ("DEFAULT", "NO AVX")

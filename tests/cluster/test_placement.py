@@ -13,6 +13,7 @@ from cca_ray.cluster.placement import (
     autocast,
     check_cuts,
     in_this_process,
+    is_out_of_memory,
     memory_gib,
     micro_batch_size,
     ways,
@@ -84,6 +85,10 @@ def test_every_way_must_cut_the_global_batch_evenly():
         ({"accelerators": [{"type": "CPU", "gpus": 1.0}]}, "type CPU has no gpus"),
         ({"accelerators": [{"type": "A40", "gpus": 0.0}]}, "type A40 needs gpus above 0"),
         ({"accelerators": [{"type": "an A40"}]}, "type"),
+        ({"workers": 2, "gpus": 0.5}, "NCCL refuses two workers on one card"),
+        ({"gpus": 0.5, "accelerators": [{"type": "A40"}, {"type": "H100", "workers": 4}]}, "gpus 0.5 with 4 workers"),
+        ({"workers": 2, "gpus": 1, "accelerators": [{"type": "A40", "gpus": 0.25}]}, "gpus 0.25 with 2 workers"),
+        ({"gpus": 1.5}, "gpus 1.5: want a share of one card, or whole cards"),
         ({"accelerators": [{"type": "A40", "precision": "float32"}, {"type": "H100"}]}, "auto and float32"),
         (
             {"precision": "float32", "accelerators": [{"type": "A40"}, {"type": "H100", "precision": "bfloat16"}]},
@@ -94,6 +99,28 @@ def test_every_way_must_cut_the_global_batch_evenly():
 def test_what_makes_no_sense_is_refused(placement: dict[str, Any], told: str):
     with pytest.raises(ValueError, match=told):
         Placement.model_validate_json(json.dumps(placement))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
+    ],
+)
+def test_memory_runs_out_in_many_words(said: str):
+    assert is_out_of_memory(RuntimeError(said))
+    assert is_out_of_memory(torch.AcceleratorError(said))
+    assert not is_out_of_memory(ValueError(said))
+    assert not is_out_of_memory(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+
+
+def test_one_worker_or_gloo_may_share_a_card():
+    for sound in ({"gpus": 0.5}, {"gpus": 2.0}, {"workers": 2, "gpus": 0.5, "backend": "gloo"}, {"workers": 2}):
+        Placement.model_validate(sound)
 
 
 OFFICIAL = [name for family in ("llamagen", "var") for name in SPACES.glob(f"{family}_*.yaml")]

@@ -207,6 +207,7 @@ def space(folder: Path, files: BaseFiles, accelerators: list[dict[str, Any]]) ->
     content = yaml.safe_load(path.read_text())
     # The cards are pretended, so the workers speak by gloo.
     content["placement"] = {"accelerators": accelerators, "checkpoint_minutes": 0.005, "backend": "gloo"}
+    content["placement"]["precision"] = "float32"  # as without cards
     content["search"] |= {"trials": 1, "first_points": [{"lambda": 2.0, "learning_rate": 1e-3}]}
     path.write_text(yaml.safe_dump(content))
 

@@ -4,15 +4,17 @@ import importlib
 import inspect
 import logging
 import os
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.train import TrainingFailedError
 from ray.tune.experiment import Trial
 
+from cca_ray.cluster.device import CardLost
 from cca_ray.cluster.ray_compat import (
     DATA_PROGRESS,
     ERRORS_THREAD,
@@ -99,6 +101,12 @@ def test_a_trial_of_tune_tells_its_process():
     assert actor_of(Trial("none", stub=True)) is None  # else mend actor_of
 
 
+def raised(error: Exception) -> Exception:
+    """As Ray brings it from the task that raised it."""
+    text = "".join(traceback.format_exception(error))
+    return RayTaskError("ImplicitFunc.train", text, error, "ray::train", 1, "127.0.0.1").as_instanceof_cause()
+
+
 def lost(folder: Path, *errors: Exception) -> SimpleNamespace:
     """A trial that lost its process by these errors, as Tune writes them down."""
     path = folder / "error.txt"
@@ -128,6 +136,9 @@ def test_how_a_process_was_lost_is_read_from_what_tune_writes(tmp_path: Path):
     never = last_loss(lost(tmp_path, RuntimeError(f"The actor died.\n{NEVER_RAN} - it was cancelled")))
     assert never is not None
     assert (never.reason, never.never_ran) == (NEVER_RAN, True)
+    card = last_loss(lost(tmp_path, raised(CardLost("AcceleratorError: CUDA error: device-side assert"))))
+    assert card is not None
+    assert card.reason == "lost its process: AcceleratorError: CUDA error: device-side assert"
     memory = last_loss(lost(tmp_path, RuntimeError(repr(OutOfMemoryError("too much")))))
     assert memory is not None
     assert memory.out_of_memory

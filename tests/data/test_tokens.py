@@ -1,21 +1,27 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from cca_ray.data import tokens
 from cca_ray.data.tokens import (
     Counts,
     TokenMeta,
     count_images,
+    encode_images,
     part_path,
     read_token_set,
+    to_input,
     write_part,
     write_token_set,
 )
 from cca_ray.errors import ConfigError
+from cca_ray.models.official import build_tokenizer
 
 META = TokenMeta(
     tokenizer="abc", codebook_size=300, length=4, crops=2, image_size=8, augmentations=("a", "b"),
@@ -28,6 +34,33 @@ TOKENS = RNG.integers(0, 300, (10, 2, 4)).astype(np.uint16)
 
 def write(folder: Path, meta: TokenMeta = META) -> str:
     return write_token_set(folder, [(LABELS[:6], TOKENS[:6]), (LABELS[6:], TOKENS[6:])], meta)
+
+
+def test_images_move_as_bytes_and_the_next_while_some_are_encoded(monkeypatch: pytest.MonkeyPatch):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    tokenizer = build_tokenizer("llamagen", codebook_size=32, ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
+    events, real = list[tuple[Any, ...]](), tokenizer.encode
+
+    def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        events.append(("moved", tensor.dtype, len(tensor)))
+        return tensor
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        events.append(("encoded", len(pixels)))
+        return real(pixels)
+
+    monkeypatch.setattr(tokens, "moved", move)
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    made = np.concatenate(list(encode_images(tokenizer, images[:, :, ::-1], 2)))
+    sizes = [("moved", torch.uint8, 2), ("moved", torch.uint8, 2), ("encoded", 2), ("moved", torch.uint8, 1)]
+    assert events == [*sizes, ("encoded", 2), ("encoded", 1)]
+    np.testing.assert_array_equal(made, real(to_input(images[:, :, ::-1])))
+    assert list(encode_images(tokenizer, images[:0], 2)) == []
+
+
+def test_a_pixel_is_scaled_as_the_official_code_does():
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    assert torch.equal(to_input(every)[0, 0].flatten(), torch.arange(256.0) / 127.5 - 1)
 
 
 def test_what_is_written_is_read(tmp_path: Path):

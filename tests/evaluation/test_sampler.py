@@ -1,25 +1,30 @@
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
 import torch
 
 from cca_ray.evaluation import sampler
+from cca_ray.evaluation.decoder import Decoder, GraphDecoder
 from cca_ray.evaluation.sampler import (
-    Decoder,
     Decoding,
     decode_images,
     draw,
     filter_logits,
     image_grid,
     labels_of,
+    pick,
     sample_tokens,
     to_pixels,
     uniforms,
 )
 from cca_ray.models.llamagen import LlamaGen
 from cca_ray.models.official import build, build_tokenizer
+from cca_ray.testing.fake_graphs import FakeRecorder
+from tests.peak import peak_bytes
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +65,43 @@ def test_logits_that_are_no_numbers_are_an_error(value: float, scale: float):
     """Of weights that are finite too: products of large ones are not."""
     model = build("llamagen", "S", num_classes=10, vocab_size=32, block_size=16).requires_grad_(False)
     model.output.weight.fill_(value)
-    with pytest.raises(ValueError, match="the model gives numbers that are not finite"):
-        sample(model, np.arange(4), Decoding(scale))
+    for cut in ({}, {"top_k": 5}, {"top_p": 0.9}, {"top_k": 5, "top_p": 0.9}):
+        with pytest.raises(ValueError, match="the model gives numbers that are not finite"):
+            sample(model, np.arange(4), Decoding(scale, **cut))
+
+
+@pytest.mark.parametrize("new_decoder", [Decoder, lambda model: GraphDecoder(model, FakeRecorder)])
+def test_there_are_never_two_caches_at_once(
+    model: LlamaGen, new_decoder: Callable[[LlamaGen], Decoder], monkeypatch: pytest.MonkeyPatch
+):
+    """And none while images are decoded, but where graphs need it."""
+    caches, alive = list[ReferenceType[torch.Tensor]](), list[int]()
+    decoder, new_cache = new_decoder(model), LlamaGen.new_cache
+
+    def watched(self: LlamaGen, batch: int) -> Any:
+        alive.append(sum(cache() is not None for cache in caches))
+        made = new_cache(self, batch)
+        caches.append(ref(made[0][0]))
+        return made
+
+    monkeypatch.setattr(LlamaGen, "new_cache", watched)
+    for count in (4, 4, 6, 2):
+        index = np.arange(count)
+        sample_tokens(model, torch.arange(count), uniforms(0, index, 16), Decoding(), decoder=decoder)
+        kept = sum(cache() is not None for cache in caches)
+        assert kept == isinstance(decoder, GraphDecoder)
+    assert alive == [0] * (2 if isinstance(decoder, GraphDecoder) else 4)
+
+
+def test_tokens_are_drawn_from_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    generator, decoding = torch.Generator().manual_seed(0), Decoding(2.0, top_k=20, top_p=0.9)
+    logits, noise = torch.randn(20, 7, 50, generator=generator), torch.rand(10, 7, dtype=torch.float64)
+    whole = pick(logits, noise, decoding, 1.7)
+    peak = peak_bytes(lambda: pick(logits, noise, decoding, 1.7))
+    monkeypatch.setattr(sampler, "DRAWN", 3 * 7 * 50)
+    assert peak_bytes(lambda: pick(logits, noise, decoding, 1.7)) < 0.4 * peak
+    for some, expected in zip(pick(logits, noise, decoding, 1.7), whole, strict=True):
+        assert torch.equal(some, expected)
 
 
 def test_draws_follow_the_probabilities():
@@ -257,9 +297,7 @@ def test_a_pixel_is_rounded_down_and_held_within_a_byte():
 
 
 @pytest.mark.parametrize(("pixels", "sizes"), [(64, [1] * 5), (63, [1] * 5), (128, [2, 2, 1]), (191, [2, 2, 1])])
-def test_as_many_images_are_decoded_at_a_time_as_there_is_room_for(
-    pixels: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
-):
+def test_as_many_images_are_decoded_at_a_time_as_there_is_room_for(pixels: int, sizes: list[int]):
     """Sixteen tokens of 2 x 2 pixels an image."""
     given: list[int] = []
 
@@ -267,10 +305,9 @@ def test_as_many_images_are_decoded_at_a_time_as_there_is_room_for(
         given.append(len(tokens))
         return tokens.view(-1, 1, 4, 4).expand(-1, 3, -1, -1) / 16
 
-    monkeypatch.setattr(sampler, "PIXELS_AT_A_TIME", pixels)
     tokenizer: Any = SimpleNamespace(decode=decode, grey=128.0, config=SimpleNamespace(downsample=2))
     tokens = torch.arange(80.0).view(5, 16) % 16
-    found = decode_images(tokenizer, tokens)
+    found = decode_images(tokenizer, tokens, None, pixels)
     assert given == sizes
     assert torch.equal(found[..., 1], (127.5 * tokens / 16 + 128).to(torch.uint8).view(5, 4, 4))
 
@@ -290,4 +327,3 @@ def test_a_grid_enlarges_small_images_and_leaves_white_between_them(side: int, z
 def test_the_limits_leave_room_for_the_largest_models():
     """48 guided images of 3B at 384 pixels: keys and values of 24 layers, 3200 wide, 576 tokens, in bfloat16."""
     assert sampler.CACHE_BYTES // (2 * 24 * 2 * 3200 * 576 * 2) == 48
-    assert sampler.PIXELS_AT_A_TIME * 512 == 2 * 2**30  # bytes of activations

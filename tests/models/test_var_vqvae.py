@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cca_ray.models.var_vqvae import VARVQVAE, MultiScaleQuantizer, VARVQConfig
+from cca_ray.models.var_vqvae import VARVQVAE, MultiScaleQuantizer, Phi, VARVQConfig
 from tests.conftest import golden
 from tests.golden.weights import checkpoint
 
@@ -110,6 +110,24 @@ def test_autocast_leaves_the_pyramid_in_full_precision(quantizer: MultiScaleQuan
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(quantizer.encode(latents), tokens)
         torch.testing.assert_close(quantizer.teacher_input(tokens), inputs)
+
+
+def test_no_convolution_of_the_pyramid_is_rounded_to_tf32(
+    quantizer: MultiScaleQuantizer, monkeypatch: pytest.MonkeyPatch
+):
+    """cuDNN does so with float32, unless it is told not to."""
+    found, real = list[bool](), Phi.forward
+
+    def watched(self: Phi, x: torch.Tensor) -> torch.Tensor:
+        found.append(torch.backends.cudnn.allow_tf32)
+        return real(self, x)
+
+    monkeypatch.setattr(Phi, "forward", watched)
+    tokens = quantizer.encode(torch.randn(2, 8, 4, 4))
+    quantizer.teacher_input(tokens)
+    quantizer.decode(tokens)
+    assert torch.backends.cudnn.allow_tf32
+    assert found == [False] * (4 + 3 + 4)
 
 
 def test_a_frozen_copy_has_the_codes_but_nothing_to_train_or_save(quantizer: MultiScaleQuantizer):

@@ -12,17 +12,21 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
+from cca_ray.cluster.placement import micro_batch_size
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import RungScore, Strict, TrialReport
 from cca_ray.errors import Stuck
+from cca_ray.evaluation import scoring as scoring_module
 from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.fid import frechet_distance
 from cca_ray.evaluation.reference import Moments
+from cca_ray.evaluation.sampler import CACHE_BYTES, PIXELS_AT_A_TIME
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, sample_shards, score, scoring_of
+from cca_ray.evaluation.thrift import NoRoom
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_official
-from cca_ray.models.parallel import Group, can_compile
+from cca_ray.models.parallel import Group
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.shared_files import reference_table
 from cca_ray.storage.mirror import patiently
@@ -78,7 +82,7 @@ def whole(base_files, tmp_path_factory: pytest.TempPathFactory):
     from tests.conftest import tiny_space
 
     content = tiny_space()
-    content["train"] |= {"global_batch": 8, **LIVE}
+    content["train"] |= {"global_batch": 8, "dropout": 0.1, **LIVE}
     config = with_files(parse(content, "tiny", "tiny.yaml"), base_files)
     folder = tmp_path_factory.mktemp("whole")
     return config, folder, run(config, folder)
@@ -119,12 +123,13 @@ def test_recomputed_activations_change_no_result(whole, tmp_path: Path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: apt-get install g++")
+@pytest.mark.timeout(600)  # most of it the C++ compiler's
 def test_compiled_blocks_change_no_result(whole, tmp_path: Path):
+    """With dropout, as all files of LlamaGen have it; by one program for all blocks, that which was tried before."""
     torch.compiler.reset()
-    assert can_compile(torch.device("cpu"))
-    counters.clear()  # of that trial
+    counters.clear()
     assert_same_run(tmp_path, run(placed(whole[0], compile=True, activation_checkpointing=True), tmp_path), whole)
-    assert counters["frames"]["ok"] >= 1  # blocks that were compiled
+    assert counters["stats"]["unique_graphs"] == 2  # with dropout, and of the frozen model without
 
 
 def test_var_gives_the_same_whatever_the_micro_batch(make_study: MakeStudy, tmp_path: Path):
@@ -164,7 +169,7 @@ def test_a_run_reports_steps_scores_and_pictures(whole):
     assert all(score_at(report).values["inception_score"] >= 1 for report in reports)
     names = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"}
     assert all(names <= set(report.load) for report in reports)
-    assert all((report.gpu_memory_gib is not None) == torch.cuda.is_available() for report in reports)
+    assert all(report.gpu_memory_gib is None for report in reports)
     assert all(Path(score_at(report).grid).is_file() for report in reports)
     assert (folder / "model.pt").is_file()
     assert config.train.reference == "live"
@@ -319,11 +324,64 @@ def test_when_memory_runs_out_the_micro_batch_is_halved_and_no_result_changes(ma
     np.testing.assert_allclose(fids(little), fids(whole), rtol=1e-4)
 
 
+def test_memory_that_runs_out_for_several_workers_at_once_is_one_event(make_study: MakeStudy, tmp_path: Path):
+    config = make_study(train=LIVE)
+    job = Job(placed(config, workers=2), config.train, tmp_path)
+    for size in (12, 6):
+        tried = smaller(job)  # by both workers, each of which then halves
+        assert micro_batch_size(tried.config.placement, 24) == size
+        assert [shrink(job, tried), shrink(job, tried)] == [True, True]
+    assert not shrink(job, smaller(job))
+
+
+def out_of(message: str) -> Exception:
+    return torch.OutOfMemoryError(message) if message == "CUDA out of memory." else RuntimeError(message)
+
+
+@pytest.mark.parametrize("part", ["tokens", "images", "features"])
+def test_when_memory_runs_out_in_scoring_less_is_made_at_a_time_and_no_result_changes(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+):
+    """Nothing is trained again, and nothing with a smaller micro-batch."""
+    config = make_study(family="var", train=LIVE)
+    whole = run(config, tmp_path / "whole")
+    names = {"tokens": "sample_tokens", "images": "decode_images", "features": "extract"}
+    real, shares = getattr(scoring_module, names[part]), list[int]()
+
+    def little(*arguments: Any) -> Any:
+        room = arguments[4] if part == "tokens" else arguments[-1]
+        shares.append({"tokens": CACHE_BYTES // room, "images": PIXELS_AT_A_TIME // room, "features": room}[part])
+        if shares[-1] < 4:
+            raise out_of("CUDA out of memory." if len(shares) % 2 else "cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return real(*arguments)
+
+    monkeypatch.setattr(scoring_module, names[part], little)
+    thrifty = run(config, tmp_path / "little")
+    assert shares == [1, 2, 4] * 2
+    assert not (tmp_path / "little" / "micro_batch").exists()
+    np.testing.assert_array_equal(losses(thrifty), losses(whole))
+    np.testing.assert_allclose(fids(thrifty), fids(whole), rtol=1e-6)
+
+
+def test_memory_that_is_too_small_to_score_ends_the_trial(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def none(*arguments: Any) -> Any:
+        raise out_of("CUDA error: out of memory")
+
+    config = make_study(train=LIVE)
+    monkeypatch.setattr(scoring_module, "decode_images", none)
+    with pytest.raises(NoRoom, match="memory runs out in scoring"):
+        run(config, tmp_path)
+    assert not (tmp_path / "micro_batch").exists()
+
+
 def test_memory_that_is_too_small_for_a_quarter_of_the_micro_batch_is_given_up(make_study: MakeStudy, tmp_path: Path):
     config = make_study(train=LIVE)
     job = Job(config, config.train, tmp_path)
     assert [shrink(job), shrink(job), shrink(job)] == [True, True, False]
     assert smaller(job).config.placement.micro_batch == 6
+    assert [shrink(job), shrink(job)] == [False, False]
     one = Job(placed(config, micro_batch=1), config.train, tmp_path / "one")
     assert not shrink(one)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cca_ray.models.base import Model
-from cca_ray.models.dropout import Dropout
+from cca_ray.models.dropout import Dropout, SiteDropout
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(config.dim, 4 * config.dim), nn.Linear(4 * config.dim, config.dim)
 
     def forward(
-        self, x_BTC: Tensor, dropout: Dropout | None, number: int, step: int = 0, seen_BTC: Tensor | None = None
-    ) -> Tensor:
+        self, x_BTC: Tensor, drops: tuple[SiteDropout, SiteDropout] | None, step: int = 0,
+        seen_BTC: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """All positions at once or, given what was `seen`, one: `step`, which it adds. A second time is no change."""
         y = self.before_mix(x_BTC)
         if seen_BTC is None:
@@ -41,9 +42,9 @@ class Block(nn.Module):
         else:
             seen_BTC[:, step : step + 1] = y
             y = self.mix[step : step + 1, : step + 1] @ seen_BTC[:, : step + 1]
-        x = x_BTC + (y if dropout is None else dropout(y, 2 * number + 1))  # numbers of the places of its use
+        x = x_BTC + (y if drops is None else drops[0](y))
         y = self.down(nn.functional.gelu(self.up(self.before_mlp(x))))
-        return x + (y if dropout is None else dropout(y, 2 * number + 2))
+        return x + (y if drops is None else drops[1](y))
 
 
 class Mixer(Model):
@@ -75,7 +76,7 @@ class Mixer(Model):
         if dropout is not None:
             x = dropout(x, 0)
         for number, block in enumerate(self.layers):
-            x = block(x, dropout, number)
+            x = block(x, dropout.of_block(number) if dropout else None)
         return self.norm(x)
 
     # Sampling: token after token, with a cache instead of the whole sequence at each step.
@@ -97,6 +98,6 @@ class Mixer(Model):
     def decode(self, labels: Tensor, last_tokens: Tensor | None, step: int, cache: list[Tensor]) -> Tensor:
         x = self.classes(labels)[:, None] if last_tokens is None else self.tokens(last_tokens)
         x = x + self.positions[step]
-        for number, (block, seen) in enumerate(zip(self.layers, cache, strict=True)):
-            x = block(x, None, number, step, seen)
+        for block, seen in zip(self.layers, cache, strict=True):
+            x = block(x, None, step, seen)
         return self.head(self.norm(x)).float()
