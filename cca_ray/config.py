@@ -262,6 +262,8 @@ class Pretrain(Strict):
     learning_rate: float = Field(2e-3, gt=0)
     null_ratio: float = Field(0.1, gt=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # of the model's weights that are kept; 0: off
+    validation: float = Field(0.0, ge=0, lt=1)  # share of the images that the model is not trained on; 0: no early end
     seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @model_validator(mode="after")
