@@ -21,7 +21,7 @@ from cca_ray.data.labelled_images import LabelledImages, digits, read_folder
 from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.guidance_check import check_guidance
-from cca_ray.models.family import Family, family_of
+from cca_ray.models.family import Family, family_of, letter
 from cca_ray.models.official import parameters
 from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.space_file import load_config
@@ -55,7 +55,7 @@ def known_family(name: str) -> Family:
 
 def known_size(text: str | None, sizes: tuple[str, ...]) -> str | None:
     """The size that an option means: by its name or, of small, medium and large, its first letter."""
-    letters = {size[0].upper() if size.islower() else size: size for size in sizes}
+    letters = {letter(size): size for size in sizes}
     if not sizes or (text is not None and text not in {*letters, *sizes}):
         raise ConfigError(f"--size {text}: one of {', '.join(letters) or 'none, for this family'}")
     return None if text is None else letters.get(text, text)
@@ -72,7 +72,7 @@ def plan_for_images(
     models = {own: blank_model(family, own, tokenizer, classes, corpus.tokens) for own in family.own_sizes()}
     counts = {own: parameters(model) for own, model in models.items()}
     chosen = size or choose(counts, corpus)
-    console.say(reason(chosen, counts[chosen], corpus, asked=size is not None))
+    console.say(reason(letter(chosen), counts[chosen], corpus, asked=size is not None))
     settings = settings_for(start, counts[chosen], corpus, epochs)
     facts = BaseFacts(corpus.tokens, classes, settings.learning_rate)
     name = re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)

@@ -28,6 +28,11 @@ OWN_SIZES = ("small", "medium", "large")
 Fields = dict[str, Any]  # of a model's or tokenizer's config, by name: each family has its own
 
 
+def letter(size: str) -> str:
+    """How people name a size: S for small; others as they are called."""
+    return size[0].upper() if size in OWN_SIZES else size
+
+
 @dataclass(frozen=True)
 class Parts:
     """The classes of a family. The configs are frozen dataclasses: see `base.ModelConfig`, `base.TokenizerConfig`."""

@@ -22,7 +22,7 @@ from cca_ray.data.pairs import steps_per_epoch
 from cca_ray.errors import reading
 from cca_ray.models.files import write_atomically
 from cca_ray.models.parallel import weights_of
-from cca_ray.storage.mirror import remove
+from cca_ray.storage.mirror import patiently
 from cca_ray.training.ema import update_ema
 
 WARMUP_STEPS = 20
@@ -234,7 +234,7 @@ class Fit:
             "best": vars(self.best) if self.best else None,
             "parts": {name: part.state() for name, part in self.parts.items()},
         }
-        write_atomically(content, path)
+        patiently(lambda: write_atomically(content, path))
         self.kept_at = time.monotonic()
 
     def resume(self) -> None:
@@ -251,8 +251,3 @@ class Fit:
             self.best = Best(**content["best"]) if content["best"] else None
             for name, part in self.parts.items():
                 part.restore(content["parts"][name])
-
-    def forget(self) -> None:
-        """The file, once what came of the training is kept elsewhere."""
-        if self.keeping is not None:
-            remove(self.keeping.path)
