@@ -55,9 +55,11 @@ def known_family(name: str) -> Family:
 
 def known_size(text: str | None, sizes: tuple[str, ...]) -> str | None:
     """The size that an option means: by its name or, of small, medium and large, its first letter."""
+    if not sizes:
+        raise ConfigError("--family: of this one no small bases can be made")
     letters = {letter(size): size for size in sizes}
-    if not sizes or (text is not None and text not in {*letters, *sizes}):
-        raise ConfigError(f"--size {text}: one of {', '.join(letters) or 'none, for this family'}")
+    if text is not None and text not in {*letters, *sizes}:
+        raise ConfigError(f"--size {text}: one of {', '.join(letters)}")
     return None if text is None else letters.get(text, text)
 
 

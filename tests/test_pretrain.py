@@ -9,8 +9,10 @@ from PIL import Image
 from cca_ray.config import Pretrain
 from cca_ray.data.labelled_images import digits, read_folder
 from cca_ray.data.tokens import read_token_set
+from cca_ray.errors import ConfigError
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
 from cca_ray.models.family import OWN_SIZES, family_of
+from cca_ray.models.llamagen_family import LlamaGenFamily
 from cca_ray.models.official import load_official, load_tokenizer, parameters
 from cca_ray.models.parallel import Group
 from cca_ray.pretrain import known_size, main
@@ -163,6 +165,19 @@ def test_a_size_is_known_by_its_letter_and_by_its_name(folder: Path, tmp_path: P
         }
         assert (found["S"], found["small"]) == (digits_size, own_size)
         assert [round(found[size] / 1e6, 1) for size in OWN_SIZES] in ([0.1, 1.1, 5.0], [0.1, 1.1, 4.8])
+
+
+def test_a_family_with_sizes_of_its_own_offers_them_for_ones_images_too():
+    class Tiny(LlamaGenFamily):
+        sizes = {"XS": dict(n_layer=1, n_head=1, dim=8)}  # noqa: RUF012
+        small_sizes = ("XS",)
+
+    class Without(LlamaGenFamily):
+        sizes, small_sizes = {"XXL": {}}, ()
+
+    assert Tiny().own_sizes() == ("XS",)
+    with pytest.raises(ConfigError, match="no small bases can be made"):
+        known_size(None, Without().own_sizes())
 
 
 @pytest.mark.parametrize("size", ["s", "XL", "B", "Small", ""])
