@@ -266,6 +266,16 @@ class Pretrain(Strict):
     validation: float = Field(0.0, ge=0, lt=1)  # share of the images that the model is not trained on; 0: no early end
     seed: int = Field(0, ge=0, le=MOST_SEED)
 
+    @property
+    def content(self) -> dict[str, int | float]:
+        """All that a base depends on, by name; of what came after version 0.1.0, only what is not as it was then.
+
+        So studies and bases of earlier versions know their settings again.
+        """
+        added = ("variants", "ema_decay", "validation")
+        as_before = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=as_before)
+
     @model_validator(mode="after")
     def whole_grid(self) -> Self:
         if self.downsample & (self.downsample - 1) or self.image_size % self.downsample:

@@ -36,8 +36,6 @@ from cca_ray.training.small_networks import (
 
 Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
 
-# Settings that came later, and are 0 where they change nothing: bases of earlier versions keep their names.
-LATER = ("ema_decay", "validation")
 TRAINING = ".training"  # ends the name of a training's own file, beside that of what it makes
 
 
@@ -63,9 +61,10 @@ def files_of(data: LabelledImages, name: str, family: str, size: str, settings: 
     on its own settings only. The feature network does not depend on the seed either: bases of several seeds are
     measured with one ruler.
     """
-    kept = {key: value for key, value in settings.model_dump().items() if value or key not in LATER}
-    ours = {key: kept[key] for key in ("variants", "image_size", "downsample", "codebook_size", "code_dim",
-                                       "tokenizer_width", "tokenizer_epochs", "seed")}  # fmt: skip
+    kept = settings.content
+    of_tokenizer = ("variants", "image_size", "downsample", "codebook_size", "code_dim", "tokenizer_width",
+                    "tokenizer_epochs", "seed")  # fmt: skip
+    ours: dict[str, object] = {key: kept[key] for key in of_tokenizer if key in kept}
     if owner := owner_of("family", family):
         ours["family"] = owner.digest  # another version of its code makes another tokenizer
     measure = short_digest(data.digest, settings.variants, settings.image_size, settings.feature_epochs)

@@ -76,8 +76,12 @@ def test_settings_that_are_off_leave_the_names_of_earlier_bases():
         made = Pretrain.model_validate({**TINY.model_dump(), **settings})
         return files_of(some_digits(), "digits", "llamagen", "S", made, Path()).checkpoint.name
 
-    assert named() == named(validation=0.0, ema_decay=0.0)
-    assert len({named(), named(validation=0.1), named(ema_decay=0.1), named(epochs=3)}) == 4
+    assert named() == named(validation=0.0, ema_decay=0.0, variants=1)
+    assert len({named(), named(validation=0.1), named(ema_decay=0.1), named(variants=2), named(epochs=3)}) == 5
+    assert set(Pretrain().content) == {  # those of version 0.1.0
+        "image_size", "downsample", "codebook_size", "code_dim", "tokenizer_width", "tokenizer_epochs",
+        "feature_epochs", "epochs", "batch", "learning_rate", "null_ratio", "dropout", "seed",
+    }  # fmt: skip
 
 
 def test_what_is_held_out_is_decided_by_the_seed_and_its_variants_are_too():
