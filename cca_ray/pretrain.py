@@ -9,7 +9,6 @@ cca-ray pretrain --family var --size M               on the digits
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -17,34 +16,21 @@ import typer
 import yaml
 
 from cca_ray.config import MOST_SEED, Pretrain
-from cca_ray.data.labelled_images import LabelledImages, digits, read_folder
+from cca_ray.data.labelled_images import digits, read_folder
 from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.guidance_check import check_guidance
 from cca_ray.models.family import Family, family_of, letter
-from cca_ray.models.official import parameters
 from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import push, reach
 from cca_ray.storage.uris import command_line, to_uri
 from cca_ray.terminal.console import Console, StorageOption, place, run
-from cca_ray.training.base_space import BaseFacts, space_for, template_of
-from cca_ray.training.scale import Corpus, choose, reason, settings_for
-from cca_ray.training.small_base import build_base, resolve
-from cca_ray.training.small_networks import blank_model, blank_tokenizer
+from cca_ray.training.base_space import space_for, template_of
+from cca_ray.training.plan import Plan, plan_for
+from cca_ray.training.small_base import BaseFiles, build_base, resolve
 
 CODES = 256  # of the tokenizer of someone's images
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is made, of which images. `facts`: of someone's own, for the ranges of their search space."""
-
-    name: str
-    data: LabelledImages
-    size: str
-    settings: Pretrain
-    facts: BaseFacts | None
 
 
 def known_family(name: str) -> Family:
@@ -61,24 +47,6 @@ def known_size(text: str | None, sizes: tuple[str, ...]) -> str | None:
     if text is not None and text not in {*letters, *sizes}:
         raise ConfigError(f"--size {text}: one of {', '.join(letters)}")
     return None if text is None else letters.get(text, text)
-
-
-def plan_for_images(
-    images: str, family: Family, size: str | None, start: Pretrain, epochs: int | None, console: Console
-) -> Plan:
-    """Read someone's images, choose the size unless it is given, say why, and how a base of it is trained."""
-    data = read_folder(images, start.image_size)
-    classes, tokenizer = len(data.class_names), blank_tokenizer(family, start)
-    console.say(f"{len(data.images):,} images of {classes} classes, {start.image_size} pixels wide")
-    corpus = Corpus(len(data.images), tokenizer.config.length(start.image_size))
-    models = {own: blank_model(family, own, tokenizer, classes, corpus.tokens) for own in family.own_sizes()}
-    counts = {own: parameters(model) for own, model in models.items()}
-    chosen = size or choose(counts, corpus)
-    console.say(reason(letter(chosen), counts[chosen], corpus, asked=size is not None))
-    settings = settings_for(start, counts[chosen], corpus, epochs)
-    facts = BaseFacts(corpus.tokens, classes, settings.learning_rate)
-    name = re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
-    return Plan(name, data, chosen, settings, facts)
 
 
 def main(
@@ -110,28 +78,28 @@ def main(
     reach(out, write=True)
     template = load_config(template_of(kind, size or sizes[0])).pretrain
     changes = {"seed": seed, "ema_decay": ema_decay, "epochs": epochs or template.epochs}
-    if images is None:
-        settings = Pretrain.model_validate({**template.model_dump(), **changes})
-        plan = Plan("digits", digits(), size or sizes[0], settings, None)
-        console.say(f"{len(plan.data.images):,} images of the digits, {settings.image_size} pixels wide")
-    else:
+    if images is not None:
         changes |= {"image_size": image_size, "downsample": downsample, "codebook_size": CODES, "variants": 1}
-        start = Pretrain.model_validate({**template.model_dump(), **changes})
-        plan = plan_for_images(images, kind, size, start, epochs, console)
-    make(plan, kind, out, console)
+    settings = Pretrain.model_validate({**template.model_dump(), **changes})
+    data = digits() if images is None else read_folder(images, image_size)
+    name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
+    console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
+    plan = Plan(size or sizes[0], settings) if images is None else plan_for(data, kind, size, settings, epochs)
+    if plan.why:
+        console.say(plan.why)
+    files = build_base(data, name, family, plan.size, plan.settings, out, console.progress, console.note)
+    finish(files, name, len(data.images), plan, kind, console)
 
 
-def make(plan: Plan, family: Family, out: Path, console: Console) -> None:
-    """The base, its search space, and what guidance does for it."""
-    count = len(plan.data.images)
-    files = build_base(plan.data, plan.name, family.name, plan.size, plan.settings, out, console.progress, console.note)
+def finish(files: BaseFiles, name: str, images: int, plan: Plan, family: Family, console: Console) -> None:
+    """Write the base's search space, and say what guidance does for the base."""
     console.note("")
-    path = files.checkpoint.parent / f"{family.space_name(plan.name, plan.size)}.yaml"
-    space = space_for(files, count, plan.facts, family, plan.size, path)
+    path = files.checkpoint.parent / f"{family.space_name(name, plan.size)}.yaml"
+    space = space_for(files, images, plan.facts, family, plan.size, path)
     path.write_text(yaml.safe_dump(space, sort_keys=False))
-    study = resolve(load_config(path), out, console.progress)
+    study = resolve(load_config(path), path.parent, console.progress)
     push(path)
-    check = check_guidance(study, count, lambda done, total: console.progress("samples", done, total))
+    check = check_guidance(study, images, lambda done, total: console.progress("samples", done, total))
     console.say(str(check))
     console.say(f"base: {to_uri(files.checkpoint)}")
     console.say(f"search: {command_line('python', '-m', 'cca_ray.tune', path)}")

@@ -4,6 +4,7 @@ Guidance samples from p(x|c) (p(x|c) / p(x))^(s - 1), and CCA trains towards a d
 more of what the base knows of its condition.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
 from cca_ray.models.parallel import Group
 
 SCALES = (1.5, 2.0, 3.0)
-SAMPLES = 1000  # at most, and at most as many as there are images
+CHOOSING, SHOWING = 1000, 3000  # samples at most, and at most as many as there are images
 METRIC = "fid"
 
 
@@ -50,10 +51,15 @@ class GuidanceCheck:
         )
         if self.helps:
             return f"guidance helps this base: {figures}; so CCA has something to learn"
+        if self.low <= 0:
+            return (
+                f"it cannot be told whether guidance helps this base: {figures}. If it does not, CCA will hardly help "
+                "either"
+            )
         return (
-            f"{'guidance does not help' if self.low > 0 else 'it cannot be told whether guidance helps'} this base: "
-            f"{figures}. CCA trains towards what guidance samples from, so it will hardly help either: the base tells "
-            "its classes apart too little (train it longer), or knows its images by heart (a smaller size, more images)"
+            f"guidance does not help this base: {figures}. CCA trains towards what guidance samples from, so it will "
+            "hardly help either: the base tells its classes apart too little (train it longer), or knows its images by "
+            "heart (a smaller size, more images)"
         )
 
 
@@ -69,20 +75,21 @@ def difference(guided: Score, unguided: Score) -> tuple[float, float]:
 def check_guidance(config: ResolvedStudy, images: int, progress: Callable[[int, int], None]) -> GuidanceCheck:
     """Score the base at guided scales, and the best of them once more, beside the unguided base, on other noise."""
     scoring = replace(scoring_of(config, torch.device("cpu")), metrics=(metric_named(METRIC),))
-    model, samples = load_base(config), max(2, min(images, SAMPLES))
-    shards, done = -(-samples // SHARD), 0
+    model, cpu, done = load_base(config), torch.device("cpu"), 0
+    few, many = (max(2, min(images, most)) for most in (CHOOSING, SHOWING))
+    total = len(SCALES) * math.ceil(few / SHARD) + 2 * math.ceil(many / SHARD)
 
     def alive() -> None:
         nonlocal done
         done += 1
-        progress(done, shards * (len(SCALES) + 2))
+        progress(done, total)
 
-    def scored(scale: float, seed: int) -> Score:
+    def scored(scale: float, samples: int, seed: int) -> Score:
         protocol = protocol_of(config, scoring, samples, scale, seed)
-        return score(model, scoring, protocol, Group(device=torch.device("cpu")), alive).score
+        return score(model, scoring, protocol, Group(device=cpu), alive).score
 
-    choosing, showing = config.score.seed, config.score.seed + 1
-    best = min(SCALES, key=lambda scale: scored(scale, choosing).values[METRIC])
-    unguided, guided = scored(1.0, showing), scored(best, showing)
+    seed = config.score.seed
+    best = min(SCALES, key=lambda scale: scored(scale, few, seed).values[METRIC])
+    unguided, guided = scored(1.0, many, seed + 1), scored(best, many, seed + 1)
     low, high = difference(guided, unguided)
-    return GuidanceCheck(samples, unguided.values[METRIC], guided.values[METRIC], best, low, high)
+    return GuidanceCheck(many, unguided.values[METRIC], guided.values[METRIC], best, low, high)

@@ -198,7 +198,8 @@ class Fit:
         if not math.isfinite(loss):
             raise ValueError(f"the validation loss is {loss:g} after {step} steps: want a smaller learning rate")
         if loss < before.best_loss:
-            moments = deepcopy(self.optimizer.state_dict()) if before.cooling is None else None
+            may_return = before.cooling is None and self.averaged is self.network
+            moments = deepcopy(self.optimizer.state_dict()) if may_return else None
             self.best = Best({name: t.clone() for name, t in self.averaged.state_dict().items()}, moments)
             self.position = before.model_copy(update={"best_loss": loss, "best_step": step, "worse": 0})
         else:

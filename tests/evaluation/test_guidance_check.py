@@ -59,7 +59,7 @@ def test_what_is_said_is_one_line_with_the_figures_and_the_consequence():
     )
     assert str(tie).startswith("it cannot be told whether guidance helps this base: FID 30.00 without, 31.00")
     assert str(harms).startswith("guidance does not help this base: FID 30.00 without, 33.00 at scale 2")
-    for poor in (tie, harms):
-        assert "CCA trains towards what guidance samples from, so it will hardly help either" in str(poor)
-        assert "\n" not in str(poor)
+    assert str(tie).endswith("noise of sampling alone). If it does not, CCA will hardly help either")
+    assert "CCA trains towards what guidance samples from, so it will hardly help either: the base" in str(harms)
+    assert not any("\n" in str(found) for found in (helps, tie, harms))
     assert [c.helps for c in (helps, tie, harms)] == [True, False, False]

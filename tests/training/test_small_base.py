@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cca_ray.config import Pretrain
 from cca_ray.data.tokens import TokenSet, read_token_set
+from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.family import family_of
 from cca_ray.models.official import load_tokenizer
 from cca_ray.training.fitting import Hooks
 from cca_ray.training.small_base import BaseFiles, build_base, files_of
-from cca_ray.training.small_networks import Making, split, train_model
+from cca_ray.training.small_networks import Making, blank_model, split, train_model
 from tests.conftest import TINY, some_digits
 from tests.processes import begin
 
@@ -69,6 +71,30 @@ def test_a_base_whose_making_was_killed_three_times_is_the_same(tmp_path: Path):
         pairs = zip(weights(getattr(files, name)), weights(getattr(whole, name)), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), name
     assert not list(root.rglob("*.training"))
+
+
+def test_an_embedded_base_is_trained_as_it_always_was(base_files: BaseFiles):
+    """The loop written down anew: nothing held out, nothing averaged, the same draws in the same order."""
+    settings = TINY.model_copy(update={"epochs": 3, "dropout": 0.2})
+    data, tokenizer = read_token_set(base_files.tokens), load_tokenizer("llamagen", base_files.tokenizer)
+    model = blank_model(family_of("llamagen"), "S", tokenizer, 10, 16)
+    model.initialize(torch.Generator().manual_seed(0))
+    codes, labels = torch.from_numpy(data.tokens[:, 0].astype(np.int64)), torch.from_numpy(data.labels)
+    order, null = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    batches = [index for _ in range(3) for index in torch.randperm(240, generator=order).split(48)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    for step, index in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - step / 15)
+        conditions = torch.where(torch.rand(48, generator=null) < 0.1, 10, labels[index])
+        logits = model(conditions, codes[index], Dropout(0.2, dropout_keys(index.numpy(), 0, step)))
+        optimizer.zero_grad()
+        F.cross_entropy(logits.flatten(0, 1), codes[index].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    making = Making(Hooks(lambda done, total: None))
+    made = train_model(data, tokenizer, family_of("llamagen"), "S", settings, making)
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), model.parameters(), strict=True))
 
 
 def test_settings_that_are_off_leave_the_names_of_earlier_bases():
