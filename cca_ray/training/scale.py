@@ -43,7 +43,7 @@ def reason(size: str, parameters: int, corpus: Corpus, asked: bool) -> str:
     """Why this size, in one line."""
     have = f"{corpus} are {corpus.size / parameters:.2g} tokens a parameter"
     if fits(parameters, corpus):
-        why = "as asked" if asked else f"the largest of which they are at least {LEAST_TOKENS:g}"
+        why = "as asked" if asked else f"the largest size with at least {LEAST_TOKENS:g}"
         return f"size {size}, {millions(parameters)} parameters: {have}; {why}"
     return (
         f"size {size}, {millions(parameters)} parameters: {have}; {'as asked' if asked else 'the smallest there is'}, "
