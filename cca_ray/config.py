@@ -262,7 +262,19 @@ class Pretrain(Strict):
     learning_rate: float = Field(2e-3, gt=0)
     null_ratio: float = Field(0.1, gt=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # of the model's weights that are kept; 0: off
+    validation: float = Field(0.0, ge=0, lt=1)  # share of the images that the model is not trained on; 0: no early end
     seed: int = Field(0, ge=0, le=MOST_SEED)
+
+    @property
+    def content(self) -> dict[str, int | float]:
+        """All that a base depends on, by name; of what came after version 0.1.0, only what is not as it was then.
+
+        So studies and bases of earlier versions know their settings again.
+        """
+        added = ("variants", "ema_decay", "validation")
+        as_before = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=as_before)
 
     @model_validator(mode="after")
     def whole_grid(self) -> Self:

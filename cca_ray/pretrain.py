@@ -1,8 +1,10 @@
 """A small base from images: tokenizer, token set, feature network, model. On digits: the embedded default.
 
-Everything is cached in a folder named by the digest of the images and settings; what is there is not made again.
+Everything is cached in a folder named by the digest of the images and settings; what is there is not made again, and
+a training that was cut short goes on.
 
 cca-ray pretrain --images photos --image-size 32     one subfolder per class, images of any size and kind
+cca-ray pretrain --images photos --size M            a model of about 1 M parameters
 cca-ray pretrain --family var --size M               on the digits
 """
 
@@ -17,13 +19,34 @@ from cca_ray.config import MOST_SEED, Pretrain
 from cca_ray.data.labelled_images import digits, read_folder
 from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError
-from cca_ray.models.family import family_of
+from cca_ray.evaluation.guidance_check import check_guidance
+from cca_ray.models.family import Family, family_of, letter
 from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import push, reach
 from cca_ray.storage.uris import command_line, to_uri
 from cca_ray.terminal.console import Console, StorageOption, place, run
-from cca_ray.training.small_base import build_base, space_for, template_of
+from cca_ray.training.base_space import space_for, template_of
+from cca_ray.training.plan import Plan, plan_for
+from cca_ray.training.small_base import BaseFiles, build_base, resolve
+
+CODES = 256  # of the tokenizer of someone's images
+
+
+def known_family(name: str) -> Family:
+    if name not in FAMILIES.names():
+        raise ConfigError(f"--family {name}: one of {', '.join(FAMILIES.names())}")
+    return family_of(name)
+
+
+def known_size(text: str | None, sizes: tuple[str, ...]) -> str | None:
+    """The size that an option means: by its name or, of small, medium and large, its first letter."""
+    if not sizes:
+        raise ConfigError("--family: of this one no small bases can be made")
+    letters = {letter(size): size for size in sizes}
+    if text is not None and text not in {*letters, *sizes}:
+        raise ConfigError(f"--size {text}: one of {', '.join(letters)}")
+    return None if text is None else letters.get(text, text)
 
 
 def main(
@@ -33,9 +56,12 @@ def main(
     image_size: Annotated[int, typer.Option(min=4, help="Pixels along a side, for --images.")] = 32,
     downsample: Annotated[int, typer.Option(min=1, help="Pixels a token along a side, for --images.")] = 4,
     family: Annotated[str, typer.Option(help="llamagen, var, or a plug-in's.")] = "llamagen",
-    size: Annotated[str, typer.Option(help="Size of the model: S or M.")] = "S",
+    size: Annotated[
+        str | None, typer.Option(help="S, M or L, for --images; by default as their number says. S or M of the digits.")
+    ] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="Module that brings the family; repeatable.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model, at most.")] = None,
+    ema_decay: Annotated[float, typer.Option(min=0, max=0.9999, help="Average the model's weights; 0: off.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
     storage: StorageOption = Path("runs"),
     out: Annotated[
@@ -46,25 +72,35 @@ def main(
     """Make a small base from images, and a search space that uses it."""
     console, out = Console(), out or storage / "bases"
     load_plugins(plugin or [])
-    if family not in FAMILIES.names():
-        raise ConfigError(f"--family {family}: one of {', '.join(FAMILIES.names())}")
-    kind = family_of(family)
-    if size not in kind.small_sizes:
-        made = ", ".join(kind.small_sizes) or "none, for this family"
-        raise ConfigError(f"--size {size}: one of {made}")
+    kind = known_family(family)
+    sizes = kind.small_sizes if images is None else kind.own_sizes()
+    size = known_size(size, sizes)
     reach(out, write=True)
-    template = load_config(template_of(kind, size))
-    changes = {"seed": seed, "epochs": epochs or template.pretrain.epochs}
-    of_images = {"image_size": image_size, "downsample": downsample, "variants": 1} if images is not None else {}
-    settings = Pretrain.model_validate({**template.pretrain.model_dump(), **changes, **of_images})
+    template = load_config(template_of(kind, size or sizes[0])).pretrain
+    changes = {"seed": seed, "ema_decay": ema_decay, "epochs": epochs or template.epochs}
+    if images is not None:
+        changes |= {"image_size": image_size, "downsample": downsample, "codebook_size": CODES, "variants": 1}
+    settings = Pretrain.model_validate({**template.model_dump(), **changes})
     data = digits() if images is None else read_folder(images, image_size)
     name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
     console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
-    files = build_base(data, name, family, size, settings, out, console.progress)
-    path = files.checkpoint.parent / f"{kind.space_name(name, size)}.yaml"
-    path.write_text(yaml.safe_dump(space_for(files, len(data.images), kind, size, path), sort_keys=False))
-    load_config(path)
+    plan = Plan(size or sizes[0], settings) if images is None else plan_for(data, kind, size, settings, epochs)
+    if plan.why:
+        console.say(plan.why)
+    files = build_base(data, name, family, plan.size, plan.settings, out, console.progress, console.note)
+    finish(files, name, len(data.images), plan, kind, console)
+
+
+def finish(files: BaseFiles, name: str, images: int, plan: Plan, family: Family, console: Console) -> None:
+    """Write the base's search space, and say what guidance does for the base."""
+    console.note("")
+    path = files.checkpoint.parent / f"{family.space_name(name, plan.size)}.yaml"
+    space = space_for(files, images, plan.facts, family, plan.size, path)
+    path.write_text(yaml.safe_dump(space, sort_keys=False))
+    study = resolve(load_config(path), path.parent, console.progress)
     push(path)
+    check = check_guidance(study, images, lambda done, total: console.progress("samples", done, total))
+    console.say(str(check))
     console.say(f"base: {to_uri(files.checkpoint)}")
     console.say(f"search: {command_line('python', '-m', 'cca_ray.tune', path)}")
 

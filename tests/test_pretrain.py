@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -5,15 +6,20 @@ import pytest
 import torch
 from PIL import Image
 
+from cca_ray.config import Pretrain
 from cca_ray.data.labelled_images import digits, read_folder
 from cca_ray.data.tokens import read_token_set
+from cca_ray.errors import ConfigError
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
 from cca_ray.inputs import find_space
-from cca_ray.models.official import load_official, load_tokenizer
+from cca_ray.models.family import OWN_SIZES, family_of
+from cca_ray.models.llamagen_family import LlamaGenFamily
+from cca_ray.models.official import load_official, load_tokenizer, parameters
 from cca_ray.models.parallel import Group
-from cca_ray.pretrain import main
+from cca_ray.pretrain import known_size, main
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import BaseFiles, build_base, resolve
+from cca_ray.training.small_networks import blank_model, blank_tokenizer
 from tests.conftest import TINY, some_digits
 from tests.test_cli import invoke
 
@@ -138,17 +144,72 @@ def test_a_bad_folder_is_one_line(folder: Path, harm: str, message: str):
 
 
 def test_anybodys_images_become_a_base_and_a_search_space(folder: Path, tmp_path: Path, capsys):
-    arguments = ["--images", str(folder), "--image-size", "16", "--downsample", "2"]
+    arguments = ["--images", str(folder), "--image-size", "8", "--downsample", "2"]
     arguments += ["--epochs", "1", "--out", str(tmp_path / "bases")]
-    assert invoke(main, arguments, capsys).code == 0
-    (space,) = (tmp_path / "bases").glob("*/*/photos_s.yaml")
+    made = invoke(main, arguments, capsys)
+    assert made.code == 0, made.err
+    said = [line.split(" s  ")[1] for line in made.out.splitlines()]
+    assert said[1].startswith("size S, 0.11 M parameters: 50 images of 16 tokens are 0.0074 tokens a parameter; ")
+    assert re.search(r"guidance.* this base: FID [\d.]+ without, [\d.]+ at scale", said[-3])
+    (space,) = (tmp_path / "bases").glob("*/*/photos_small.yaml")
+    assert said[-1] == f"search: python -m cca_ray.tune {space}"
     config = load_config(space)
-    assert config.score.samples == 50
-    assert read_token_set(Path(config.data.tokens or "")).tokens.shape[-1] == (16 // 2) ** 2
-    space.write_text(space.read_text().replace("beta: 0.08", "beta: 0.5"))  # an edit outlives the next base
+    assert (config.base.size, config.score.samples) == ("small", 50)
+    assert read_token_set(Path(config.data.tokens or "")).tokens.shape[-1] == (8 // 2) ** 2
+    text = space.read_text()
+    assert text.count("beta: 0.32") == 2  # of `train`, and of the first point
+    space.write_text(text.replace("beta: 0.32", "beta: 0.05", 1))  # an edit outlives the next base
     assert invoke(main, [*arguments, "--epochs", "2"], capsys).code == 0
-    assert load_config(space).train.parameters.beta == 0.5
+    assert load_config(space).train.parameters.beta == 0.05
     assert load_config(space).base.checkpoint != config.base.checkpoint
     scoring = scoring_of(config, torch.device("cpu"))
-    assert scoring.image_size == 16
-    assert score(load_base(config), scoring, protocol_of(config, scoring, 20), Group()).images.shape == (20, 16, 16, 3)
+    assert scoring.image_size == 8
+    assert score(load_base(config), scoring, protocol_of(config, scoring, 20), Group()).images.shape == (20, 8, 8, 3)
+
+
+def test_a_size_is_known_by_its_letter_and_by_its_name(folder: Path, tmp_path: Path, capsys):
+    """S of the digits is another model than S of someone's images, which files call small."""
+    assert [known_size(text, OWN_SIZES) for text in ("S", "M", "L", "small", "large")] == [*OWN_SIZES, "small", "large"]
+    assert [known_size(text, ("S", "M")) for text in ("S", "M", None)] == ["S", "M", None]
+    for family, digits_size, own_size in (("llamagen", 16_640, 108_384), ("var", 4_153, 104_068)):
+        kind = family_of(family)
+        tokenizer = blank_tokenizer(kind, Pretrain(codebook_size=256))
+        length = tokenizer.config.length(8)
+        found = {
+            size: parameters(blank_model(kind, size, tokenizer, 10, length))
+            for size in (*kind.small_sizes, *kind.own_sizes())
+        }
+        assert (found["S"], found["small"]) == (digits_size, own_size)
+        assert [round(found[size] / 1e6, 1) for size in OWN_SIZES] in ([0.1, 1.1, 5.0], [0.1, 1.1, 4.8])
+
+
+def test_a_family_with_sizes_of_its_own_offers_them_for_ones_images_too():
+    class Tiny(LlamaGenFamily):
+        sizes = {"XS": dict(n_layer=1, n_head=1, dim=8)}  # noqa: RUF012
+        small_sizes = ("XS",)
+
+    class Without(LlamaGenFamily):
+        sizes, small_sizes = {"XXL": {}}, ()
+
+    assert Tiny().own_sizes() == ("XS",)
+    with pytest.raises(ConfigError, match="no small bases can be made"):
+        known_size(None, Without().own_sizes())
+
+
+@pytest.mark.parametrize("size", ["s", "XL", "B", "Small", ""])
+def test_another_size_for_ones_images_is_refused_before_they_are_read(size: str, capsys):
+    outcome = invoke(main, ["--images", "nowhere", "--size", size], capsys)
+    assert (outcome.code, outcome.err) == (2, f"error: --size {size}: one of S, M, L\n")
+
+
+def test_a_size_that_is_asked_for_is_made_and_guidance_is_tried_on_a_var_too(folder: Path, tmp_path: Path, capsys):
+    arguments = ["--images", str(folder), "--image-size", "8", "--downsample", "2", "--family", "var", "--size", "M"]
+    made = invoke(main, [*arguments, "--epochs", "1", "--ema-decay", "0.5", "--out", str(tmp_path)], capsys)
+    assert made.code == 0, made.err
+    assert "size M, 1.1 M parameters: 50 images of 30 tokens are 0.0014 tokens a parameter; as asked, " in made.out
+    assert "var medium  100 %, validation loss " in made.out
+    assert "this base: FID " in made.out
+    (space,) = tmp_path.glob("*/*/photos_var_medium.yaml")
+    config = load_config(space)
+    model = load_official("var", "medium", config.base.checkpoint or "", config.base.tokenizer)
+    assert model.config.block_size == 30

@@ -1,5 +1,7 @@
 """A codebook while it is trained."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -23,3 +25,11 @@ class Codebook:
         pick = torch.randint(len(vectors), (len(dead),), generator=self.generator)
         self.embedding.weight.data[dead] = vectors[pick].detach()
         self.used.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is not in the embedding itself."""
+        return {"used": self.used, "generator": self.generator.get_state()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.used = state["used"]
+        self.generator.set_state(state["generator"])

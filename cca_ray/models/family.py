@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from cca_ray.models.base import Model, Tokenizer
     from cca_ray.models.codebook import Codebook
 
+# Sizes of bases of someone's own images, about 0.1, 1 and 5 M parameters; for short S, M and L. In files they have
+# names of their own: there S and M are the tiny models of the embedded digits, and L is LlamaGen's official one.
+OWN_SIZES = ("small", "medium", "large")
+
 Fields = dict[str, Any]  # of a model's or tokenizer's config, by name: each family has its own
+
+
+def letter(size: str) -> str:
+    """How people name a size: S for small; others as they are called."""
+    return size[0].upper() if size in OWN_SIZES else size
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,8 @@ class Family(ABC):
     augmentations: tuple[str, ...]  # see `data.images.crops_of`
     official_codes: bool = False  # whether the official code leaves tokens in .npy files, for `--npy`
 
-    # Small bases, which `pretrain` makes; without sizes the methods below are not called.
+    # Small bases, which `pretrain` makes; without sizes the methods below are not called. Those of the embedded digits;
+    # of someone's own images too, unless some of `OWN_SIZES` are among `sizes`.
     small_sizes: tuple[str, ...] = ()
 
     @abstractmethod
@@ -80,6 +90,10 @@ class Family(ABC):
             if name in state and state[name].ndim > axis:
                 found[key] = state[name].shape[axis] + extra
         return found
+
+    def own_sizes(self) -> tuple[str, ...]:
+        """Sizes of bases of someone's own images, from small to large."""
+        return tuple(size for size in OWN_SIZES if size in self.sizes) or self.small_sizes
 
     def of_length(self, length: int) -> Fields:
         """Fields of the config of a model for so many tokens an image, where the file does not say how many."""

@@ -18,8 +18,11 @@ PIXELS_A_TOKEN = 16  # along a side, of the official tokenizer
 
 
 SIZES = {
-    "S": dict(n_layer=2, n_head=2, dim=16, multiple_of=32),  # S and M are ours: small bases
+    "S": dict(n_layer=2, n_head=2, dim=16, multiple_of=32),  # S and M are ours: the embedded digits
     "M": dict(n_layer=2, n_head=2, dim=24, multiple_of=32),
+    "small": dict(n_layer=3, n_head=4, dim=48, multiple_of=32),  # 0.1 M; these three are for one's own images
+    "medium": dict(n_layer=5, n_head=4, dim=128, multiple_of=32),  # 1.1 M
+    "large": dict(n_layer=6, n_head=8, dim=256, multiple_of=32),  # 5.0 M
     "B": dict(n_layer=12, n_head=12, dim=768),  # 110.9 M parameters, whatever the image size
     "L": dict(n_layer=24, n_head=16, dim=1024),  # 343 M
     "XL": dict(n_layer=36, n_head=20, dim=1280),  # 775 M
@@ -95,7 +98,7 @@ class LlamaGenFamily(Family):
         return {"block_size": length}
 
     def template(self, size: str) -> str:
-        return f"digits_{size.lower()}"
+        return f"digits_{size.lower()}" if size in self.small_sizes else "digits_m"
 
     def space_name(self, images: str, size: str) -> str:
         return f"{images}_{size.lower()}"

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 SIZES = {
-    "S": dict(depth=1, n_head=1, dim=8),  # S, tiny and M are ours: small bases
+    "S": dict(depth=1, n_head=1, dim=8),  # S, tiny and M are ours: the embedded digits
     "tiny": dict(depth=2, n_head=1, dim=8),  # the embedded default; of S, CCA fell behind guidance
+    "small": dict(depth=3, n_head=4, dim=40),  # 0.1 M; small, medium and large are for one's own images
     "M": dict(depth=3, n_head=3, dim=48),
+    "medium": dict(depth=6, n_head=6, dim=96),  # 1.1 M
+    "large": dict(depth=7, n_head=6, dim=192),  # 4.8 M
     "d16": dict(depth=16, n_head=16, dim=1024),  # 310 M
     "d20": dict(depth=20, n_head=20, dim=1280),  # 600 M
     "d24": dict(depth=24, n_head=24, dim=1536),  # 1.0 B

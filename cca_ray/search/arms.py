@@ -208,6 +208,7 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, o
     for section, keys in {**PATHS, "search": ("trials", "max_concurrent", "replicates")}.items():
         for key in keys:
             content[section].pop(key)
+    content["pretrain"] = config.pretrain.content
     content["score"].pop("trust_torchscript")  # the file itself counts
     content.pop("plugins")
     if used := config.plugins_used():

@@ -21,12 +21,14 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from cca_ray.config import MOST_GUIDANCE
 from cca_ray.errors import COLOURS, ConfigError, RayEnded, user_message, without_secrets
 from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import local_path
+from cca_ray.terminal.pace import Pace
 from cca_ray.terminal.stream import lenient_output
 
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
@@ -94,7 +96,8 @@ class Console:
         self.bars: Progress | None = None
         self.live: Live | None = None
         self.tasks: dict[str, TaskID] = {}
-        self.quarters: dict[str, int] = {}
+        self.paces: dict[str, Pace] = {}
+        self.noted = ""
         self.lock = threading.RLock()  # MLflow's thread speaks too
 
     def say(self, text: str) -> None:
@@ -115,23 +118,29 @@ class Console:
         if self.quiet:
             return
         if not self.terminal:
-            quarter = 4 * done // total
-            if quarter != self.quarters.get(what, 0):
-                self.quarters[what] = quarter
-                self.say(f"{what}  {25 * quarter} %")
+            now = time.monotonic()
+            pace = self.paces.setdefault(what, Pace(now, done))
+            if pace.due(now, done, total):
+                parts = (f"{what}  {100 * done // total} %", self.noted, pace.left(now, done, total))
+                self.say(", ".join(filter(None, parts)))
             return
         if self.bars is None:
             self.bars = Progress(
-                TextColumn("        {task.description:16}"),
+                TextColumn("        {task.description:16}", table_column=Column(min_width=24, no_wrap=True)),
                 BarColumn(),
-                TextColumn("{task.percentage:3.0f} %"),
-                TimeRemainingColumn(),
+                TextColumn("{task.percentage:3.0f} %", table_column=Column(min_width=5, no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=self.rich,
             )
             self.bars.start()
         if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total)
-        self.bars.update(self.tasks[what], completed=done)
+            self.tasks[what] = self.bars.add_task(what, total=total, note="")
+        self.bars.update(self.tasks[what], completed=done, total=total, note=self.noted)
+
+    def note(self, text: str) -> None:
+        """What is said beside progress from now on; empty: nothing."""
+        self.noted = text
 
     def close_bars(self) -> None:
         """Leave the bars as they are, so that lines can follow."""

@@ -5,15 +5,13 @@ Everything is cached in a folder named by the digest of the images and settings;
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from cca_ray.config import PATHS, Pretrain, ResolvedStudy, StudyConfig
 from cca_ray.data.labelled_images import LabelledImages, digits
@@ -21,23 +19,26 @@ from cca_ray.data.tokens import MANIFEST, TokenMeta, encode_images, read_token_s
 from cca_ray.data.variants import with_variants
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.features import WHERE
-from cca_ray.inputs import find_space
 from cca_ray.models.base import Tokenizer
-from cca_ray.models.family import Family, family_of
+from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights, write_atomically
 from cca_ray.models.official import load_tokenizer, save_official
 from cca_ray.registry import owner_of
-from cca_ray.space_file import load_config
-from cca_ray.storage.mirror import exists, pull, push
-from cca_ray.storage.uris import local_path, to_uri
+from cca_ray.storage.mirror import exists, pull, push, remove
+from cca_ray.storage.uris import local_path
+from cca_ray.training.fitting import KEEP_EVERY_S, Hooks, Keeping
 from cca_ray.training.small_networks import (
-    Progress,
+    Making,
     feature_settings,
     reference_of,
     train_features,
     train_model,
     train_tokenizer,
 )
+
+Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
+
+TRAINING = ".training"  # ends the name of a training's own file, beside that of what it makes
 
 
 def short_digest(*parts: object) -> str:
@@ -62,9 +63,10 @@ def files_of(data: LabelledImages, name: str, family: str, size: str, settings: 
     on its own settings only. The feature network does not depend on the seed either: bases of several seeds are
     measured with one ruler.
     """
-    kept = settings.model_dump()
-    ours = {key: kept[key] for key in ("variants", "image_size", "downsample", "codebook_size", "code_dim",
-                                       "tokenizer_width", "tokenizer_epochs", "seed")}  # fmt: skip
+    kept = settings.content
+    of_tokenizer = ("variants", "image_size", "downsample", "codebook_size", "code_dim", "tokenizer_width",
+                    "tokenizer_epochs", "seed")  # fmt: skip
+    ours: dict[str, object] = {key: kept[key] for key in of_tokenizer if key in kept}
     if owner := owner_of("family", family):
         ours["family"] = owner.digest  # another version of its code makes another tokenizer
     measure = short_digest(data.digest, settings.variants, settings.image_size, settings.feature_epochs)
@@ -80,26 +82,47 @@ def files_of(data: LabelledImages, name: str, family: str, size: str, settings: 
 
 
 def build_base(
-    data: LabelledImages, name: str, family: str, size: str, settings: Pretrain, root: Path, progress: Progress
-) -> BaseFiles:
-    """Make what is missing below `root`; every file is written whole or not at all."""
+    data: LabelledImages, name: str, family: str, size: str, settings: Pretrain, root: Path, progress: Progress,
+    note: Callable[[str], None] = lambda text: None, keep_every_s: float = KEEP_EVERY_S,
+) -> BaseFiles:  # fmt: skip
+    """Make what is missing below `root`; every file is written whole or not at all.
+
+    A training that was killed goes on from where it last was kept. `note`: what there is to say beside progress.
+    """
+
+    def making_of(what: str, file: Path) -> Making:
+        keeping = Keeping(file.with_name(f"{file.name}{TRAINING}"), keep_every_s)
+        return Making(Hooks(lambda step, steps: progress(what, step, steps), note), keeping)
+
     kind, files = family_of(family), files_of(data, name, family, size, settings, root)
     data = with_variants(data, settings.variants)
     pull(files.features.parent)
     if not files.tokenizer.exists():
-        save_official(train_tokenizer(data, kind, settings, progress), files.tokenizer)
+        making = making_of("tokenizer", files.tokenizer)
+        save_official(train_tokenizer(data, kind, settings, making), files.tokenizer)
+        done(making)
     tokenizer = load_tokenizer(family, files.tokenizer)
     if not (files.tokens / MANIFEST).exists():
         encode_all(data, tokenizer, settings, files.tokens)
     if not (files.features.exists() and files.reference.exists()):
-        network = train_features(data, settings, progress)
+        making = making_of("feature network", files.features)
+        network = train_features(data, settings, making)
         reference_of(network, data.images).save(files.reference)
         push(files.reference)
         write_atomically({"model": network.state_dict(), "config": feature_settings(data)}, files.features)
+        done(making)
     if not files.checkpoint.exists():
-        model = train_model(read_token_set(files.tokens), tokenizer, kind, size, settings, progress)
+        making = making_of(f"{family} {size}", files.checkpoint)
+        model = train_model(read_token_set(files.tokens), tokenizer, kind, size, settings, making)
         save_official(model, files.checkpoint)
+        done(making)
     return files
+
+
+def done(making: Making) -> None:
+    """The network is in its file: what its training needed to go on is not wanted any more."""
+    assert making.keeping is not None
+    remove(making.keeping.path)
 
 
 def encode_all(data: LabelledImages, tokenizer: Tokenizer, settings: Pretrain, folder: Path) -> None:
@@ -166,38 +189,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def template_of(family: Family, size: str) -> Path:
-    """The shipped search space whose settings a base of one's own starts from."""
-    return find_space(family.template(size))
-
-
-def space_for(files: BaseFiles, images: int, family: Family, size: str, path: Path) -> dict[str, Any]:
-    """A search space for a base made from someone's images: that of the digits, on these files.
-
-    If there is one at `path`, it keeps its settings, which someone may have edited, and gets the files.
-    """
-    paths = {key: to_uri(path.resolve()) for key, path in vars(files).items()}
-    if pull(path):
-        edited = load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})
-        edited["base"] |= {"checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
-        return edited
-    space = yaml.safe_load(template_of(family, size).read_text())
-    samples = max(2, min(images, 5000))
-    space["base"] = {
-        "family": family.name,
-        "size": size,
-        "checkpoint": paths["checkpoint"],
-        "tokenizer": paths["tokenizer"],
-    }
-    if owner := owner_of("family", family.name):
-        space = {"plugins": [owner.module], **space}
-    space["data"] = {"tokens": paths["tokens"]}
-    space["score"] |= {"features": paths["features"], "reference": paths["reference"], "samples": samples}
-    space["rungs"] = [
-        {**rung, "samples": samples if rung["at"] == 1 else max(2, samples // 2)} for rung in space["rungs"]
-    ]
-    space["train"]["global_batch"] = min(space["train"]["global_batch"], images)
-    space.pop("pretrain", None)
-    return space

@@ -1,6 +1,8 @@
 """The networks of a small base: tokenizer, feature network, model; each trained in minutes on a CPU."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +11,6 @@ from torch import Tensor, nn
 
 from cca_ray.config import Pretrain
 from cca_ray.data.labelled_images import LabelledImages
-from cca_ray.data.pairs import steps_per_epoch
 from cca_ray.data.tokens import TokenSet, to_input
 from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.reference import Moments, Reference, evenly_spaced, merge_all
@@ -19,43 +20,33 @@ from cca_ray.models.codebook import Codebook
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.family import Family
 from cca_ray.models.official import build
+from cca_ray.training.fitting import Fit, HeldOut, Hooks, Keeping, Recipe
 
-Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
-
-
-def batches(count: int, batch: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """Shuffled indices, full batches only."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        for step in range(steps_per_epoch(count, batch)):
-            yield order[step * batch : (step + 1) * batch]
+STEPS_BETWEEN = 50  # at least, from one validation to the next
 
 
-def train_network(
-    network: nn.Module,
-    loss_of: Callable[[Tensor, int], Tensor],
-    count: int,
-    batch: int,
-    epochs: int,
-    learning_rate: float,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    """AdamW, a short warm-up, then linearly to zero: an annealed end is what makes a control meaningful.
+@dataclass(frozen=True)
+class Making:
+    """Who watches the training of one network, and where it is kept until it is done."""
 
-    `loss_of(indices, step)` is the loss on these images.
-    """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    total = epochs * steps_per_epoch(count, batch)
-    for step, index in enumerate(batches(count, batch, epochs, seed)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / 20) * (1 - step / total)
-        optimizer.zero_grad(set_to_none=True)
-        loss_of(index, step).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        progress(step + 1, total)
+    hooks: Hooks
+    keeping: Keeping | None = None
+
+
+class NullConditions:
+    """Which images of a batch are trained under the null condition, batch after batch."""
+
+    def __init__(self, ratio: float, seed: int):
+        self.ratio, self.generator = ratio, torch.Generator().manual_seed(seed)
+
+    def draw(self, count: int) -> Tensor:
+        return torch.rand(count, generator=self.generator) < self.ratio
+
+    def state(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
 
 
 def blank_tokenizer(family: Family, settings: Pretrain) -> Tokenizer:
@@ -66,21 +57,18 @@ def blank_tokenizer(family: Family, settings: Pretrain) -> Tokenizer:
         return family.parts().tokenizer(config)
 
 
-def train_tokenizer(data: LabelledImages, family: Family, settings: Pretrain, progress: Progress) -> Tokenizer:
+def train_tokenizer(data: LabelledImages, family: Family, settings: Pretrain, making: Making) -> Tokenizer:
     """A VQ autoencoder on pixels and codes alone: images this small need no perceptual or adversarial loss."""
     tokenizer = blank_tokenizer(family, settings)
-    x, batch = to_input(data.images), min(64, len(data.images))
-    total = settings.tokenizer_epochs * steps_per_epoch(len(x), batch)
-    codebook = Codebook(family.codebook_of(tokenizer), total, settings.seed)
+    x = to_input(data.images)
+    recipe = Recipe(len(x), min(64, len(x)), settings.tokenizer_epochs, 2e-3, settings.seed)
+    codebook = Codebook(family.codebook_of(tokenizer), recipe.steps, settings.seed)
 
     def loss_of(index: Tensor, step: int) -> Tensor:
         codes, loss = family.quantised(tokenizer, tokenizer.latents(x[index]), codebook, step)
         return F.mse_loss(tokenizer.decode_latents(codes), x[index]) + loss
 
-    train_network(
-        tokenizer, loss_of, len(x), batch, settings.tokenizer_epochs, 2e-3, settings.seed,
-        lambda done, of: progress("tokenizer", done, of),
-    )  # fmt: skip
+    Fit(tokenizer, loss_of, recipe, parts={"codebook": codebook}, keeping=making.keeping).run(making.hooks)
     return tokenizer.requires_grad_(False)
 
 
@@ -88,42 +76,75 @@ def feature_settings(data: LabelledImages) -> dict[str, int]:
     return {"image_size": data.images.shape[1], "num_classes": len(data.class_names)}
 
 
-def train_features(data: LabelledImages, settings: Pretrain, progress: Progress) -> FeatureNet:
+def train_features(data: LabelledImages, settings: Pretrain, making: Making) -> FeatureNet:
     """The classifier whose features stand for Inception's on such images. It measures, so no seed changes it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = FeatureNet(**feature_settings(data))
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-    train_network(
-        network,
-        lambda index, step: F.cross_entropy(network.logits(images[index])[1], labels[index]),
-        len(images), min(64, len(images)), settings.feature_epochs, 2e-3, 0,
-        lambda done, of: progress("feature network", done, of),
-    )  # fmt: skip
+    recipe = Recipe(len(images), min(64, len(images)), settings.feature_epochs, 2e-3, 0)
+
+    def loss_of(index: Tensor, step: int) -> Tensor:
+        return F.cross_entropy(network.logits(images[index])[1], labels[index])
+
+    Fit(network, loss_of, recipe, keeping=making.keeping).run(making.hooks)
     return network.requires_grad_(False)
 
 
+def blank_model(family: Family, size: str, tokenizer: Tokenizer, classes: int, length: int) -> Model:
+    """A model for such tokens, `length` an image, with random weights, always the same."""
+    shape = dict(vocab_size=tokenizer.config.codebook_size, num_classes=classes)
+    return build(family.name, size, tokenizer, **shape, **family.small_model(tokenizer, length))
+
+
+def split(count: int, settings: Pretrain) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` images the model is trained on, and which it is not.
+
+    Of the second there are no variants among the first, nor among themselves.
+    """
+    images = count // settings.variants
+    held_out = min(math.ceil(settings.validation * images), images - 1)
+    left_out = np.random.default_rng(settings.seed).permutation(images)[:held_out]
+    return np.flatnonzero(~np.isin(np.arange(count) % images, left_out)), np.sort(left_out)
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, labels: Tensor, codes: Tensor) -> float:
+    """Cross-entropy a token, under the true conditions and without dropout."""
+    total = torch.zeros((), dtype=torch.float64)
+    for some in torch.arange(len(codes)).split(256):
+        logits = model(labels[some], codes[some])
+        total += F.cross_entropy(logits.flatten(0, 1), codes[some].flatten(), reduction="sum")
+    return float(total) / codes.numel()
+
+
 def train_model(
-    data: TokenSet, tokenizer: Tokenizer, family: Family, size: str, settings: Pretrain, progress: Progress
+    data: TokenSet, tokenizer: Tokenizer, family: Family, size: str, settings: Pretrain, making: Making
 ) -> Model:
     """The autoregressive model, with null conditions, so that it can be guided."""
-    shape = dict(vocab_size=data.meta.codebook_size, num_classes=len(data.meta.class_names))
-    model = build(family.name, size, tokenizer, **shape, **family.small_model(tokenizer, data.meta.length))
+    model = blank_model(family, size, tokenizer, len(data.meta.class_names), data.meta.length)
     model.initialize(torch.Generator().manual_seed(settings.seed))
+    used, left_out = split(len(data.labels), settings)
     codes, labels = torch.from_numpy(data.tokens[:, 0].astype(np.int64)), torch.from_numpy(data.labels)
-    generator = torch.Generator().manual_seed(settings.seed)
+    null = NullConditions(settings.null_ratio, settings.seed)
 
-    def loss_of(index: Tensor, step: int) -> Tensor:
-        null = torch.rand(len(index), generator=generator) < settings.null_ratio
-        conditions = torch.where(null, model.null_label, labels[index])
+    def loss_of(chosen: Tensor, step: int) -> Tensor:
+        index = torch.from_numpy(used)[chosen]
+        conditions = torch.where(null.draw(len(index)), model.null_label, labels[index])
         keys = dropout_keys(index.numpy(), settings.seed, step)
         logits = model(conditions, codes[index], Dropout(settings.dropout, keys) if settings.dropout else None)
         return F.cross_entropy(logits.flatten(0, 1), codes[index].flatten())
 
-    train_network(
-        model, loss_of, len(codes), min(settings.batch, len(codes)), settings.epochs, settings.learning_rate,
-        settings.seed, lambda done, of: progress(f"{family.name} {size}", done, of),
+    recipe = Recipe(
+        len(used), min(settings.batch, len(used)), settings.epochs, settings.learning_rate, settings.seed,
+        settings.ema_decay,
     )  # fmt: skip
+    validation = HeldOut(
+        lambda network: mean_loss(network, labels[left_out], codes[left_out]),
+        epochs=math.ceil(STEPS_BETWEEN / recipe.steps_per_epoch),
+    )
+    parts = {"null": null}
+    Fit(model, loss_of, recipe, validation if len(left_out) else None, parts, making.keeping).run(making.hooks)
     return model
 
 

@@ -10,7 +10,8 @@ from cca_ray.cluster.placement import autocast, micro_batch_size
 from cca_ray.data.moving import moved
 from cca_ray.data.pairs import Batch, micro_batches, plan_epoch, steps_per_epoch
 from cca_ray.models.dropout import Dropout, dropout_keys
-from cca_ray.models.parallel import Group, Weights, gradients_wait, local, weights_of
+from cca_ray.models.parallel import Group, gradients_wait
+from cca_ray.training.ema import update_ema
 from cca_ray.training.objectives import ScoredPairs
 from cca_ray.training.reference_logps import pair_logps
 from cca_ray.training.setup import Loop
@@ -18,14 +19,6 @@ from cca_ray.training.setup import Loop
 
 class Diverged(ValueError):
     """The loss is no longer a number."""
-
-
-@torch.no_grad()
-def update_ema(ema: Weights, model: nn.Module, decay: float, step: int) -> None:
-    """Exponential mean of the weights. The decay starts low, so that short runs forget the base."""
-    decay = min(decay, (1 + step) / (10 + step))
-    now = weights_of(model)
-    torch._foreach_lerp_([local(mean) for mean in ema.values()], [local(now[name]) for name in ema], 1 - decay)
 
 
 def dropout_of(loop: Loop, batch: Batch, epoch: int) -> Dropout | None:

@@ -1,6 +1,7 @@
 """What the verbs print, on a terminal and elsewhere."""
 
 import io
+import re
 import shlex
 import subprocess
 import sys
@@ -35,6 +36,33 @@ def test_elsewhere_progress_is_a_line_every_quarter():
     assert [line.split(" s  ")[1] for line in stream.getvalue().splitlines()] == [
         "tokens  25 %", "tokens  50 %", "tokens  75 %", "tokens  100 %"
     ]  # fmt: skip
+
+
+def test_a_note_is_said_beside_progress_with_the_time_left(monkeypatch: pytest.MonkeyPatch, terminal: Terminal):
+    now = 0.0
+    monkeypatch.setattr("cca_ray.terminal.console.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    console = Console(stream)
+    for done in range(41):
+        now = 10.0 * done
+        console.progress("model", done, 80)
+        console.note(f"validation loss {5 - done / 10:.1f}")
+    assert [line.split(" s  ")[1] for line in stream.getvalue().splitlines()] == [
+        "model  7 %, validation loss 4.5, about 13 min left",  # after a minute
+        "model  15 %, validation loss 3.9, about 12 min left",
+        "model  22 %, validation loss 3.3, about 11 min left",
+        "model  25 %, validation loss 3.1, about 10 min left",
+        "model  32 %, validation loss 2.5, about 9 min left",
+        "model  40 %, validation loss 1.9, about 8 min left",
+        "model  47 %, validation loss 1.3, about 7 min left",
+        "model  50 %, validation loss 1.1, about 7 min left",
+    ]
+    on_terminal = Console(terminal)
+    on_terminal.note("validation loss 2.5")
+    for total in (80, 40):  # it ends early
+        on_terminal.progress("model", 40, total)
+    on_terminal.close_bars()
+    assert re.search(r"model .* 100 % 0:00:00 validation loss 2.5", terminal.getvalue())
 
 
 def test_what_is_kept_below_is_gone_in_the_end_and_the_lines_stay(terminal: Terminal):

@@ -19,22 +19,11 @@ from cca_ray.training import step as training_step
 from cca_ray.training.job import Job
 from cca_ray.training.reference_logps import ReferenceTable
 from cca_ray.training.setup import Loop, prepare
-from cca_ray.training.step import Diverged, Log, batch_loss, reference_logps, train_step, update_ema
+from cca_ray.training.step import Diverged, Log, batch_loss, reference_logps, train_step
 from tests.conftest import MakeStudy
 from tests.training.test_recipe import BETA1, RECIPE, prepared
 
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(("step", "kept"), [(0, 0.1), (4, 5 / 14), (8, 0.5), (1000, 0.5)])
-def test_the_ema_forgets_the_base_soon(step: int, kept: float):
-    """It keeps (1 + step) / (10 + step) of what it was, and never more than its decay."""
-    model = nn.Linear(3, 2)
-    before = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    ema = {name: mean.clone() for name, mean in before.items()}
-    update_ema(ema, model, 0.5, step)
-    for name, now in model.named_parameters():
-        torch.testing.assert_close(ema[name], kept * before[name] + (1 - kept) * now.detach())
 
 
 def test_a_log_has_a_row_for_every_step_and_images_a_second():
