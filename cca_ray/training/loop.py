@@ -197,6 +197,7 @@ def make_report(
 def attempt(job: Job, report: Report, group: Group, clock: Clock) -> Path | None:
     """See `fine_tune`."""
     checkpoint, final = job.folder / "checkpoint.pt", job.folder / "model.pt"
+    micro_batch_size(job.config.placement, job.train.global_batch)  # an uneven cut is this trial's own fault
     if group.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(group.device)
     try:
