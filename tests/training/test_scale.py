@@ -42,9 +42,11 @@ def test_the_reason_has_the_figures_and_says_what_is_wrong():
     assert "0.13 tokens a parameter; as asked, but with fewer than 0.5" in reason("large", 5_000_000, many, asked=True)
 
 
-@pytest.mark.parametrize(("parameters", "rate"), [(100_000, 1.6e-3), (1_000_000, 1.3e-3), (5_000_000, 1.1e-3)])
+@pytest.mark.parametrize(("parameters", "rate"), [(100_000, 6.3e-3), (1_000_000, 2e-3), (5_000_000, 8.9e-4)])
 def test_larger_models_learn_at_smaller_rates(parameters: int, rate: float):
     assert rate_for(parameters) == rate
+    assert 0.5 < rate_for(16_640) / 2e-2 < 2  # the embedded digits
+    assert 0.5 < rate_for(111_000_000) / 1e-4 < 2  # LlamaGen B
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_a_share_of_the_images_is_held_out_and_not_too_few(images: int, held_out
 def test_what_is_asked_for_and_what_is_not_of_this_module_stays():
     start = Pretrain(seed=7, image_size=32, downsample=4, codebook_size=64, ema_decay=0.9)
     made = settings_for(start, 100_000, Corpus(10_000, 64), epochs=3)
-    changed = {"epochs": 3, "learning_rate": 1.6e-3, "validation": 0.05}
+    changed = {"epochs": 3, "learning_rate": 6.3e-3, "validation": 0.05}
     assert made == start.model_copy(update=changed)
     few = settings_for(start, 100_000, Corpus(50, 64), None)
     assert (few.tokenizer_epochs, few.feature_epochs) == (50, 40)
