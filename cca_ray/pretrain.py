@@ -9,6 +9,7 @@ cca-ray pretrain --family var --size M               on the digits
 """
 
 import re
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -28,7 +29,7 @@ from cca_ray.storage.uris import command_line, to_uri
 from cca_ray.terminal.console import Console, StorageOption, place, run
 from cca_ray.training.base_space import space_for, template_of
 from cca_ray.training.plan import Plan, plan_for
-from cca_ray.training.small_base import BaseFiles, build_base, resolve
+from cca_ray.training.small_base import BaseFiles, build_base, one_thread, resolve
 
 CODES = 256  # of the tokenizer of someone's images
 
@@ -87,7 +88,8 @@ def main(
     plan = Plan(size or sizes[0], settings) if images is None else plan_for(data, kind, size, settings, epochs)
     if plan.why:
         console.say(plan.why)
-    files = build_base(data, name, family, plan.size, plan.settings, out, console.progress, console.note)
+    with one_thread() if images is None else nullcontext():  # of the digits, the same base as a study makes
+        files = build_base(data, name, family, plan.size, plan.settings, out, console.progress, console.note)
     finish(files, name, len(data.images), plan, kind, console)
 
 

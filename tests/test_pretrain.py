@@ -18,7 +18,8 @@ from cca_ray.models.official import load_official, load_tokenizer, parameters
 from cca_ray.models.parallel import Group
 from cca_ray.pretrain import known_size, main
 from cca_ray.space_file import load_config
-from cca_ray.training.small_base import BaseFiles, build_base, resolve
+from cca_ray.terminal.console import Console
+from cca_ray.training.small_base import BaseFiles, build_base, files_of, resolve
 from cca_ray.training.small_networks import blank_model, blank_tokenizer
 from tests.conftest import TINY, some_digits
 from tests.test_cli import invoke
@@ -98,6 +99,26 @@ def test_an_embedded_base_is_made_in_one_thread_and_the_others_are_given_back(tm
         assert (seen, torch.get_num_threads()) == ({1}, 2)
     finally:
         torch.set_num_threads(1)
+
+
+def test_of_the_digits_the_verb_makes_what_a_study_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """In one thread, of the tiny size that the shipped search space has, with its ranges. Of a few digits, here."""
+    seen: set[int] = set()
+    monkeypatch.setattr("cca_ray.pretrain.digits", lambda: some_digits(64))
+    monkeypatch.setattr(Console, "progress", lambda *said: seen.add(torch.get_num_threads()))
+    monkeypatch.setattr("cca_ray.pretrain.check_guidance", lambda *asked: "helps")
+    torch.set_num_threads(2)
+    try:
+        assert invoke(main, ["--epochs", "1", "--out", str(tmp_path)], capsys).code == 0
+    finally:
+        torch.set_num_threads(1)
+    assert seen == {1}
+    (space,) = tmp_path.glob("*/*/digits_s.yaml")
+    config, shipped = load_config(space), load_config(find_space("digits_s"))
+    assert (config.base.size, config.search.space) == ("S", shipped.search.space)
+    made = shipped.pretrain.model_copy(update={"epochs": 1})
+    files = files_of(some_digits(64), "digits", "llamagen", "S", made, tmp_path)
+    assert config.base.checkpoint == str(files.checkpoint)
 
 
 @pytest.fixture
