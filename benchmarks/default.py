@@ -108,8 +108,8 @@ class Spread:
     """A value over bases and studies. A base is a base seed under one arithmetic."""
 
     mean: float
-    between_bases: float  # std
-    between_studies: float  # std, of one base
+    between_bases: float | None  # std; None of one base
+    between_studies: float | None  # std, of one base; None if none has more than one
 
     @staticmethod
     def of(rows: Sequence[Row], value: Callable[[Row], float]) -> "Spread":
@@ -122,11 +122,16 @@ class Spread:
         mean = fmean(value(row) for row in rows)
         freedom = count - bases
         within = sum((len(g) - 1) * variance(g) for g in groups if len(g) > 1) / freedom if freedom else 0.0
+        of_studies = within**0.5 if freedom else None
         if bases < 2:
-            return Spread(mean, 0.0, within**0.5)
+            return Spread(mean, None, of_studies)
         between = sum(len(g) * (fmean(g) - mean) ** 2 for g in groups) / (bases - 1)
         studies = (count - sum(len(g) ** 2 for g in groups) / count) / (bases - 1)  # of a base, effectively
-        return Spread(mean, max(0.0, (between - within) / studies) ** 0.5, within**0.5)
+        return Spread(mean, max(0.0, (between - within) / studies) ** 0.5, of_studies)
+
+    def __str__(self) -> str:
+        spreads = ("?" if std is None else f"{std:.1f}" for std in (self.between_bases, self.between_studies))
+        return " ± ".join([f"{self.mean:.1f}", *spreads])
 
 
 def by_base(rows: Sequence[Row]) -> list[tuple[tuple[str, int], list[Row]]]:
@@ -158,7 +163,7 @@ def table(rows: Sequence[Row]) -> str:
     for size in dict.fromkeys(row.size for row in rows):
         own = [row for row in rows if row.size == size]
         spreads = [Spread.of(own, value) for value in VALUES.values()]
-        cells = [f"{s.mean:.1f} ± {s.between_bases:.1f} ± {s.between_studies:.1f}" for s in spreads]
+        cells = list(map(str, spreads))
         for value in RATIOS.values():
             ratios = [value(row) for row in own]
             cells.append(f"{median(ratios):.2f}, at most {max(ratios):.2f}")
@@ -173,7 +178,9 @@ PROMISES: dict[str, Callable[[Sequence[Row]], Sequence[bool]]] = {
     "CCA ≤ 1.2 × guided": lambda rows: [row.fid_cca <= 1.2 * row.fid_guided for row in rows],
     "CCA ≤ 1.1 × guided at the median": lambda rows: [median(r.fid_cca / r.fid_guided for r in rows) <= 1.1],
     "std between bases ≤ 15 % of the mean, without guidance": lambda rows: [
-        (spread := Spread.of(rows, VALUES["without guidance"])).between_bases <= 0.15 * spread.mean
+        spread.between_bases <= 0.15 * spread.mean
+        for spread in [Spread.of(rows, VALUES["without guidance"])]
+        if spread.between_bases is not None
     ],
 }
 
@@ -195,7 +202,7 @@ def made_of(rows: Sequence[Row]) -> str:
     return (
         f"{len(by_base(rows))} bases a size ({len({row.base for row in rows})} seeds × {len(arithmetics)} arithmetics: "
         f"{', '.join(arithmetics)}), {len({row.seed for row in rows})} study seeds. ± std between bases ± std between "
-        f"studies of a base. {minutes:.1f} minutes a study, besides the bases. "
+        f"studies of a base (?: of one nothing is known). {minutes:.1f} minutes a study, besides the bases. "
         f"{', '.join(sorted({row.processor for row in rows}))}; "
         f"commit {', '.join(sorted({row.commit for row in rows}))}"
     )
