@@ -162,8 +162,7 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for size in dict.fromkeys(row.size for row in rows):
         own = [row for row in rows if row.size == size]
-        spreads = [Spread.of(own, value) for value in VALUES.values()]
-        cells = list(map(str, spreads))
+        cells = [str(Spread.of(own, value)) for value in VALUES.values()]
         for value in RATIOS.values():
             ratios = [value(row) for row in own]
             cells.append(f"{median(ratios):.2f}, at most {max(ratios):.2f}")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import TINY, Raw, options, set_options
+from cca_ray.models.files import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def outcome_of(way: Way, space: str, settings: list[str], count: int, storage: P
     run(way, "sample", space, *settings, "--storage", str(storage), *sampled)
     with np.load(out / "images.npz") as content:
         images = content["arr_0"]
-    weights = torch.load(out / "model.pt", weights_only=True)
-    return Outcome(weights.get("model", weights), images, float(re.findall(r"fid ([\d.]+)", told)[-1]))
+    weights, _ = read_checkpoint(out / "model.pt")
+    return Outcome(weights, images, float(re.findall(r"fid ([\d.]+)", told)[-1]))
 
 
 def main(words: list[str] | None = None) -> None:

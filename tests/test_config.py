@@ -56,7 +56,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "no rungs": (without("rungs"), "rungs: field required"),
     "no source of the base": (changed("base.embedded", None), "base: needs embedded: digits, or both checkpoint"),
     "unknown family": (changed("base.family", "dalle"), "base.family: unknown family 'dalle': one of llamagen, var"),
-    "unknown size": (changed("base.size", "XS"), "base: size 'XS' of llamagen: one of S, M, small, medium, "),
+    "unknown size": (
+        changed("base.size", "XS"),
+        "base: size 'XS' of llamagen: one of S, M, small, medium, large, B, L, XL, XXL, 3B",
+    ),
     "unknown metric": (changed("score.metrics", ["fid", "lpips"]), "score.metrics: unknown metric 'lpips': one of fid"),
     "a metric twice": (changed("score.metrics", ["fid", "fid"]), "score.metrics: names fid twice"),
     "no metric": (changed("score.metrics", []), "score.metrics: tuple should have at least 1 item"),

@@ -18,11 +18,11 @@ def with_variants(data: LabelledImages, variants: int, seed: int = 0) -> Labelle
     What an image leaves free is black. Resampled by Pillow, bicubically: the same bytes on every processor.
     """
     rng = np.random.default_rng(seed)
-    images = [data.images, *(np.stack([moved(image, rng) for image in data.images]) for _ in range(1, variants))]
+    images = [data.images, *(np.stack([variant_of(image, rng) for image in data.images]) for _ in range(1, variants))]
     return LabelledImages(np.concatenate(images), np.tile(data.labels, variants), data.class_names)
 
 
-def moved(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def variant_of(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A variant of one image, [S, S, 3] uint8, about its centre."""
     side = len(image)
     angle, scale = rng.uniform(-ROTATION, ROTATION), math.exp(rng.uniform(-SCALE, SCALE))

@@ -74,8 +74,9 @@ def difference(guided: Score, unguided: Score) -> tuple[float, float]:
 
 def check_guidance(config: ResolvedStudy, images: int, progress: Callable[[int, int], None]) -> GuidanceCheck:
     """Score the base at guided scales, and the best of them once more, beside the unguided base, on other noise."""
-    scoring = replace(scoring_of(config, torch.device("cpu")), metrics=(metric_named(METRIC),))
-    model, cpu, done = load_base(config), torch.device("cpu"), 0
+    cpu = torch.device("cpu")
+    scoring = replace(scoring_of(config, cpu), metrics=(metric_named(METRIC),))
+    model, done = load_base(config), 0
     few, many = (max(2, min(images, most)) for most in (CHOOSING, SHOWING))
     total = len(SCALES) * math.ceil(few / SHARD) + 2 * math.ceil(many / SHARD)
 

@@ -46,9 +46,12 @@ def shrink(job: Job, tried: Job | None = None) -> bool:
 
     `tried`: the job as it was attempted; its workers, to whom one event may happen at once, halve its micro-batch once.
     """
+
+    def size_of(some: Job) -> int:
+        return micro_batch_size(some.config.placement, job.train.global_batch)
+
     marker, present = halvings_of(job), smaller(job)
-    sizes = [micro_batch_size(some.config.placement, job.train.global_batch) for some in (present, tried or present)]
-    if sizes[0] < sizes[1]:
+    if tried is not None and size_of(present) < size_of(tried):
         return True
     halvings = read_halved(marker).halvings if pull(marker) else 0
     size = smaller_micro_batch(present.config.placement, job.train.global_batch)

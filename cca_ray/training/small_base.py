@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,39 +91,37 @@ def build_base(
     A training that was killed goes on from where it last was kept. `note`: what there is to say beside progress.
     """
 
-    def making_of(what: str, file: Path) -> Making:
+    @contextmanager
+    def making(what: str, file: Path) -> Iterator[Making]:
+        """Once the network is in its file, what its training needed to go on is not wanted any more."""
         keeping = Keeping(file.with_name(f"{file.name}{TRAINING}"), keep_every_s)
-        return Making(Hooks(lambda step, steps: progress(what, step, steps), note), keeping)
+        yield Making(Hooks(lambda step, steps: progress(what, step, steps), note), keeping)
+        remove(keeping.path)
+
+    @cache
+    def varied() -> LabelledImages:
+        """Made only for what is missing: a study that goes on wants none of them."""
+        return with_variants(data, settings.variants)
 
     kind, files = family_of(family), files_of(data, name, family, size, settings, root)
-    data = with_variants(data, settings.variants)
     pull(files.features.parent)
     if not files.tokenizer.exists():
-        making = making_of("tokenizer", files.tokenizer)
-        save_official(train_tokenizer(data, kind, settings, making), files.tokenizer)
-        done(making)
+        with making("tokenizer", files.tokenizer) as how:
+            save_official(train_tokenizer(varied(), kind, settings, how), files.tokenizer)
     tokenizer = load_tokenizer(family, files.tokenizer)
     if not (files.tokens / MANIFEST).exists():
-        encode_all(data, tokenizer, settings, files.tokens)
+        encode_all(varied(), tokenizer, settings, files.tokens)
     if not (files.features.exists() and files.reference.exists()):
-        making = making_of("feature network", files.features)
-        network = train_features(data, settings, making)
-        reference_of(network, data.images).save(files.reference)
-        push(files.reference)
-        write_atomically({"model": network.state_dict(), "config": feature_settings(data)}, files.features)
-        done(making)
+        with making("feature network", files.features) as how:
+            network = train_features(varied(), settings, how)
+            reference_of(network, varied().images).save(files.reference)
+            push(files.reference)
+            write_atomically({"model": network.state_dict(), "config": feature_settings(data)}, files.features)
     if not files.checkpoint.exists():
-        making = making_of(f"{family} {size}", files.checkpoint)
-        model = train_model(read_token_set(files.tokens), tokenizer, kind, size, settings, making)
-        save_official(model, files.checkpoint)
-        done(making)
+        with making(f"{family} {size}", files.checkpoint) as how:
+            model = train_model(read_token_set(files.tokens), tokenizer, kind, size, settings, how)
+            save_official(model, files.checkpoint)
     return files
-
-
-def done(making: Making) -> None:
-    """The network is in its file: what its training needed to go on is not wanted any more."""
-    assert making.keeping is not None
-    remove(making.keeping.path)
 
 
 def encode_all(data: LabelledImages, tokenizer: Tokenizer, settings: Pretrain, folder: Path) -> None:
