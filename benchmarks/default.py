@@ -2,8 +2,8 @@
 
     python benchmarks/default.py --bases 0 1 2 3 4 --seeds 0 1 2 --arithmetics default avx2
 
-A base seed makes another tokenizer, feature network and model. A study seed moves the order of the data, the pairs,
-the proposals and all sampling noise. An arithmetic is a set of vector instructions that PyTorch may use
+A base seed makes another model; tokenizer and feature network are the same. A study seed moves the order of the data,
+the pairs, the proposals and all sampling noise. An arithmetic is a set of vector instructions that PyTorch may use
 (ATEN_CPU_CAPABILITY): it rounds sums differently, as another machine would. Each study adds its rows to the CSV, and
 rows that are there are not measured again, so that a run that was cut short goes on.
 """
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import groupby, product
 from pathlib import Path
 from statistics import fmean, median, variance
+from typing import Any
 
 from benchmarks.common import TINY, made_by, options, set_options
 from cca_ray.contracts import SizeSummary
@@ -74,7 +75,7 @@ class Row:
 def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
-    kinds = {field.name: field.type for field in fields(Row)}
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(Row)}
     with path.open(newline="") as file:
         lines = csv.DictReader(line for line in file if not line.startswith("#"))
         return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in lines]

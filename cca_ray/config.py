@@ -264,7 +264,7 @@ class Pretrain(Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
     ema_decay: float = Field(0.0, ge=0, lt=1)  # of the model's weights that are kept; 0: off
     validation: float = Field(0.0, ge=0, lt=1)  # share of the images that the model is not trained on; 0: no early end
-    seed: int = Field(0, ge=0, le=MOST_SEED)
+    seed: int = Field(0, ge=0, le=MOST_SEED)  # of the model alone
 
     @property
     def content(self) -> dict[str, int | float]:

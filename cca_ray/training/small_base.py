@@ -61,12 +61,11 @@ def files_of(data: LabelledImages, name: str, family: str, size: str, settings: 
     """Where such a base lies below `root`.
 
     The feature network serves all families, tokenizer and tokens all sizes of one: each depends on the images and
-    on its own settings only. The feature network does not depend on the seed either: bases of several seeds are
-    measured with one ruler.
+    on its own settings only, and on no seed: bases of several seeds are models of the same tokens, measured alike.
     """
     kept = settings.content
     of_tokenizer = ("variants", "image_size", "downsample", "codebook_size", "code_dim", "tokenizer_width",
-                    "tokenizer_epochs", "seed")  # fmt: skip
+                    "tokenizer_epochs")  # fmt: skip
     ours: dict[str, object] = {key: kept[key] for key in of_tokenizer if key in kept}
     if owner := owner_of("family", family):
         ours["family"] = owner.digest  # another version of its code makes another tokenizer

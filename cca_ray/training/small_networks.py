@@ -22,6 +22,7 @@ from cca_ray.models.family import Family
 from cca_ray.models.official import build
 from cca_ray.training.fitting import Fit, HeldOut, Hooks, Keeping, Recipe
 
+SEED = 0  # of tokenizer and feature network: bases of all seeds are models of the same tokens, measured alike
 STEPS_BETWEEN = 50  # at least, from one validation to the next
 
 
@@ -50,10 +51,10 @@ class NullConditions:
 
 
 def blank_tokenizer(family: Family, settings: Pretrain) -> Tokenizer:
-    """A small tokenizer with seeded random weights."""
+    """A small tokenizer with random weights, always the same."""
     config = family.small_tokenizer(settings)
     with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(SEED)
         return family.parts().tokenizer(config)
 
 
@@ -61,8 +62,8 @@ def train_tokenizer(data: LabelledImages, family: Family, settings: Pretrain, ma
     """A VQ autoencoder on pixels and codes alone: images this small need no perceptual or adversarial loss."""
     tokenizer = blank_tokenizer(family, settings)
     x = to_input(data.images)
-    recipe = Recipe(len(x), min(64, len(x)), settings.tokenizer_epochs, 2e-3, settings.seed)
-    codebook = Codebook(family.codebook_of(tokenizer), recipe.steps, settings.seed)
+    recipe = Recipe(len(x), min(64, len(x)), settings.tokenizer_epochs, 2e-3, SEED)
+    codebook = Codebook(family.codebook_of(tokenizer), recipe.steps, SEED)
 
     def loss_of(index: Tensor, step: int) -> Tensor:
         codes, loss = family.quantised(tokenizer, tokenizer.latents(x[index]), codebook, step)
@@ -77,12 +78,12 @@ def feature_settings(data: LabelledImages) -> dict[str, int]:
 
 
 def train_features(data: LabelledImages, settings: Pretrain, making: Making) -> FeatureNet:
-    """The classifier whose features stand for Inception's on such images. It measures, so no seed changes it."""
+    """The classifier whose features stand for Inception's on such images. It measures."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(SEED)
         network = FeatureNet(**feature_settings(data))
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-    recipe = Recipe(len(images), min(64, len(images)), settings.feature_epochs, 2e-3, 0)
+    recipe = Recipe(len(images), min(64, len(images)), settings.feature_epochs, 2e-3, SEED)
 
     def loss_of(index: Tensor, step: int) -> Tensor:
         return F.cross_entropy(network.logits(images[index])[1], labels[index])

@@ -76,3 +76,21 @@ def test_settings_that_are_off_leave_the_names_of_earlier_bases():
         "image_size", "downsample", "codebook_size", "code_dim", "tokenizer_width", "tokenizer_epochs",
         "feature_epochs", "epochs", "batch", "learning_rate", "null_ratio", "dropout", "seed",
     }  # fmt: skip
+
+
+def test_bases_of_two_seeds_are_models_of_the_same_tokens_measured_alike(tmp_path: Path):
+    settings = TINY.model_copy(update=dict(tokenizer_epochs=1, feature_epochs=1, epochs=1))
+    made = dict[int, dict[str, str]]()
+    for seed in (0, 1):
+        root = tmp_path / str(seed)  # nothing is shared
+        own = settings.model_copy(update={"seed": seed})
+        files = build_base(some_digits(64), "digits", "llamagen", "S", own, root, lambda what, done, total: None)
+        assert files == files_of(some_digits(64), "digits", "llamagen", "S", own, root)
+        made[seed] = {
+            str(path.relative_to(root)): str([[*map(float, w.flatten())] for w in weights(path)])
+            for path in (files.tokenizer, files.features, files.checkpoint)
+        }
+    assert len(made[0].keys() & made[1].keys()) == 2
+    assert all(made[0][name] == made[1][name] for name in made[0].keys() & made[1].keys())
+    first, second = (files[name] for files in made.values() for name in files if "S-" in name)
+    assert first != second
