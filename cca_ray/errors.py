@@ -17,6 +17,7 @@ from pydantic import ValidationError
 USERINFO = re.compile(r"://(?:([^/\s:@]*):\S*|[^/\s:@]+)@")  # a password may hold what is no letter, `/` and `@` too
 QUERY = re.compile(r"([?&])([^=&\s]+)=[^&\s]+")
 SECRET = re.compile(r"^sig$|secret|passw|pwd|token|key|signature|credential|auth", re.IGNORECASE)  # names in a query
+LOCAL_RAY_DIED = "Ray died on this machine; run the same command again to continue"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which Ray gives to its tracebacks, terminal or not
 
 
@@ -71,7 +72,7 @@ def message_of_ray(error: BaseException) -> str | None:
         return user_message(cause)
     text = str(error)
     if isinstance(cause, exceptions.LocalRayletDiedError):
-        return "Ray died on this machine; run the same command again to continue"
+        return LOCAL_RAY_DIED
     if isinstance(cause, exceptions.OutOfMemoryError):
         return "memory ran out, and Ray ended a process; want more memory, or less work at a time (--max-concurrent)"
     if isinstance(cause, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import ray
+
 from cca_ray.cluster.ray_compat import (
     address_file,
     cluster_versions,
@@ -17,7 +19,7 @@ from cca_ray.cluster.ray_compat import (
     reconnect_s,
     same_versions,
 )
-from cca_ray.errors import ConfigError, RayEnded
+from cca_ray.errors import LOCAL_RAY_DIED, ConfigError, RayEnded
 
 VARIABLE = "RAY_ADDRESS"
 ANSWER_S = 10.0  # that who is asked has for an answer
@@ -98,22 +100,36 @@ def check_cluster(cluster: Named) -> None:
         )
 
 
+def died(node: str) -> bool:
+    """Whether the cluster that this process is connected to takes the node with this id for dead."""
+    return any(known["NodeID"] == node and not known["Alive"] for known in ray.nodes())
+
+
 @contextmanager
-def heeding_cluster(address: str, stop: Callable[[], None]) -> Iterator[None]:
+def heeding_cluster(address: str, stop: Callable[[], None], node: str = "") -> Iterator[None]:
     """Meanwhile `stop` is called if the Ray at this address ends; whatever error follows from that is RayEnded.
 
-    A thread looks: who waits for Ray itself would wait too long. A process that does not stop in time is ended, with
-    the same line.
+    The same if the cluster takes `node`, the id of ours, for dead. A thread looks: who waits for Ray itself would wait
+    too long, or, without a node of its own, for ever. A process that does not stop in time is ended, with the same
+    line.
     """
     lost, over = threading.Event(), threading.Event()
+    seen, patience = time.monotonic(), max(2 * LOOK_S, reconnect_s() - LEFT_S)
     ended = f"the Ray at {address} has ended; run the same command again to continue"
 
+    def amiss() -> str:
+        """What has ended; empty: nothing."""
+        nonlocal seen
+        if not answers(address):
+            return ended if time.monotonic() - seen > patience else ""
+        seen = time.monotonic()
+        return LOCAL_RAY_DIED if node and died(node) else ""
+
     def look() -> None:
-        seen, patience = time.monotonic(), max(2 * LOOK_S, reconnect_s() - LEFT_S)
+        nonlocal ended
         while not over.wait(LOOK_S):
-            if answers(address):
-                seen = time.monotonic()
-            elif time.monotonic() - seen > patience:
+            if what := amiss():
+                ended = what
                 lost.set()
                 stop()
                 if not over.wait(END_S):

@@ -39,7 +39,8 @@ def ray_session(
     with native_stderr_to(log):
         LOG.info("Ray's own log files are in %s", start_ray(level))
         try:
-            with heeding_cluster(ray.get_runtime_context().gcs_address, stop):
+            here = ray.get_runtime_context()
+            with heeding_cluster(here.gcs_address, stop, here.get_node_id()):
                 yield
         except RayEnded:  # a shutdown would wait for it
             raise

@@ -100,7 +100,18 @@ class Case:
         for process in processes:
             self.notes.append(f"kill -9 {process.pid}")
             process.kill()
-        self.check(not psutil.wait_procs(processes, timeout=20)[1], "a process survived its kill")
+        try:
+            wait_until(lambda: all(map(ended, processes)), "they end", 20)
+        except TimeoutError:
+            self.check(False, "a process survived its kill")
+
+
+def ended(process: psutil.Process) -> bool:
+    """Also if its parent has not asked yet how it ended."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def kill_driver(case: Case) -> None:

@@ -194,6 +194,29 @@ def test_who_hears_nothing_is_ended_with_the_same_line():
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 
+LOSES_ITS_NODE = """
+import time, psutil
+from cca_ray.cluster import address
+from cca_ray.terminal.ray_session import ray_session
+from cca_ray.terminal.stream import lenient_output
+
+address.LOOK_S, address.END_S = 0.5, 0.2
+with lenient_output(), ray_session(lambda: print("asked to stop", flush=True)):
+    (raylet,) = (child for child in psutil.Process().children(recursive=True) if child.name() == "raylet")
+    raylet.kill()
+    time.sleep(150)
+"""
+
+
+@pytest.mark.slow
+def test_who_waits_for_ray_without_a_node_of_its_own_is_ended_too():
+    """The cluster's head answers as ever; Ray itself lets its caller wait for ever."""
+    command = [sys.executable, "-c", LOSES_ITS_NODE]
+    done = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": "local"}, capture_output=True, text=True)
+    told = "error: Ray died on this machine; run the same command again to continue\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "asked to stop\n", told)
+
+
 def test_errors_on_a_cluster_that_is_there_stay_what_they_are():
     with silent() as port, pytest.raises(ZeroDivisionError), heeding_cluster(f"127.0.0.1:{port}", lambda: None):
         print(1 / 0)
