@@ -101,7 +101,10 @@ class Model(nn.Module, ABC):
     @property
     @abstractmethod
     def stack(self) -> nn.ModuleList:
-        """The blocks, one after the other: the units that are cut, or computed again, to save memory."""
+        """The blocks, one after the other: the units that are cut, or computed again, to save memory.
+
+        A block calls its parts: one whose weights are all of `nn.Linear` is cut by itself.
+        """
 
     @property
     def null_label(self) -> int:
