@@ -104,6 +104,18 @@ def pick(logits: Tensor, noise: Tensor, decoding: Decoding, scale: float) -> tup
     return torch.cat(tokens), torch.cat(highest)
 
 
+def images_at_a_time(batch: int, cache_bytes: int, cache: int = CACHE_BYTES) -> int:
+    """How many of a batch's images are sampled together: `cache_bytes` of keys and values each, twice that guided.
+
+    Parts are of one size where that costs little.
+    """
+    most = max(1, cache // cache_bytes)
+    if batch <= most:
+        return batch
+    even = next(size for size in range(most, 0, -1) if batch % size == 0)
+    return even if 2 * even >= most else most
+
+
 @torch.inference_mode()
 def sample_tokens(
     model: Model,
@@ -122,10 +134,8 @@ def sample_tokens(
     decoder = decoder or Decoder(model)
     guided = decoding.guidance_scale != 1.0
     batch = labels.shape[0]
-    at_a_time = max(1, cache // (model.cache_bytes * (2 if guided else 1)))
+    at_a_time = images_at_a_time(batch, model.cache_bytes * (2 if guided else 1), cache)
     if batch > at_a_time:
-        even = next(size for size in range(at_a_time, 0, -1) if batch % size == 0)
-        at_a_time = even if 2 * even >= at_a_time else at_a_time  # of one size, where that costs little
         parts = zip(labels.split(at_a_time), noise.split(at_a_time), strict=True)
         return torch.cat([sample_tokens(model, *part, decoding, cache, decoder) for part in parts])
     if guided:
