@@ -96,6 +96,7 @@ class Size(Load):
     config: StudyConfig
     codes: int
     passes: int  # of the model, to decode an image's tokens
+    cache_bytes: int  # keys and values of one sequence in bfloat16
 
     @property
     def name(self) -> str:  # of its search space
@@ -122,11 +123,6 @@ class Size(Load):
         channels, logits = self.width * self.layers * eager.channel_bytes, self.codes * eager.logit_bytes
         return self.tokens * (channels + logits) / 3
 
-    @property
-    def cache_bytes(self) -> int:
-        """Keys and values of one sequence in bfloat16."""
-        return 4 * self.layers * self.width * self.tokens
-
 
 @cache
 def size_of(name: str) -> Size:
@@ -134,9 +130,9 @@ def size_of(name: str) -> Size:
     family = config.base.family
     shape = configure(family, config.base.size, **({"image_size": 384} if family == "llamagen" else {}))
     with torch.device("meta"):
-        model = family_of(family).parts().model(shape)
-    layers, passes = len(model.stack), len(model.decode_steps)
-    return Size(parameters(model), layers, shape.dim, shape.block_size, config, shape.vocab_size, passes)
+        model = family_of(family).parts().model(shape).bfloat16()
+    counted = (parameters(model), len(model.stack), shape.dim, shape.block_size)
+    return Size(*counted, config, shape.vocab_size, len(model.decode_steps), model.cache_bytes)
 
 
 def training_seconds(size: Size, way: Placement, pairs: float, passes: int = 6) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from cca_ray.evaluation.decoder import Decoder
 from cca_ray.models.base import Model, Tokenizer, finite
 
-CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 177 MB an image, twice that guided
+CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 184 MB an image, twice that guided
 DRAWN = 2**24  # logits that tokens are drawn from at a time: VAR's last scale has 2²⁰ an image, eight bytes each here
 PIXELS_AT_A_TIME = 2**20  # of the images that the tokenizer decodes at once: LlamaGen's takes 2.5 kB a pixel, VAR's 3.2
 
