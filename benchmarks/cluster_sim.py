@@ -35,6 +35,7 @@ from cca_ray.models.official import configure, parameters
 from cca_ray.placement_config import Accelerator, Placement
 from cca_ray.search.rungs import Mark, goes_on
 from cca_ray.space_file import load_config
+from cca_ray.training.heartbeat import WRITING_SHARE
 from cca_ray.training.reference_logps import PART_PAIRS
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
@@ -186,8 +187,11 @@ class Plan:
     back: float = 20 * MINUTE  # mean time until a lost node can be had again
 
     def storing(self, size: Size, bytes_: int = 12) -> float:
-        """One worker writes or reads so many bytes a parameter, while the others of its group wait."""
+        """One worker writes or reads so many bytes a parameter; at a rung and at the start its group waits for it."""
         return bytes_ * size.parameters / (self.storage_gb_s * 1e9)
+
+    def between_checkpoints(self, size: Size, way: Placement) -> float:
+        return max(way.checkpoint_minutes * MINUTE, self.storing(size) / WRITING_SHARE)
 
 
 @dataclass(frozen=True)
@@ -249,9 +253,7 @@ class Job:
         return self.gang and self.phases[self.at].pairs > 0
 
     def phase_seconds(self, way: Placement, plan: Plan) -> float:
-        """A trial that trains also writes checkpoints, for which all its workers wait."""
-        more = plan.storing(self.study.size) / (way.checkpoint_minutes * MINUTE) if self.trains else 0.0
-        return self.phases[self.at].seconds(self.study.size, way, plan) * (1 + more)
+        return self.phases[self.at].seconds(self.study.size, way, plan)
 
 
 @dataclass
@@ -474,7 +476,7 @@ class Cluster:
             return
         goes_on, saving = True, 0.0
         if job.trains:
-            job.late = (self.now - job.began) % (job.segment.way.checkpoint_minutes * MINUTE)
+            job.late = (self.now - job.began) % self.plan.between_checkpoints(job.study.size, job.segment.way)
         elif job.gang:
             goes_on, saving = job.study.goes_on(job, job.at // 2), self.plan.storing(job.study.size)
         job.at, job.done = job.at + 1, 0.0
@@ -529,7 +531,7 @@ class Cluster:
             ran, way = max(0.0, self.now - job.began), job.segment.way
             after = ran
             if job.trains:
-                after %= way.checkpoint_minutes * MINUTE
+                after %= self.plan.between_checkpoints(job.study.size, way)
                 job.done += (ran - after) / job.phase_seconds(way, self.plan)
             elif job.gang:
                 after, job.at = ran + job.late, job.at - 1
