@@ -81,6 +81,16 @@ def read_report(content: Mapping[str, Any], logged: tuple[str, ...]) -> TrialRep
     return report.model_copy(update={"logged": logged, "history": rows})
 
 
+def on_first(weights: Weights, group: Group) -> Weights:
+    """All of them, on the first worker's CPU: every worker gathers, but holds one at a time."""
+    found = Weights()
+    for name, tensor in weights.items():
+        gathered = whole(tensor)
+        if group.rank == 0:
+            found[name] = gathered.cpu()
+    return found
+
+
 class Writer:
     """Writes a worker's checkpoints beside its training, one after the other. An error is that of the next call.
 
@@ -129,7 +139,7 @@ def save_checkpoint(
     weights, moments = state_of(model, optimizer)
     content = {
         "model": weights,
-        "ema": {name: whole(tensor).cpu() for name, tensor in ema.items()} if ema is not None else None,
+        "ema": on_first(ema, group) if ema is not None else None,
         "optimizer": moments,
         "step": progress.step,
         "seconds": progress.seconds,

@@ -12,7 +12,16 @@ from cca_ray.contracts import TrialReport
 from cca_ray.models.parallel import Group, Weights
 from cca_ray.storage import mirror
 from cca_ray.training import checkpoint
-from cca_ray.training.checkpoint import Progress, Settings, Writer, belongs_to, read_report, resume, save_checkpoint
+from cca_ray.training.checkpoint import (
+    Progress,
+    Settings,
+    Writer,
+    belongs_to,
+    on_first,
+    read_report,
+    resume,
+    save_checkpoint,
+)
 
 LOGGED = ("loss", "reward_accuracy", "reward_margin")
 OF_0_1_0 = {  # a report as version 0.1.0 kept it
@@ -71,6 +80,20 @@ def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(tmp_path: Pa
     assert torch.equal(again_ema["weight"], torch.full((3, 3), 3.0))
     step(again, again_optimizer, 2)
     assert torch.equal(model.weight, again.weight)
+
+
+def test_only_the_first_worker_copies_the_mean_weights(monkeypatch: pytest.MonkeyPatch):
+    gathered = list[torch.Tensor]()
+
+    def whole(tensor: torch.Tensor) -> torch.Tensor:
+        gathered.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(checkpoint, "whole", whole)
+    ema = {"a": torch.ones(3), "b": torch.zeros(2)}
+    assert on_first(ema, Group(1, 2, torch.device("cpu"))) == {}
+    assert list(on_first(ema, Group(0, 2, torch.device("cpu")))) == ["a", "b"]
+    assert len(gathered) == 4
 
 
 def test_a_checkpoint_that_could_not_be_written_is_an_error_of_the_next_call(monkeypatch: pytest.MonkeyPatch):
