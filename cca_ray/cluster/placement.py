@@ -73,7 +73,7 @@ def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, r
 USABLE = 0.9  # of a card's memory: the rest is CUDA's, NCCL's and the allocator's
 MOST_WORKERS = 8  # of a trial: the cards of one node, which talk to each other faster than nodes do
 EPOCH_HOURS = 8.0  # a trial takes as many workers as bring an epoch of ImageNet below this
-UTILISATION = 0.35  # share of a card's arithmetic that training reaches; an assumption
+UTILISATION = 0.35  # share of a card's arithmetic; an assumption, for eager training reaches less: docs/scale.md
 IMAGES = 1_281_167  # of ImageNet
 LARGE = 10**9  # parameters
 MOST_EXCHANGE = 1.5  # of a parted model, against its arithmetic: about what training hides, and more is dear
