@@ -14,12 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cca_ray.evaluation.decoder import Decoder
 from cca_ray.models.base import Model, Tokenizer, finite
 
 CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 184 MB an image, twice that guided
 DRAWN = 2**24  # logits that tokens are drawn from at a time: VAR's last scale has 2²⁰ an image, eight bytes each here
+# Of attention in decoding: all but cuDNN's, which plans anew for every number of keys, and each step has another.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PIXELS_AT_A_TIME = 2**20  # of the images that the tokenizer decodes at once: LlamaGen's takes 2.5 kB a pixel, VAR's 3.2
 
 
@@ -144,16 +147,17 @@ def sample_tokens(
     tokens: list[Tensor] = []
     highest: list[Tensor] = []
     position = 0
-    for step, count in enumerate(model.decode_steps):
-        last = None
-        if tokens:
-            last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
-        logits = decoder.step(step, last)
-        scale = model.guidance_at(decoding.guidance_scale, step)
-        drawn, highs = pick(logits, noise[:, position : position + count], decoding, scale)
-        tokens.append(drawn)
-        highest.append(highs)
-        position += count
+    with sdpa_kernel(KERNELS):
+        for step, count in enumerate(model.decode_steps):
+            last = None
+            if tokens:
+                last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
+            logits = decoder.step(step, last)
+            scale = model.guidance_at(decoding.guidance_scale, step)
+            drawn, highs = pick(logits, noise[:, position : position + count], decoding, scale)
+            tokens.append(drawn)
+            highest.append(highs)
+            position += count
     decoder.end()
     finite(torch.cat(highest, dim=1), "the model")  # once a batch: a GPU would wait for the answer at each step
     return torch.cat(tokens, dim=1)

@@ -34,7 +34,7 @@ from cca_ray.evaluation.sampler import (
     uniforms,
 )
 from cca_ray.evaluation.thrift import Thrift
-from cca_ray.models.base import Model, Tokenizer
+from cca_ray.models.base import Model, Tokenizer, channels_last
 from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_official, load_tokenizer
@@ -89,7 +89,10 @@ def load_scoring(
             f"{reference}: statistics of {len(statistics.mean)} features, but {features} gives {extractor.width}"
         )
     classes, size = len(meta.class_names), meta.image_size
-    return Scoring(decoder.to(device), extractor.to(device), statistics, classes, size, graphs)
+    decoder.to(device)
+    if device.type == "cuda":
+        channels_last(decoder)
+    return Scoring(decoder, extractor.to(device), statistics, classes, size, graphs)
 
 
 def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:

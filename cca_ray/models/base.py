@@ -77,6 +77,11 @@ class Tokenizer(nn.Module, ABC):
         """Quantised latents -> images [B, 3, H, W], not clamped. Only training of a small base calls it."""
 
 
+def channels_last(tokenizer: Tokenizer) -> None:
+    """Lay its convolutions out as their fast kernels want them, which changes images by rounding."""
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class Model(nn.Module, ABC):
     """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`: row t predicts token t.
 
