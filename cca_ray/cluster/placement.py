@@ -85,8 +85,10 @@ def epoch_hours(load: Load, card: Card, workers: int) -> float:
 
 
 def exchange_seconds(load: Load, card: Card, workers: int) -> float:
-    """Until a worker has had its share of the others once: of parted weights, twice in bfloat16, and of gradients in
-    float32 at every micro-batch; of gradients alone, there and back, 8 bytes a parameter too, at every step.
+    """Until a worker has taken in once what it needs of the others: 8 bytes a parameter.
+
+    Of a parted model these are the weights, twice in bfloat16, and gradients in float32, at every micro-batch; of whole
+    models the gradients, there and back, at every step.
     """
     return 8 * load.parameters * (1 - 1 / workers) / (card.link_gb_s * 1e9)
 

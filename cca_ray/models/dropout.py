@@ -1,7 +1,7 @@
 """Dropout whose mask is a function of the row's own key, so that it does not depend on the batch or the device.
 
-A mask is thirteen integer operations an element. On a GPU they are one kernel, compiled, with the same bits: eagerly
-each would read and write as much as the numbers themselves, a quarter of all that training a LlamaGen moves.
+A mask is about a dozen integer operations an element. On a GPU they are one kernel, compiled, with the same bits:
+eagerly each of them reads and writes memory, together a quarter of all that training a LlamaGen moves.
 """
 
 import logging

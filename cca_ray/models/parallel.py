@@ -152,7 +152,8 @@ def of_matrices(layer: nn.Module) -> list[nn.Module]:
     """
     block = getattr(layer, "_checkpoint_wrapped_module", layer)
     own = {id(p) for module in block.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
-    return [part for part in block.children() if {id(p) for p in part.parameters()} <= own]
+    weights = {part: {id(p) for p in part.parameters()} for part in block.children()}
+    return [part for part, ids in weights.items() if ids and ids <= own]
 
 
 def gradients_wait(scorer: nn.Module, wanted: bool) -> AbstractContextManager[None]:
