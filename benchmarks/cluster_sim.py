@@ -24,17 +24,18 @@ import numpy as np
 import torch
 
 from benchmarks.common import Raw, options
-from cca_ray.cluster.placement import CARDS, IMAGES, Load, accelerator_of, memory_gib, ways
+from cca_ray.cluster.placement import CARDS, IMAGES, Load, accelerator_of, exchange_seconds, memory_gib, ways
 from cca_ray.cluster.queue import DEMAND_S, grant, slots
 from cca_ray.cluster.queue import Node as Living
 from cca_ray.config import StudyConfig
 from cca_ray.evaluation.protocol import SHARD
-from cca_ray.evaluation.sampler import CACHE_BYTES
+from cca_ray.evaluation.sampler import images_at_a_time
 from cca_ray.models.family import family_of
 from cca_ray.models.official import configure, parameters
 from cca_ray.placement_config import Accelerator, Placement
 from cca_ray.search.rungs import Mark, goes_on
 from cca_ray.space_file import load_config
+from cca_ray.training.heartbeat import WRITING_SHARE
 from cca_ray.training.reference_logps import PART_PAIRS
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
@@ -45,6 +46,9 @@ NAMES = (
 DECODER_GFLOP = {"llamagen": 570, "var": 394}  # tokens -> pixels, an image, counted by torch's FlopCounterMode
 INCEPTION_GFLOP = 11.4  # an image
 DRIVER_A_TRIAL = 0.0032 / 5  # CPU time of a heartbeat, measured (benchmarks/README.md), by seconds between two
+MATRIX_SHARE = 0.60  # of the peak, in the products of matrices of training; an assumption, as the next three
+MEMORY_SHARE = 0.80  # of the bandwidth, in the kernels between them
+LAUNCH_S = 5e-6  # from one launch to the next: what a kernel of a decoding step takes at least
 SAMPLING_MFU = 0.10  # share of the peak in decoding tokens and images, as docs/imagenet.md assumes
 TIE = 0.25  # scores nearer than this, in standard deviations of trials, are not told apart; an assumption
 HOUR, MINUTE = 3600.0, 60.0
@@ -52,20 +56,38 @@ HOUR, MINUTE = 3600.0, 60.0
 
 @dataclass(frozen=True)
 class Machine:
-    """A node of one type of card. Utilisation, the share of the peak in training, and the price are assumptions."""
+    """A node of one type of card. The price is an assumption."""
 
     gpus: int
     bandwidth_tb_s: float  # by NVIDIA's data sheets
-    utilisation: float
     usd_an_hour: float  # a GPU, on demand
 
 
 MACHINES = {
-    "A40": Machine(4, 0.70, 0.35, 1.10),
-    "L40S": Machine(8, 0.86, 0.30, 1.90),
-    "A100": Machine(8, 1.56, 0.40, 1.85),
-    "H100": Machine(8, 3.35, 0.35, 4.90),
+    "A40": Machine(4, 0.70, 1.10),
+    "L40S": Machine(8, 0.86, 1.90),
+    "A100": Machine(8, 1.56, 1.85),
+    "H100": Machine(8, 3.35, 4.90),
 }
+
+
+@dataclass(frozen=True)
+class Eager:
+    """What a family does besides arithmetic, as its files say and uncompiled: counted by tests/traffic.py.
+
+    Training, there and back: bytes that kernels other than products of matrices and attention read and write.
+    """
+
+    channel_bytes: float  # a channel, layer and token; LlamaGen's has dropout, which is 270 of them
+    logit_bytes: float  # a number of the vocabulary and token
+    layer_kernels: int  # a layer and decoding step
+    step_kernels: int  # a decoding step, its draws included
+
+    def launches(self, layers: int) -> int:
+        return layers * self.layer_kernels + self.step_kernels
+
+
+EAGER = {"llamagen": Eager(981, 60, 46, 21), "var": Eager(464, 60, 32, 46)}
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,7 @@ class Size(Load):
     config: StudyConfig
     codes: int
     passes: int  # of the model, to decode an image's tokens
+    cache_bytes: int  # keys and values of one sequence in bfloat16
 
     @property
     def name(self) -> str:  # of its search space
@@ -95,9 +118,11 @@ class Size(Load):
         return self.tokens * (2.0 * (self.parameters - once) + 4.0 * self.tokens * self.width * self.layers)
 
     @property
-    def cache_bytes(self) -> float:
-        """Keys and values of one sequence in bfloat16."""
-        return 4.0 * self.layers * self.width * self.tokens
+    def forward_bytes(self) -> float:
+        """Of one sequence, a third of what training moves there and back."""
+        eager = EAGER[self.family]
+        channels, logits = self.width * self.layers * eager.channel_bytes, self.codes * eager.logit_bytes
+        return self.tokens * (channels + logits) / 3
 
 
 @cache
@@ -106,28 +131,43 @@ def size_of(name: str) -> Size:
     family = config.base.family
     shape = configure(family, config.base.size, **({"image_size": 384} if family == "llamagen" else {}))
     with torch.device("meta"):
-        model = family_of(family).parts().model(shape)
-    layers, passes = len(model.stack), len(model.decode_steps)
-    return Size(parameters(model), layers, shape.dim, shape.block_size, config, shape.vocab_size, passes)
+        model = family_of(family).parts().model(shape).bfloat16()
+    counted = (parameters(model), len(model.stack), shape.dim, shape.block_size)
+    return Size(*counted, config, shape.vocab_size, len(model.decode_steps), model.cache_bytes)
 
 
-def training_seconds(size: Size, way: Placement, forwards: float) -> float:
-    """Of so many forward passes of one sequence; a trial's step is three for each of a pair's two (6·N·D)."""
+def training_seconds(size: Size, way: Placement, pairs: float, passes: int = 6) -> float:
+    """Of so many pairs with forward passes of one sequence each: three for each of a pair's two (6·N·D).
+
+    Products of matrices and the kernels between them take turns. What workers exchange, at every micro-batch if they
+    are parted and else at every step, is hidden behind a micro-batch as far as it goes.
+    """
     type_ = accelerator_of(way)
-    return forwards * size.forward_flop / (way.workers * MACHINES[type_].utilisation * CARDS[type_].tflops * 1e12)
+    card, bandwidth = CARDS[type_], MEMORY_SHARE * MACHINES[type_].bandwidth_tb_s * 1e12
+    pair = passes * (size.forward_flop / (MATRIX_SHARE * card.tflops * 1e12) + size.forward_bytes / bandwidth)
+    together = way.micro_batch or 1  # pairs
+    waiting = max(0.0, exchange_seconds(size, card, way.workers) - together * pair)
+    a_step = size.config.train.global_batch / way.workers
+    return pairs / way.workers * (pair + waiting / (together if way.strategy == "fsdp" else a_step))
 
 
 def image_seconds(size: Size, type_: str, guided: bool = False) -> float:
     """Tokens, pixels and features of one image on one GPU; guidance doubles the tokens' part.
 
-    Tokens take the longer of arithmetic (2·N a token) and memory: at every pass the keys and values, half filled on
-    average, and the weights, once for as many images as fit into the sampler's cache.
+    Tokens take the longest of arithmetic (2·N a token), launches and memory: at every pass the keys and values, half
+    filled on average, and, as the launches, once for all images of a batch, the weights.
     """
-    together = min(SHARD, CACHE_BYTES / size.cache_bytes)
-    read = size.passes * (size.cache_bytes / 2 + 2.0 * size.parameters / together)
+    branches = 1 + guided
+    together = images_at_a_time(SHARD, branches * size.cache_bytes)
+    read = size.passes * (branches * size.cache_bytes / 2 + 2.0 * size.parameters / together)
+    launches = size.passes * EAGER[size.family].launches(size.layers) / together
     compute = SAMPLING_MFU * CARDS[type_].tflops * 1e12
-    tokens = max(size.forward_flop / compute, read / (MACHINES[type_].bandwidth_tb_s * 1e12))
-    return (1 + guided) * tokens + (DECODER_GFLOP[size.family] + INCEPTION_GFLOP) * 1e9 / compute
+    tokens = (
+        branches * size.forward_flop / compute,
+        read / (MACHINES[type_].bandwidth_tb_s * 1e12),
+        launches * LAUNCH_S,
+    )
+    return max(tokens) + (DECODER_GFLOP[size.family] + INCEPTION_GFLOP) * 1e9 / compute
 
 
 @dataclass(frozen=True)
@@ -147,21 +187,25 @@ class Plan:
     back: float = 20 * MINUTE  # mean time until a lost node can be had again
 
     def storing(self, size: Size, bytes_: int = 12) -> float:
-        """One worker writes or reads so many bytes a parameter, while the others of its group wait."""
+        """One worker writes or reads so many bytes a parameter; at a rung and at the start its group waits for it."""
         return bytes_ * size.parameters / (self.storage_gb_s * 1e9)
+
+    def between_checkpoints(self, size: Size, way: Placement) -> float:
+        return max(way.checkpoint_minutes * MINUTE, self.storing(size) / WRITING_SHARE)
 
 
 @dataclass(frozen=True)
 class Phase:
     """Training or scoring without a decision in between: one of them is 0."""
 
-    forwards: float = 0.0  # passes of the model over a sequence; a backward pass counts as two
+    pairs: float = 0.0
+    passes: int = 6  # of the model over a sequence, a pair; a backward pass counts as two
     samples: int = 0
     guided: bool = False
 
     def seconds(self, size: Size, way: Placement, plan: Plan) -> float:
         if not self.samples:
-            return training_seconds(size, way, self.forwards)
+            return training_seconds(size, way, self.pairs, self.passes)
         rounds = math.ceil(math.ceil(self.samples / SHARD) / way.workers)
         images = min(rounds * SHARD, self.samples)
         return images * image_seconds(size, accelerator_of(way), self.guided) + plan.fid
@@ -206,12 +250,10 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        return self.gang and self.phases[self.at].forwards > 0
+        return self.gang and self.phases[self.at].pairs > 0
 
     def phase_seconds(self, way: Placement, plan: Plan) -> float:
-        """A trial that trains also writes checkpoints, for which all its workers wait."""
-        more = plan.storing(self.study.size) / (way.checkpoint_minutes * MINUTE) if self.trains else 0.0
-        return self.phases[self.at].seconds(self.study.size, way, plan) * (1 + more)
+        return self.phases[self.at].seconds(self.study.size, way, plan)
 
 
 @dataclass
@@ -249,7 +291,7 @@ class Study:
     def all_stages(self) -> Iterator[tuple[deque[Job], int]]:
         """Jobs, and how many may run at a time. All but trials are tasks on one GPU."""
         parts = [min(PART_PAIRS, IMAGES - start) for start in range(0, IMAGES, PART_PAIRS)]
-        yield deque(Job(self, self.single, [Phase(forwards=2 * pairs)]) for pairs in parts), IMAGES
+        yield deque(Job(self, self.single, [Phase(pairs=pairs, passes=2)]) for pairs in parts), IMAGES
         config, score, controls = self.config, self.config.score, len(self.config.control.learning_rates)
         # Controls first, as the ledger does; a control has no negatives and is never stopped.
         numbers = range(-controls, self.plan.trials or config.search.trials)
@@ -262,13 +304,13 @@ class Study:
         for stage in [*choosing, shown]:
             yield deque(Job(self, self.single, [phase]) for phase in stage), IMAGES
 
-    def trial(self, forwards: int) -> list[Phase]:
+    def trial(self, passes: int) -> list[Phase]:
         """From rung to rung, with so many forward passes a pair."""
         befores = [0.0, *(rung.at for rung in self.config.rungs)]
         return [
             phase
             for before, rung in zip(befores, self.config.rungs, strict=False)
-            for phase in (Phase(forwards=(rung.at - before) * IMAGES * forwards), Phase(samples=rung.samples))
+            for phase in (Phase(pairs=(rung.at - before) * IMAGES, passes=passes), Phase(samples=rung.samples))
         ]
 
     def next(self, now: float) -> list[Job]:
@@ -434,7 +476,7 @@ class Cluster:
             return
         goes_on, saving = True, 0.0
         if job.trains:
-            job.late = (self.now - job.began) % (job.segment.way.checkpoint_minutes * MINUTE)
+            job.late = (self.now - job.began) % self.plan.between_checkpoints(job.study.size, job.segment.way)
         elif job.gang:
             goes_on, saving = job.study.goes_on(job, job.at // 2), self.plan.storing(job.study.size)
         job.at, job.done = job.at + 1, 0.0
@@ -489,7 +531,7 @@ class Cluster:
             ran, way = max(0.0, self.now - job.began), job.segment.way
             after = ran
             if job.trains:
-                after %= way.checkpoint_minutes * MINUTE
+                after %= self.plan.between_checkpoints(job.study.size, way)
                 job.done += (ran - after) / job.phase_seconds(way, self.plan)
             elif job.gang:
                 after, job.at = ran + job.late, job.at - 1
@@ -545,7 +587,7 @@ def print_sizes() -> None:
     )
     for size in map(size_of, NAMES):
         for way in ways(size.config.placement):
-            type_, trial = accelerator_of(way), training_seconds(size, way, 6 * IMAGES) / HOUR
+            type_, trial = accelerator_of(way), training_seconds(size, way, IMAGES) / HOUR
             need = memory_gib(size, way.workers, way.micro_batch or 1, way.strategy, way.activation_checkpointing)
             print(
                 f"| {size.name} | {way.workers} {type_} × {way.micro_batch} {way.strategy} "

@@ -8,9 +8,11 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cluster_sim import (
+    EAGER,
     HOUR,
     IMAGES,
     MACHINES,
@@ -25,11 +27,24 @@ from benchmarks.cluster_sim import (
     size_of,
     training_seconds,
 )
-from cca_ray.cluster.placement import CARDS, USABLE, accelerator_of, memory_gib, ways, ways_by_arithmetic
+from cca_ray.cluster.placement import (
+    CARDS,
+    USABLE,
+    accelerator_of,
+    exchange_seconds,
+    memory_gib,
+    ways,
+    ways_by_arithmetic,
+)
 from cca_ray.cluster.queue import DEMAND_S, Node, grant
+from cca_ray.evaluation.sampler import Decoding, images_at_a_time, pick
+from cca_ray.models.base import Model
+from cca_ray.models.dropout import Dropout
 from cca_ray.models.family import family_of
-from cca_ray.models.official import configure
+from cca_ray.models.likelihood import sequence_logps
+from cca_ray.models.official import build, build_tokenizer, configure
 from cca_ray.placement_config import Accelerator, Placement
+from tests.traffic import traffic
 
 SMALL = ("llamagen_b", "llamagen_xl", "var_d16")
 MIXED = {"A40": 3, "A100": 1, "H100": 1}  # XL's eight A40s are on two nodes
@@ -61,12 +76,101 @@ def test_a_forward_pass_takes_what_torch_counts():
     assert size_of("llamagen_b").forward_flop == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_training_is_six_flop_a_parameter_and_token():
+def test_training_is_six_flop_a_parameter_and_token_and_the_bytes_between():
     size = size_of("llamagen_3b")
     way = ways(size.config.placement)[0]
     assert (accelerator_of(way), way.workers) == ("H100", 4)
-    rate = 4 * 0.35 * 989e12
-    assert training_seconds(size, way, 6) == pytest.approx(2 * 6 * size.parameters * size.tokens / rate, rel=0.04)
+    arithmetic = 2 * 6 * size.parameters * size.tokens / (0.6 * 989e12)
+    memory = 2 * size.tokens * (981 * 3200 * 24 + 60 * 16384) / (0.8 * 3.35e12)
+    assert training_seconds(size, way, 4) == pytest.approx(arithmetic + memory, rel=0.04)
+
+
+def small_model(family: str, layers: int) -> Model:
+    """As wide as a layer must be for what is there once a token to be little."""
+    if family == "llamagen":
+        own = dict(dim=768, n_head=12, n_layer=layers, multiple_of=256, vocab_size=32, block_size=16)
+        return build("llamagen", "S", num_classes=10, **own)
+    scales = dict(vocab_size=32, patch_nums=(1, 2, 3))
+    small = dict(z_channels=8, ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
+    tokenizer = build_tokenizer("var", **scales, **small)
+    return build("var", "M", tokenizer, num_classes=10, code_dim=8, depth=layers, dim=256, n_head=4, **scales)
+
+
+def bytes_of_training(family: str, layers: int, rows: int) -> int:
+    """In bfloat16, with the dropout of the family's files."""
+    model, rate = small_model(family, layers), size_of(NAMES_OF[family][0]).config.train.dropout
+    labels, tokens = torch.zeros(rows).long(), torch.zeros(rows, model.config.block_size).long()
+    dropout = Dropout(rate, torch.arange(rows, dtype=torch.int32)) if rate else None
+
+    def there_and_back() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.hidden(labels, tokens, dropout)
+        hidden.sum().backward()
+
+    return traffic(there_and_back).bytes
+
+
+NAMES_OF = {family: [name for name in NAMES if name.startswith(family)] for family in EAGER}
+
+
+@pytest.mark.parametrize(("family", "width"), [("llamagen", 768), ("var", 256)])
+def test_a_layer_moves_as_many_bytes_in_training_as_are_counted(family: str, width: int):
+    """What a row more costs in a layer more: not what is there once a weight, or once a batch."""
+    two, one = (bytes_of_training(family, layers, 4) - bytes_of_training(family, layers, 2) for layers in (2, 1))
+    length = small_model(family, 1).config.block_size
+    assert (two - one) / (2 * length * width) == pytest.approx(EAGER[family].channel_bytes, rel=0.002)
+
+
+def test_the_logits_move_as_many_bytes_as_are_counted():
+    def moved(rows: int) -> int:
+        head, hidden = nn.Linear(32, 4096, bias=False), torch.randn(rows, 16, 32, requires_grad=True)
+
+        def there_and_back() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                logps = sequence_logps(hidden, head, torch.zeros(rows, 16).long())
+            logps.sum().backward()
+
+        return traffic(there_and_back).bytes
+
+    assert {eager.logit_bytes for eager in EAGER.values()} == {60}
+    assert (moved(8) - moved(4)) / (4 * 16 * 4096) == pytest.approx(60, rel=0.01)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("family", EAGER)
+def test_a_decoding_step_launches_as_many_kernels_as_are_counted(family: str, layers: int):
+    cut = Decoding(top_k=20, top_p=0.96) if family == "var" else Decoding()
+    model = small_model(family, layers).bfloat16()
+    before, count = model.decode_steps[-2:]
+    labels, last, noise = torch.zeros(4).long(), torch.zeros(4, before).long(), torch.zeros(4, count).double()
+
+    def step() -> None:
+        pick(model.decode(labels, last, len(model.decode_steps) - 1, cache), noise, cut, 1.0)
+
+    with torch.inference_mode():
+        cache = model.new_cache(4)
+        assert traffic(step).kernels == EAGER[family].launches(layers)
+
+
+def test_as_many_images_are_simulated_at_a_time_as_are_sampled():
+    sizes = [size_of(name) for name in NAMES_OF["llamagen"]]
+    assert [images_at_a_time(256, s.cache_bytes) for s in sizes] == [256, 256, 128, 64, 64]
+    assert [images_at_a_time(256, 2 * s.cache_bytes) for s in sizes] == [256, 128, 64, 32, 32]
+
+
+def test_what_workers_exchange_is_waited_for_where_it_takes_longer_than_a_micro_batch():
+    size = size_of("llamagen_3b")
+    parted, whole = (
+        Placement(workers=8, micro_batch=4, strategy=strategy, accelerators=(Accelerator(type="A40"),))
+        for strategy in ("fsdp", "ddp")
+    )
+    alone = training_seconds(size, parted.model_copy(update={"workers": 1}), 1)
+    exchange = exchange_seconds(size, CARDS["A40"], 8)
+    assert exchange == pytest.approx(8 * size.parameters * 7 / 8 / 3.1e9)
+    assert training_seconds(size, parted, 32) == pytest.approx(exchange)  # longer than its four pairs
+    assert training_seconds(size, whole, 256) == pytest.approx(32 * alone + exchange - 4 * alone)
+    fast = parted.model_copy(update={"accelerators": (Accelerator(type="A100"),)})
+    assert training_seconds(size, fast, 8) == training_seconds(size, fast.model_copy(update={"workers": 1}), 1)
 
 
 def test_a_phase_scores_in_rounds_of_whole_shards():
@@ -107,9 +211,9 @@ def test_a_calm_trial_takes_as_long_as_its_phases():
     whole = [s for s in ran(CALM).segments if s.job.gang and s.job.at == len(s.job.phases)]  # were not stopped
     assert len(whole) > 12
     for s in whole:
-        size, every = s.job.study.size, 10 * MINUTE
+        size = s.job.study.size
         stored = 12 * size.parameters / 1e9
-        training = training_seconds(size, s.way, IMAGES * (3 if s.job.number < 0 else 6)) * (1 + stored / every)
+        training = training_seconds(size, s.way, IMAGES, 3 if s.job.number < 0 else 6)
         scoring = sum(phase.seconds(size, s.way, CALM) for phase in s.job.phases if phase.samples)
         assert s.end - s.begin - s.start == pytest.approx(training + scoring + 2 * stored, abs=1)
 

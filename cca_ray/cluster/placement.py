@@ -18,14 +18,24 @@ TYPE = "ray.io/accelerator-type"  # the node label by which Ray names a card
 
 @dataclass(frozen=True)
 class Card:
-    """A type of GPU. `tflops`: dense bfloat16, as its maker states them."""
+    """A type of GPU. `tflops`: dense bfloat16, as its maker states them.
+
+    `link_gb_s`: what each of eight takes in from the others. A40s are four to a node, on 25 Gbit/s Ethernet; L40S eight
+    to a node, on PCIe; A100s and H100s have NVLink.
+    """
 
     memory_gib: float
     tflops: float
+    link_gb_s: float
 
 
 # By the names of Ray's label. AWS has no A40; its 48 GB class is the L40S. A100: the smaller of its two kinds.
-CARDS = {"A40": Card(48, 150), "L40S": Card(48, 362), "A100": Card(40, 312), "H100": Card(80, 989)}
+CARDS = {
+    "A40": Card(48, 150, 3.1),
+    "L40S": Card(48, 362, 12),
+    "A100": Card(40, 312, 300),
+    "H100": Card(80, 989, 450),
+}
 
 
 @dataclass(frozen=True)
@@ -63,9 +73,10 @@ def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, r
 USABLE = 0.9  # of a card's memory: the rest is CUDA's, NCCL's and the allocator's
 MOST_WORKERS = 8  # of a trial: the cards of one node, which talk to each other faster than nodes do
 EPOCH_HOURS = 8.0  # a trial takes as many workers as bring an epoch of ImageNet below this
-UTILISATION = 0.35  # share of a card's arithmetic that training reaches; an assumption
+UTILISATION = 0.35  # share of a card's arithmetic; an assumption, for eager training reaches less: docs/scale.md
 IMAGES = 1_281_167  # of ImageNet
 LARGE = 10**9  # parameters
+MOST_EXCHANGE = 1.5  # of a parted model, against its arithmetic: about what training hides, and more is dear
 
 
 def epoch_hours(load: Load, card: Card, workers: int) -> float:
@@ -73,20 +84,40 @@ def epoch_hours(load: Load, card: Card, workers: int) -> float:
     return 12 * load.parameters * load.tokens * IMAGES / (workers * card.tflops * 1e12 * UTILISATION) / 3600
 
 
+def exchange_seconds(load: Load, card: Card, workers: int) -> float:
+    """Until a worker has taken in once what it needs of the others: 8 bytes a parameter.
+
+    Of a parted model these are the weights, twice in bfloat16, and gradients in float32, at every micro-batch; of whole
+    models the gradients, there and back, at every step.
+    """
+    return 8 * load.parameters * (1 - 1 / workers) / (card.link_gb_s * 1e9)
+
+
+def waits(load: Load, card: Card, workers: int, micro_batch: int) -> bool:
+    """Whether a worker waits too long for the parts of a model that it does not hold."""
+    arithmetic = epoch_hours(load, card, 1) * 3600 * micro_batch / IMAGES
+    return exchange_seconds(load, card, workers) > MOST_EXCHANGE * arithmetic
+
+
 def way_on(type_: str, load: Load, global_batch: int) -> Accelerator | None:
     """The fewest workers with an epoch below `EPOCH_HOURS` and the largest micro-batch that fits; None if none does.
 
-    A whole model a worker if that leaves room for four pairs, else parted; recomputation only where nothing else fits.
+    A whole model a worker if that leaves room for four pairs, else parted, unless the cards then wait for each other;
+    recomputation only where nothing else fits.
     """
     card, counts = CARDS[type_], [2**i for i in range(4) if 2**i <= MOST_WORKERS]
     fast = [n for n in counts if epoch_hours(load, card, n) <= EPOCH_HOURS] or counts[-1:]
     for workers in counts[counts.index(fast[0]) :]:
         sizes = [2**i for i in range(9, -1, -1) if global_batch // workers % 2**i == 0]
-        ways: list[tuple[Strategy, bool, int]] = [("ddp", False, 4), ("fsdp", False, 4), ("fsdp", True, 1)]
+        ways: list[tuple[Strategy, bool, int]] = [("ddp", False, 4)]
+        if workers > 1:
+            ways += [("fsdp", False, 4), ("fsdp", True, 1)]
         for strategy, recompute, least in ways:
             needs = {size: memory_gib(load, workers, size, strategy, recompute) for size in sizes if size >= least}
             fits = [size for size, gib in needs.items() if gib <= USABLE * card.memory_gib]
-            if fits and (workers > 1 or strategy == "ddp"):
+            if fits and strategy == "fsdp" and waits(load, card, workers, fits[0]):
+                break
+            if fits:
                 way = {"type": type_, "workers": workers, "micro_batch": fits[0], "strategy": strategy}
                 return Accelerator.model_validate(way | ({"activation_checkpointing": True} if recompute else {}))
     return None

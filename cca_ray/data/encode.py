@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 import ray
 import ray.data
-import torch
 
 from cca_ray.cluster.device import local_device
 from cca_ray.cluster.ray_compat import quiet_data
@@ -31,6 +30,7 @@ from cca_ray.data.tokens import (
     write_unreadable,
 )
 from cca_ray.errors import ConfigError, first_line, reading
+from cca_ray.models.base import channels_last
 from cca_ray.models.official import load_tokenizer
 from cca_ray.registry import load_plugins
 from cca_ray.storage.files import atomically
@@ -84,7 +84,7 @@ class Encode(Worker):
         pull(path := local_path(tokenizer))
         self.path = path
         self.tokenizer = load_tokenizer(family, path).to(self.device)
-        self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.tokenizer)
         self.crops, self.size = crops, size
 
     def __call__(self, rows: Columns) -> Columns:

@@ -6,9 +6,9 @@ and the groups in theirs, so that no value depends on who scored which images.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -31,6 +31,13 @@ REASONS: dict[Need, str] = {
 }
 
 
+Sums = Sequence[Callable[[], float]]  # to be worked out, each by itself
+
+
+def one_by_one(sums: Sums) -> list[float]:
+    return [work_out() for work_out in sums]
+
+
 @dataclass(frozen=True)
 class Context:
     """What a metric knows besides the features of the images."""
@@ -38,6 +45,7 @@ class Context:
     reference: Reference
     samples: int  # images in all
     device: torch.device  # where large sums may be made
+    each: Callable[[Sums], list[float]] = one_by_one  # works sums out, and tells every worker: all of them must ask
 
 
 class Metric(ABC, Generic[S]):
@@ -80,10 +88,11 @@ class Metric(ABC, Generic[S]):
         def together(some: Sequence[S]) -> float:
             return self.value(reduce(self.merge, some), context)
 
-        whole = together(groups)
         if len(groups) == 1:
-            return whole, (whole,)
-        return whole, tuple(together([*groups[:g], *groups[g + 1 :]]) for g in range(len(groups)))
+            return (whole := together(groups)), (whole,)
+        others = ([*groups[:g], *groups[g + 1 :]] for g in range(len(groups)))
+        whole, *without = context.each([partial(together, some) for some in (groups, *others)])
+        return whole, tuple(without)
 
 
 class FeatureMetric(Metric[list[np.ndarray]]):

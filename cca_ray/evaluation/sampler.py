@@ -14,12 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cca_ray.evaluation.decoder import Decoder
 from cca_ray.models.base import Model, Tokenizer, finite
 
-CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 177 MB an image, twice that guided
+CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 184 MB an image, twice that guided
 DRAWN = 2**24  # logits that tokens are drawn from at a time: VAR's last scale has 2²⁰ an image, eight bytes each here
+# Of attention in decoding: all but cuDNN's, which plans anew for every number of keys, and each step has another.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PIXELS_AT_A_TIME = 2**20  # of the images that the tokenizer decodes at once: LlamaGen's takes 2.5 kB a pixel, VAR's 3.2
 
 
@@ -104,6 +107,18 @@ def pick(logits: Tensor, noise: Tensor, decoding: Decoding, scale: float) -> tup
     return torch.cat(tokens), torch.cat(highest)
 
 
+def images_at_a_time(batch: int, cache_bytes: int, cache: int = CACHE_BYTES) -> int:
+    """How many of a batch's images are sampled together: `cache_bytes` of keys and values each, twice that guided.
+
+    Parts are of one size where that costs little.
+    """
+    most = max(1, cache // cache_bytes)
+    if batch <= most:
+        return batch
+    even = next(size for size in range(most, 0, -1) if batch % size == 0)
+    return even if 2 * even >= most else most
+
+
 @torch.inference_mode()
 def sample_tokens(
     model: Model,
@@ -122,10 +137,8 @@ def sample_tokens(
     decoder = decoder or Decoder(model)
     guided = decoding.guidance_scale != 1.0
     batch = labels.shape[0]
-    at_a_time = max(1, cache // (model.cache_bytes * (2 if guided else 1)))
+    at_a_time = images_at_a_time(batch, model.cache_bytes * (2 if guided else 1), cache)
     if batch > at_a_time:
-        even = next(size for size in range(at_a_time, 0, -1) if batch % size == 0)
-        at_a_time = even if 2 * even >= at_a_time else at_a_time  # of one size, where that costs little
         parts = zip(labels.split(at_a_time), noise.split(at_a_time), strict=True)
         return torch.cat([sample_tokens(model, *part, decoding, cache, decoder) for part in parts])
     if guided:
@@ -134,16 +147,17 @@ def sample_tokens(
     tokens: list[Tensor] = []
     highest: list[Tensor] = []
     position = 0
-    for step, count in enumerate(model.decode_steps):
-        last = None
-        if tokens:
-            last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
-        logits = decoder.step(step, last)
-        scale = model.guidance_at(decoding.guidance_scale, step)
-        drawn, highs = pick(logits, noise[:, position : position + count], decoding, scale)
-        tokens.append(drawn)
-        highest.append(highs)
-        position += count
+    with sdpa_kernel(KERNELS):
+        for step, count in enumerate(model.decode_steps):
+            last = None
+            if tokens:
+                last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
+            logits = decoder.step(step, last)
+            scale = model.guidance_at(decoding.guidance_scale, step)
+            drawn, highs = pick(logits, noise[:, position : position + count], decoding, scale)
+            tokens.append(drawn)
+            highest.append(highs)
+            position += count
     decoder.end()
     finite(torch.cat(highest, dim=1), "the model")  # once a batch: a GPU would wait for the answer at each step
     return torch.cat(tokens, dim=1)

@@ -21,7 +21,7 @@ from cca_ray.errors import ConfigError
 from cca_ray.evaluation.decoder import Decoder, GraphDecoder
 from cca_ray.evaluation.features import Extractor, FeatureArrays, extract, load_extractor
 from cca_ray.evaluation.jackknife import fewest_left, jackknife_groups
-from cca_ray.evaluation.metric import AnyMetric, Context, metric_named, obstacle
+from cca_ray.evaluation.metric import AnyMetric, Context, Sums, metric_named, obstacle, one_by_one
 from cca_ray.evaluation.protocol import SHARD, Protocol
 from cca_ray.evaluation.reference import Reference
 from cca_ray.evaluation.sampler import (
@@ -34,7 +34,7 @@ from cca_ray.evaluation.sampler import (
     uniforms,
 )
 from cca_ray.evaluation.thrift import Thrift
-from cca_ray.models.base import Model, Tokenizer
+from cca_ray.models.base import Model, Tokenizer, channels_last
 from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_official, load_tokenizer
@@ -89,7 +89,10 @@ def load_scoring(
             f"{reference}: statistics of {len(statistics.mean)} features, but {features} gives {extractor.width}"
         )
     classes, size = len(meta.class_names), meta.image_size
-    return Scoring(decoder.to(device), extractor.to(device), statistics, classes, size, graphs)
+    decoder.to(device)
+    if device.type == "cuda":
+        channels_last(decoder)
+    return Scoring(decoder, extractor.to(device), statistics, classes, size, graphs)
 
 
 def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:
@@ -207,7 +210,7 @@ def score(
     `alive` is called after every shard.
     """
     metrics, classes = scoring.metrics, scoring.num_classes
-    context = Context(scoring.reference, protocol.samples, group.device)
+    context = Context(scoring.reference, protocol.samples, group.device, partial(among, group))
     count = int(jackknife_groups(np.arange(protocol.samples), protocol.samples, classes).max()) + 1
     mine: list[list[Any]] = [[None] * len(metrics) for _ in range(count)]  # states by group and metric
     first, thrift = np.empty(0), Thrift(group.device)
@@ -227,6 +230,12 @@ def score(
     for metric, states in zip(metrics, zip(*groups_of_all, strict=True), strict=True):
         values[metric.name], without[metric.name] = metric.with_jackknife(states, context)
     return Scored(Score(values=values, without=without), group.gather(first)[0])
+
+
+def among(group: Group, sums: Sums) -> list[float]:
+    """What the sums come to, each worked out by one worker: Fréchet distances take the CPU most of a second each."""
+    shares = group.gather(one_by_one(sums[group.rank :: group.world]))
+    return [shares[i % group.world][i // group.world] for i in range(len(sums))]
 
 
 def merged(metrics: Sequence[AnyMetric], parts: Sequence[Sequence[Any]]) -> list[Any]:

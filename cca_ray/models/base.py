@@ -77,6 +77,11 @@ class Tokenizer(nn.Module, ABC):
         """Quantised latents -> images [B, 3, H, W], not clamped. Only training of a small base calls it."""
 
 
+def channels_last(tokenizer: Tokenizer) -> None:
+    """Lay its convolutions out as their fast kernels want them, which changes images by rounding."""
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class Model(nn.Module, ABC):
     """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`: row t predicts token t.
 
@@ -101,7 +106,10 @@ class Model(nn.Module, ABC):
     @property
     @abstractmethod
     def stack(self) -> nn.ModuleList:
-        """The blocks, one after the other: the units that are cut, or computed again, to save memory."""
+        """The blocks, one after the other: the units that are cut, or computed again, to save memory.
+
+        A block calls its parts: one whose weights are all of `nn.Linear` is cut by itself.
+        """
 
     @property
     def null_label(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cca_ray.models.base import Model
 from cca_ray.models.dropout import Dropout, SiteDropout
 
-Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values [B, H, T, D]
+Cache = list[tuple[Tensor, Tensor]]  # per layer: keys and values [B, H, T, D or a little more]
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,15 @@ class Attention(nn.Module):
         q, k, v = (y.unflatten(-1, (self.n_head, -1)) for y in self.wqkv(x_BTC).chunk(3, dim=-1))
         q, k = rotate(q, table), rotate(k, table)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        width, scale = q.shape[-1], None
         if cache is not None:
             end = position + x_BTC.shape[1]
             keys, values = cache
-            keys[:, :, position:end], values[:, :, position:end] = k, v
+            keys[:, :, position:end, :width], values[:, :, position:end, :width] = k, v
             k, v = keys[:, :, :end], values[:, :, :end]  # only what is filled: no mask over empty positions
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+            if (wider := keys.shape[-1] - width) > 0:  # by zeros, which change no product
+                q, scale = F.pad(q, (0, wider)), width**-0.5
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None, scale=scale)[..., :width]
         return self.wo(y.transpose(1, 2).flatten(-2))
 
 
@@ -201,15 +204,21 @@ class LlamaGen(Model):
         return self.norm(x)
 
     @property
+    def cached_width(self) -> int:
+        """Of a head in the cache: half precision's attention wants multiples of 8, and else copies all at each step."""
+        head = self.config.dim // self.config.n_head
+        return -(-head // 8) * 8 if self.tok_embeddings.weight.element_size() == 2 else head
+
+    @property
     def cache_bytes(self) -> int:
-        config = self.config
-        return 2 * config.n_layer * config.block_size * config.dim * self.tok_embeddings.weight.element_size()
+        config, numbers = self.config, self.config.n_head * self.cached_width
+        return 2 * config.n_layer * config.block_size * numbers * self.tok_embeddings.weight.element_size()
 
     def new_cache(self, batch: int) -> Cache:
         """Room for the keys and values of `batch` sequences, in the weights' dtype, on their device."""
         config, weight = self.config, self.tok_embeddings.weight
-        shape = (batch, config.n_head, config.block_size, config.dim // config.n_head)
-        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.layers]
+        shape = (batch, config.n_head, config.block_size, self.cached_width)
+        return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
 
     def decode(self, labels: Tensor, last_tokens: Tensor | None, step: int, cache: Cache) -> Tensor:
         """Logits [B, 1, V] for token `step`, given token `step - 1` [B, 1] (None at step 0) and the cache."""

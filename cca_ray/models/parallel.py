@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -127,8 +127,11 @@ def distribute(model: Model, placement: Placement, group: Group, passes: Passes)
     scorer = Scorer(model)
     if group.world > 1 and placement.strategy == "fsdp":
         mesh = init_device_mesh(group.device.type, (group.world,))
+        half = precision(placement, group.device) == torch.bfloat16
         for layer in model.stack:
-            fully_shard(layer, mesh=mesh)
+            for part in of_matrices(layer) if half else ():
+                fully_shard(part, mesh=mesh, mp_policy=AS_AUTOCAST)
+            fully_shard(layer, mesh=mesh)  # the rest of it
         fully_shard(scorer, mesh=mesh)  # what is left: embeddings, last norm, head
         return scorer
     scorer.to(group.device)
@@ -136,6 +139,21 @@ def distribute(model: Model, placement: Placement, group: Group, passes: Passes)
         return scorer
     # Gradients are views of the buckets in which they are exchanged: 4 bytes a parameter less.
     return DistributedDataParallel(scorer, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+# Weights are gathered in bfloat16, their gradients are summed in float32. What goes in stays as it is.
+AS_AUTOCAST = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+
+def of_matrices(layer: nn.Module) -> list[nn.Module]:
+    """Those parts of a block that hold nothing but layers of matrix products, whose weights autocast rounds anyway.
+
+    Norms and temperatures are kept as they are: a loss must not depend on the strategy.
+    """
+    block = getattr(layer, "_checkpoint_wrapped_module", layer)
+    own = {id(p) for module in block.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
+    weights = {part: {id(p) for p in part.parameters()} for part in block.children()}
+    return [part for part, ids in weights.items() if ids and ids <= own]
 
 
 def gradients_wait(scorer: nn.Module, wanted: bool) -> AbstractContextManager[None]:

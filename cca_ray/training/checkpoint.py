@@ -6,9 +6,11 @@ for one worker, DDP and FSDP: a trial may go on with another placement.
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import ValidationError, field_validator
@@ -79,6 +81,50 @@ def read_report(content: Mapping[str, Any], logged: tuple[str, ...]) -> TrialRep
     return report.model_copy(update={"logged": logged, "history": rows})
 
 
+def on_first(weights: Weights, group: Group) -> Weights:
+    """All of them, on the first worker's CPU: every worker gathers, but holds one at a time."""
+    found = Weights()
+    for name, tensor in weights.items():
+        gathered = whole(tensor)
+        if group.rank == 0:
+            found[name] = gathered.cpu()
+    return found
+
+
+class Writer:
+    """Writes a worker's checkpoints beside its training, one after the other. An error is that of the next call.
+
+    `seconds`: what the last one took. Who leaves the context waits until the last one is written, or has failed.
+    """
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.writing: Future[float] | None = None
+        self.seconds = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+    def write(self, content: Mapping[str, object], path: Path) -> None:
+        """Once the one before is written. OSError if that failed."""
+        self.wait()
+        self.writing = self.pool.submit(self.timed, content, path)
+
+    def timed(self, content: Mapping[str, object], path: Path) -> float:
+        start = time.monotonic()
+        patiently(lambda: write_atomically(content, path))
+        return time.monotonic() - start
+
+    def wait(self) -> None:
+        """Until all is written. OSError if something was not."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            self.seconds = writing.result()
+
+
 def save_checkpoint(
     path: Path,
     model: nn.Module,
@@ -87,12 +133,13 @@ def save_checkpoint(
     progress: Progress,
     settings: Settings,
     group: Group,
+    writer: Writer,
 ) -> None:
-    """All workers gather, the first writes."""
+    """All workers gather; the first writes, while all train on."""
     weights, moments = state_of(model, optimizer)
     content = {
         "model": weights,
-        "ema": {name: whole(tensor).cpu() for name, tensor in ema.items()} if ema is not None else None,
+        "ema": on_first(ema, group) if ema is not None else None,
         "optimizer": moments,
         "step": progress.step,
         "seconds": progress.seconds,
@@ -101,7 +148,8 @@ def save_checkpoint(
         "settings": settings.model_dump_json(),
     }
     if group.rank == 0:
-        patiently(lambda: write_atomically(content, path))
+        # What is on a CPU is not copied to it: training must not change it any more.
+        writer.write(deepcopy(content) if group.device.type == "cpu" else content, path)
 
 
 def belongs_to(found: str, settings: Settings) -> bool:

@@ -23,6 +23,7 @@ from cca_ray.training.job import Job
 
 BEAT_S = 1.0  # how often the workers of a trial agree on what to do besides training
 HEARTBEAT_S = 5.0  # a report at least this often, so that progress is visible
+WRITING_SHARE = 0.05  # of the time, that checkpoints may be under way
 SIGN_S, ASK_S = 10.0, 2.0  # at a URI: how often a sign of life is left there, and the wish to stop is asked for
 
 
@@ -45,7 +46,7 @@ class Pulse:
 
     def __init__(self, job: Job, group: Group):
         placement = job.config.placement
-        self.group, self.checkpoint_s = group, 60 * placement.checkpoint_minutes
+        self.group, self.checkpoint_s = group, 60 * placement.checkpoint_minutes  # the first worker's counts
         self.stop, self.life = job.folder.parent / stop_sign(job.config), job.folder / f"alive-{group.rank}"
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
         who = {"pid": os.getpid(), "started": started_at(os.getpid()), "node": node}
@@ -63,6 +64,10 @@ class Pulse:
             if self.at_uri and time.monotonic() - self.signed > self.sign_s:
                 self.signed = time.monotonic()
                 upload(self.life, self.life)
+
+    def wrote(self, seconds: float) -> None:
+        """A checkpoint has taken so long: the next ones come less often if that is long."""
+        self.checkpoint_s = max(self.checkpoint_s, seconds / WRITING_SHARE)
 
     def told_to_stop(self) -> bool:
         """One worker asks at the URI for all."""
@@ -82,7 +87,7 @@ class Pulse:
         wishes = (
             now - self.since,
             now - self.reported > HEARTBEAT_S,
-            now - self.saved > self.checkpoint_s,
+            self.group.rank == 0 and now - self.saved > self.checkpoint_s,
             self.told_to_stop(),
         )
         seconds, report, save, stop = (max(some) for some in zip(*self.group.gather(wishes), strict=True))

@@ -31,7 +31,7 @@ from cca_ray.placement_config import CPU, Placement
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import drop, patiently
 from cca_ray.storage.uris import to_uri
-from cca_ray.training.checkpoint import Progress, resume, save_checkpoint
+from cca_ray.training.checkpoint import Progress, Writer, resume, save_checkpoint
 from cca_ray.training.failures import blame
 from cca_ray.training.heartbeat import Pulse
 from cca_ray.training.job import Job
@@ -212,24 +212,28 @@ def attempt(job: Job, report: Report, group: Group, clock: Clock) -> Path | None
     for passed in progress.reports:
         report(again(job, passed))
     progress.since, log, rungs = time.monotonic(), Log(group), rung_steps(job.config, loop.steps)
-    for step in range(progress.step, loop.steps):
-        log.add(step + 1, train_step(loop, step))
-        done = step + 1
-        due, save, stop = pulse.beat()
-        if done not in rungs and not due:
-            continue
-        try:
-            result = make_report(loop, log, progress, done, rungs.get(done), pulse, clock)
-            progress.add(result)
-            if done in rungs or save:
-                save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group)
-            if done == loop.steps:  # before the report: who hears of the end may look for the weights
-                save_final(loop, final)
-        except OSError as error:
-            raise Stuck(str(error)) from error
-        stopped = stop and done < loop.steps
-        report(result.model_copy(update={"stopped": stopped}))
-        if stopped:
-            return None
+    with Writer() as writer:
+        for step in range(progress.step, loop.steps):
+            log.add(step + 1, train_step(loop, step))
+            done = step + 1
+            due, save, stop = pulse.beat()
+            if done not in rungs and not due:
+                continue
+            try:
+                result = make_report(loop, log, progress, done, rungs.get(done), pulse, clock)
+                progress.add(result)
+                if done in rungs or save:
+                    save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group, writer)
+                if done in rungs or stop:  # who hears of a score, or of the stop, may take all cards away
+                    writer.wait()
+                pulse.wrote(writer.seconds)
+                if done == loop.steps:  # before the report: who hears of the end may look for the weights
+                    save_final(loop, final)
+            except OSError as error:
+                raise Stuck(str(error)) from error
+            stopped = stop and done < loop.steps
+            report(result.model_copy(update={"stopped": stopped}))
+            if stopped:
+                return None
     drop(checkpoint)
     return final

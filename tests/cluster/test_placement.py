@@ -12,6 +12,8 @@ from cca_ray.cluster.placement import (
     accelerator_of,
     autocast,
     check_cuts,
+    epoch_hours,
+    exchange_seconds,
     in_this_process,
     is_out_of_memory,
     memory_gib,
@@ -140,6 +142,23 @@ def test_the_shipped_tables_are_what_the_arithmetic_gives(path: Path):
     for way in ways(config.placement):
         needs = memory_gib(load, way.workers, way.micro_batch or 0, way.strategy, way.activation_checkpointing)
         assert needs <= USABLE * CARDS[accelerator_of(way)].memory_gib
+
+
+def test_a_model_is_not_parted_over_cards_that_would_wait_for_each_other():
+    """3B fits eight A40s or L40S, but a micro-batch of four pairs is done long before the next weights are there."""
+    load = Load(parameters=3_096_659_200, layers=24, width=3200, tokens=576)
+    for type_, times in (("L40S", 2.7), ("A40", 4.3)):
+        assert memory_gib(load, 8, 4, "fsdp", False) < USABLE * CARDS[type_].memory_gib
+        arithmetic = epoch_hours(load, CARDS[type_], 1) * 3600 * 4 / 1_281_167
+        assert exchange_seconds(load, CARDS[type_], 8) / arithmetic == pytest.approx(times, abs=0.05)
+    assert [(way.type, way.workers) for way in ways_by_arithmetic(load, 256)] == [("H100", 4), ("A100", 8)]
+
+
+def test_cards_that_exchange_slowly_take_a_larger_micro_batch_if_more_of_them_have_room():
+    load = Load(parameters=1_410_972_672, layers=48, width=1536, tokens=576)
+    (way,) = (way for way in ways_by_arithmetic(load, 256) if way.type == "L40S")
+    assert memory_gib(load, 4, 4, "fsdp", False) < USABLE * CARDS["L40S"].memory_gib
+    assert (way.workers, way.micro_batch, way.strategy, way.activation_checkpointing) == (8, 8, "fsdp", None)
 
 
 def test_what_needs_less_memory_and_what_more():

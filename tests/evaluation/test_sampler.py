@@ -21,6 +21,7 @@ from cca_ray.evaluation.sampler import (
     to_pixels,
     uniforms,
 )
+from cca_ray.models.base import channels_last
 from cca_ray.models.llamagen import LlamaGen
 from cca_ray.models.official import build, build_tokenizer
 from cca_ray.testing.fake_graphs import FakeRecorder
@@ -253,6 +254,23 @@ class Counting(Decoder):
         super().begin(labels)
 
 
+class Watching(Decoder):
+    """Remembers which attention of the GPU's libraries may be taken."""
+
+    def step(self, step: int, last: torch.Tensor | None) -> torch.Tensor:
+        cuda = torch.backends.cuda
+        self.allowed = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+        return super().step(step, last)
+
+
+def test_no_step_is_planned_by_cudnn():
+    watching = Watching(Chain())  # type: ignore[arg-type]
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    sample_tokens(Chain(), torch.arange(2), uniforms(0, np.arange(2), 6), Decoding(), decoder=watching)  # type: ignore[arg-type]
+    assert watching.allowed == (True, True, False)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 @pytest.mark.parametrize(
     ("batch", "room", "scale", "sizes"),
     [
@@ -327,3 +345,22 @@ def test_a_grid_enlarges_small_images_and_leaves_white_between_them(side: int, z
 def test_the_limits_leave_room_for_the_largest_models():
     """48 guided images of 3B at 384 pixels: keys and values of 24 layers, 3200 wide, 576 tokens, in bfloat16."""
     assert sampler.CACHE_BYTES // (2 * 24 * 2 * 3200 * 576 * 2) == 48
+
+
+@pytest.mark.parametrize("family", ["llamagen", "var"])
+def test_a_tokenizer_in_channels_last_decodes_the_same_images(family: str):
+    torch.manual_seed(0)
+    if family == "var":
+        own = dict(patch_nums=(1, 2, 4), vocab_size=32, z_channels=8)
+    else:
+        own = dict(codebook_size=32, z_channels=32)
+    plain = build_tokenizer(family, ch=16, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8, **own).requires_grad_(False)
+    tokens = torch.randint(32, (3, 21 if family == "var" else 16))
+    images, seen = plain.decode(tokens), list[bool]()
+    last = [module for module in plain.decoder.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+    last.register_forward_hook(
+        lambda module, given, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    channels_last(plain)
+    torch.testing.assert_close(plain.decode(tokens), images, rtol=1e-4, atol=1e-5)
+    assert seen == [True]

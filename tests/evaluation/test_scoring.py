@@ -1,5 +1,8 @@
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
+from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +10,10 @@ import torch
 
 from cca_ray.config import ResolvedStudy
 from cca_ray.errors import ConfigError
-from cca_ray.evaluation.fid import FID
+from cca_ray.evaluation import fid
+from cca_ray.evaluation.fid import FID, frechet_distance
 from cca_ray.evaluation.kid import KID
+from cca_ray.evaluation.reference import Moments, Reference
 from cca_ray.evaluation.scoring import Scoring, load_base, merged, metrics_of, protocol_of, score, scoring_of
 from cca_ray.models.parallel import Group
 from tests.conftest import MakeStudy
@@ -38,6 +43,40 @@ def test_every_metric_that_is_asked_for_is_measured_with_its_jackknife(make_stud
     assert list(found.values) == ALL
     assert all(np.isfinite(value) for value in found.values.values())
     assert {name: len(values) for name, values in found.without.items()} == dict.fromkeys(ALL, 7)
+
+
+class Threads(Group):
+    """Workers that are threads of this process."""
+
+    def gather(self, value: Any) -> list[Any]:
+        GIVEN[self.rank] = value
+        MEETING.wait(60)
+        values = [GIVEN[rank] for rank in range(self.world)]
+        MEETING.wait(60)
+        return values
+
+
+GIVEN, MEETING = dict[int, Any](), Barrier(3)
+
+
+def test_workers_share_the_distances_out_and_have_the_same_values(make_study: MakeStudy, monkeypatch):
+    config = make_study()
+    scoring, model = scoring_of(config, CPU), load_base(config)
+    protocol = protocol_of(config, scoring, 700)  # three shards
+    alone, counted = score(model, scoring, protocol, Group()).score, list[Moments]()
+
+    def distance(sample: Moments, reference: Reference) -> float:
+        counted.append(sample)
+        return frechet_distance(sample, reference)
+
+    monkeypatch.setattr(fid, "frechet_distance", distance)
+    with ThreadPoolExecutor(3) as pool:
+        groups = [Threads(rank, 3, CPU) for rank in range(3)]
+        found = [scored.score for scored in pool.map(lambda group: score(model, scoring, protocol, group), groups)]
+    assert len(counted) == 11
+    assert found == [found[0]] * 3
+    assert found[0].values == pytest.approx(alone.values, rel=1e-6)
+    assert found[0].without == {name: pytest.approx(values, rel=1e-6) for name, values in alone.without.items()}
 
 
 def test_more_metrics_change_none(make_study: MakeStudy):

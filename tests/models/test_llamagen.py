@@ -57,6 +57,35 @@ def test_a_later_token_never_changes_an_earlier_logit(tiny: LlamaGen):
     assert not torch.equal(before[:, 8], after[:, 8])
 
 
+@pytest.mark.parametrize(("dim", "kind", "width"), [(48, torch.bfloat16, 16), (48, torch.float32, 12),
+                                                     (64, torch.bfloat16, 16)])  # fmt: skip
+def test_a_cache_in_half_precision_has_heads_of_a_multiple_of_eight(dim: int, kind: torch.dtype, width: int):
+    model = build("llamagen", "B", **{**TINY, "dim": dim}).to(kind).requires_grad_(False)
+    cache = model.new_cache(3)
+    assert {tensor.shape for pair in cache for tensor in pair} == {(3, 4, 16, width)}
+    assert model.cache_bytes * 3 == sum(tensor.nbytes for pair in cache for tensor in pair)
+
+
+def test_a_cache_with_wider_heads_changes_no_result(monkeypatch: pytest.MonkeyPatch):
+    """In float32, to see every digit, as 3B's has them in bfloat16: 100 numbers in 104."""
+    torch.manual_seed(0)
+    model = build("llamagen", "B", **{**TINY, "dim": 80}).requires_grad_(False)
+    torch.nn.init.normal_(model.output.weight, std=0.3)
+    labels, noise = torch.arange(6) % 5, torch.rand(6, 16, dtype=torch.float64)
+    tokens = torch.randint(64, (6, 16))
+
+    def logits() -> torch.Tensor:
+        cache = model.new_cache(6)
+        return torch.cat([model.decode(labels, tokens[:, t - 1 : t] if t else None, t, cache) for t in range(16)], 1)
+
+    plain, samples = logits(), sample_tokens(model, labels, noise, Decoding(2.0))
+    assert model.new_cache(1)[0][0].shape[-1] == 20
+    monkeypatch.setattr(LlamaGen, "cached_width", 24)
+    assert model.new_cache(1)[0][0].shape[-1] == 24
+    torch.testing.assert_close(logits(), plain, rtol=1e-5, atol=1e-5)
+    assert torch.equal(sample_tokens(model, labels, noise, Decoding(2.0)), samples)
+
+
 def test_decoding_with_the_cache_equals_the_whole_sequence(tiny: LlamaGen):
     labels, tokens = torch.tensor([3, 10]), torch.randint(64, (2, 16))
     cache = tiny.new_cache(2)

@@ -1,5 +1,7 @@
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,18 @@ from torch import nn
 from cca_ray.config import Rung, Train
 from cca_ray.contracts import TrialReport
 from cca_ray.models.parallel import Group, Weights
-from cca_ray.training.checkpoint import Progress, Settings, belongs_to, read_report, resume, save_checkpoint
+from cca_ray.storage import mirror
+from cca_ray.training import checkpoint
+from cca_ray.training.checkpoint import (
+    Progress,
+    Settings,
+    Writer,
+    belongs_to,
+    on_first,
+    read_report,
+    resume,
+    save_checkpoint,
+)
 
 LOGGED = ("loss", "reward_accuracy", "reward_margin")
 OF_0_1_0 = {  # a report as version 0.1.0 kept it
@@ -41,11 +54,65 @@ def step(model: nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> None
         optimizer.step()
 
 
+def save(path: Path) -> None:
+    with Writer() as writer:
+        save_checkpoint(path, *trained(1), Progress(1), settings(), Group(), writer)
+        writer.wait()
+
+
+def test_what_is_trained_while_a_checkpoint_is_written_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    go, write = threading.Event(), checkpoint.write_atomically
+
+    def slowly(*arguments: Any) -> None:
+        assert go.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", slowly)
+    path, (model, ema, optimizer) = tmp_path / "checkpoint.pt", trained(3)
+    with Writer() as writer:
+        save_checkpoint(path, model, ema, optimizer, Progress(3), settings(), Group(), writer)
+        step(model, optimizer, 2)
+        ema["weight"].zero_()
+        assert not path.exists()
+        go.set()
+    again, again_ema, again_optimizer = trained(0)
+    assert resume(path, again, again_ema, again_optimizer, settings(), LOGGED).step == 3
+    assert torch.equal(again_ema["weight"], torch.full((3, 3), 3.0))
+    step(again, again_optimizer, 2)
+    assert torch.equal(model.weight, again.weight)
+
+
+def test_only_the_first_worker_copies_the_mean_weights(monkeypatch: pytest.MonkeyPatch):
+    gathered = list[torch.Tensor]()
+
+    def whole(tensor: torch.Tensor) -> torch.Tensor:
+        gathered.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(checkpoint, "whole", whole)
+    ema = {"a": torch.ones(3), "b": torch.zeros(2)}
+    assert on_first(ema, Group(1, 2, torch.device("cpu"))) == {}
+    assert list(on_first(ema, Group(0, 2, torch.device("cpu")))) == ["a", "b"]
+    assert len(gathered) == 4
+
+
+def test_a_checkpoint_that_could_not_be_written_is_an_error_of_the_next_call(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mirror, "PATIENCE_S", ())
+    nowhere = Path("/proc/none/checkpoint.pt")
+    with Writer() as writer:
+        writer.write({}, nowhere)
+        with pytest.raises(OSError, match="none"):
+            writer.write({}, nowhere)
+        writer.wait()
+        writer.write({}, nowhere)  # and is none of its own where another error ends the training
+
+
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
     model, ema, optimizer = trained(3)
     report = TrialReport.model_validate(OF_0_1_0)
-    save_checkpoint(path, model, ema, optimizer, Progress(3, 2.5, [report]), settings(), Group())
+    with Writer() as writer:
+        save_checkpoint(path, model, ema, optimizer, Progress(3, 2.5, [report]), settings(), Group(), writer)
     again, again_ema, again_optimizer = trained(0)
     progress = resume(path, again, again_ema, again_optimizer, settings(), LOGGED)
     assert (progress.step, progress.seconds, progress.reports) == (3, 2.5, [report])
@@ -61,14 +128,14 @@ def test_without_a_checkpoint_a_run_begins(tmp_path: Path):
 
 def test_a_checkpoint_of_another_fine_tuning_is_refused(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, *trained(1), Progress(1), settings(), Group())
+    save(path)
     with pytest.raises(ValueError, match=r"checkpoint\.pt: belongs to another fine-tuning"):
         resume(path, *trained(0), settings(seed=1), LOGGED)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, *trained(1), Progress(1), settings(), Group())
+    save(path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"checkpoint\.pt: damaged checkpoint"):
         resume(path, *trained(0), settings(), LOGGED)
