@@ -29,7 +29,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     parser.add_argument("--studies", nargs="+", default=[f"way0-seed{seed}" for seed in range(5)])
     arguments = parser.parse_args(words)
-    storage, tiny, names, independent = arguments.storage.resolve(), (), arguments.studies, INDEPENDENT
+    tiny: tuple[str, ...] = ()
+    storage, names, independent = arguments.storage.resolve(), arguments.studies, INDEPENDENT
     if arguments.smoke:  # of what `search --smoke` leaves
         tiny, names, independent = TINY, ["way0-seed0"], INDEPENDENT[:2]
     config = resolve(load_config(find_space(SPACE), tiny), storage, lambda what, done, total: None)
@@ -44,8 +45,11 @@ def compare(config: ResolvedStudy, storage: Path, names: list[str], independent:
     within, blocks_within, stds, true_stds = [], [], [], []
     for name in names:
         database = optuna.storages.RDBStorage(f"sqlite:///{storage / name / 'study.db'}")
-        study = optuna.load_study(study_name=f"{name}/{SPACE}/search", storage=database)
-        best = finalists(Arm("search", study, database, {}, 0), config.score.finalists, storage / name, lambda trial: 0)
+        memory, search = (
+            optuna.load_study(study_name=f"{name}/{SPACE}/{arm}", storage=database) for arm in ("control", "search")
+        )
+        arm, kept = Arm("search", search, database, {}, 0), memory.user_attrs["id"]
+        best = finalists(arm, config.score.finalists, storage / name, lambda trial: 0, kept)
         scores = Scores(config, storage / name, Stop(), "coverage")
         models = [[contender] for contender in best]
         for reported, again in zip(

@@ -65,7 +65,8 @@ def main(words: list[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 3])
     arguments = parser.parse_args(words)
-    at_once, settings = arguments.at_once, ("train.epochs=100", "score.samples=100")
+    settings: tuple[str, ...] = ("train.epochs=100", "score.samples=100")
+    at_once = arguments.at_once
     if arguments.smoke:
         at_once, settings = [1], (*TINY, "train.epochs=20")
     raw = Raw(arguments.raw, "at once", "moment", "process", "of them", "MiB")

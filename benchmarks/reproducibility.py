@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("space", nargs="?", default="digits_s")
     parser.add_argument("--count", type=int, default=1000, help="images to compare")
     arguments = parser.parse_args(words)
-    settings, ways, count = ["--set", "train.lambda=3", "--set", "train.learning_rate=5e-3"], WAYS, arguments.count
+    ways: Sequence[Way] = WAYS
+    settings, count = ["--set", "train.lambda=3", "--set", "train.learning_rate=5e-3"], arguments.count
     if arguments.smoke:
         settings, ways, count = [*settings, *set_options(TINY)], (WAYS[0], WAYS[2]), 20
     raw = Raw(arguments.raw, "space", "way", "distance", "equal_images", "images", "fid")

@@ -25,7 +25,7 @@ import optuna
 from optuna.trial import TrialState
 
 from benchmarks.common import TINY, Raw, options, set_options
-from cca_ray.config import StudyConfig
+from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.evaluation.scoring import load_base, protocol_of, score, scoring_of
 from cca_ray.inputs import find_space
 from cca_ray.models.parallel import Group
@@ -97,7 +97,7 @@ def study(storage: Path, name: str, settings: list[str], raw: Raw) -> list[Tried
 class Judge:
     """Scores weights on fresh noise."""
 
-    def __init__(self, config: StudyConfig):
+    def __init__(self, config: ResolvedStudy):
         self.config, self.group = config, Group()
         self.scoring = scoring_of(config, self.group.device)
 
@@ -141,7 +141,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--trials", type=int, default=24)
     arguments = parser.parse_args(words)
-    counts, seeds, many, ways, tiny = (8, 6), arguments.seeds, arguments.trials, WAYS, ()
+    tiny: tuple[str, ...] = ()
+    counts, seeds, many, ways = (8, 6), arguments.seeds, arguments.trials, WAYS
     if arguments.smoke:
         counts, seeds, many, ways, tiny = (2, 1), [0], 1, {"TPE, no rungs": WAYS["TPE, no rungs"]}, TINY
     raw = Raw(arguments.raw, "study", "trial", "steps", "fid", "step of its first rung")
