@@ -39,6 +39,7 @@ class Here:
     device: torch.device
     dry: bool = False
     peer: Path | None = None  # where checkouts of the official repositories lie
+    like: str = ""  # the type of card whose rows of the tables are taken; "": that of the card
 
     @property
     def name(self) -> str:
@@ -48,18 +49,12 @@ class Here:
     @property
     def type(self) -> str:
         """The card's, as search spaces call it; empty if none of them knows it."""
-        return next((known for known in CARDS if known in self.name), "")
+        return self.like or next((known for known in CARDS if known in self.name), "")
 
     @property
     def steps(self) -> int:
         """Of training, which there are images for. The first two warm up."""
         return 3 if self.dry else 6
-
-    @property
-    def gib(self) -> float:
-        """Its memory; endless without a card."""
-        cuda = self.device.type == "cuda"
-        return torch.cuda.get_device_properties(self.device).total_memory / 2**30 if cuda else float("inf")
 
 
 @dataclass(frozen=True)
@@ -171,12 +166,12 @@ def tokens_of(model: Model, count: int, shape: Shape) -> TokenSet:
     return TokenSet(rng.integers(0, c.num_classes, count), tokens, meta, "random")
 
 
-def fine_tuning(shape: Shape, here: Here, config: ResolvedStudy, folder: Path) -> Loop:
-    """As a trial is set up once its files are read: with the reference's table, and all that scores it."""
+def fine_tuning(shape: Shape, here: Here, config: ResolvedStudy, folder: Path, steps: int) -> Loop:
+    """As a trial of so many steps is set up once its files are read: with the reference's table and what scores it."""
     group, train = Group(device=here.device), config.train
     tokenizer = tokenizer_of(shape, here.device)
     model = model_of(shape, here.device, tokenizer)
-    data = tokens_of(model, here.steps * train.global_batch, shape)
+    data = tokens_of(model, steps * train.global_batch, shape)
     part, pairs = Part(0, 0, len(data.labels)), config.placement.micro_batch or train.global_batch
     with autocast(config.placement, here.device):
         scored = score_part(Scorer(model), data, part, train.null_ratio, train.seed, pairs)

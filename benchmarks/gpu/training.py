@@ -70,11 +70,12 @@ def batches(shape: Shape, here: Here) -> tuple[int, int]:
 
 
 @contextmanager
-def trial(shape: Shape, here: Here, *settings: str) -> Iterator[Loop]:
+def trial(shape: Shape, here: Here, *settings: str, steps: int = 0) -> Iterator[Loop]:
     """A fine-tuning at the search space's micro-batch for this card, in a folder that is gone afterwards."""
     shape = shape.at(here)
     with tempfile.TemporaryDirectory() as folder:
-        yield fine_tuning(shape, here, study_of(shape, here, *batches(shape, here), *settings), Path(folder))
+        config = study_of(shape, here, *batches(shape, here), *settings)
+        yield fine_tuning(shape, here, config, Path(folder), steps or here.steps)
 
 
 def flop_an_image(shape: Shape, loop: Loop) -> float:
