@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from cca_ray.evaluation.reference import Moments, Reference
 from cca_ray.evaluation.scoring import Scoring, metrics_of
 from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.inputs import find_space
-from cca_ray.models.base import Model, Tokenizer
+from cca_ray.models.base import Model, ModelConfig, Tokenizer
 from cca_ray.models.family import family_of
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.official import parameters
@@ -113,21 +114,27 @@ def tokenizer_of(shape: Shape, device: torch.device) -> Tokenizer:
     return made.requires_grad_(False)
 
 
-@torch.no_grad()
-def model_of(shape: Shape, device: torch.device, tokenizer: Tokenizer | None = None) -> Model:
-    """Made where it is used: numbers for a billion weights take a CPU a minute. Its logits are none of them equal."""
+def config_of(shape: Shape) -> ModelConfig:
     family = family_of(shape.family)
     sizes = {"block_size": (shape.image_size // 16) ** 2} if shape.family == "llamagen" else {}
+    return cast(ModelConfig, family.configure(shape.shipped.base.size, **{**sizes, **shape.model}))
+
+
+@torch.no_grad()
+def model_of(shape: Shape, device: torch.device, tokenizer: Tokenizer | None = None) -> Model:
+    """Made where it is used: numbers for a billion weights take a CPU a minute. None of its logits are equal."""
     with torch.device(device):
-        model = family.parts().model(family.configure(shape.shipped.base.size, **{**sizes, **shape.model}))
+        model = family_of(shape.family).parts().model(config_of(shape))
     model.initialize(torch.Generator(device).manual_seed(0))
     model.head.weight.normal_(std=0.05, generator=torch.Generator(device).manual_seed(1))
     model.attach(tokenizer or tokenizer_of(shape, device))
     return model
 
 
-def load_of(model: Model) -> Load:
-    """What `placement.memory_gib` wants to know of it."""
+def load_of(shape: Shape) -> Load:
+    """What `placement.memory_gib` wants to know of it; nothing is made on any device."""
+    with torch.device("meta"):
+        model = family_of(shape.family).parts().model(config_of(shape))
     return Load(parameters(model), len(model.stack), model.head.in_features, model.config.block_size)
 
 

@@ -78,16 +78,16 @@ def trial(shape: Shape, here: Here, *settings: str, steps: int = 0) -> Iterator[
         yield fine_tuning(shape, here, config, Path(folder), steps or here.steps)
 
 
-def flop_an_image(shape: Shape, loop: Loop) -> float:
+def flop_an_image(shape: Shape) -> float:
     """Of training: three forward passes' worth for each of a pair's two sequences."""
-    return 6 * replace(size_of(shape.space), **vars(load_of(loop.model))).forward_flop
+    return 6 * replace(size_of(shape.space), **vars(load_of(shape))).forward_flop
 
 
 def step(shape: Shape, here: Here, *settings: str) -> Figures:
     """A CCA step as a trial takes it: dropout and the rest as in the search space, bfloat16 autocast, EMA if any."""
     with peak_of(here.device) as peak, trial(shape, here, *settings) as loop:
         rate = loop.job.train.global_batch / seconds_of(partial(train_step, loop), here)
-        flop = flop_an_image(shape, loop)
+    flop = flop_an_image(shape.at(here))
     type_ = next((known for known in PEAK_TFLOPS if known in here.name), "")
     of_peak = {"MFU": rate * flop / (PEAK_TFLOPS[type_] * 1e12)} if type_ else {}
     return {"images/s": rate, "GiB": peak.gib, **of_peak}
@@ -131,17 +131,20 @@ def official_steps(shape: Shape, here: Here, global_batch: int, manner: Manner) 
     return {"images/s": rate, "GiB": peak.gib, "micro-batch": manner.micro_batch}
 
 
-def memory(shape: Shape, here: Here, *settings: str) -> Figures:
+def said_gib(shape: Shape, here: Here) -> float:
+    """What `placement.memory_gib` says of a trial of one worker, at the search space's micro-batch for this card."""
+    return memory_gib(load_of(shape.at(here)), 1, batches(shape, here)[0], "ddp", recompute=False)
+
+
+def memory(shape: Shape, here: Here) -> Figures:
     """What a trial takes, in steps and in scoring a shard at a rung, and what `placement.memory_gib` says of it."""
-    with trial(shape, here, *settings) as loop:
+    with trial(shape, here) as loop:
         with peak_of(here.device) as training:
             for number in range(WARM):
                 train_step(loop, number)
-        load, placement, batch = load_of(loop.model), loop.job.config.placement, loop.job.train.global_batch
         with peak_of(here.device) as scoring:
             score_rung(loop, WARM, 8 if here.dry else SHARD, lambda: None)
-    said = memory_gib(load, 1, placement.micro_batch or batch, "ddp", placement.activation_checkpointing)
-    most = max(training.gib, scoring.gib)
+    said, most = said_gib(shape, here), max(training.gib, scoring.gib)
     return {"training GiB": training.gib, "scoring GiB": scoring.gib, "all GiB": most, "said GiB": said}
 
 

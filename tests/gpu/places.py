@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.made import Here
 from cca_ray.cluster.device import free_memory
@@ -38,16 +39,18 @@ class Place(Protocol):
 class Limited(Peak):
     """Counts, and raises once it is too much: the tensor that was too much goes with the error."""
 
-    def __init__(self, most: int):
+    def __init__(self, allowed: int):
         super().__init__()
-        self.most = most
+        self.allowed = allowed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.bytes = 0
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        if self.bytes > self.most:
-            raise torch.OutOfMemoryError(f"{self.bytes:,} bytes of tensors, and {self.most:,} are allowed")
+        if self.held > self.allowed:
+            raise torch.OutOfMemoryError(f"{self.held:,} bytes of tensors, and {self.allowed:,} are allowed")
         return out
+
+    def most(self) -> int:
+        return self.allowed
 
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")  # what returns to the CPU
@@ -57,7 +60,7 @@ class Waiting(RuntimeError):
     pass
 
 
-class NoWaiting(Peak):
+class NoWaiting(TorchDispatchMode):
     """Raises at what would wait for a card."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
