@@ -1,6 +1,7 @@
 """The table of what a card does: what was measured is kept, judged by its goal, and not measured again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.cases import SHAPES, Case, cases, lines
 from benchmarks.gpu.made import Here
 from benchmarks.gpu.table import Goal, Line, Store, row
+from benchmarks.gpu.training import batches
 from cca_ray.errors import ConfigError
 
 STEP, PEER = ("step", "images/s"), ("step official", "images/s")
@@ -98,6 +100,21 @@ def test_every_row_is_of_cases_that_there_are():
         assert set(names) <= wanted | {"encoding VAR"}, set(names) - wanted
         assert {name for name in wanted - set(names) if peer or "official" not in name} == set()
     assert all(f"sampling {name} guided" in wanted for name in SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "micro_batch"),
+    [("NVIDIA A100-SXM4-80GB", "A100", 32), ("NVIDIA A40", "A40", 64), ("NVIDIA RTX A4000", "", 64),
+     ("NVIDIA H100 80GB HBM3", "H100", 64), ("NVIDIA H200", "", 64)],
+)  # fmt: skip
+def test_a_card_takes_its_own_row_of_the_tables(
+    name: str, type_: str, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    here = Here(torch.device("cuda:0"))
+    assert here.type == type_
+    assert batches(SHAPES["B"], here) == (micro_batch, min(256, 4 * micro_batch))
+    assert batches(SHAPES["B"], replace(here, like="A100"))[0] == 32
 
 
 def test_without_a_card_it_says_so_in_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

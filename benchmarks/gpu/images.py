@@ -16,6 +16,8 @@ from benchmarks.gpu.made import Here, Shape, extractor_of, model_of, scoring_of,
 from benchmarks.gpu.training import Figures
 from benchmarks.peers import official_vq, synchronised
 from benchmarks.sample import Sampler, official, ours, rates
+from cca_ray.cluster.device import free_memory
+from cca_ray.cluster.placement import is_out_of_memory
 from cca_ray.data.encode import PIXELS_AT_A_TIME
 from cca_ray.data.tokens import encode_images, to_input
 from cca_ray.evaluation.decoder import Decoder, GraphDecoder
@@ -41,9 +43,9 @@ def half(model: Model, here: Here) -> Model:
     return for_sampling(model, Placement(precision="bfloat16"), Group(device=here.device))
 
 
-def images_a_second(sample: Sampler, here: Here) -> float:
+def images_a_second(sample: Sampler, here: Here, count: int = SHARD) -> float:
     """At the median of a few rounds after the first."""
-    labels = torch.arange(4 if here.dry else SHARD, device=here.device) % 1000
+    labels = torch.arange(4 if here.dry else count, device=here.device) % 1000
     return statistics.median(rates({"": sample}, labels, 1 if here.dry else ROUNDS)[""])
 
 
@@ -57,14 +59,24 @@ def sampling(shape: Shape, here: Here, scale: float, graphs: bool) -> Figures:
 
 
 def official_sampling(shape: Shape, here: Here) -> Figures:
-    """Guidance-free: LlamaGen's in bfloat16, VAR's under half precision's autocast, as their scripts have it."""
+    """Guidance-free: LlamaGen's in bfloat16, VAR's under half precision's autocast, as their scripts have it.
+
+    As many images at a time as ours, or half of them as often as memory runs out.
+    """
     assert here.peer is not None
-    model = model_of(shape.at(here), here.device)
-    if isinstance(model, LlamaGen):
-        return {"images/s": images_a_second(official(half(model, here), here.peer, 1.0), here)}
+    model, count = model_of(shape.at(here), here.device), SHARD
+    llamagen = isinstance(model, LlamaGen)
+    sample = official(half(model, here) if llamagen else model, here.peer, 1.0)
     narrow = torch.float16 if here.device.type == "cuda" else torch.bfloat16
-    with torch.autocast(here.device.type, narrow):
-        return {"images/s": images_a_second(official(model, here.peer, 1.0), here)}
+    while True:
+        try:
+            with torch.autocast(here.device.type, narrow, enabled=not llamagen):
+                return {"images/s": images_a_second(sample, here, count), "images at a time": count}
+        except Exception as error:
+            if not is_out_of_memory(error) or count == 1:
+                raise
+        count //= 2
+        free_memory(here.device)
 
 
 def timed(run: Callable[[], object], here: Here) -> float:

@@ -1,5 +1,6 @@
 """Official shapes with random weights, in memory: speed and memory ask for neither trained weights nor images."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,12 +51,17 @@ class Here:
     @property
     def type(self) -> str:
         """The card's, as search spaces call it; empty if none of them knows it."""
-        return self.like or next((known for known in CARDS if known in self.name), "")
+        return self.like or next((known for known in CARDS if known in words(self.name)), "")
 
     @property
     def steps(self) -> int:
         """Of training, which there are images for. The first two warm up."""
         return 3 if self.dry else 6
+
+
+def words(name: str) -> list[str]:
+    """Of a card's name: an RTX A4000 is no A40."""
+    return re.split(r"[\s-]+", name)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cluster_sim import size_of
-from benchmarks.gpu.made import Here, Shape, fine_tuning, load_of, model_of, study_of
+from benchmarks.gpu.made import Here, Shape, fine_tuning, load_of, model_of, study_of, words
 from benchmarks.peers import official_llamagen, official_var, synchronised
 from benchmarks.step import Manner, Step, of_llamagen, official, pairs
 from benchmarks.step import peak as process_peak
@@ -22,6 +22,7 @@ from cca_ray.cluster.device import free_memory
 from cca_ray.cluster.placement import CARDS, GIB, is_out_of_memory, memory_gib
 from cca_ray.evaluation.protocol import SHARD
 from cca_ray.models.llamagen import LlamaGen
+from cca_ray.models.parallel import COMPILES
 from cca_ray.models.var import VAR
 from cca_ray.training.checkpoint import Progress, resume, save_checkpoint
 from cca_ray.training.loop import score_rung
@@ -87,8 +88,10 @@ def step(shape: Shape, here: Here, *settings: str) -> Figures:
     """A CCA step as a trial takes it: dropout and the rest as in the search space, bfloat16 autocast, EMA if any."""
     with peak_of(here.device) as peak, trial(shape, here, *settings) as loop:
         rate = loop.job.train.global_batch / seconds_of(partial(train_step, loop), here)
+        if loop.job.config.placement.compile and not all(COMPILES.values()):
+            raise RuntimeError("torch.compile fails on this model here, and a trial would compute eagerly")
     flop = flop_an_image(shape.at(here))
-    type_ = next((known for known in PEAK_TFLOPS if known in here.name), "")
+    type_ = next((known for known in PEAK_TFLOPS if known in words(here.name)), "")
     of_peak = {"MFU": rate * flop / (PEAK_TFLOPS[type_] * 1e12)} if type_ else {}
     return {"images/s": rate, "GiB": peak.gib, **of_peak}
 

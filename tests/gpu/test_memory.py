@@ -55,9 +55,7 @@ def one_card_rows() -> list[Any]:
 def check_memory(here: Here, shape: Shape) -> None:
     figures = memory(shape, here)
     assert figures["training GiB"] <= figures["said GiB"]
-    assert figures["scoring GiB"] <= figures["said GiB"]
-    if not here.dry:
-        assert figures["all GiB"] >= 0.9 * figures["said GiB"]
+    assert figures["scoring GiB"] <= figures["said GiB"]  # how near it is: a row of `benchmarks.gpu`
 
 
 @pytest.mark.gpu
@@ -83,7 +81,8 @@ def test_the_rows_are_those_of_the_tables():
 
 def test_a_checkpoint_of_a_large_model_is_written_and_taken_up_again(place: Place):
     """XL, with an EMA: nine gigabytes and more."""
-    with trial(Shape("llamagen_xl"), place.here, "train.ema_decay=0.5", "placement.micro_batch=1") as loop:
+    few = ("train.global_batch=4", "placement.micro_batch=1")
+    with trial(Shape("llamagen_xl"), place.here, "train.ema_decay=0.5", *few) as loop:
         train_step(loop, 0)
         path, settings = loop.job.folder / "checkpoint.pt", settings_of(loop)
         save_checkpoint(path, loop.model, loop.ema, loop.optimizer, Progress(1), settings, loop.group)
