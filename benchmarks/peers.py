@@ -46,7 +46,7 @@ def official_var(model: VAR, checkout: Path) -> nn.Module:
     tokenizer.quantize.load_state_dict(dict(model.codes.named_buffers()))
     decoded: Any = types.SimpleNamespace(fhat_to_img=lambda latents: latents)
     official.vae_proxy = (decoded,)
-    return official  # type: ignore[no-any-return]
+    return official
 
 
 @contextmanager
@@ -59,10 +59,10 @@ def initialisation_kept() -> Iterator[None]:
         yield
     finally:
         for kind, method in zip(kinds, before, strict=True):
-            kind.reset_parameters = method
+            setattr(kind, "reset_parameters", method)  # noqa: B010
         for kind in others:  # that inherited it
             if "reset_parameters" in vars(kind):
-                del kind.reset_parameters
+                delattr(kind, "reset_parameters")
 
 
 def official_vq(state: Mapping[str, Tensor], checkout: Path) -> Any:
