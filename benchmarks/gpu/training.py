@@ -140,8 +140,8 @@ def said_gib(shape: Shape, here: Here) -> float:
 
 
 def memory(shape: Shape, here: Here) -> Figures:
-    """What a trial takes, in steps and in scoring a shard at a rung, and what `placement.memory_gib` says of it."""
-    with trial(shape, here) as loop:
+    """What a trial with an EMA takes, in steps and in scoring a shard at a rung; what `placement.memory_gib` says."""
+    with trial(shape, here, "train.ema_decay=0.99") as loop:
         with peak_of(here.device) as training:
             for number in range(WARM):
                 train_step(loop, number)
