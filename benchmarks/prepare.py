@@ -10,7 +10,6 @@ so that, as there, starting does not count.
 
 import io
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import Raw, options, some_ray
+from benchmarks.peers import official_vq
 from cca_ray.data.images import centre_crop, crops_of, cut, decode
 from cca_ray.data.listing import Listing, list_images
 from cca_ray.data.token_set_making import tokenize
@@ -55,11 +55,7 @@ def official_encoder(tokenizer: Path, peer: Path | None) -> Callable[[Tensor], T
         network = build_tokenizer("llamagen", **config)
         network.load_state_dict(state)
         return network.encode
-    sys.path.insert(0, str(peer))
-    from tokenizer.tokenizer_image.vq_model import VQ_models  # type: ignore[import-not-found]
-
-    official = VQ_models["VQ-16"](codebook_size=16384, codebook_embed_dim=8).eval()
-    official.load_state_dict(state, strict=False)
+    official = official_vq(state, peer)
     return lambda crops: official.encode(crops)[2][2].reshape(len(crops), -1)
 
 

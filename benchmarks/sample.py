@@ -7,9 +7,7 @@ Tokens only: the tokenizer's decoder, the same for all, is left out.  Weights ar
 """
 
 import statistics
-import sys
 import time
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Raw, options
+from benchmarks.peers import official_llamagen, official_var, synchronised
+from cca_ray.evaluation.decoder import Decoder
 from cca_ray.evaluation.sampler import Decoding, sample_tokens, uniforms
 from cca_ray.models.base import Model
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
@@ -57,48 +57,28 @@ def var(shape: Shape) -> VAR:
     return model
 
 
-def ours(model: Model, guidance_scale: float, batch: int) -> Sampler:
-    noise = uniforms(0, np.arange(batch), model.config.block_size)
-    return lambda labels: sample_tokens(model, labels, noise, Decoding(guidance_scale))
+def ours(model: Model, guidance_scale: float, batch: int, decoder: Decoder | None = None) -> Sampler:
+    """`decoder`: the model's own, where it keeps something from batch to batch."""
+    noise = uniforms(0, np.arange(batch), model.config.block_size).to(next(model.parameters()).device)
+    return lambda labels: sample_tokens(model, labels, noise, Decoding(guidance_scale), decoder=decoder)
 
 
-def official_llamagen(model: LlamaGen, checkout: Path, guidance_scale: float) -> Sampler:
-    """`generate` of the official repository, at cfg `guidance_scale`."""
-    sys.path.insert(0, str(checkout))
-    from autoregressive.models.generate import generate  # type: ignore[import-not-found]
-    from autoregressive.models.gpt import ModelArgs, Transformer  # type: ignore[import-not-found]
+def official(model: Model, peer: Path, guidance_scale: float) -> Sampler:
+    """LlamaGen's `generate` at cfg `guidance_scale`; VAR's `autoregressive_infer_cfg` at cfg `guidance_scale` - 1."""
+    if isinstance(model, LlamaGen):
+        network: Any = official_llamagen(model, peer / "LlamaGen").to(model.output.weight.dtype).eval()
+        from autoregressive.models.generate import generate  # type: ignore[import-not-found]
 
-    c = model.config
-    official = Transformer(ModelArgs(n_layer=c.n_layer, n_head=c.n_head, dim=c.dim, block_size=c.block_size)).eval()
-    missing, unexpected = official.load_state_dict(model.state_dict(), strict=False)
-    assert not missing, missing
-    assert set(unexpected) <= {"freqs_cis"}, unexpected
-    return lambda labels: generate(official, labels, c.block_size, cfg_scale=guidance_scale)
-
-
-def official_var(model: VAR, checkout: Path, guidance_scale: float) -> Sampler:
-    """`autoregressive_infer_cfg` of the official repository at cfg `guidance_scale` - 1, without its decoder."""
-    hub: Any = types.ModuleType("huggingface_hub")  # it only gives the model a download method
-    hub.PyTorchModelHubMixin = object
-    sys.modules.setdefault("huggingface_hub", hub)
-    sys.path.insert(0, str(checkout))
-    from models import build_vae_var  # type: ignore[import-not-found]
-
-    tokenizer, official = build_vae_var("cpu", ch=32, depth=model.config.depth)
-    official.load_state_dict(model.state_dict(), strict=True)
-    assert model.codes is not None
-    tokenizer.quantize.load_state_dict(dict(model.codes.named_buffers()))
-    decoded: Any = types.SimpleNamespace(fhat_to_img=lambda latents: latents)
-    official.eval().vae_proxy = (decoded,)
-    return lambda labels: official.autoregressive_infer_cfg(len(labels), labels, g_seed=0, cfg=guidance_scale - 1)
+        return lambda labels: generate(network, labels, model.config.block_size, cfg_scale=guidance_scale)
+    assert isinstance(model, VAR)
+    sampler: Any = official_var(model, peer / "VAR").eval()
+    return lambda labels: sampler.autoregressive_infer_cfg(len(labels), labels, g_seed=0, cfg=guidance_scale - 1)
 
 
 def samplers(model: Model, batch: int, peer: Path | None) -> dict[str, Sampler]:
     made = {"guided": ours(model, 2.0, batch), "guidance-free": ours(model, 1.0, batch)}
-    if peer is not None and isinstance(model, LlamaGen):
-        made["official, cfg 1"] = official_llamagen(model, peer / "LlamaGen", 1.0)
-    if peer is not None and isinstance(model, VAR):
-        made["official, cfg 0"] = official_var(model, peer / "VAR", 1.0)
+    if peer is not None:
+        made["official, cfg 1" if isinstance(model, LlamaGen) else "official, cfg 0"] = official(model, peer, 1.0)
     return made
 
 
@@ -108,8 +88,10 @@ def rates(made: dict[str, Sampler], labels: Tensor, rounds: int) -> dict[str, li
     with torch.inference_mode():
         for number in range(rounds + 1):
             for name, sample in made.items():
+                synchronised(labels.device)
                 started = time.perf_counter()
                 sample(labels)
+                synchronised(labels.device)
                 if number:
                     found[name].append(len(labels) / (time.perf_counter() - started))
     return found
@@ -124,7 +106,7 @@ def main(words: list[str] | None = None) -> None:
     shape, batch, rounds = (SMOKE, 2, 1) if arguments.smoke else (Shape(), arguments.batch, arguments.rounds)
     raw = Raw(arguments.raw, "model", "sampler", "round", "images/s")
     labels = torch.arange(batch) % 1000
-    models: list[Model] = [llamagen(shape), var(shape)]  # the official VAR takes torch's initialisation away
+    models: list[Model] = [llamagen(shape), var(shape)]
     print(f"{shape.dim} wide, {shape.depth} layers, batch {batch}, {torch.get_num_threads()} threads, float32")
     print("| | tokens an image | images/s | guidance-free is faster by |\n|---|---|---|---|")
     for model in models:

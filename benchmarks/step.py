@@ -20,13 +20,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import ROOT, Raw, options
+from benchmarks.peers import official_llamagen
+from cca_ray.models.base import ModelConfig
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
 from cca_ray.training.objectives import CCA, CcaParameters, ScoredPairs
@@ -39,6 +41,7 @@ SHAPES = {
 SMOKE = {"64 wide, 1 layer": LlamaGenConfig(n_layer=1, n_head=1, dim=64, block_size=16, vocab_size=64)}
 WAYS = {"whole": 0, "in micro-batches of 2": 2}  # pairs; 0: all
 Step = Callable[[], float]  # one optimizer step; its loss
+Inputs = Callable[[nn.Module, Tensor, Tensor], Tensor]  # a network, labels [B], tokens [B, L] -> its logits [B, L, V]
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,16 @@ class Pairs:
     negative_labels: Tensor
     null: Tensor
 
+    def to(self, device: torch.device) -> "Pairs":
+        return Pairs(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
-def pairs(config: LlamaGenConfig, batch: int) -> Pairs:
+    def parts(self, size: int) -> list["Pairs"]:
+        """So many pairs each."""
+        columns = {name: tensor.split(size) for name, tensor in vars(self).items()}
+        return [Pairs(**dict(zip(columns, part, strict=True))) for part in zip(*columns.values(), strict=True)]
+
+
+def pairs(config: ModelConfig, batch: int) -> Pairs:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (batch, config.block_size), generator=generator)
     labels = torch.randint(config.num_classes, (batch,), generator=generator)
@@ -108,45 +119,62 @@ def ours(config: LlamaGenConfig, batch: int, micro_batch: int) -> Step:
     return step
 
 
-def official(config: LlamaGenConfig, batch: int, checkout: Path) -> Step:
-    """The loop's body, around the official network."""
-    sys.path.insert(0, str(checkout / "LlamaGen"))
-    from autoregressive.models.gpt import ModelArgs, Transformer  # type: ignore[import-not-found]
+@dataclass(frozen=True)
+class Manner:
+    """How the official step computes. `micro_batch`: pairs, 0 for all; `half`: under bfloat16 autocast."""
 
-    dropouts = dict.fromkeys(("token_dropout_p", "resid_dropout_p", "ffn_dropout_p"), 0.0)
-    shape: dict[str, Any] = {name: getattr(config, name) for name in ("n_layer", "n_head", "dim", "block_size")}
-    model = Transformer(ModelArgs(**shape, **dropouts, class_dropout_prob=1e-5))
-    model.load_state_dict({k: v for k, v in weights(config).state_dict().items() if k != "freqs_cis"})
-    frozen, data = copy.deepcopy(model).requires_grad_(False), pairs(config, batch)
-    optimizer = optimizer_of(model)
-    tokens, labels = torch.cat([data.tokens, data.tokens]), torch.cat([data.labels, data.negative_labels])
+    micro_batch: int = 0
+    half: bool = False
+    compiled: bool = False  # both networks, as the official LlamaGen script does by itself
 
-    def logps(logits: Tensor) -> Tensor:
-        return torch.gather(logits.log_softmax(-1), dim=2, index=data.tokens.unsqueeze(2)).squeeze(2).sum(-1)
 
-    def step() -> float:
-        with torch.no_grad():
-            reference = frozen(cond_idx=labels, idx=tokens[:, :-1], targets=tokens)[0]
-        logits = model(cond_idx=labels, idx=tokens[:, :-1], targets=tokens)[0]
-        gap = logps(logits[:batch]) - logps(reference[:batch])
-        negative_gap = logps(logits[batch:]) - logps(reference[batch:])
-        as_positive = data.null | (data.negative_labels == data.labels)
+def official(network: nn.Module, data: Pairs, inputs: Inputs, manner: Manner = Manner()) -> Step:
+    """The loop's body, around the official network; its copy is the reference. `inputs` of a network: see `Inputs`."""
+    frozen, optimizer = copy.deepcopy(network).requires_grad_(False), optimizer_of(network)
+    if manner.compiled:
+        network, frozen = (cast(nn.Module, torch.compile(some)) for some in (network, frozen))
+    batch = len(data.labels)
+
+    def logps(logits: Tensor, tokens: Tensor) -> Tensor:
+        return torch.gather(logits.log_softmax(-1), dim=2, index=tokens.unsqueeze(2)).squeeze(2).sum(-1)
+
+    def loss_of(part: Pairs) -> Tensor:
+        pairs, twice = len(part.labels), torch.cat([part.tokens, part.tokens])
+        labels = torch.cat([part.labels, part.negative_labels])
+        with torch.autocast(data.tokens.device.type, torch.bfloat16, enabled=manner.half):
+            with torch.no_grad():
+                reference = inputs(frozen, labels, twice)
+            logits = inputs(network, labels, twice)
+        gap = logps(logits[:pairs], part.tokens) - logps(reference[:pairs], part.tokens)
+        negative_gap = logps(logits[pairs:], part.tokens) - logps(reference[pairs:], part.tokens)
+        as_positive = part.null | (part.negative_labels == part.labels)
         weight = torch.where(as_positive, 1.0, LAMBDA)
         sign = as_positive.float() * 2 - 1
         loss = -F.logsigmoid(gap * BETA).mean() - (weight * F.logsigmoid(sign * negative_gap * BETA)).mean()
-        loss = loss / max(LAMBDA, 1.0)
-        loss.backward()
-        update(model, optimizer)
-        return loss.item()
+        return loss / max(LAMBDA, 1.0)
+
+    def step() -> float:
+        total, parts = 0.0, data.parts(manner.micro_batch or batch)
+        for part in parts:
+            loss = loss_of(part) / len(parts)
+            loss.backward()
+            total += loss.item()
+        update(network, optimizer)
+        return total
 
     return step
+
+
+def of_llamagen(network: nn.Module, labels: Tensor, tokens: Tensor) -> Tensor:
+    """Logits [B, L, V] of the official LlamaGen."""
+    return cast(Tensor, network(cond_idx=labels, idx=tokens[:, :-1], targets=tokens)[0])
 
 
 def made(side: str, shape: str, batch: int, peer: Path | None) -> Step:
     config = (SHAPES | SMOKE)[shape]
     if side == "official":
         assert peer is not None
-        return official(config, batch, peer)
+        return official(official_llamagen(weights(config), peer / "LlamaGen"), pairs(config, batch), of_llamagen)
     return ours(config, batch, WAYS[side] or batch)
 
 

@@ -18,18 +18,26 @@ class Peak(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.alive = dict[int, tuple[StorageWeakRef, int]]()
+        self.held = 0  # by those in `alive`, of which some may be gone
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
-        self.alive = {key: found for key, found in self.alive.items() if not found[0].expired()}
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
                 storage = tensor.untyped_storage()
+                self.held += storage.nbytes() - self.alive.get(storage._cdata, (None, 0))[1]
                 self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
+        if self.held > self.most():
+            self.alive = {key: found for key, found in self.alive.items() if not found[0].expired()}
+            self.held = sum(size for _, size in self.alive.values())
+        self.bytes = max(self.bytes, self.held)
         return out
+
+    def most(self) -> int:
+        """Up to which nobody asks how much of what is held is gone."""
+        return self.bytes
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -54,13 +54,13 @@ def prepared(folder: Path, family: str, tokenizer: str, size: int) -> list[str]:
     return settings(**{key: str(folder / name) for key, name in paths.items()})
 
 
-def tuned(folder: Path, space: str, *changes: str) -> tuple[dict[str, Any], Path]:
+def tuned(folder: Path, space: str, *changes: str, gpus: int = 0) -> tuple[dict[str, Any], Path]:
     """A trial and a control; their summary and the winner's file."""
     verb(
         "tune", space, "--name", "full", "--storage", folder / "runs", "--trials", "1", "--max-concurrent", "1",
         *changes,
         *settings(score__finalists=1, score__blocks=1, score__guidance_scales=[2.0], score__image_size=64,
-                  placement__cpus=2, placement__gpus=0, placement__accelerators=[]),
+                  placement__cpus=2, placement__gpus=gpus, placement__accelerators=[]),
     )  # fmt: skip
     (size,) = json.loads((folder / "runs" / "full" / "summary.json").read_text())["sizes"]
     assert size["trials"] == 1
@@ -79,26 +79,33 @@ def assert_official_and_moved(winner: Path, before: dict[str, torch.Tensor]) -> 
     assert any(not torch.equal(tensor, before[name]) for name, tensor in state.items())
 
 
+def check_gpt_b(folder: Path, gpus: int = 0) -> None:
+    """Two steps of it, on eight images."""
+    official = golden_state(golden("llamagen_GPT-B_384.npz"))
+    torch.save({"model": official, "steps": 300_000}, folder / "model.pt")
+    torch.save({"model": build_tokenizer("llamagen").state_dict()}, folder / "vq.pt")
+    inputs(folder, images=8, pixels=80)
+    paths = prepared(folder, "llamagen", "vq.pt", 64)
+    size, winner = tuned(
+        folder, "llamagen_b", *paths,
+        *settings(train__global_batch=4, placement__micro_batch=2, control__learning_rates=[1e-5],
+                  rungs=[{"at": 1.0, "samples": 8}], score__samples=8),
+        gpus=gpus,
+    )  # fmt: skip
+    assert size["parameters"] == 110_888_448
+    assert size["device"] == ("GPU" if gpus else "CPU")
+    assert_official_and_moved(winner, official)
+    verb(
+        "sample", "llamagen_b", "--checkpoint", winner, "--count", "4", "--npz", folder / "samples.npz",
+        *paths, *settings(score__image_size=64),
+    )  # fmt: skip
+    assert np.load(folder / "samples.npz")["arr_0"].shape == (4, 64, 64, 3)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_an_official_gpt_b_is_tuned_and_comes_out_as_an_official_file(tmp_path: Path):
-    official = golden_state(golden("llamagen_GPT-B_384.npz"))
-    torch.save({"model": official, "steps": 300_000}, tmp_path / "model.pt")
-    torch.save({"model": build_tokenizer("llamagen").state_dict()}, tmp_path / "vq.pt")
-    inputs(tmp_path, images=8, pixels=80)
-    paths = prepared(tmp_path, "llamagen", "vq.pt", 64)
-    size, winner = tuned(
-        tmp_path, "llamagen_b", *paths,
-        *settings(train__global_batch=4, placement__micro_batch=2, control__learning_rates=[1e-5],
-                  rungs=[{"at": 1.0, "samples": 8}], score__samples=8),
-    )  # fmt: skip
-    assert size["parameters"] == 110_888_448
-    assert_official_and_moved(winner, official)
-    verb(
-        "sample", "llamagen_b", "--checkpoint", winner, "--count", "4", "--npz", tmp_path / "samples.npz",
-        *paths, *settings(score__image_size=64),
-    )  # fmt: skip
-    assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (4, 64, 64, 3)
+    check_gpt_b(tmp_path)
 
 
 @pytest.mark.nightly

@@ -54,17 +54,32 @@ def reference_key(base_digest: str, config: ResolvedStudy, train: Train, data: T
 
 def prepare(job: Job, group: Group) -> Loop:
     """Load everything; several workers share one process group that Ray Train has set up."""
-    train, placement = job.train, job.config.placement
-    data = load_tokens(job.config.data.tokens)
-    model = load_base(job.config)
-    base_digest, objective = digest_of_weights(model), objective_of(train)
-    pairs = micro_batch_size(placement, train.global_batch)
+    train = job.train
+    data, model, objective = load_tokens(job.config.data.tokens), load_base(job.config), objective_of(train)
+    base_digest = digest_of_weights(model)
     table = frozen = None
     if objective.reference and job.table is not None:
         key = reference_key(base_digest, job.config, train, data)
         table = read_table(job.table, key, len(data.labels), train.epochs)
     elif objective.reference:
-        frozen = distribute(load_base(job.config).requires_grad_(False), placement, group, Passes(2 * pairs))
+        frozen = load_base(job.config)
+    return laid_out(job, group, model, data, scoring_of(job.config, group.device), base_digest, table, frozen)
+
+
+def laid_out(
+    job: Job,
+    group: Group,
+    model: Model,
+    data: TokenSet,
+    scoring: Scoring,
+    base_digest: str,
+    table: ReferenceTable | None = None,
+    frozen: Model | None = None,
+) -> Loop:
+    """A fine-tuning of what is loaded already. `frozen`: the reference, where it has no table."""
+    train, placement, objective = job.train, job.config.placement, objective_of(job.train)
+    pairs = micro_batch_size(placement, train.global_batch)
+    live = distribute(frozen.requires_grad_(False), placement, group, Passes(2 * pairs)) if frozen else None
     scorer = distribute(model, placement, group, Passes(2 * pairs if objective.pairs else pairs, train.dropout))
     return Loop(
         job=job,
@@ -74,7 +89,7 @@ def prepare(job: Job, group: Group) -> Loop:
         base_digest=base_digest,
         model=model,
         scorer=scorer,
-        frozen=frozen,
+        frozen=live,
         table=table,
         ema={name: tensor.clone() for name, tensor in weights_of(model).items()} if train.ema_decay else None,
         optimizer=torch.optim.AdamW(
@@ -85,7 +100,7 @@ def prepare(job: Job, group: Group) -> Loop:
             fused=True,
         ),
         data=data,
-        scoring=scoring_of(job.config, group.device),
+        scoring=scoring,
     )
 
 

@@ -1,0 +1,132 @@
+"""The table of what a card does: what was measured is kept, judged by its goal, and not measured again."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as program
+from benchmarks.gpu.cases import SHAPES, Case, cases, lines
+from benchmarks.gpu.made import Here
+from benchmarks.gpu.table import Goal, Line, Store, row
+from benchmarks.gpu.training import batches
+from cca_ray.errors import ConfigError
+
+STEP, PEER = ("step", "images/s"), ("step official", "images/s")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "a" / "gpu.json", "a card")
+    store.add("step", {"images/s": 18.0, "MFU": 0.3}, 2.0)
+    store.add("step official", {"images/s": 9.0}, 3.0)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("line", "cells"),
+    [
+        (Line("a", STEP, PEER, "official", Goal(least=1.8)), "18 | official: 9 | 2.00 × | ≥ 1.8 | yes"),
+        (Line("a", STEP, PEER, "official", Goal(least=2.1)), "18 | official: 9 | 2.00 × | ≥ 2.1 | **no**"),
+        (Line("a", STEP, PEER, "official", Goal(most=1.9)), "18 | official: 9 | 2.00 × | ≤ 1.9 | **no**"),
+        (Line("a", STEP, PEER, "official", Goal(0.9, 2.0)), "18 | official: 9 | 2.00 × | ≥ 0.9, ≤ 2 | yes"),
+        (Line("a", ("step", "MFU"), goal=Goal(least=0.4)), "0.3 |  |  | ≥ 0.4 | **no**"),
+        (Line("a", ("step", "MFU")), "0.3 |  |  |  | "),
+        (Line("a", ("none", "MFU"), goal=Goal(least=0.4)), "not measured |  |  | ≥ 0.4 | "),
+        (Line("a", STEP, ("none", "x"), "official", Goal(1.8)), "18 | official: not measured |  | ≥ 1.8 | "),
+        (Line("a", STEP, ("step", "no such figure"), "b", Goal(1.8)), "18 | b: not measured |  | ≥ 1.8 | "),
+    ],
+)
+def test_a_figure_is_judged_by_its_goal(store: Store, line: Line, cells: str):
+    assert row(line, store) == f"| a | {cells} | a card |"
+
+
+def test_what_was_measured_is_there_again_and_of_one_card(store: Store):
+    assert store.path is not None
+    again = Store(store.path, "a card")
+    assert again.results == store.results
+    assert "step" in again
+    assert "step of another" not in again
+    with pytest.raises(ConfigError, match=r"gpu\.json: is of a card, and here is another; use another --json"):
+        Store(store.path, "another")
+    store.path.write_text("{}")
+    with pytest.raises(ValueError, match=r"gpu\.json.*not a file of this benchmark"):
+        Store(store.path, "a card")
+
+
+def run(some: list[Case], store: Store, minutes: float = 30) -> dict[str, str]:
+    from benchmarks.common import Raw
+
+    return program.measure(some, Here(torch.device("cpu"), dry=True), store, Raw(None), minutes)
+
+
+def counted(name: str, told: list[str], figure: float = 1.0) -> Case:
+    def measured(here: Here) -> dict[str, float]:
+        told.append(name)
+        return {"figure": figure}
+
+    return Case(name, measured)
+
+
+def failing(name: str, error: Callable[[], Exception]) -> Case:
+    def measured(here: Here) -> dict[str, float]:
+        raise error()
+
+    return Case(name, measured)
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path: Path):
+    path, told = tmp_path / "gpu.json", list[str]()
+    some = [counted("a", told), failing("b", lambda: torch.OutOfMemoryError("no\nroom")), counted("c", told)]
+    assert run(some, Store(path, "a card")) == {"b": "OutOfMemoryError: no"}
+    assert told == ["a", "c"]
+    assert run([*some[::2], counted("b", told)], Store(path, "a card")) == {}
+    assert told == ["a", "c", "b"]
+
+
+def test_no_case_begins_when_the_time_is_used_up(tmp_path: Path):
+    told = list[str]()
+    assert run([counted("a", told)], Store(None, "a card"), minutes=0) == {"a": "no time was left"}
+    assert told == []
+
+
+def test_every_row_is_of_cases_that_there_are():
+    for peer in (False, True):
+        names = [case.name for case in cases(peer)]
+        assert len(set(names)) == len(names)
+        wanted = {of[0] for line in lines(peer, h100=True) for of in (line.of, line.beside) if of}
+        assert set(names) <= wanted | {"encoding VAR"}, set(names) - wanted
+        assert {name for name in wanted - set(names) if peer or "official" not in name} == set()
+    assert all(f"sampling {name} guided" in wanted for name in SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "micro_batch"),
+    [("NVIDIA A100-SXM4-80GB", "A100", 32), ("NVIDIA A40", "A40", 64), ("NVIDIA RTX A4000", "", 64),
+     ("NVIDIA H100 80GB HBM3", "H100", 64), ("NVIDIA H200", "", 64)],
+)  # fmt: skip
+def test_a_card_takes_its_own_row_of_the_tables(
+    name: str, type_: str, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    here = Here(torch.device("cuda:0"))
+    assert here.type == type_
+    assert batches(SHAPES["B"], here) == (micro_batch, min(256, 4 * micro_batch))
+    assert batches(SHAPES["B"], replace(here, like="A100"))[0] == 32
+
+
+def test_without_a_card_it_says_so_in_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        program.main([])
+    assert ended.value.code == 2
+    assert "a GPU is asked for, but PyTorch" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_unknown_case_is_told(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--dry", "--only", "steps"])
+    assert ended.value.code == 2
+    assert "--only steps: no case begins so" in capsys.readouterr().err
