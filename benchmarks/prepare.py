@@ -62,7 +62,8 @@ def official_encoder(tokenizer: Path, peer: Path | None) -> Callable[[Tensor], T
 def official_way(listing: Listing, encode: Callable[[Tensor], Tensor], size: int, folder: Path) -> float:
     """Images a second."""
     codes, labels, crops = folder / "codes", folder / "labels", crops_of(AUGMENTATION, size)
-    codes.mkdir(parents=True), labels.mkdir()
+    codes.mkdir(parents=True)
+    labels.mkdir()
     started = time.perf_counter()
     for i, (entry, label) in enumerate(zip(listing.entries, listing.labels, strict=True)):
         square = centre_crop(decode(Path(entry.path).read_bytes()), crops[0].square.side)[None]

@@ -23,8 +23,8 @@ from cca_ray.evaluation.decoder import Decoder
 from cca_ray.evaluation.sampler import Decoding, sample_tokens, uniforms
 from cca_ray.models.base import Model
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
-from cca_ray.models.var import PATCH_NUMS, VAR, VARConfig
-from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
+from cca_ray.models.var import VAR, VARConfig
+from cca_ray.models.var_vqvae import PATCH_NUMS, VARVQVAE, VARVQConfig
 
 Sampler = Callable[[Tensor], Any]  # labels [B] -> whatever it makes
 

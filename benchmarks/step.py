@@ -228,7 +228,8 @@ def main(words: list[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     if arguments.only:
         before = peak()
-        step = made(*arguments.only, arguments.batch, arguments.peer)
+        side, shape = arguments.only
+        step = made(side, shape, arguments.batch, arguments.peer)
         for _ in range(3):
             step()
         print(json.dumps(peak() - before))

@@ -24,7 +24,7 @@ from cca_ray.evaluation.protocol import SHARD
 from cca_ray.models.llamagen import LlamaGen
 from cca_ray.models.parallel import COMPILES
 from cca_ray.models.var import VAR
-from cca_ray.training.checkpoint import Progress, resume, save_checkpoint
+from cca_ray.training.checkpoint import Progress, Writer, resume, save_checkpoint
 from cca_ray.training.loop import score_rung
 from cca_ray.training.setup import Loop, settings_of
 from cca_ray.training.step import train_step
@@ -157,7 +157,9 @@ def checkpoint(shape: Shape, here: Here) -> Figures:
         train_step(loop, 0)
         path, settings = loop.job.folder / "checkpoint.pt", settings_of(loop)
         started = time.perf_counter()
-        save_checkpoint(path, loop.model, loop.ema, loop.optimizer, Progress(1), settings, loop.group)
+        with Writer() as writer:
+            save_checkpoint(path, loop.model, loop.ema, loop.optimizer, Progress(1), settings, loop.group, writer)
+            writer.wait()
         saved = time.perf_counter()
         resume(path, loop.model, loop.ema, loop.optimizer, settings, loop.objective.logged)
         synchronised(here.device)

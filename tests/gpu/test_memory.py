@@ -28,7 +28,7 @@ from cca_ray.models.files import digest_of_weights, write_atomically
 from cca_ray.models.official import save_official
 from cca_ray.models.parallel import Group, weights_of
 from cca_ray.space_file import load_config
-from cca_ray.training.checkpoint import Progress, resume, save_checkpoint
+from cca_ray.training.checkpoint import Progress, Writer, resume, save_checkpoint
 from cca_ray.training.job import Job
 from cca_ray.training.loop import fine_tune
 from cca_ray.training.out_of_memory import HALVINGS, read_halved, smaller
@@ -85,7 +85,9 @@ def test_a_checkpoint_of_a_large_model_is_written_and_taken_up_again(place: Plac
     with trial(Shape("llamagen_xl"), place.here, "train.ema_decay=0.5", *few) as loop:
         train_step(loop, 0)
         path, settings = loop.job.folder / "checkpoint.pt", settings_of(loop)
-        save_checkpoint(path, loop.model, loop.ema, loop.optimizer, Progress(1), settings, loop.group)
+        with Writer() as writer:
+            save_checkpoint(path, loop.model, loop.ema, loop.optimizer, Progress(1), settings, loop.group, writer)
+            writer.wait()
 
         def state() -> list[torch.Tensor]:
             moments = [value for of in loop.optimizer.state.values() for value in of.values()]

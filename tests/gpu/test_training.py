@@ -17,7 +17,7 @@ from cca_ray.models.base import Model
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.parallel import Group, Passes, distribute, local, weights_of
 from cca_ray.placement_config import Placement
-from cca_ray.training.checkpoint import Progress, Settings, resume, save_checkpoint
+from cca_ray.training.checkpoint import Progress, Settings, Writer, resume, save_checkpoint
 from cca_ray.training.step import train_step
 from tests.gpu.places import OnCard, Place
 
@@ -96,7 +96,9 @@ def round_trip(rank: int, world: int, here: Here, shape: Shape, folder: Path) ->
         group, path = Group(rank, world, device), folder / "checkpoint.pt"
         first, second = Half(shape, group), Half(shape, group)
         first.step(), first.step()
-        save_checkpoint(path, first.model, first.ema, first.optimizer, Progress(2), SETTINGS, group)
+        with Writer() as writer:
+            save_checkpoint(path, first.model, first.ema, first.optimizer, Progress(2), SETTINGS, group, writer)
+            writer.wait()
         dist.barrier()
         assert resume(path, second.model, second.ema, second.optimizer, SETTINGS, ()).step == 2
         for before, after in zip(first.state(), second.state(), strict=True):
