@@ -125,7 +125,7 @@ def test_of_a_group_of_workers_a_person_sees_our_lines_and_why_it_ended(base_fil
     assert [line for line in out.splitlines() if not OURS.match(line)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # the test above has a cluster that ends, tests/chaos a study that goes on
 @pytest.mark.timeout(900)
 def test_a_study_whose_cluster_ends_says_so_and_goes_on_on_another(base_files: BaseFiles, tmp_path: Path):
     write_space(tmp_path, base_files, epochs=30)

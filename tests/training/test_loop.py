@@ -142,7 +142,7 @@ def test_var_gives_the_same_whatever_the_micro_batch(make_study: MakeStudy, tmp_
     assert any(not torch.equal(a, b) for a, b in zip(made.parameters(), load_base(config).parameters(), strict=True))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.nightly), "fsdp"])
 def test_var_gives_the_same_on_two_workers(make_study: MakeStudy, tmp_path: Path, ray_here: None, strategy: str):
     config = make_study(family="var", train=LIVE)
     one = run(config, tmp_path / "a")
