@@ -7,19 +7,24 @@ recall want features of real images in the reference, or these images (`arr_0`).
 cca-ray evaluate digits_s --checkpoint runs/digits/digits_s/winner.pt
 cca-ray evaluate digits_s --samples 1800 --guidance-scale 1.5     the base, with guidance
 cca-ray evaluate llamagen_b --npz all.npz                         images that something else has made
+cca-ray evaluate llamagen_b --verify runs/imagenet                the study's winner again, on this machine's card
 """
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cca_ray.config import MOST_SEED
+from cca_ray.config import MOST_SEED, ResolvedStudy
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation import measure
 from cca_ray.inputs import DEFAULT_SPACES, find_space
+from cca_ray.reporting.results import read_database, read_study
+from cca_ray.search.verifying import Verification
+from cca_ray.search.verifying import verify as verify_trial
 from cca_ray.space_file import load_config
 from cca_ray.terminal.console import CheckpointOption, Console, GuidanceOption, SpaceArgument, StorageOption, place, run
 from cca_ray.training.small_base import check_files, resolve
@@ -34,17 +39,37 @@ def main(
     samples: Annotated[int | None, typer.Option(min=2, help="Images to sample; by default score.samples.")] = None,
     guidance_scale: GuidanceOption = 1.0,
     seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of the noise; by default score.seed.")] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            parser=place,
+            metavar="STUDY",
+            help="Score the winner of the study in this folder again, on the noise of its table, and compare.",
+        ),
+    ] = None,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="With --verify: this finalist instead of the winner.")
+    ] = None,
     storage: StorageOption = Path("runs"),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
     ] = None,
 ) -> None:
     """Score a checkpoint or an .npz of images."""
-    if checkpoint is not None and npz is not None:
-        raise ConfigError("--checkpoint and --npz: give one of them")
+    given = {"--checkpoint": checkpoint, "--npz": npz, "--verify": verify}
+    if len(several := [option for option, value in given.items() if value is not None]) > 1:
+        raise ConfigError(f"{' and '.join(several)}: give one of them")
+    if trial is not None and verify is None:
+        raise ConfigError("--trial: names a finalist of a study; give --verify, too")
+    own = {"--samples": samples, "--seed": seed, "--guidance-scale": guidance_scale if guidance_scale != 1.0 else None}
+    if verify is not None and (taken := [option for option, value in own.items() if value is not None]):
+        raise ConfigError(f"{taken[0]}: --verify scores as the study did")
     config = load_config(find_space(space), set_ or [])
     check_files(config)
     config = resolve(config, storage, Console(sys.stderr).progress)
+    if verify is not None:
+        tell_verified(verified(config, verify, trial), verify)
+        return
     found = measure.evaluate(config, checkpoint, npz, samples, guidance_scale, seed)
     protocol = found.protocol
     if found.given:
@@ -52,6 +77,35 @@ def main(
     else:
         made_of = {"protocol_id": protocol.id, "protocol": protocol.model_dump()}
     print(json.dumps({**found.values, **made_of}, indent=1))
+
+
+def verified(config: ResolvedStudy, folder: Path, number: int | None) -> Verification:
+    """A finalist of the study in this folder (None: the winner) scored again here. ConfigError if it has none such."""
+    study = read_study(folder.parent, folder.name)
+    size = next((found.summary for found in study.sizes if found.name == config.name), None)
+    if size is None:
+        raise ConfigError(f"{folder}: no final comparison of {config.name} yet; continue that study first")
+    finalists = {finalist.trial for finalist in size.finalists}
+    if number is not None and number not in finalists:
+        raise ConfigError(f"{folder}: trial {number} was not in the final comparison; {sorted(finalists)} were")
+    kept = read_database(study.folder / "study.db")[config.name]
+    chosen = kept["search"].trials[size.winner.trial if number is None else number]
+    return verify_trial(config, study.folder, chosen, kept["control"].attributes["id"], size.headline)
+
+
+def tell_verified(found: Verification, folder: Path) -> None:
+    """JSON on stdout. Exit code 1 and a line if the difference is more than the noise of sampling explains."""
+    low, high = found.difference.interval()
+    told = {"trial": found.trial, "metric": found.metric, "card": found.card, "blocks": list(map(asdict, found.blocks))}
+    told |= {"difference": found.difference.value, "low": low, "high": high, "std": found.std}
+    print(json.dumps({**told, "explained_by_noise": found.explained}, indent=1))
+    if not found.explained:
+        print(
+            f"error: {folder}: {found.metric} of trial {found.trial} differs here by {found.difference.value:+.2f} "
+            f"({low:+.2f} to {high:+.2f}), more than the noise of sampling explains: compare no scores of these cards",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -59,10 +59,11 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scored:
-    """A score, and the first images [n, H, W, 3] uint8."""
+    """A score, the first images [n, H, W, 3] uint8, and the type of card that drew them, where that is kept."""
 
     score: Score
     images: np.ndarray
+    card: str = ""
 
 
 @lru_cache(maxsize=2)

@@ -32,6 +32,7 @@ from cca_ray.evaluation.scoring import Scored
 from cca_ray.placement_config import CPU
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.arms import Arm
+from cca_ray.search.cards import CardEffect, OnCard, card_effects
 from cca_ray.search.cleaning import WEIGHTS, best_trials
 from cca_ray.search.records import rung_scores
 from cca_ray.search.standings import Contender, Standing, difference, winner_of
@@ -92,6 +93,11 @@ def headline_of(config: StudyConfig) -> str:
     return FID.name if FID.name in config.score.metrics and set(searched) <= set(OLD_METRICS) else searched[0]
 
 
+def shown_blocks(config: StudyConfig) -> range:
+    """Numbers of the blocks of noise that the table shows: others chose what it shows."""
+    return range(config.score.blocks + 1, 2 * config.score.blocks + 1)
+
+
 class Scores:
     """Scores of contenders on blocks of fresh noise, made by all workers that the cluster holds, kept in files."""
 
@@ -99,6 +105,7 @@ class Scores:
         """`study`: its id, which another study of the same name would not have."""
         self.config, self.storage, self.stop, self.study = config, storage, stop, study
         self.packed = Job(config, config.train, storage).packed()
+        self.on_cards = list[OnCard]()  # what was scored so far, by the metric that chooses
 
     def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
         """Of contenders on the block of this number, from 1; in order. KeyboardInterrupt if it was asked to stop."""
@@ -109,7 +116,12 @@ class Scores:
             weights = to_uri(c.checkpoint) if c.checkpoint else None
             noise = (c.guidance_scale, samples, seed + block)
             refs.append(task.remote(self.packed, folder, c.key, weights, *noise, self.study))
-        return self.stop.get(refs)
+        found: list[Scored] = self.stop.get(refs)
+        self.on_cards += [
+            OnCard(f"{c.key} {c.guidance_scale:g}", block, scored.card, scored.score.values[headline_of(self.config)])
+            for (c, block), scored in zip(wanted, found, strict=True)
+        ]
+        return found
 
     def standings(self, models: Sequence[Sequence[Contender]], blocks: Sequence[int]) -> list[Standing]:
         """For every setting, given as all models that were trained with it, how it did on these blocks."""
@@ -134,6 +146,7 @@ class Outcome:
     standings: dict[Role, Standing]  # tuned_guided only if it was asked for
     finalists: list[Standing]
     tied: list[Contender]
+    cards: tuple[CardEffect, ...]
 
     @property
     def winner(self) -> Contender:
@@ -162,7 +175,7 @@ def compare(
         return images * round(trial.params.get("epochs", config.train.epochs))
 
     scores = Scores(config, storage, stop, study)
-    choosing, shown = range(1, score.blocks + 1), range(score.blocks + 1, 2 * score.blocks + 1)
+    choosing, shown = range(1, score.blocks + 1), shown_blocks(config)
     base = Contender(f"{config.name}-base")
     controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on, study)
     best = finalists(by_name["search"], score.finalists, storage, trained_on, study)
@@ -190,7 +203,7 @@ def compare(
     standings = scores.standings([*([c] for c in chosen.values()), *models], shown)
     by_role, of_finalists = dict(zip(chosen, standings, strict=False)), standings[len(chosen) :]
     by_role["tuned"] = next(s for s in of_finalists if s.contender == winner.contender)
-    return Outcome(metrics, by_role, of_finalists, [s.contender for s in tied])
+    return Outcome(metrics, by_role, of_finalists, [s.contender for s in tied], card_effects(scores.on_cards))
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path, study: str) -> list[Contender]:

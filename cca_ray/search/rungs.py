@@ -40,7 +40,8 @@ class Mark:
     def surely_better(self, other: "Mark") -> bool:
         """No worse in any metric, and in one better by more than two standard errors of the difference.
 
-        All trials are scored on the same noise, so the error of a difference is that of paired samples.
+        All trials are scored on the same noise, so the error of a difference is that of paired samples: as far as the
+        noise made them alike, which it does less where another card drew them in bfloat16.
         """
         errors = [jackknife_error(differences) for differences in self.without - other.without]
         ahead = other.costs - self.costs

@@ -29,6 +29,7 @@ from cca_ray.registry import metric_info
 from cca_ray.search.accounts import RunClock
 from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
+from cca_ray.search.cards import matters
 from cca_ray.search.cleaning import WEIGHTS, best_trials
 from cca_ray.search.final_comparison import (
     REMEDY,
@@ -322,6 +323,13 @@ class SizeStudy:
             mlflow=mlflow,
         )
         show_outcome(tracker, config, self.data.meta, self.data_set, outcome, summary, self.steps)
+        decided = [difference.value for difference in summary.differences.values()]
+        for effect in outcome.cards:
+            if matters(effect, decided):
+                self.tell(
+                    f"warning: {effect}, which is not small against what is decided here; "
+                    "cca-ray evaluate --verify scores a finalist again on another card"
+                )
         if tied := ties(summary):
             self.tell(f"tied with the winner: {'; '.join(readable(finalist.params) for finalist in tied)}")
         return SizeResult(summary, {role: standing.images for role, standing in outcome.standings.items()})

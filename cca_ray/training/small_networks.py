@@ -78,7 +78,7 @@ def feature_settings(data: LabelledImages) -> dict[str, int]:
 
 
 def train_features(data: LabelledImages, settings: Pretrain, making: Making) -> FeatureNet:
-    """The classifier whose features stand for Inception's on such images. It measures."""
+    """The classifier whose features stand for Inception's on such images."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         network = FeatureNet(**feature_settings(data))

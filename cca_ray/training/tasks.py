@@ -1,14 +1,14 @@
 """What a study computes besides its trials, as Ray tasks and actors: the reference's table, scores, a picture."""
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from cca_ray.cluster.device import local_device
-from cca_ray.cluster.placement import autocast, micro_batch_size, ways
+from cca_ray.cluster.placement import autocast, micro_batch_size, on_cards, ways
 from cca_ray.contracts import OLD_METRICS, Score
 from cca_ray.errors import reading
 from cca_ray.evaluation.scoring import (
@@ -24,11 +24,12 @@ from cca_ray.evaluation.scoring import (
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.placement_config import CPU, Placement
 from cca_ray.storage.files import atomically, fingerprint
 from cca_ray.storage.mirror import listed, patiently, pull
 from cca_ray.storage.uris import local_path
 from cca_ray.training.job import Job
-from cca_ray.training.loop import save_grid
+from cca_ray.training.loop import card_here, save_grid
 from cca_ray.training.reference_logps import Part, score_part, write_part
 from cca_ray.training.setup import reference_key
 
@@ -68,14 +69,14 @@ class MadeOf:
 
 
 def keep_score(path: Path, scored: Scored, made_of: MadeOf) -> None:
-    """Write a score to a file of its own: `images`, and `value NAME` and `without NAME` of every metric."""
+    """Write a score to a file of its own: `images`, `card`, and `value NAME` and `without NAME` of every metric."""
     score = scored.score
     arrays = {f"value {name}": np.array(value) for name, value in score.values.items()}
     arrays |= {f"without {name}": np.array(values) for name, values in score.without.items()}
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            np.savez(file, images=scored.images, **arrays, **asdict(made_of))  # type: ignore[arg-type]  # typeshed takes them for its flag
+            np.savez(file, images=scored.images, card=np.array(scored.card), **arrays, **asdict(made_of))  # type: ignore[arg-type]  # typeshed takes them for its flag
 
     patiently(lambda: atomically(path, write))
 
@@ -101,7 +102,7 @@ def kept_score(path: Path, made_of: MadeOf, weights: Path) -> Scored | None:
                 arrays |= {f"value {name}": arrays[name], f"without {name}": column}
         values = {key.removeprefix("value "): float(x) for key, x in arrays.items() if key.startswith("value ")}
         without = {name: tuple(arrays[f"without {name}"].tolist()) for name in values}
-        return Scored(Score(values=values, without=without), arrays["images"])
+        return Scored(Score(values=values, without=without), arrays["images"], str(arrays.get("card", "")))
     return None
 
 
@@ -114,6 +115,11 @@ def scored_weights(folder: Path, key: str, study: str) -> str:
                 if str(content["study"]) == study:
                     return str(content["weights"])
     return ""
+
+
+def card_of(placement: Placement) -> str:
+    """The type of card that this process computes on, as Ray names it, or CPU."""
+    return card_here() if on_cards(placement) else CPU
 
 
 def score_checkpoint(
@@ -141,7 +147,7 @@ def score_checkpoint(
     if kept is not None and kept.score.values.keys() >= {metric.name for metric in scoring.metrics}:
         return kept
     model = for_sampling(load_base(config, str(weights)), config.placement, group)
-    scored = score(model, scoring, protocol, group)
+    scored = replace(score(model, scoring, protocol, group), card=card_of(config.placement))
     keep_score(path, scored, made_of)
     return scored
 

@@ -92,3 +92,15 @@ def test_the_first_trials_go_on_up_to_the_grace():
 def test_the_best_value_is_by_the_metrics_own_direction():
     scores = [score_of(5, {"fid": fid, "inception_score": fid}) for fid in (3.0, 1.0, 2.0)]
     assert (best_value("fid", scores), best_value("inception_score", scores)) == (1.0, 3.0)
+
+
+def test_trials_of_other_cards_are_seldom_told_apart_by_the_draw_alone():
+    """In bfloat16 another card draws other images from the same noise: then the groups share nothing."""
+    rng, told = np.random.default_rng(0), 0
+    for _ in range(400):
+        marks = []
+        for _card in range(2):
+            groups = rng.normal(20, 1, 10)
+            marks.append(Mark(groups.mean(keepdims=True), ((groups.sum() - groups) / 9)[None]))
+        told += marks[0].surely_better(marks[1])
+    assert told / 400 < 0.06  # one side of two standard errors, of ten groups: 0.04 expected
