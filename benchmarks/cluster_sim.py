@@ -2,6 +2,7 @@
 
     python -m benchmarks.cluster_sim            8, 64 and 512 GPUs, on demand and spot
     python -m benchmarks.cluster_sim --sizes    what a trial takes on each card, and a study on H100s alone
+    python -m benchmarks.cluster_sim --scoring  what the scores of a study take on H100s alone
     python -m benchmarks.cluster_sim --cluster H100=2,L40S=4 --max-concurrent 8 --side-by-side
 
 Nothing is trained. Lengths come from arithmetic, with the constants below; ways to place a trial, trials, rungs,
@@ -602,6 +603,29 @@ def print_sizes() -> None:
         print(f"| {name} | {both - of_samples:.0f} | {of_samples:.0f} | {both:.0f} ± {statistics.stdev(held):.0f} |")
 
 
+def print_scoring() -> None:
+    """H100-hours of a whole search in which no trial is stopped, by what they are for; sampling and features alone."""
+    print("| size | training | rungs | choosing | guidance scales | table | scoring, share of all |")
+    print("|---|---|---|---|---|---|---|")
+    for size in map(size_of, NAMES):
+        config, score, controls = size.config, size.config.score, len(size.config.control.learning_rates)
+        way = next(way for way in ways(config.placement) if accelerator_of(way) == "H100")
+        epoch = way.workers * training_seconds(size, way, IMAGES) / HOUR
+        training = epoch * (
+            config.search.trials + controls / 2 + 1 / 3
+        )  # controls have no negatives; the table, a pass
+        plain, guided = (score.samples * image_seconds(size, "H100", g) / HOUR for g in (False, True))
+        trials, samples = config.search.trials + controls, sum(rung.samples for rung in config.rungs)
+        hours = (
+            trials * samples * image_seconds(size, "H100") / HOUR,
+            plain * (score.finalists * score.blocks + controls),
+            guided * len(score.guidance_scales),
+            score.blocks * (guided + plain * (2 + score.finalists)),
+        )
+        share = sum(hours) / (training + sum(hours))
+        print(f"| {size.name} | {training:.0f} | {' | '.join(f'{h:.1f}' for h in hours)} | {share:.0%} |")
+
+
 def print_runs(
     clusters: Sequence[Mapping[str, int]],
     plans: Sequence[Plan],
@@ -635,6 +659,7 @@ def main(words: list[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--cluster", help="nodes by type instead, such as H100=2,L40S=4")
     parser.add_argument("--sizes", action="store_true", help="print what a trial takes on each card, and stop")
+    parser.add_argument("--scoring", action="store_true", help="print what the scores of a study take, and stop")
     parser.add_argument("--trials", type=int, help="of a size, besides the controls; else as the files say")
     parser.add_argument("--max-concurrent", type=int, help="trials of a size at a time; else 4 and 16")
     parser.add_argument("--side-by-side", action="store_true", help="all sizes at once; else with the 16 above only")
@@ -647,8 +672,8 @@ def main(words: list[str] | None = None) -> None:
     if arguments.smoke:
         print_runs(CLUSTERS[:1], [Plan(trials=1)], arguments.preemptions, raw, names=("llamagen_b", "var_d16"))
         return
-    if arguments.sizes:
-        print_sizes()
+    if arguments.sizes or arguments.scoring:
+        (print_sizes if arguments.sizes else print_scoring)()
         return
     plan = Plan(trials=arguments.trials, seed=arguments.seed)
     plans = [plan, replace(plan, max_concurrent=16, side_by_side=True)]

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks import cluster_sim
 from benchmarks.intervals import WORLDS, row
 from cca_ray import tune
 from cca_ray.cli import VERBS, group
@@ -244,6 +245,13 @@ def test_figures_without_a_way_to_check_them_are_not_taken(tmp_path: Path):
     line = "Measured for commit `0123456` (today); raw results: `benchmarks/results/none.csv`."
     with pytest.raises((AssertionError, OSError)):
         test_a_table_of_figures_says_of_which_commit_it_is_and_where_its_raw_results_are("page.md", table, line)
+
+
+def test_the_table_of_what_scoring_takes_is_what_the_arithmetic_prints(capsys: pytest.CaptureFixture[str]):
+    cluster_sim.main(["--scoring"])
+    printed, page = capsys.readouterr().out, (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert printed.count("\n") == 11
+    assert printed in page
 
 
 @pytest.mark.slow
