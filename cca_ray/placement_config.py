@@ -53,7 +53,7 @@ class Placement(Strict):
     backend: Literal["auto", "nccl", "gloo"] = "auto"  # between several workers; auto: NCCL on GPUs, gloo on CPUs
     activation_checkpointing: bool = False  # a third more arithmetic, a fraction of the memory
     compile: bool = False  # torch.compile of every block, in training; off with a warning where that fails
-    graphs: bool = False  # on GPUs, decoding steps as CUDA graphs, in sampling
+    graphs: bool = True  # on GPUs, decoding steps as CUDA graphs, in sampling; off with a warning where that fails
     max_failures: int = Field(2, ge=0)  # lost workers a trial survives
     checkpoint_minutes: float = Field(10, gt=0)  # between two checkpoints of a trial, which also has one at each rung
     hung_minutes: float = Field(30, gt=0)  # without a sign of life, after which a worker counts as lost

@@ -1,4 +1,4 @@
-"""A model's decoding steps, for batch after batch; on a GPU, if asked for, as CUDA graphs."""
+"""A model's decoding steps, for batch after batch; on a GPU, unless that is switched off, as CUDA graphs."""
 
 from collections.abc import Callable
 from copy import copy
@@ -8,7 +8,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cca_ray.cluster.device import card_is_lost
+from cca_ray.cluster.placement import is_out_of_memory
+from cca_ray.errors import first_line
 from cca_ray.models.base import Model
+
+APART = 0.02  # of their length: no more may rounding move logits that another kernel has computed
+
+
+class NoGraphs(RuntimeError):
+    """Decoding steps cannot be recorded here, or give something else when they are replayed."""
 
 
 class Decoder:
@@ -86,7 +95,7 @@ class GraphDecoder(Decoder):
 
     A step is hundreds of small kernels, whose launches take longer than their work. Every step has a graph of its own,
     so that shapes are static and yet nothing is computed for positions that are still empty. A smaller batch, such as
-    the last, fills the first rows only.
+    the last, fills the first rows only. Every step is tried once before it is used: NoGraphs if that fails.
     """
 
     def __init__(self, model: Model, new_recorder: Callable[[], Recorder] = CudaRecorder):
@@ -120,6 +129,20 @@ class GraphDecoder(Decoder):
         """The graphs need the keys and values."""
 
     def record(self, step: int, last: Tensor | None) -> Recorded:
+        try:
+            recorded, shown = self.recorded_and_eager(step, last)
+            recorded.replay()
+        except Exception as error:  # of many kinds; a fault of the model's own comes again without graphs
+            if is_out_of_memory(error) or card_is_lost():
+                raise
+            raise NoGraphs(f"{type(error).__name__}: {first_line(error)}") from error
+        logits, eager = recorded.logits.float(), shown.float()
+        if (logits - eager).norm() > APART * eager.norm():
+            raise NoGraphs(f"step {step} gives other logits than it does without them")
+        return recorded
+
+    def recorded_and_eager(self, step: int, last: Tensor | None) -> tuple[Recorded, Tensor]:
+        """The step, recorded, and what it gives without a recording where all tokens before it are 0."""
         self.recorder = self.recorder or self.new_recorder()
         given = None if last is None else last.new_zeros(len(self.labels), *last.shape[1:])
         read = copy(self.cache)  # a family may put new tensors in the place of those that the graph reads
@@ -128,4 +151,4 @@ class GraphDecoder(Decoder):
         replay = self.recorder.record(
             lambda: logits.copy_(self.model.decode(self.labels, given, step, self.cache)),
         )
-        return Recorded(replay, given, read, logits)
+        return Recorded(replay, given, read, logits), shown

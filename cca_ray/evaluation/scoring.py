@@ -3,6 +3,7 @@
 Also what that needs, loaded once a process: tokens, tokenizer, feature network, reference, models.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -18,7 +19,7 @@ from cca_ray.config import DEFAULT_METRICS, ResolvedStudy
 from cca_ray.contracts import Score
 from cca_ray.data.tokens import TokenSet, read_token_set
 from cca_ray.errors import ConfigError
-from cca_ray.evaluation.decoder import Decoder, GraphDecoder
+from cca_ray.evaluation.decoder import Decoder, GraphDecoder, NoGraphs
 from cca_ray.evaluation.features import Extractor, FeatureArrays, extract, load_extractor
 from cca_ray.evaluation.jackknife import fewest_left, jackknife_groups
 from cca_ray.evaluation.metric import AnyMetric, Context, Sums, metric_named, obstacle, one_by_one
@@ -41,6 +42,7 @@ from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group
 from cca_ray.storage.mirror import pull
 
+LOG = logging.getLogger(__name__)
 GRID_IMAGES = 80  # kept for pictures
 
 
@@ -192,10 +194,16 @@ def sample_shards(
         noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
 
         def images(share: int, labels: Tensor = labels, noise: Tensor = noise) -> Tensor:
-            tokens = sample_tokens(model, labels, noise, decoding, cache // share, decoder)
+            nonlocal decoder
+            try:
+                tokens = sample_tokens(model, labels, noise, decoding, cache // share, decoder)
+            except NoGraphs as error:
+                LOG.warning("decoding is not recorded as CUDA graphs here: slower, with the same images (%s)", error)
+                decoder = Decoder(model)  # the graphs' memory goes with the one before
+                tokens = sample_tokens(model, labels, noise, decoding, cache // share, decoder)
             return decode_images(scoring.tokenizer, tokens, protocol.image_size, PIXELS_AT_A_TIME // share)
 
-        yield index, thrift(images, decoder.drop), labels
+        yield index, thrift(images, lambda: decoder.drop()), labels
 
 
 def features_of(extractor: Extractor, images: Tensor, share: int) -> FeatureArrays:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cca_ray.evaluation import sampler
-from cca_ray.evaluation.decoder import Decoder, GraphDecoder
+from cca_ray.evaluation.decoder import Decoder, GraphDecoder, NoGraphs
 from cca_ray.evaluation.sampler import (
     Decoding,
     decode_images,
@@ -92,6 +92,41 @@ def test_there_are_never_two_caches_at_once(
         kept = sum(cache() is not None for cache in caches)
         assert kept == isinstance(decoder, GraphDecoder)
     assert alive == [0] * (2 if isinstance(decoder, GraphDecoder) else 4)
+
+
+class Wrong(FakeRecorder):
+    """Its replays write something else."""
+
+    def record(self, run: Callable[[], object]) -> Callable[[], None]:
+        replay, written = super().record(run), list[torch.Tensor]()
+
+        def wrongly() -> None:
+            replay()
+            written[0].mul_(1.1)
+
+        logits = run()
+        assert isinstance(logits, torch.Tensor)
+        written.append(logits)
+        return wrongly
+
+
+def test_a_recorded_step_that_gives_other_logits_is_not_used(model: LlamaGen):
+    labels, noise = torch.arange(4), uniforms(0, np.arange(4), 16)
+    with pytest.raises(NoGraphs, match="step 0 gives other logits than it does without them"):
+        sample_tokens(model, labels, noise, Decoding(), decoder=GraphDecoder(model, Wrong))
+
+
+def test_memory_that_runs_out_while_a_step_is_recorded_is_no_reason_to_do_without(
+    model: LlamaGen, monkeypatch: pytest.MonkeyPatch
+):
+    def too_much(self: FakeRecorder, run: Callable[[], object]) -> Callable[[], None]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(FakeRecorder, "record", too_much)
+    decoder = GraphDecoder(model, FakeRecorder)
+    decoder.begin(torch.arange(4))
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.step(0, None)
 
 
 def test_tokens_are_drawn_from_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch):

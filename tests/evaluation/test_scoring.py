@@ -14,7 +14,16 @@ from cca_ray.evaluation import fid
 from cca_ray.evaluation.fid import FID, frechet_distance
 from cca_ray.evaluation.kid import KID
 from cca_ray.evaluation.reference import Moments, Reference
-from cca_ray.evaluation.scoring import Scoring, load_base, merged, metrics_of, protocol_of, score, scoring_of
+from cca_ray.evaluation.scoring import (
+    Scoring,
+    load_base,
+    merged,
+    metrics_of,
+    protocol_of,
+    sample_shards,
+    score,
+    scoring_of,
+)
 from cca_ray.models.parallel import Group
 from tests.conftest import MakeStudy
 
@@ -118,3 +127,19 @@ def test_a_metric_says_how_many_images_it_wants(make_study: MakeStudy):
     config = make_study(score={"metrics": ["recall"]}, search={"metric": "recall"}, rungs=[{"at": 1.0, "samples": 5}])
     with pytest.raises(ConfigError, match="recall cannot be had: it wants 4 images, not 2"):
         scoring_of(config, CPU)
+
+
+def test_where_decoding_steps_cannot_be_recorded_they_run_without_it(
+    make_study: MakeStudy, caplog: pytest.LogCaptureFixture
+):
+    """Here: by CUDA, which is not there."""
+    config = make_study()
+    scoring, base = scoring_of(config, CPU), load_base(config)
+    protocol = protocol_of(config, scoring, 300)  # two shards
+    eager = [images for _, images, _ in sample_shards(base, scoring, protocol, Group())]
+    assert not caplog.records
+    tried = [images for _, images, _ in sample_shards(base, replace(scoring, graphs=True), protocol, Group())]
+    assert len(tried) == 2
+    assert all(map(torch.equal, tried, eager))
+    (said,) = (record.getMessage() for record in caplog.records)  # once, not at every shard
+    assert said.startswith("decoding is not recorded as CUDA graphs here: slower, with the same images (")
