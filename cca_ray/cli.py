@@ -2,11 +2,12 @@
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from cca_ray import __version__
 from cca_ray.terminal.console import PROGRAM, command, run_command
 
 VERBS = {
@@ -30,12 +31,21 @@ class Verbs(TyperGroup):
         return name, command(import_module(f"cca_ray.{name}").main, name) if found else None, rest
 
 
+def tell_version(wanted: bool) -> None:
+    """Print the version, and end."""
+    if wanted:
+        print(f"cca_ray {__version__}")
+        raise typer.Exit
+
+
 def group() -> Any:
     """All verbs as typer's command."""
     app = typer.Typer(cls=Verbs)
 
     @app.callback()
-    def cca_ray() -> None:
+    def cca_ray(
+        version: Annotated[bool, typer.Option("--version", callback=tell_version, is_eager=True)] = False,
+    ) -> None:
         """Find the hyperparameters of Condition Contrastive Alignment for autoregressive image generators.
 
         Without anything of yours, `cca-ray tune` shows it on small images: it takes minutes on a CPU.

@@ -1,8 +1,10 @@
 """What users name by a word: the search spaces that come with the project."""
 
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
+from cca_ray.errors import ConfigError
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import local_path
 
@@ -11,8 +13,14 @@ SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_s
 DEFAULT_SPACES = ("digits_s", "digits_m", "digits_var")
 
 
+def meant(name: str) -> str:
+    """To be added to a line: the name that comes with the project, if one is near to this."""
+    near = get_close_matches(name, [path.stem for path in SPACES.glob("*.yaml")], 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def find_space(name: str) -> Path:
-    """A search space's file: a path or URI, or the bare name of one that comes with the project.
+    """A search space's file: a path or URI, or the bare name of one that comes with the project. ConfigError if none.
 
     A bare name without an ending is always that of the project's, whatever else is called so in the working directory.
     Where there are both, stderr says which is taken.
@@ -21,6 +29,8 @@ def find_space(name: str) -> Path:
     pull(path)
     shipped = SPACES / f"{path.stem}.yaml"
     if path.name != name or path.suffix not in ("", ".yaml") or not shipped.exists():
+        if not path.exists():
+            raise ConfigError(f"{path}: no such search-space file{meant(path.stem)}")
         return path
     taken = path if path.suffix and path.is_file() else shipped
     others = [other for other in (path, path.with_suffix(".yaml"), shipped) if other.is_file()]

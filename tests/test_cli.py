@@ -118,6 +118,8 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
     [
         (tune, ["nowhere.yaml"], "nowhere.yaml: no such search-space file"),
         (tune, ["nowhere/digits_s.yaml"], "nowhere/digits_s.yaml: no such search-space file"),
+        (tune, ["digit_s"], "digit_s: no such search-space file; did you mean digits_s?"),
+        (train, ["lamagen-xl.yaml"], "lamagen-xl.yaml: no such search-space file; did you mean llamagen_xl?"),
         (tune, ["--set", "train.beta=x"], "train.beta: input should be a valid number"),
         (tune, ["llamagen_b"], "llamagen_b: base.checkpoint: no such file"),
         (train, ["llamagen_3b"], "c2i_3B_384.pt; want the base's official weights"),

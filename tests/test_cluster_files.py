@@ -349,7 +349,7 @@ def upload(folder: Path, target: Path) -> list[str]:
 def test_an_upload_is_small_and_has_what_a_study_needs(tmp_path: Path):
     names = upload(ROOT, tmp_path / "package.zip")
     assert {"cca_ray/tune.py", "cca_ray/models/var.py", "search_spaces/digits_s.yaml"} <= set(names)
-    assert {name.split("/")[0] for name in names} & {".git", "tests", "benchmarks", "docs", "runs"} == set()
+    assert {name.split("/")[0] for name in names} & {".git", "tests", "benchmarks", "docs", "deploy", "examples", "runs"} == set()
     assert (tmp_path / "package.zip").stat().st_size < 2**20
 
 
@@ -382,6 +382,8 @@ def test_google_clouds_default_rules_are_closed_for_the_nodes():
 
 # No table has it: of the official models only B and L fit in its 24 GB, and only parted over several.
 LEFT_OUT = {"L4"}
+# Parted over these, a model would wait for the exchange: `placement.way_on` gives none.
+NO_WAY = {"llamagen_xxl": {"A40"}, "llamagen_3b": {"A40", "L40S"}, "var_d30": {"A40"}}
 OFFICIAL = sorted((ROOT / "search_spaces").glob("llamagen_*.yaml")) + sorted(
     (ROOT / "search_spaces").glob("var_*.yaml")
 )
@@ -406,8 +408,8 @@ def test_every_card_of_a_cluster_is_in_the_table_of_every_official_model(path: P
     table = {way.type for way in load_config(path).placement.accelerators}
     assert labelled()
     for where, cards in labelled().items():
-        assert cards
-        assert cards - table <= LEFT_OUT & cards, where
+        assert cards & table, where
+        assert cards - table == cards & (LEFT_OUT | NO_WAY.get(path.stem, set())), where
 
 
 def in_words(way: Accelerator, load: Load) -> str:
@@ -431,7 +433,10 @@ def test_the_documentation_tells_the_ways_that_are_in_the_files():
     for name, load in sizes.items():
         placement = load_config(ROOT / "search_spaces" / f"llamagen_{name.lower()}.yaml").placement
         by_type = {way.type: in_words(way, load) for way in placement.accelerators}
-        assert f"| {name} | {' | '.join(by_type[type_] for type_ in ('A40', 'L40S', 'A100', 'H100'))} |" in imagenet
+        assert (
+            f"| {name} | {' | '.join(by_type.get(type_, 'no') for type_ in ('A40', 'L40S', 'A100', 'H100'))} |"
+            in imagenet
+        )
     ways = load_config(ROOT / "search_spaces" / "llamagen_l.yaml").placement.accelerators
     rows = [f"| {way.type} | {way.workers} | {way.micro_batch} | `{way.strategy}` |" for way in ways]
     assert "\n".join(rows) in cluster_page

@@ -138,5 +138,6 @@ def test_a_shipped_search_space_is_hidden_by_nothing_and_both_are_told(
     assert find_space(os.fspath(tmp_path / "digits_s.yaml")) == tmp_path / "digits_s.yaml"
     monkeypatch.chdir(SPACES)
     find_space("digits_s")
-    assert find_space("mine_s.yaml") == Path("mine_s.yaml")
+    with pytest.raises(ConfigError, match=r"mine_s\.yaml: no such search-space file"):
+        find_space("mine_s.yaml")
     assert capsys.readouterr().err == ""

@@ -117,6 +117,7 @@ def test_no_convolution_of_the_pyramid_is_rounded_to_tf32(
 ):
     """cuDNN does so with float32, unless it is told not to."""
     found, real = list[bool](), Phi.forward
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # threads of another test may have left it off
 
     def watched(self: Phi, x: torch.Tensor) -> torch.Tensor:
         found.append(torch.backends.cudnn.allow_tf32)

@@ -5,12 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from rich.text import Text
 
+import cca_ray
 from cca_ray.cli import VERBS, group
 from cca_ray.terminal.console import Console, command, complete_space, complete_study, examples
 
@@ -141,6 +143,14 @@ def test_the_list_of_verbs_and_their_completion_import_nothing_heavy(tmp_path: P
         assert outcome.returncode == 0
         for heavy in ("torch", "ray", "mlflow", "optuna"):
             assert f"| {heavy}\n" not in outcome.stderr
+
+
+def test_the_version_is_that_of_the_package_and_imports_nothing_heavy(tmp_path: Path):
+    outcome = run_program("--version", cwd=tmp_path)
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"]
+    assert (outcome.returncode, outcome.stdout) == (0, f"cca_ray {declared}\n")
+    assert cca_ray.__version__ == declared
+    assert "| torch\n" not in outcome.stderr
 
 
 def test_an_unknown_verb_is_one_line_and_exit_code_2(tmp_path: Path):
