@@ -349,7 +349,15 @@ def upload(folder: Path, target: Path) -> list[str]:
 def test_an_upload_is_small_and_has_what_a_study_needs(tmp_path: Path):
     names = upload(ROOT, tmp_path / "package.zip")
     assert {"cca_ray/tune.py", "cca_ray/models/var.py", "search_spaces/digits_s.yaml"} <= set(names)
-    assert {name.split("/")[0] for name in names} & {".git", "tests", "benchmarks", "docs", "deploy", "examples", "runs"} == set()
+    assert {name.split("/")[0] for name in names} & {
+        ".git",
+        "tests",
+        "benchmarks",
+        "docs",
+        "deploy",
+        "examples",
+        "runs",
+    } == set()
     assert (tmp_path / "package.zip").stat().st_size < 2**20
 
 
