@@ -55,11 +55,14 @@ class Raw:
                 csv.writer(file, lineterminator="\n").writerow(values)
 
 
+NO_RESULTS = ":(exclude)benchmarks/results"
+
+
 def made_by() -> str:
-    """The commit, with a + if the code has changed since; the day; the machine."""
+    """The commit, with a + if the code has changed since; the day; the machine. Results are no code."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "cca_ray", "benchmarks"]).returncode
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "cca_ray", "benchmarks", NO_RESULTS]).returncode
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     return f"commit {commit or 'unknown'}{'+' if changed else ''}, {date.today()}, {machine}"
 

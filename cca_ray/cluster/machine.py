@@ -40,12 +40,15 @@ def processor() -> str:
 
 
 def revision() -> str:
-    """The commit of the checkout that this package lies in, `-dirty` if a file of it was changed; empty without one."""
+    """The commit of the checkout that this package lies in, `-dirty` if the package was changed; empty without one."""
     if not (PACKAGE.parent / ".git").exists():
         return ""
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-C", str(PACKAGE.parent)]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 (our words)
-        return found.stdout.strip()
+        found = subprocess.run(  # noqa: S603 (our words)
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", PACKAGE.name], timeout=10)  # noqa: S603
+        return found.stdout.strip() + ("-dirty" if same.returncode else "")
     except (OSError, subprocess.SubprocessError):  # there is no git, or the checkout is another user's
         return ""
