@@ -24,11 +24,11 @@ def made_elsewhere(scores: Iterable[Path], higher: float) -> None:
         np.savez(path, **{**arrays, "card": np.array("A40")})
 
 
-def test_a_finalist_is_scored_again_beside_its_kept_scores(
+def test_a_finalist_is_scored_again_and_a_study_warns_of_cards_whose_scores_are_higher(
     tmp_path: Path, make_study: MakeStudy, ray_here: None, capsys: pytest.CaptureFixture[str]
 ):
-    folder = tmp_path / "study"
-    size, config = run(folder, make_study, 2), make_study(search={"trials": 2, "max_concurrent": 1})
+    folder, lines = tmp_path / "study", list[str]()
+    size, config = run(folder, make_study, 2, lines), make_study(search={"trials": 2, "max_concurrent": 1})
     found = verified(config, folder, None)
     assert (found.trial, found.metric, found.card) == (size.winner.trial, "fid", "CPU")
     assert [(block.kept_card, block.here) for block in found.blocks] == [("CPU", block.kept) for block in found.blocks]
@@ -55,10 +55,6 @@ def test_a_finalist_is_scored_again_beside_its_kept_scores(
     with pytest.raises(ConfigError, match=f"no score of trial {size.winner.trial} under protocol"):
         verified(other, folder, None)
 
-
-def test_a_study_warns_of_cards_whose_scores_are_higher(tmp_path: Path, make_study: MakeStudy, ray_here: None):
-    folder, lines = tmp_path / "study", list[str]()
-    run(folder, make_study, 2, lines)
     assert not any("warning: scores" in line for line in lines)
     made_elsewhere(sorted((folder / "scores").glob("*.npz"))[::2], 50.0)
     run(folder, make_study, 2, lines)
