@@ -10,8 +10,8 @@ from tests.chaos.faults import FAULTS, Fault, Session, can_mount
 from tests.chaos.study import tiny_base
 
 # The short form; kill -9 of a trial's process and of a worker are in tests/search/test_size_study.py, SIGTERM in
-# tests/test_jobs.py. All faults: .ci/nightly.
-SHORT = ("kill -9 of the driver", "MLflow server dies and returns")
+# tests/test_jobs.py, a server that dies in tests/tracking/test_tracker.py. All faults: .ci/nightly.
+SHORT = ("kill -9 of the driver",)
 SEED = int(os.environ.get("CHAOS_SEED", SystemRandom().randrange(10**6)))
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
