@@ -16,7 +16,7 @@ import math
 import random
 import statistics
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -607,23 +607,20 @@ def print_scoring() -> None:
     """H100-hours of a whole search in which no trial is stopped, by what they are for; sampling and features alone."""
     print("| size | training | rungs | choosing | guidance scales | table | scoring, share of all |")
     print("|---|---|---|---|---|---|---|")
+    plan = Plan(fid=0.0)
     for size in map(size_of, NAMES):
-        config, score, controls = size.config, size.config.score, len(size.config.control.learning_rates)
-        way = next(way for way in ways(config.placement) if accelerator_of(way) == "H100")
-        epoch = way.workers * training_seconds(size, way, IMAGES) / HOUR
-        training = epoch * (
-            config.search.trials + controls / 2 + 1 / 3
-        )  # controls have no negatives; the table, a pass
-        plain, guided = (score.samples * image_seconds(size, "H100", g) / HOUR for g in (False, True))
-        trials, samples = config.search.trials + controls, sum(rung.samples for rung in config.rungs)
-        hours = (
-            trials * samples * image_seconds(size, "H100") / HOUR,
-            plain * (score.finalists * score.blocks + controls),
-            guided * len(score.guidance_scales),
-            score.blocks * (guided + plain * (2 + score.finalists)),
-        )
-        share = sum(hours) / (training + sum(hours))
-        print(f"| {size.name} | {training:.0f} | {' | '.join(f'{h:.1f}' for h in hours)} | {share:.0%} |")
+        study = Study(size, plan)
+        way, single = (next(w for w in some if accelerator_of(w) == "H100") for some in (study.ways, study.single))
+
+        def hours(jobs: Iterable[Job], samples: bool, size: Size = size, way: Placement = way) -> float:
+            phases = [phase for job in jobs for phase in job.phases if bool(phase.samples) == samples]
+            return way.workers * sum(phase.seconds(size, way, plan) for phase in phases) / HOUR
+
+        reference, trials, finalists, scales, controls, table = (jobs for jobs, _ in study.stages)
+        training = hours([*reference, *trials], samples=False)
+        scored = [hours(jobs, True, way=single) for jobs in (trials, [*finalists, *controls], scales, table)]
+        share = sum(scored) / (training + sum(scored))
+        print(f"| {size.name} | {training:.0f} | {' | '.join(f'{h:.1f}' for h in scored)} | {share:.0%} |")
 
 
 def print_runs(

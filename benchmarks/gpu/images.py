@@ -27,7 +27,7 @@ from cca_ray.evaluation.protocol import SHARD
 from cca_ray.evaluation.reference import Moments, Reference
 from cca_ray.evaluation.sampler import decode_images
 from cca_ray.evaluation.scoring import protocol_of, score
-from cca_ray.models.base import Model
+from cca_ray.models.base import Model, channels_last
 from cca_ray.models.llamagen import LlamaGen
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.placement_config import Placement
@@ -103,7 +103,7 @@ def encoding(shape: Shape, here: Here) -> Figures:
     """Of ten crops an image, cut already, as `cca_ray.data.encode.Encode` does it."""
     shape = shape.at(here)
     crops, tokenizer = some_crops(shape, here), tokenizer_of(shape, here.device)
-    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(tokenizer)
     at_a_time = max(1, PIXELS_AT_A_TIME[here.device.type] // shape.image_size**2)
     flat = crops.reshape(-1, *crops.shape[2:])
     return {"images/s": len(crops) / timed(lambda: list(encode_images(tokenizer, flat, at_a_time)), here)}
