@@ -22,7 +22,7 @@ from cca_ray.config import MOST_SEED, ResolvedStudy
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation import measure
 from cca_ray.inputs import DEFAULT_SPACES, find_space
-from cca_ray.reporting.results import read_database, read_study
+from cca_ray.reporting.results import read_study
 from cca_ray.search.verifying import Verification
 from cca_ray.search.verifying import verify as verify_trial
 from cca_ray.space_file import load_config
@@ -82,15 +82,15 @@ def main(
 def verified(config: ResolvedStudy, folder: Path, number: int | None) -> Verification:
     """A finalist of the study in this folder (None: the winner) scored again here. ConfigError if it has none such."""
     study = read_study(folder.parent, folder.name)
-    size = next((found.summary for found in study.sizes if found.name == config.name), None)
-    if size is None:
+    found = next((size for size in study.sizes if size.name == config.name), None)
+    if found is None or found.summary is None:
         raise ConfigError(f"{folder}: no final comparison of {config.name} yet; continue that study first")
-    finalists = {finalist.trial for finalist in size.finalists}
+    size, finalists = found.summary, {finalist.trial for finalist in found.summary.finalists}
     if number is not None and number not in finalists:
         raise ConfigError(f"{folder}: trial {number} was not in the final comparison; {sorted(finalists)} were")
-    kept = read_database(study.folder / "study.db")[config.name]
-    chosen = kept["search"].trials[size.winner.trial if number is None else number]
-    return verify_trial(config, study.folder, chosen, kept["control"].attributes["id"], size.headline)
+    wanted = size.winner.trial if number is None else number
+    (chosen,) = (row.frozen for row in found.of("search") if row.number == wanted)
+    return verify_trial(config, study.folder, chosen, found.id, size.headline)
 
 
 def tell_verified(found: Verification, folder: Path) -> None:

@@ -81,6 +81,7 @@ class SizeResults:
     picture: Path | None
     seconds: float  # of wall time, over all runs so far
     finished_at: int | None  # how many trials of the search, and again of finalists, had ended when it was finished
+    id: str  # tells the study from another of its name; empty before it has begun
 
     @cached_property
     def searched(self) -> tuple[MetricInfo, ...]:
@@ -182,7 +183,7 @@ def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSumma
     accounts = arms["control"].attributes if "control" in arms else {}
     seconds, finished_at = seconds_of_size(accounts), accounts.get(COUNTED)
     shown = picture if picture.is_file() else None
-    return SizeResults(size, settings, metrics, trials, summary, shown, seconds, finished_at)
+    return SizeResults(size, settings, metrics, trials, summary, shown, seconds, finished_at, accounts.get("id", ""))
 
 
 def read_summary(path: Path) -> StudySummary:

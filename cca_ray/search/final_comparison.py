@@ -117,8 +117,9 @@ class Scores:
             noise = (c.guidance_scale, samples, seed + block)
             refs.append(task.remote(self.packed, folder, c.key, weights, *noise, self.study))
         found: list[Scored] = self.stop.get(refs)
+        headline = headline_of(self.config)
         self.on_cards += [
-            OnCard(f"{c.key} {c.guidance_scale:g}", block, scored.card, scored.score.values[headline_of(self.config)])
+            OnCard(f"{c.key} {c.guidance_scale:g}", block, scored.card, scored.score.values[headline])
             for (c, block), scored in zip(wanted, found, strict=True)
         ]
         return found
