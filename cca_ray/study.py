@@ -11,6 +11,8 @@ from pathlib import Path
 from queue import Empty, Queue
 
 import psutil
+import ray
+from ray.exceptions import RayError
 
 from cca_ray.cluster.placement import GIB, in_this_process
 from cca_ray.cluster.stopping import LOOK_S, Stop
@@ -28,6 +30,7 @@ from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.window import Window
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.bases_ahead import bases_ahead
 from cca_ray.training.small_base import resolve
 from cca_ray.verdict import noise, verdict
 
@@ -130,6 +133,7 @@ class Sizes:
         self.began = time.time()
         self.done: dict[str, SizeSummary] = {}
         self.ended: Queue[tuple[StudyConfig, SizeResult | BaseException]] = Queue()
+        self.ahead: dict[str, ray.ObjectRef] = {}  # bases that are made meanwhile, by their size's name
 
     def sizes(self, upto: int | None = None) -> list[SizeSummary]:
         """The summaries of those of the first sizes that are done, in order."""
@@ -149,6 +153,8 @@ class Sizes:
             while begun < len(self.configs) and begun - over < at_once and not errors:
                 self.begin(begun)
                 begun += 1
+                if begun == 1 and not self.side_by_side:
+                    self.ahead = bases_ahead(self.configs[1:], self.study.folder.parent)
             if over == begun:
                 break
             if error := self.await_one():
@@ -169,6 +175,7 @@ class Sizes:
             study.console.progress(what, done, total)
 
         try:
+            self.await_base(config)
             used = used_before(study.folder / "study.db", self.began) if self.budget.bound else UsedBefore()
             resolved = resolve(config, study.folder.parent, progress)
         except (ValueError, OSError, KeyboardInterrupt) as error:
@@ -190,6 +197,15 @@ class Sizes:
             self.ended.put((config, outcome))
 
         threading.Thread(target=work, name=config.name, daemon=True).start()
+
+    def await_base(self, config: StudyConfig) -> None:
+        """Until the other process that makes it has ended. If it failed, this one meets the same and says what ails."""
+        if (made := self.ahead.pop(config.name, None)) is None:
+            return
+        if not ray.wait([made], timeout=0)[0]:
+            self.study.console.say(f"{config.name}  its base is still being made")
+        with suppress(RayError):
+            self.stop.get([made])
 
     def await_one(self) -> BaseException | None:
         """Wait for the next size to end, and keep what it found; what ended it, if it found nothing."""

@@ -165,6 +165,12 @@ def check_files(config: StudyConfig) -> None:
                 raise ConfigError(f"{config.name}: {section}.{key}: no such file: {path}; want {HINTS[key]}")
 
 
+def is_made(config: StudyConfig, storage: Path) -> bool:
+    """Whether the embedded base of a study is there."""
+    base = config.base
+    return files_of(digits(), "digits", base.family, base.size, config.pretrain, storage / "bases").checkpoint.exists()
+
+
 def resolve(config: StudyConfig, storage: Path, progress: Progress) -> ResolvedStudy:
     """Make the embedded base on first use; of a study with its own files, URIs become local paths."""
     if config.base.embedded is None:
