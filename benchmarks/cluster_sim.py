@@ -298,7 +298,7 @@ class Study:
         numbers = range(-controls, self.plan.trials or config.search.trials)
         trials = deque(Job(self, self.ways, self.trial(3 if number < 0 else 6), True, number) for number in numbers)
         yield trials, self.plan.max_concurrent or config.search.max_concurrent
-        # The blocks of cca_ray.search.final_comparison, in the stages in which it waits for them.
+        # The blocks of cca_ray.search.final_comparison, as many as there are if no finalist is surely behind.
         plain, guided = (Phase(samples=score.samples, guided=g) for g in (False, True))
         choosing = [[plain] * score.finalists * score.blocks, [guided] * len(score.guidance_scales), [plain] * controls]
         shown = [b for b in (plain, guided, *[plain] * (1 + score.finalists)) for _ in range(score.blocks)]
@@ -604,13 +604,17 @@ def print_sizes() -> None:
 
 
 def print_scoring() -> None:
-    """H100-hours of a whole search in which no trial is stopped, by what they are for; sampling and features alone."""
-    print("| size | training | rungs | choosing | guidance scales | table | scoring, share of all |")
-    print("|---|---|---|---|---|---|---|")
+    """H100-hours of a whole search in which no trial is stopped, by what they are for; sampling and features alone.
+
+    The last column is of a search whose winner leaves all other finalists surely behind on the first block.
+    """
+    print("| size | training | rungs | choosing | guidance scales | table | scoring, share of all | clear winner |")
+    print("|---|---|---|---|---|---|---|---|")
     plan = Plan(fid=0.0)
     for size in map(size_of, NAMES):
         study = Study(size, plan)
         way, single = (next(w for w in some if accelerator_of(w) == "H100") for some in (study.ways, study.single))
+        score = study.config.score
 
         def hours(jobs: Iterable[Job], samples: bool, size: Size = size, way: Placement = way) -> float:
             phases = [phase for job in jobs for phase in job.phases if bool(phase.samples) == samples]
@@ -619,8 +623,10 @@ def print_scoring() -> None:
         reference, trials, finalists, scales, controls, table = (jobs for jobs, _ in study.stages)
         training = hours([*reference, *trials], samples=False)
         scored = [hours(jobs, True, way=single) for jobs in (trials, [*finalists, *controls], scales, table)]
-        share = sum(scored) / (training + sum(scored))
-        print(f"| {size.name} | {training:.0f} | {' | '.join(f'{h:.1f}' for h in scored)} | {share:.0%} |")
+        spared = 2 * (score.finalists - 1) * (score.blocks - 1) * hours([finalists[0]], True, way=single)
+        cells = [f"{h:.1f}" for h in scored]
+        shares = [f"{h / (training + h):.0%}" for h in (sum(scored), sum(scored) - spared)]
+        print(f"| {' | '.join([size.name, f'{training:.0f}', *cells, *shares])} |")
 
 
 def print_runs(

@@ -51,10 +51,8 @@ def compare(config: ResolvedStudy, storage: Path, names: list[str], independent:
         arm, kept = Arm("search", search, database, {}, 0), memory.user_attrs["id"]
         best = finalists(arm, config.score.finalists, storage / name, lambda trial: 0, kept)
         scores = Scores(config, storage / name, Stop(), "coverage")
-        models = [[contender] for contender in best]
-        for reported, again in zip(
-            scores.standings(models, BLOCKS), scores.standings(models, independent), strict=True
-        ):
+        found = [scores.standings([([contender], blocks) for contender in best]) for blocks in (BLOCKS, independent)]
+        for reported, again in zip(*found, strict=True):
             mean, std, fids = reported.mean("fid"), reported.std("fid"), again.values["fid"][0]
             inside = [abs(fid - mean) <= std for fid in fids]
             for blocks, standing in ((BLOCKS, reported), (independent, again)):

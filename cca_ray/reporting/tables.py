@@ -119,7 +119,8 @@ def finalists(size: SizeResults) -> Table:
     of_metrics = [f"{metric.label} on fresh noise" for metric in metrics]
     note = (
         "Ties cannot be told from the best by two standard errors on the blocks that chose; of ties the cheaper wins, "
-        "then the better mean there. What is shown here are other blocks."
+        "then the better mean there. What is shown here are other blocks: of a finalist that lost without a tie, the "
+        "first alone."
     )
     return Table(["trial", *map(setting_name, names), *of_metrics, "models", ""], rows, note)
 

@@ -35,7 +35,7 @@ from cca_ray.search.arms import Arm
 from cca_ray.search.cards import CardEffect, OnCard, card_effects
 from cca_ray.search.cleaning import WEIGHTS, best_trials
 from cca_ray.search.records import rung_scores
-from cca_ray.search.standings import Contender, Standing, difference, winner_of
+from cca_ray.search.standings import Contender, Standing, contested, difference, winner_of
 from cca_ray.storage.files import fingerprint
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import to_uri
@@ -98,6 +98,10 @@ def shown_blocks(config: StudyConfig) -> range:
     return range(config.score.blocks + 1, 2 * config.score.blocks + 1)
 
 
+def at_scales(contender: Contender, scales: Sequence[float]) -> list[Contender]:
+    return [replace(contender, guidance_scale=scale) for scale in scales]
+
+
 class Scores:
     """Scores of contenders on blocks of fresh noise, made by all workers that the cluster holds, kept in files."""
 
@@ -106,9 +110,15 @@ class Scores:
         self.config, self.storage, self.stop, self.study = config, storage, stop, study
         self.packed = Job(config, config.train, storage).packed()
         self.on_cards = list[OnCard]()  # what was scored so far, by the metric that chooses
+        self.known = dict[tuple[Contender, int], Scored]()
 
     def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
         """Of contenders on the block of this number, from 1; in order. KeyboardInterrupt if it was asked to stop."""
+        unknown = [one for one in dict.fromkeys(wanted) if one not in self.known]
+        self.known.update(zip(unknown, self.make(unknown), strict=True))
+        return [self.known[one] for one in wanted]
+
+    def make(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
         task = as_worker(score_checkpoint, self.config.placement)
         samples, seed, folder = self.config.score.samples, self.config.score.seed, to_uri(self.storage / "scores")
         refs = []
@@ -124,15 +134,13 @@ class Scores:
         ]
         return found
 
-    def standings(self, models: Sequence[Sequence[Contender]], blocks: Sequence[int]) -> list[Standing]:
-        """For every setting, given as all models that were trained with it, how it did on these blocks."""
-        wanted = [(c, block) for some in models for c in some for block in blocks]
-        scored = iter(self.of(wanted))
+    def standings(self, wanted: Sequence[tuple[Sequence[Contender], Sequence[int]]]) -> list[Standing]:
+        """For every setting, given as all models that were trained with it, how it did on its blocks."""
+        self.of([(c, block) for models, blocks in wanted for c in models for block in blocks])
         result = []
-        for some in models:
-            rows = [[next(scored) for _ in blocks] for _ in some]
-            scores = [[s.score for s in row] for row in rows]
-            result.append(Standing.of(some[0], scores, rows[0][0].images))
+        for models, blocks in wanted:
+            rows = [self.of([(c, block) for block in blocks]) for c in models]
+            result.append(Standing.of(models[0], [[s.score for s in row] for row in rows], rows[0][0].images))
         return result
 
 
@@ -178,9 +186,10 @@ def compare(
     scores = Scores(config, storage, stop, study)
     choosing, shown = range(1, score.blocks + 1), shown_blocks(config)
     base = Contender(f"{config.name}-base")
+    scales = at_scales(base, score.guidance_scales)
     controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on, study)
     best = finalists(by_name["search"], score.finalists, storage, trained_on, study)
-    models = [[c, *again(c, replicates, storage, study)] for c in best]
+    models = {c: [c, *again(c, replicates, storage, study)] for c in best}
 
     def best_of(contenders: Sequence[Contender]) -> Contender:
         if len(contenders) == 1:
@@ -188,23 +197,25 @@ def compare(
         found = [s.score.values[headline.name] for s in scores.of([(c, choosing[0]) for c in contenders])]
         return min(zip(found, contenders, strict=True), key=lambda pair: headline.cost(pair[0]))[1]
 
-    def guided(contender: Contender, scales: Sequence[float]) -> Contender:
-        return best_of([replace(contender, guidance_scale=scale) for scale in scales])
-
-    winner, tied = winner_of(scores.standings(models, choosing), headline)
+    alone = [some for some in (scales, controls) if len(some) > 1]  # of one there is nothing to choose
+    scores.of([(c, choosing[0]) for some in (*models.values(), *alone) for c in some])  # all workers have work at once
+    rivals = contested(scores.standings([(models[c], choosing[:1]) for c in best]), headline)
+    winner, tied = winner_of(scores.standings([(models[s.contender], choosing) for s in rivals]), headline)
     if not exists(path := Path(winner.contender.checkpoint or "")):
         raise ValueError(
             f"{config.name}: {winner.contender.key} won, but its weights are gone: {to_uri(path)}; {REMEDY}"
         )
-    chosen: dict[Role, Contender] = {
-        "base": base, "guided": guided(base, score.guidance_scales), "control": best_of(controls),
-    }  # fmt: skip
+    chosen: dict[Role, Contender] = {"base": base, "guided": best_of(scales), "control": best_of(controls)}
     if score.winner_guidance_scales:
-        chosen["tuned_guided"] = guided(winner.contender, score.winner_guidance_scales)
-    standings = scores.standings([*([c] for c in chosen.values()), *models], shown)
+        chosen["tuned_guided"] = best_of(at_scales(winner.contender, score.winner_guidance_scales))
+    ties = [s.contender for s in tied]
+    standings = scores.standings([
+        *(([c], shown) for c in chosen.values()),
+        *((models[c], shown if c in ties else shown[:1]) for c in best),
+    ])  # fmt: skip
     by_role, of_finalists = dict(zip(chosen, standings, strict=False)), standings[len(chosen) :]
     by_role["tuned"] = next(s for s in of_finalists if s.contender == winner.contender)
-    return Outcome(metrics, by_role, of_finalists, [s.contender for s in tied], card_effects(scores.on_cards))
+    return Outcome(metrics, by_role, of_finalists, ties, card_effects(scores.on_cards))
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path, study: str) -> list[Contender]:

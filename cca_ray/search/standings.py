@@ -12,6 +12,8 @@ from cca_ray.contracts import Difference, MetricInfo, ModelScore, Score
 from cca_ray.evaluation.estimate import Estimate
 from cca_ray.evaluation.jackknife import jackknife_error
 
+SURELY = 0.01  # with a lower chance to be as good as the best, a setting is out
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -88,6 +90,21 @@ class Standing:
 def variance_of_mean(without: np.ndarray) -> float:
     """Of the mean over blocks, whose values without each group are given: without [B, G]."""
     return float(np.square([jackknife_error(block) for block in without]).sum()) / len(without) ** 2
+
+
+def contested(standings: Sequence[Standing], metric: MetricInfo) -> list[Standing]:
+    """Those that may still win, by what is known: the others are surely behind the best.
+
+    With too few images for an error, that is all of them.
+    """
+
+    def may_win(standing: Standing) -> bool:
+        found = standing.beside(best, metric.name)
+        behind = found if metric.lower_is_better else found.negative()
+        return not found.freedom or behind.probability_not_above(0.0) > SURELY
+
+    best = min(standings, key=lambda s: metric.cost(s.mean(metric.name)))
+    return [s for s in standings if s is best or may_win(s)]
 
 
 def winner_of(standings: Sequence[Standing], metric: MetricInfo) -> tuple[Standing, list[Standing]]:

@@ -48,7 +48,7 @@ class Verification:
 
 
 def verify(config: ResolvedStudy, folder: Path, trial: FrozenTrial, study: str, metric: MetricInfo) -> Verification:
-    """Score a trial again on the blocks that the table of the study in `folder` shows; `study`: its id.
+    """Score a trial again on its blocks in the table of the study in `folder`; `study`: its id.
 
     ConfigError if its weights are gone, or if it has no scores under this configuration's protocol.
     """
@@ -58,17 +58,18 @@ def verify(config: ResolvedStudy, folder: Path, trial: FrozenTrial, study: str, 
     group = Group(device=local_device(config.placement))
     scoring, made_of = scoring_of(config, group.device), MadeOf(fingerprint(weights), study)
     model = for_sampling(load_base(config, str(weights)), config.placement, group)
-    seeds, before, here = [config.score.seed + block for block in shown_blocks(config)], list[Scored](), list[Scored]()
-    for seed in seeds:
+    seeds, before, here = list[int](), list[Scored](), list[Scored]()
+    for seed in (config.score.seed + block for block in shown_blocks(config)):
         protocol = protocol_of(config, scoring, config.score.samples, seed=seed)
-        kept = kept_score(folder / "scores" / f"{key}-{protocol.id}.npz", made_of, weights)
-        if kept is None:
-            raise ConfigError(
-                f"{folder}: no score of trial {trial.number} under protocol {protocol.id}; "
-                "want the search space and the settings of that study"
-            )
-        before.append(kept)
-        here.append(score(model, scoring, protocol, group))
+        if kept := kept_score(folder / "scores" / f"{key}-{protocol.id}.npz", made_of, weights):
+            seeds.append(seed)
+            before.append(kept)
+            here.append(score(model, scoring, protocol, group))
+    if not seeds:  # of a finalist that did not win there may be fewer than all
+        raise ConfigError(
+            f"{folder}: no score of trial {trial.number} under protocol {protocol.id}; "
+            "want the search space and the settings of that study"
+        )
     ours, theirs = (Standing.of(Contender(key), [[s.score for s in some]], some[0].images) for some in (here, before))
     blocks = [
         Block(seed, was.score.values[metric.name], was.card, now.score.values[metric.name])

@@ -6,7 +6,7 @@ from scipy import stats
 
 from benchmarks.intervals import World, coverage, differences
 from cca_ray.contracts import FID, Score
-from cca_ray.search.standings import Contender, Standing, difference, winner_of
+from cca_ray.search.standings import Contender, Standing, contested, difference, winner_of
 
 IMAGES = np.zeros((1, 2, 2, 3), np.uint8)
 
@@ -34,6 +34,23 @@ def test_what_cannot_be_told_apart_is_a_tie_and_the_cheaper_setting_wins_it():
     assert tied == [dear, cheap]
     same_cost = standing(1, [[5.2, 5.3]], noise=0.1, images=200)
     assert winner_of([dear, same_cost, worse], FID)[0] is dear
+
+
+def test_who_is_surely_behind_is_not_scored_further_and_who_may_still_win_is():
+    best, near, far = (standing(n, [[fid]], noise=0.1) for n, fid in ((0, 5.0), (1, 5.7), (2, 9.0)))
+    assert contested([far, near, best], FID) == [near, best]  # standard errors of the differences: 0.3 and 0.6
+    higher = FID.model_copy(update={"lower_is_better": False})
+    assert contested([far, near, best], higher) == [far]
+    assert contested([best], FID) == [best]
+
+
+def test_with_too_few_images_for_an_error_all_may_still_win():
+    fids = np.array([[5.0]]), np.array([[9.0]])
+    unsure = [
+        Standing(Contender(f"t{n}", number=n), {"fid": fid}, {"fid": fid[..., None]}, IMAGES)
+        for n, fid in enumerate(fids)
+    ]
+    assert contested(unsure, FID) == unsure
 
 
 def test_models_of_several_training_seeds_say_what_a_tie_is():

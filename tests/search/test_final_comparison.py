@@ -1,0 +1,34 @@
+"""The final comparison: scores are made where a decision needs them."""
+
+from collections import Counter
+from pathlib import Path
+
+from cca_ray.search.size_study import SizeStudy, StudyContext
+from cca_ray.tracking.tracker import Tracker
+from tests.conftest import MakeStudy
+
+BLOCKS = 3
+
+
+def test_a_finalist_that_is_surely_behind_is_scored_on_two_blocks(
+    tmp_path: Path, tracker: Tracker, make_study: MakeStudy, ray_here: None
+):
+    space = {"lambda": {"low": 0.5, "high": 10}, "learning_rate": {"low": 1e-4, "high": 0.5}}
+    points = [{"lambda": 2.0, "learning_rate": rate} for rate in (1e-4, 0.5)]
+    config = make_study(
+        search={"trials": 2, "max_concurrent": 1, "space": space, "first_points": points, "grace_trials": 2},
+        score={"finalists": 2, "blocks": BLOCKS, "samples": 2400, "guidance_scales": [1.25, 1.5]},
+        control={"learning_rates": [1e-3]},
+    )
+    folder = tmp_path / "study"
+    folder.mkdir()
+    summary = SizeStudy(config, StudyContext("study", folder, tracker, lambda line: None)).run().summary
+    winner, loser = summary.winner.trial, 1 - summary.winner.trial
+    assert {f.trial: f.tied for f in summary.finalists} == {winner: True, loser: False}
+    made = Counter(path.name.rsplit("-", 1)[0] for path in (folder / "scores").iterdir())
+    assert made == {
+        f"tiny-search-{winner:04d}": 2 * BLOCKS,
+        f"tiny-search-{loser:04d}": 2,  # the first that chooses, the first of the table
+        "tiny-base": BLOCKS + 2 + BLOCKS,  # the table, both guidance scales, the table at the better one
+        "tiny-control-0000": BLOCKS,  # there is nothing to choose
+    }
