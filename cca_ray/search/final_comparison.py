@@ -36,6 +36,7 @@ from cca_ray.search.cards import CardEffect, OnCard, card_effects
 from cca_ray.search.cleaning import WEIGHTS, best_trials
 from cca_ray.search.records import rung_scores
 from cca_ray.search.standings import Contender, Standing, difference, winner_of
+from cca_ray.search.widening import edge_of_control, edge_of_guidance, edges_of_search, next_scale
 from cca_ray.storage.files import fingerprint
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import to_uri
@@ -49,7 +50,7 @@ ALWAYS_TOLD = ("lambda", "learning_rate")  # of a winner's settings, also where 
 
 
 def finalists(
-    arm: Arm, most: int, storage: Path, of_trial: Callable[[FrozenTrial], int], study: str
+    arm: Arm, most: int | None, storage: Path, of_trial: Callable[[FrozenTrial], int], study: str
 ) -> list[Contender]:
     """The best completed trials of an arm. With two metrics, those of the front, lowest FID first.
 
@@ -137,16 +138,48 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Chooser:
+    """Chooses among contenders by their scores on one block of noise; where there is no choice, nothing is scored."""
+
+    scores: Scores
+    metric: MetricInfo
+    block: int
+
+    def costs_of(self, contenders: Sequence[Contender]) -> list[float]:
+        found = self.scores.of([(contender, self.block) for contender in contenders])
+        return [self.metric.cost(scored.score.values[self.metric.name]) for scored in found]
+
+    def best_of(self, contenders: Sequence[Contender]) -> Contender:
+        if len(contenders) == 1:
+            return contenders[0]
+        return min(zip(self.costs_of(contenders), contenders, strict=True), key=lambda pair: pair[0])[1]
+
+    def guided(self, contender: Contender, given: Sequence[float], widen: int) -> tuple[Contender, tuple[float, ...]]:
+        """At the best of these scales, and of at most `widen` larger ones while the largest is the best; all tried."""
+        at = {scale: replace(contender, guidance_scale=scale) for scale in given}
+        if len(at) == 1:
+            return at[given[0]], tuple(given)
+        costs = dict(zip(at, self.costs_of(list(at.values())), strict=True))
+        while (further := next_scale(costs, given, widen)) is not None:
+            at[further] = replace(contender, guidance_scale=further)
+            (costs[further],) = self.costs_of([at[further]])
+        return at[min(costs, key=lambda scale: costs[scale])], tuple(costs)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The final comparison of one size: standings on the blocks that the table shows; who ties with the winner.
 
-    `metrics`: that were measured; the first one chose.
+    `metrics`: that were measured; the first one chose. `selection`: the finalists on the blocks that chose. `scales`:
+    that were tried on the base.
     """
 
     metrics: tuple[MetricInfo, ...]
     standings: dict[Role, Standing]  # tuned_guided only if it was asked for
     finalists: list[Standing]
+    selection: list[Standing]
     tied: list[Contender]
+    scales: tuple[float, ...]
     cards: tuple[CardEffect, ...]
 
     @property
@@ -178,33 +211,26 @@ def compare(
     scores = Scores(config, storage, stop, study)
     choosing, shown = range(1, score.blocks + 1), shown_blocks(config)
     base = Contender(f"{config.name}-base")
-    controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on, study)
+    controls = finalists(by_name["control"], None, storage, trained_on, study)
     best = finalists(by_name["search"], score.finalists, storage, trained_on, study)
     models = [[c, *again(c, replicates, storage, study)] for c in best]
 
-    def best_of(contenders: Sequence[Contender]) -> Contender:
-        if len(contenders) == 1:
-            return contenders[0]
-        found = [s.score.values[headline.name] for s in scores.of([(c, choosing[0]) for c in contenders])]
-        return min(zip(found, contenders, strict=True), key=lambda pair: headline.cost(pair[0]))[1]
-
-    def guided(contender: Contender, scales: Sequence[float]) -> Contender:
-        return best_of([replace(contender, guidance_scale=scale) for scale in scales])
-
-    winner, tied = winner_of(scores.standings(models, choosing), headline)
+    chooser = Chooser(scores, headline, choosing[0])
+    selection = scores.standings(models, choosing)
+    winner, tied = winner_of(selection, headline)
     if not exists(path := Path(winner.contender.checkpoint or "")):
         raise ValueError(
             f"{config.name}: {winner.contender.key} won, but its weights are gone: {to_uri(path)}; {REMEDY}"
         )
-    chosen: dict[Role, Contender] = {
-        "base": base, "guided": guided(base, score.guidance_scales), "control": best_of(controls),
-    }  # fmt: skip
+    guided, scales = chooser.guided(base, score.guidance_scales, score.widen_guidance)
+    chosen: dict[Role, Contender] = {"base": base, "guided": guided, "control": chooser.best_of(controls)}
     if score.winner_guidance_scales:
-        chosen["tuned_guided"] = guided(winner.contender, score.winner_guidance_scales)
+        chosen["tuned_guided"], _ = chooser.guided(winner.contender, score.winner_guidance_scales, score.widen_guidance)
     standings = scores.standings([*([c] for c in chosen.values()), *models], shown)
     by_role, of_finalists = dict(zip(chosen, standings, strict=False)), standings[len(chosen) :]
     by_role["tuned"] = next(s for s in of_finalists if s.contender == winner.contender)
-    return Outcome(metrics, by_role, of_finalists, [s.contender for s in tied], card_effects(scores.on_cards))
+    who_tied, cards = [s.contender for s in tied], card_effects(scores.on_cards)
+    return Outcome(metrics, by_role, of_finalists, selection, who_tied, scales, cards)
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path, study: str) -> list[Contender]:
@@ -244,12 +270,15 @@ def summarize(
     winner, train = outcome.winner, config.train.model_dump(by_alias=True)
     tuned, headline = outcome.standings["tuned"], outcome.metrics[0]
     differences = {role: difference(tuned, outcome.standings[role], headline) for role in COMPARED}
-    search = next(arm for arm in arms if arm.name == "search")
+    control, search = (next(arm for arm in arms if arm.name == name) for name in ("control", "search"))
+    rate = dict(outcome.standings["control"].contender.params)["learning_rate"]
+    selection = {s.contender.number: s.score() for s in outcome.selection}
     by_trial = {
         s.contender.number: Finalist(
             trial=s.contender.number,
             params=dict(s.contender.params),
             score=s.score(),
+            selection=selection[s.contender.number],
             models=len(s.values[outcome.metrics[0].name]),
             tied=s.contender in outcome.tied,
         )
@@ -268,8 +297,14 @@ def summarize(
         winner=by_trial[winner.number],
         checkpoint=winner.checkpoint or "",
         settings={**{name: train[name] for name in ALWAYS_TOLD if name in train}, **dict(winner.params)},
-        control_learning_rate=dict(outcome.standings["control"].contender.params)["learning_rate"],
+        control_learning_rate=rate,
         finalists=tuple(by_trial.values()),
+        guidance_scales=outcome.scales,
+        edges=(
+            *edges_of_search(config, dict(winner.params)),
+            *edge_of_guidance(config, outcome.standings["guided"].contender.guidance_scale, outcome.scales),
+            *edge_of_control(config, rate, control.rates(), control.given),
+        ),
         trade_off=trade_off(search, outcome.metrics),
         trials=len(search.ended()),
         seconds=seconds,
