@@ -18,6 +18,8 @@ from cca_ray.registry import FAMILIES, METRICS, OBJECTIVES, PluginInfo, load_plu
 
 MOST_SEED = 2**53  # which JSON keeps exactly; the noise of fresh blocks has the seeds after it
 MOST_GUIDANCE = 1000.0  # beyond it float32 logits overflow
+MOST_WIDENING = 20  # steps beyond a grid
+CONTROL_OBJECTIVE = "finetune"
 
 
 class Base(Strict):
@@ -136,9 +138,6 @@ class Range(Strict):
         return self
 
 
-CONTROL_OBJECTIVE = "finetune"
-
-
 def same(a: float, b: float) -> bool:
     """Whether two settings are one: nobody wants to run both."""
     return math.isclose(a, b, rel_tol=1e-9)
@@ -148,6 +147,7 @@ class Control(Strict):
     """Plain fine-tuning with the same budget, data order and EMA; the best of these rates is the control."""
 
     learning_rates: tuple[float, ...] = Field((1e-6, 3e-6, 1e-5), min_length=1)
+    widen: int = Field(3, ge=0, le=MOST_WIDENING)  # rates that may be tried beyond these, while the best is at an end
 
     @field_validator("learning_rates")
     @classmethod
@@ -187,6 +187,7 @@ class Score(Strict):
     blocks: int = Field(3, ge=1)  # fresh blocks that choose the winner, and as many others that the table shows
     finalists: int = Field(3, ge=1)  # best trials that are scored again on the fresh blocks
     guidance_scales: tuple[float, ...] = Field((1.25, 1.5, 2.0, 3.0), min_length=1)  # tried on the base
+    widen_guidance: int = Field(3, ge=0, le=MOST_WIDENING)  # the same, of larger scales
     winner_guidance_scales: tuple[float, ...] = ()  # tried on the winner too, for CCA with guidance
 
     @field_validator("metrics")

@@ -166,13 +166,34 @@ class Difference(Contract):
 
 
 class Finalist(Contract):
-    """One of the best trials, scored again on fresh noise."""
+    """One of the best trials, scored again on fresh noise.
+
+    `score`: on the blocks that the table shows. `selection`: on the blocks that chose the winner; earlier versions kept
+    none.
+    """
 
     trial: int  # its number in Optuna
     params: dict[str, int | float]
     score: ModelScore
+    selection: ModelScore | None = None
     models: int = 1  # that were trained with its settings, each with a seed of its own
     tied: bool = False  # whether it cannot be told from the best on the blocks that chose
+
+
+class Edge(Contract):
+    """What was chosen lies at an end of what was tried: there may be better beyond it."""
+
+    of: str  # a setting of the search, control_learning_rate or guidance_scale
+    value: float
+    low: float  # of what was tried, as the next
+    high: float
+    end: Literal["low", "high"]
+    setting: str  # for --set: looks further
+
+    @property
+    def continues(self) -> bool:
+        """Whether the same study goes on with this setting; else it takes a new one."""
+        return self.setting.partition("=")[0] in ("control.widen", "score.widen_guidance")
 
 
 class TradeOff(Contract):
@@ -224,6 +245,8 @@ class SizeSummary(Contract):
     settings: dict[str, int | float] = {}  # the searched ones of the winner, and λ and learning rate if they were fixed
     control_learning_rate: float | None = None
     finalists: tuple[Finalist, ...]
+    guidance_scales: tuple[float, ...] = ()  # that were tried on the base
+    edges: tuple[Edge, ...] = ()  # of the winner's settings, the control's rate and the guidance scale
     trade_off: tuple[TradeOff, ...] = ()
     trials: int  # of the search that have ended
     seconds: float = 0.0  # of wall time, over all runs of the command

@@ -210,7 +210,7 @@ def waiting(size: SizeResults, state: str) -> list[RenderableType]:
         score = ""
         if trial.rungs:
             score = f", {size.metric.label} {trial.last(size.metric):.2f} at step {trial.rungs[-1].step}"
-        lines.append(Text(f"  {trial.arm} {trial.number + 1}  {readable(trial.params)}{score}"))
+        lines.append(Text(f"  {trial.arm} #{trial.number}  {readable(trial.params)}{score}"))
     return lines
 
 

@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from cca_ray.storage.mirror import exists, reach
 from cca_ray.storage.uris import command_line, database_uri, to_uri
 from cca_ray.study import Budget, Sizes, Study
 from cca_ray.terminal.console import Console, StorageOption, complete_space, run
+from cca_ray.terminal.last_words import last_words
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
 from cca_ray.terminal.ray_session import ray_session
 from cca_ray.terminal.snapshot import DriverStatus
@@ -52,7 +52,6 @@ from cca_ray.terminal.window import Window
 from cca_ray.tracking.store import without_strays
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import check_files
-from cca_ray.verdict import noise
 
 CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOST_S = 8.0  # how long trials have to end when Ray has: who waits for Ray by then would wait in vain
@@ -144,17 +143,17 @@ def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
 
 
 def show_end(console: Console, samples: int, end: Told) -> None:
-    """What won, by how much, at what cost, and where to look; of a quiet study only the tables."""
+    """The tables, where to look, and last what a person should know; of a quiet study only the tables."""
     width = shutil.get_terminal_size().columns if console.terminal else None
     for metric in dict.fromkeys(metric for size in end.sizes for metric in size.shown):
         sizes = [size for size in end.sizes if metric in size.metrics]
         print(f"\n{metric.label} on fresh noise, {samples:,} samples\n{table(sizes, width, metric)}\n")
-    if not console.quiet:
-        covers = [f"{noise(end.sizes)}.\n"] if end.sizes else []
-        for sentence in [*covers, *end.told]:
-            print(textwrap.fill(sentence, width) if width else sentence)
-        column = max(map(len, end.where))
-        print("", *(f"{what:{column}}  {path}" for what, path in end.where.items()), sep="\n")
+    if console.quiet:
+        return
+    column = max(map(len, end.where))
+    print(*(f"{what:{column}}  {path}" for what, path in end.where.items()), "", sep="\n")
+    if end.sizes:
+        last_words(console, end.study, end.sizes, width)
 
 
 def search(

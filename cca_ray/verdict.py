@@ -4,13 +4,18 @@ Of the final comparison by its headline metric; better is what the metric says i
 """
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cca_ray.contracts import Finalist, MetricInfo, Role, Score, SizeSummary
+from cca_ray.contracts import Edge, Finalist, MetricInfo, Role, Score, SizeSummary, TradeOff
 
-WORDS = {1: "better than", 0: "not distinguishable from", -1: "worse than"}  # of `compared`
+# Of `compared`.
+MARKS = {1: "✓", 0: "≈", -1: "✗"}
+WORDS = {1: "better", 0: "equal", -1: "WORSE"}
+THAN = {1: "better than", 0: "equal within noise to", -1: "WORSE than"}
+JUDGED: dict[Role, str] = {"guided": "the guided base", "control": "the control"}  # by these the tuned model is judged
 
 
 def compared(size: SizeSummary, other: Role) -> int:
@@ -24,6 +29,23 @@ def compared(size: SizeSummary, other: Role) -> int:
     gain = size.headline.cost(size.value(other)) - size.headline.cost(size.value("tuned"))
     spread = math.hypot(size.std("tuned") or 0.0, size.std(other) or 0.0)
     return 0 if abs(gain) <= spread else int(math.copysign(1, gain))
+
+
+def worst(size: SizeSummary) -> int:
+    """The less good of a size's two comparisons: by it the whole size is marked."""
+    return min(compared(size, other) for other in JUDGED)
+
+
+def versus(size: SizeSummary, other: Role, name: str = "") -> str:
+    """`✗ WORSE than the guided base`."""
+    sign = compared(size, other)
+    return f"{MARKS[sign]} {THAN[sign]} {name or JUDGED[other]}"
+
+
+def in_short(size: SizeSummary, other: Role) -> str:
+    """`✓ better, 0.90 ×`, for a table."""
+    sign = compared(size, other)
+    return f"{MARKS[sign]} {WORDS[sign]}, {ratio(size, other):.2f} ×"
 
 
 def difference(size: SizeSummary, other: Role) -> str:
@@ -80,13 +102,18 @@ def front(points: np.ndarray) -> np.ndarray:
     return np.logical_not((no_worse & better).any(0))
 
 
+def against(size: SizeSummary, other: Role) -> str:
+    """`0.90 × 18.00, -1.80 (95 %: -2.40 to -1.20)`: the numbers behind a word."""
+    apart = difference(size, other)
+    return f"{ratio(size, other):.2f} × {size.value(other):.2f}" + f", {apart}" * bool(apart)
+
+
 def verdict(size: SizeSummary) -> str:
     """The outcome in one sentence."""
-    apart = difference(size, "guided")
+    told = "; ".join(f"{versus(size, other)} ({against(size, other)})" for other in JUDGED)
     return (
-        f"{size.size}: {WORDS[compared(size, 'guided')]} the guided base, at half its cost: {size.headline.label} "
-        f"{size.value('tuned'):.2f} after {size.objective_label}, without guidance, is {ratio(size, 'guided'):.2f} × "
-        f"the guided base{f', {apart}' * bool(apart)}, and {ratio(size, 'control'):.2f} × the control"
+        f"{size.size}: {told}. {size.headline.label} {size.value('tuned'):.2f} after {size.objective_label}, sampled "
+        "without guidance at half the cost"
     )
 
 
@@ -94,7 +121,84 @@ def verdict_in_words(size: SizeSummary) -> str:
     """The same for who does not know the ratios' meaning."""
     return (
         f"after {size.objective_label}, {size.size} samples without guidance at {size.headline.label} "
-        f"{scored(size, 'tuned')}: {WORDS[compared(size, 'guided')]} the guided base ({size.value('guided'):.2f}), at "
-        f"half its sampling cost, and {WORDS[compared(size, 'control')]} plain fine-tuning with the same budget "
-        f"({size.value('control'):.2f})"
+        f"{scored(size, 'tuned')}: {versus(size, 'guided')} ({size.value('guided'):.2f}), at half its sampling cost, "
+        f"and {versus(size, 'control', 'plain fine-tuning with the same budget')} ({size.value('control'):.2f})"
+    )
+
+
+def headline(sizes: Sequence[SizeSummary]) -> str:
+    """All sizes in a sentence, by name, what is worse first."""
+    told = []
+    for other, name in JUDGED.items():
+        named = {sign: [size.size for size in sizes if compared(size, other) == sign] for sign in (-1, 0, 1)}
+        parts = [f"{MARKS[sign]} {WORDS[sign]}: {', '.join(found)}" for sign, found in named.items() if found]
+        told.append(f"Against {name}: {'; '.join(parts)}.")
+    return " ".join(told)
+
+
+EDGES = {  # what people call it, and what of it was tried
+    "lambda": ("λ", "searched"),
+    "learning_rate": ("the learning rate", "searched"),
+    "control_learning_rate": ("the control's learning rate", "tried"),
+    "guidance_scale": ("the base's guidance scale", "tried"),
+}
+
+
+def place_of(edge: Edge) -> str:
+    """`the lower end of what was searched (0.5 to 20)`."""
+    how = EDGES.get(edge.of, ("", "searched"))[1]
+    return f"the {'lower' if edge.end == 'low' else 'upper'} end of what was {how} ({edge.low:.3g} to {edge.high:.3g})"
+
+
+def name_of(edge: Edge) -> str:
+    return EDGES.get(edge.of, (edge.of.replace("_", " "), ""))[0]
+
+
+def options_of(edge: Edge) -> str:
+    """Of the same command, which then looks further."""
+    return "--fresh " * (not edge.continues) + f"--set {shlex.quote(edge.setting)}"
+
+
+def told(edge: Edge) -> str:
+    """An edge in a sentence, with the options that look beyond it."""
+    go_on = "continue with" if edge.continues else "search again with"
+    return (
+        f"{name_of(edge)}, {edge.value:.3g}, lies at {place_of(edge)}, so there may be better beyond it: {go_on} "
+        f"{options_of(edge)}"
+    )
+
+
+def advice(sizes: Sequence[SizeSummary]) -> list[str]:
+    """What to do next, a line each: where to look for better, what is worse, what would make it surer."""
+    lines = [
+        f"{size.size}: {name_of(edge)} is at {place_of(edge)}: {options_of(edge)}"
+        for size in sizes
+        for edge in size.edges
+    ]
+    if worse := [size.size for size in sizes if worst(size) < 0 and not size.edges]:
+        lines.append(f"{', '.join(worse)}: more --trials, or keep the model that is better")
+    if any(size.winner.models == 1 for size in sizes):
+        lines.append("one training seed stands behind each size: --replicates 2")
+    return lines
+
+
+def best_in_optuna(size: SizeSummary) -> TradeOff | None:
+    """The best trial by its last rung, as Optuna names it; None of several metrics, and of version 0.1.0."""
+    by_name = {metric.name: metric for metric in size.metrics}
+    if len(size.searched) > 1 or size.searched[0] not in by_name or not size.trade_off:
+        return None
+    metric = by_name[size.searched[0]]
+    return min(size.trade_off, key=lambda row: (metric.cost(row.values[metric.name]), row.trial))
+
+
+def why_another(size: SizeSummary) -> str:
+    """Why the winner is not the trial that Optuna calls the best, in a sentence; empty where it is."""
+    best = best_in_optuna(size)
+    if best is None or best.trial == size.winner.trial:
+        return ""
+    name = size.searched[0]
+    label = next(metric.label for metric in size.metrics if metric.name == name)
+    return (
+        f"Trial {best.trial} is the best in Optuna, by {label} {best.values[name]:.2f} at its last rung, on the noise "
+        f"that all trials share; trial {size.winner.trial} won among the finalists, on fresh noise."
     )

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from cca_ray import report
-from cca_ray.contracts import FID, Difference, MetricInfo, MlflowNames, ModelScore, SizeSummary, StudySummary
+from cca_ray.contracts import FID, Difference, Edge, MetricInfo, MlflowNames, ModelScore, SizeSummary, StudySummary
 from cca_ray.reporting.results import read_study
 from cca_ray.reporting.summary import TITLES, picture, report_at_end, table, write_summary
-from cca_ray.reporting.text import closing, tally, warnings
+from cca_ray.reporting.text import closing, warnings
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import verdict
@@ -28,7 +28,9 @@ def test_the_table_has_a_row_a_size():
     lines = table([SIZE, summary_of("digits_medium")]).splitlines()
     assert len(lines) == 4
     assert len({len(line) for line in lines}) == 1
-    assert "| 18.00 ± 0.40 (s = 1.5) | 23.70 ± 0.30 | 17.10 ± 0.21 | 4.54 | 0.0098 | 14     | 1.2     |" in lines[2]
+    assert (
+        "| 18.00 ± 0.40 (s = 1.5) | 23.70 ± 0.30 | 17.10 ± 0.21 | ✓ better, 0.95 × | ✓ better, 0.72 × | 4.54 | 0.0098 |"
+    ) in lines[2]
     guided = table([SIZE.model_copy(update={"models": {**SIZE.models, "tuned_guided": scored(15.5, 0.25)}})])
     assert "| CCA and guidance |" in guided
     assert "| 15.50 ± 0.25 " in guided
@@ -46,20 +48,15 @@ def test_on_a_narrow_terminal_the_table_has_a_column_a_size():
 
 def test_the_closing_sentence_says_what_cannot_be_told_apart():
     said = closing(summary_of(fid=17.8, trials=14, seconds=72.0))
-    assert (
-        "won: FID 17.80 ± 0.21 without guidance, at half the sampling cost not distinguishable from the guided" in said
+    assert said.startswith(
+        "digits_s: ≈ equal within noise to the guided base (0.99 × 18.00); ✓ better than the control"
     )
-    assert "guided base (18.00; 0.99 ×), and better than plain fine-tuning (23.70; 0.75 ×)" in said
-    assert "(23.70; 0.75 ×). It took 14 trials, 1.2 minutes and 0.05 GPU-hours" in said
-
-
-def test_the_lede_names_the_sizes_that_are_worse_first():
-    names, highs = ("a", "b", "c"), (-0.1, 0.9, 0.4)
-    found = [Difference(value=high - 0.3, low=high - 0.6, high=high, at_least_as_good=0.5) for high in highs]
-    sizes = [summary_of(name, differences={"guided": each}) for name, each in zip(names, found, strict=True)]
-    assert tally(sizes, "guided", "the base") == (
-        "is worse than the base in 1 of 3 sizes (b) and is better than it in 1 (a) and cannot be told from it in 1 (c)"
-    )
+    assert "won, trial 3: FID 17.80 ± 0.21 without guidance, at half the sampling cost" in said
+    assert said.endswith("It took 14 trials, 1.2 minutes and 0.05 GPU-hours (A40 0.04, H100 0.01).")
+    edge = Edge(of="guidance_scale", value=9, low=1.5, high=9, end="high", setting="score.widen_guidance=6")
+    at_an_end = closing(summary_of(edges=(edge,)))
+    assert "GPU-hours (A40 0.04, H100 0.01). The base's guidance scale, 9, lies at the upper end" in at_an_end
+    assert at_an_end.endswith("continue with --set score.widen_guidance=6.")
 
 
 def test_what_is_told_is_told_of_the_objective_and_the_metric():
@@ -70,10 +67,12 @@ def test_what_is_told_is_told_of_the_objective_and_the_metric():
     dpo = SIZE.model_copy(
         update={"objective": "dpo", "objective_label": "DPO", "metrics": (kid,), "models": of_kid, "searched": ("kid",)}
     )
-    assert "KID 0.17 after DPO, without guidance, is 0.95 × the guided base" in verdict(dpo)
+    assert "(0.95 × 0.18); " in verdict(dpo)
+    assert verdict(dpo).endswith("KID 0.17 after DPO, sampled without guidance at half the cost")
     assert "| after DPO   |" in table([dpo])
     assert "| after tuning " in table([dpo, SIZE.model_copy(update={"metrics": (kid,), "models": of_kid})])
-    assert "won: KID 0.17 ± 0.01 without guidance, at half the sampling cost not distinguishable from" in closing(dpo)
+    assert "≈ equal within noise to the guided base (0.95 × 0.18)" in closing(dpo)
+    assert "won, trial 3: KID 0.17 ± 0.01 without guidance" in closing(dpo)
 
 
 def test_the_summary_is_json(tmp_path: Path):
@@ -148,7 +147,9 @@ def test_every_trial_is_in_the_page_and_in_the_csv(storage: Path, page: Page):
 def test_the_page_says_who_won_by_how_much_and_how_to_sample(storage: Path, page: Page):
     (size,) = read_study(storage, "one").summaries
     gain = size.value("tuned") / size.value("guided")
-    assert f"{gain:.2f} × the guided base (18.00) at half its cost" in page.text
+    assert f"✓ better than the guided base ({gain:.2f} × 18.00)" in page.text
+    assert "one training seed; --replicates 2 adds training noise" in page.text
+    assert 'class="tile better"' in page.source
     assert f"FID {size.value('tuned'):.2f} ± 0.20" in page.text
     assert "tied with 1 other finalist" in page.text
     assert f"cca_ray.sample digits_s --checkpoint {storage}/one/digits_s/winner.pt --out grid.png" in page.text
@@ -156,11 +157,29 @@ def test_the_page_says_who_won_by_how_much_and_how_to_sample(storage: Path, page
     assert "with guidance it takes two" in page.text
 
 
+def test_a_winner_at_an_end_and_a_size_that_is_worse_are_loud_and_finalists_have_both_their_scores(tmp_path: Path):
+    folder = make_study(tmp_path / "bad")
+    (size,) = read_study(tmp_path, "bad").summaries
+    edge = Edge(of="learning_rate", value=1.1e-3, low=1e-3, high=2e-2, end="low", setting="search.space.a.low=1e-4")
+    finalists = tuple(f.model_copy(update={"selection": scored(15.125, 0.3)}) for f in size.finalists)
+    worse = Difference(value=2.0, low=1.0, high=3.0, at_least_as_good=0.0)
+    changes = {"edges": (edge,), "finalists": finalists, "differences": {"guided": worse}}
+    write_summary(folder, [size.model_copy(update=changes)])
+    page = Page(report.write_report([read_study(tmp_path, "bad")], tmp_path / "out"))
+    assert "bad, digits_s: the learning rate, 0.0011, lies at the lower end of what was searched" in page.text
+    assert 'class="tile worse"' in page.source
+    assert '<p class="worse">✗ WORSE than the guided base' in page.source
+    assert page.text.count("FID that selected") == 2  # the column, and what it is
+    assert ">15.12 ± 0.30<" in page.source
+    assert ">FID reported<" in page.source
+    assert ">FID at the last rung<" in page.source
+
+
 def test_what_failed_is_told_with_its_reason_and_escaped(page: Page):
     assert "<script>alert" not in page.source
     assert page.tags.count("script") == 1
-    assert page.text.count(f"1 failed: {EVIL} (search 11)") == 1
-    assert "1 stopped: not among the best at a rung (search 10)" in page.text
+    assert page.text.count(f"1 failed: {EVIL} (search #11)") == 1
+    assert "1 stopped: not among the best at a rung (search #10)" in page.text
 
 
 def test_the_page_needs_nothing_beside_it_and_no_network(page: Page):
@@ -180,7 +199,6 @@ def test_the_page_is_for_light_and_dark_paper_and_phones(page: Page):
 def test_a_size_that_has_not_finished_says_so_and_shows_what_there_is(page: Page):
     assert "one, digits_m: not finished; 3 completed, 1 stopped at a rung, 1 failed, 1 not finished." in page.text
     assert "not on fresh noise" in page.text
-    assert "No importances: they take 8 completed trials and two settings; here are 3 and 2." in page.text
 
 
 def test_figures_lie_beside_the_page_as_svg_and_png(storage: Path, page: Page):
@@ -188,7 +206,7 @@ def test_figures_lie_beside_the_page_as_svg_and_png(storage: Path, page: Page):
     drawn = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.svg")}
     of_size = ("history", "landscape", "parallel", "rungs", "trade_off")
     assert drawn == {
-        "sizes", "llamagen-fid", "llamagen-inception_score", "digits_s/importances",
+        "sizes", "llamagen-fid", "llamagen-inception_score",
         *(f"{size}/{name}" for size in ("digits_s", "digits_m") for name in of_size),
     }  # fmt: skip
     assert page.tags.count("svg") == len(drawn) - 1  # the page has the two halves of `sizes`
@@ -202,7 +220,7 @@ def test_a_study_with_nothing_yet_has_a_report(tmp_path: Path):
     make_study(tmp_path / "new", completed=0, finished=False)
     study = read_study(tmp_path, "new")
     text = Page(report.write_report([study], tmp_path / "out")).text
-    assert "No trial has reached its last rung." in text
+    assert "No trial of the search has been completed." in text
 
 
 def test_two_studies_are_side_by_side_and_a_mismatch_of_protocols_is_said(storage: Path, capsys):
@@ -254,7 +272,7 @@ def test_the_end_of_a_study_makes_the_report_and_logs_it(storage: Path, tmp_path
     assert tracker.flush(60)
     logged = {file.path for file in tracker.client.list_artifacts(tracker.run_id("two/digits_s/id"), "report")}
     tracker.close(10)
-    assert {f"report/{name}" for name in ("report.html", "landscape.png", "history.png", "importances.png")} <= logged
+    assert {f"report/{name}" for name in ("report.html", "landscape.png", "history.png", "trade_off.png")} <= logged
 
 
 def test_a_report_that_fails_leaves_the_study_and_says_how_to_make_it(storage: Path, tmp_path: Path, capsys):

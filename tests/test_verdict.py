@@ -3,18 +3,24 @@
 import numpy as np
 import pytest
 
-from cca_ray.contracts import FID, INCEPTION_SCORE, Difference, Score, SizeSummary
+from cca_ray.contracts import FID, INCEPTION_SCORE, Difference, Edge, Score, SizeSummary, TradeOff
 from cca_ray.verdict import (
+    advice,
     best_of,
     compared,
     difference,
     front,
+    headline,
+    in_short,
     noise,
     ratio,
     scored,
     ties,
+    told,
     verdict,
     verdict_in_words,
+    why_another,
+    worst,
 )
 from tests.studies import summary_of
 
@@ -26,15 +32,18 @@ def test_two_models_are_equal_within_their_spread(fid: float, outcome: int):
 
 @pytest.mark.parametrize(
     ("low", "high", "outcome", "word"),
-    [(-0.9, -0.1, 1, "better than"), (-0.6, 0.2, 0, "not distinguishable from"), (0.1, 0.9, -1, "worse than")],
+    [(-0.9, -0.1, 1, "✓ better"), (-0.6, 0.2, 0, "≈ equal"), (0.1, 0.9, -1, "✗ WORSE")],
 )
 def test_the_interval_of_the_difference_decides_and_the_verdict_begins_with_it(
     low: float, high: float, outcome: int, word: str
 ):
     found = Difference(value=(low + high) / 2, low=low, high=high, at_least_as_good=0.5)
-    size = summary_of(fid=17.1, std=9.0, differences={"guided": found})
+    size = summary_of(fid=17.1, std=1.5, differences={"guided": found})
     assert compared(size, "guided") == outcome
-    assert verdict(size).startswith(f"digits_s: {word} the guided base")
+    assert verdict(size).startswith(f"digits_s: {word}")
+    assert in_short(size, "guided") == f"{word}, 0.95 ×"
+    assert headline([size]).startswith(f"Against the guided base: {word}: digits_s. Against the control: ✓ better")
+    assert worst(size) == outcome
     assert f"{found.value:+.2f} (95 %: {low:+.2f} to {high:+.2f})" in verdict(size)
     assert compared(by_inception_score(size), "guided") == -outcome
 
@@ -55,13 +64,13 @@ def test_where_more_is_better_more_is_better():
     good, bad = (by_inception_score(summary_of(fid=fid)) for fid in (12.0, 40.0))
     assert (compared(good, "guided"), compared(bad, "guided")) == (1, -1)
     assert ratio(good, "guided") > 1
-    assert "inception score 8.40 ± 0.01: better than the guided base (8.10)" in verdict_in_words(good)
+    assert "inception score 8.40 ± 0.01: ✓ better than the guided base (8.10)" in verdict_in_words(good)
 
 
 def test_the_verdict_compares_with_guidance_and_control():
     said = verdict(summary_of(fid=17.1))
-    assert "0.95 × the guided base" in said
-    assert "0.72 × the control" in said
+    assert "better than the guided base (0.95 × 18.00)" in said
+    assert "better than the control (0.72 × 23.70)" in said
 
 
 def test_the_winner_does_not_tie_with_itself():
@@ -109,8 +118,7 @@ def test_a_difference_is_said_with_its_sign_and_interval():
     size = summary_of(differences={"guided": found})
     assert difference(size, "guided") == "-2.36 (95 %: -3.10 to +1.62)"
     assert difference(size, "control") == ""
-    assert ", -2.36 (95 %: -3.10 to +1.62), and" in verdict(size)
-    assert "guided base, and 0.72 × the control" in verdict(summary_of())
+    assert ", -2.36 (95 %: -3.10 to +1.62));" in verdict(size)
 
 
 def test_of_no_sizes_and_of_two_models_a_spread_says_its_noise():
@@ -138,3 +146,53 @@ def test_only_finalists_that_tie_tie():
 
 def test_a_point_that_is_equal_in_one_and_worse_in_another_is_beaten():
     assert front(np.array([[1.0, 2.0], [1.0, 3.0], [0.5, 3.0]])).tolist() == [True, False, True]
+
+
+def three_sizes() -> list[SizeSummary]:
+    """Better, equal and worse than the guided base; all better than the control."""
+    found = [Difference(value=high - 0.3, low=high - 0.6, high=high, at_least_as_good=0.5) for high in (-0.1, 0.4, 0.9)]
+    return [summary_of(name, differences={"guided": each}) for name, each in zip("abc", found, strict=True)]
+
+
+def test_the_headline_names_every_size_and_begins_with_those_that_are_worse():
+    assert headline(three_sizes()) == (
+        "Against the guided base: ✗ WORSE: c; ≈ equal: b; ✓ better: a. Against the control: ✓ better: a, b, c."
+    )
+
+
+def test_who_is_worse_or_at_an_end_or_stands_on_one_seed_is_told_what_to_do():
+    edge = Edge(of="lambda", value=0.52, low=0.5, high=20, end="low", setting="search.space.lambda.low=0.08")
+    good, equal, bad = three_sizes()
+    lines = advice([good.model_copy(update={"edges": (edge,)}), equal, bad])
+    assert lines == [
+        "a: λ is at the lower end of what was searched (0.5 to 20): --fresh --set search.space.lambda.low=0.08",
+        "c: more --trials, or keep the model that is better",
+        "one training seed stands behind each size: --replicates 2",
+    ]
+    again = [size.model_copy(update={"winner": size.winner.model_copy(update={"models": 3})}) for size in (good, equal)]
+    assert advice(again) == []
+
+
+def test_an_edge_is_told_with_an_option_that_a_shell_takes():
+    ends = Edge(of="lambda", value=0.52, low=0.5, high=20, end="low", setting="search.space.lambda.low=0.08")
+    assert told(ends) == (
+        "λ, 0.52, lies at the lower end of what was searched (0.5 to 20), so there may be better beyond it: "
+        "search again with --fresh --set search.space.lambda.low=0.08"
+    )
+    rate = Edge(of="control_learning_rate", value=3e-3, low=3e-4, high=3e-3, end="high", setting="control.widen=6")
+    assert told(rate).endswith("continue with --set control.widen=6")
+    listed = rate.model_copy(update={"setting": "control.learning_rates=[0.001,0.003]"})
+    assert told(listed).endswith("--fresh --set 'control.learning_rates=[0.001,0.003]'")
+
+
+def test_why_the_winner_is_not_the_best_of_optuna_is_told():
+    rows = tuple(
+        TradeOff(trial=trial, params={}, values={"fid": fid, "inception_score": 8.0}, front=False)
+        for trial, fid in ((2, 17.0), (3, 16.5), (4, 16.2))
+    )
+    size = summary_of(winner=3, trade_off=rows)
+    assert why_another(size).startswith("Trial 4 is the best in Optuna, by FID 16.20 at its last rung")
+    assert "trial 3 won" in why_another(size)
+    assert why_another(summary_of(winner=4, trade_off=rows)) == ""
+    assert why_another(summary_of(winner=3)) == ""
+    assert why_another(size.model_copy(update={"searched": ("fid", "inception_score")})) == ""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import optuna
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -47,7 +46,6 @@ MODELS: dict[Role, tuple[str, str, Any]] = {  # of the final comparison: what th
     "tuned": ("{}, no guidance", "D", "-"),
 }
 SIDES = {True: ("better to the left", "better below"), False: ("better to the right", "better above")}  # by low is best
-FEWEST = 8  # completed trials from which importances are told
 LABELLED = 20  # points that carry their values, at most
 Look = dict[str, Any]  # matplotlib's keywords
 
@@ -228,33 +226,6 @@ def rungs(size: SizeResults) -> Figure:
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(size.metric.label)
     axes.set_title("every line a trial, from rung to rung", fontsize=9, loc="left")
-    return figure
-
-
-@styled
-def importances(size: SizeResults) -> Figure | None:
-    """Shares of the score's variance over the completed trials, by fANOVA; None of too few trials or settings."""
-    done = scored(size)
-    if len(done) < FEWEST or len(size.space) < 2 or len({t.last(size.metric) for t in done}) < 2:
-        return None
-    study = optuna.create_study()
-    study.add_trials([
-        optuna.trial.create_trial(params=t.params, distributions=t.frozen.distributions, value=t.last(size.metric))
-        for t in done
-    ])  # fmt: skip
-    shares = optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-    )
-    figure, axes = canvas(0.9 + 0.35 * len(shares))
-    names = list(shares)[::-1]
-    bars = axes.barh(
-        [setting_name(name) for name in names], [shares[name] for name in names], height=0.55, color=LIGHT["tuned"]
-    )
-    axes.bar_label(bars, [f"{100 * shares[name]:.0f} %" for name in names], padding=4)
-    axes.set_xlim(0, 1.12)
-    axes.xaxis.set_major_locator(NullLocator())
-    axes.spines["bottom"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     return figure
 
 

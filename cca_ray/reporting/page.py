@@ -17,6 +17,7 @@ from cca_ray.reporting.style import THEME, save
 from cca_ray.reporting.tables import Table, overviews, row_of, trial_of, write_csv
 from cca_ray.storage.files import atomically
 from cca_ray.storage.uris import command_line, to_uri
+from cca_ray.verdict import WORDS, worst
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
@@ -37,6 +38,7 @@ class SizePart:
 
     anchor: str
     title: str
+    standing: str  # better, equal or worse; empty of an unfinished size
     big: str
     lines: list[str]
     story: str
@@ -45,7 +47,6 @@ class SizePart:
     picture: Markup | str
     finalists: Table
     figures: list[Part]
-    missing: list[str]
     failures: list[str]
     cost: list[str]
     protocol: list[str]
@@ -129,11 +130,11 @@ def caption_of(metric: MetricInfo, sizes: Sequence[SizeSummary]) -> str:
 def size_part(study: StudyResults, size: SizeResults, folder: Path, several: bool) -> SizePart:
     folder.mkdir(parents=True, exist_ok=True)
     big, lines = text.tile(size)
-    figures, missing = search_figures(size, folder)
     winner = study.folder / size.name / "winner.pt"
     return SizePart(
         anchor=f"{study.name}-{size.name}",
         title=f"{study.name}: {size.name}" if several else size.name,
+        standing=WORDS[worst(size.summary)].lower() if size.summary else "",
         big=big,
         lines=lines,
         story=text.story(size),
@@ -143,8 +144,7 @@ def size_part(study: StudyResults, size: SizeResults, folder: Path, several: boo
         ),
         picture=Markup(embedded(size.picture)) if size.picture else "",  # noqa: S704 (base64)
         finalists=tables.finalists(size),
-        figures=figures,
-        missing=missing,
+        figures=search_figures(size, folder),
         failures=text.failures(size),
         cost=text.cost(size),
         protocol=text.protocol(size),
@@ -200,29 +200,18 @@ SEARCH: dict[str, tuple[str, Callable[[SizeResults], Figure | None], str]] = {
         charts.parallel,
         "Completed trials; the winner is thick. Better is higher at the right.",
     ),
-    "importances": (
-        "Importances",
-        charts.importances,
-        "Share of the score's variance over the completed trials that each setting explains (fANOVA).",
-    ),
 }
 OF_COMPLETED = ("parallel", "trade_off")  # what can only be drawn of completed trials
 
 
-def search_figures(size: SizeResults, folder: Path) -> tuple[list[Part], list[str]]:
-    """Figures of the search, and why some are missing."""
+def search_figures(size: SizeResults, folder: Path) -> list[Part]:
+    """Figures of the search; none before its first score."""
     if not any(t.rungs for t in size.of("search")):
-        return [], ["No trial has been scored yet: there is nothing to draw."]
+        return []
     figures, done = {}, len(size.of("search", "COMPLETE"))
     across, *more = (metric.label for metric in charts.of_trade_off(size))
     for name, (title, draw, caption) in SEARCH.items():
         if (done or name not in OF_COMPLETED) and (figure := draw(size)) is not None:
             caption = caption.format(across=across, up="".join(more))
             figures[name] = part(figure, folder / name, f"{size.name}: {title.lower()}", caption, title)
-    missing = []
-    if "importances" not in figures:
-        missing.append(
-            f"No importances: they take {charts.FEWEST} completed trials and two settings; here are {done} and "
-            f"{len(size.space)}."
-        )
-    return list(figures.values()), missing
+    return list(figures.values())

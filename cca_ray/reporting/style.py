@@ -35,6 +35,7 @@ THEME = {
     "guided": ("#c0500c", "#f29a56"),
     "control": ("#0b7a5a", "#4fc3a0"),
     "tuned": ("#0a68ad", "#62b1ee"),
+    "worse": ("#b3261e", "#ff8a80"),
 }
 # Steps of a scale, after viridis: what matters most, the first step, is what stands out most, in either theme.
 STEPS = ("#440154", "#462f7c", "#38578c", "#2b788e", "#1f998a", "#40ba72", "#94d741", "#f4e61e")

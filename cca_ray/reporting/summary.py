@@ -17,7 +17,7 @@ from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push
 from cca_ray.storage.uris import command_line, to_uri
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.verdict import scored
+from cca_ray.verdict import JUDGED, in_short, scored, versus
 
 TITLES: dict[Role, str] = {
     "base": "base, no guidance",
@@ -29,7 +29,7 @@ TITLES: dict[Role, str] = {
 
 def columns_of(size: SizeSummary, metric: MetricInfo, called: str) -> dict[str, str]:
     """A row of the table, by the heads of its columns. `called`: how the models were tuned."""
-    settings = size.settings
+    settings, first = size.settings, metric == size.headline  # of others no difference is known
     return {
         "size": size.size,
         "parameters": f"{size.parameters:,}",
@@ -37,6 +37,7 @@ def columns_of(size: SizeSummary, metric: MetricInfo, called: str) -> dict[str, 
         "with guidance": f"{scored(size, 'guided', metric)} (s = {size.models['guided'].guidance_scale:g})",
         "control": scored(size, "control", metric),
         f"after {called}": scored(size, "tuned", metric),
+        **({"vs guided": in_short(size, "guided"), "vs control": in_short(size, "control")} if first else {}),
         f"{called} and guidance": scored(size, "tuned_guided", metric) if "tuned_guided" in size.models else "",
         "λ": f"{settings['lambda']:.3g}" if "lambda" in settings else "",
         "lr": f"{settings['learning_rate']:.2g}" if "learning_rate" in settings else "",
@@ -96,7 +97,8 @@ def picture(path: Path, size: SizeSummary, images: Mapping[Role, np.ndarray], co
         axes.imshow(image_grid(images[role][: 5 * columns], columns))
         axes.set_title(f"{title.format(size.objective_label)}\n{headline.label} {size.value(role):.1f}", fontsize=11)
         axes.set_axis_off()
-    figure.suptitle(f"{size.size}, {size.parameters:,} parameters", fontsize=11)
+    judged = ", ".join(versus(size, other) for other in JUDGED)
+    figure.suptitle(f"{size.size}, {size.parameters:,} parameters: {judged}", fontsize=11)
     figure.savefig(path, dpi=90)
     return path
 

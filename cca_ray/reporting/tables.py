@@ -11,7 +11,7 @@ from cca_ray.reporting.numbers import number, setting_name
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow
 from cca_ray.reporting.text import finalist_scored, tuning
 from cca_ray.storage.files import atomically
-from cca_ray.verdict import difference, noise, scored
+from cca_ray.verdict import difference, in_short, noise, scored, with_spread
 
 CsvRow = Mapping[str, str | float | None]
 
@@ -62,7 +62,6 @@ def overview(sizes: Sequence[tuple[str, SizeSummary]], metric: MetricInfo) -> Ta
     rows = []
     for name, size in sizes:
         guided, scale = of_model(size, "guided", metric), size.models["guided"].guidance_scale
-        value = size.value("tuned", metric)
         cells = {
             "size": cell(name),
             "parameters": cell(f"{size.parameters:,}", size.parameters),
@@ -71,8 +70,8 @@ def overview(sizes: Sequence[tuple[str, SizeSummary]], metric: MetricInfo) -> Ta
             "control": of_model(size, "control", metric),
             f"after {called}": of_model(size, "tuned", metric),
             f"{called} and guidance": of_model(size, "tuned_guided", metric),
-            f"{called} / guided": real(value / size.value("guided", metric)),
-            f"{called} / control": real(value / size.value("control", metric)),
+            "vs guided": judged(size, "guided", metric),
+            "vs control": judged(size, "control", metric),
             f"{called} - guided": apart(size, "guided", metric),
             f"{called} - control": apart(size, "control", metric),
             "λ": real(size.winner.params.get("lambda"), ".3g"),
@@ -88,10 +87,16 @@ def overview(sizes: Sequence[tuple[str, SizeSummary]], metric: MetricInfo) -> Ta
     )  # fmt: skip
     note = (
         f"{metric.label}, mean over fresh blocks of noise; {alike}. {noise([size for _, size in sizes])}. A difference "
-        "is of the same blocks, with its 95 % interval; models are distinguishable if that does not hold 0. Hours are "
-        "those of GPUs, or of CPUs where a trial has no GPU."
+        "is of the same blocks, with its 95 % interval; ≈ equal: that contains 0. × is the ratio of two models' means. "
+        "Hours are those of GPUs, or of CPUs where a trial has no GPU."
     )
     return Table(columns, [Row([row[name] for name in columns]) for row in rows], note)
+
+
+def judged(size: SizeSummary, other: Role, metric: MetricInfo) -> Cell:
+    """`✓ better, 0.90 ×`; of other metrics than the headline, of which no difference is known, the ratio alone."""
+    times = size.value("tuned", metric) / size.value(other, metric)
+    return cell(in_short(size, other) if metric == size.headline else f"{times:.2f} ×", times)
 
 
 def apart(size: SizeSummary, other: Role, metric: MetricInfo) -> Cell:
@@ -109,20 +114,32 @@ def finalists(size: SizeResults) -> Table:
     if not done:
         return Table([], [])
     metrics = [m for m in done.metrics if all(m.name in f.score.values for f in done.finalists)]
+    first, at_last = done.headline, {t.number: t for t in size.of("search", "COMPLETE")}
     rows = []
-    for f in sorted(done.finalists, key=lambda f: done.headline.cost(f.score.values[done.headline.name])):
+    for f in sorted(done.finalists, key=lambda f: first.cost(f.score.values[first.name])):
         wins = f.trial == done.winner.trial
         standing = "winner" if wins else "tied with the winner" if f.tied else ""
         settings = [number(f.params[name]) if name in f.params else "" for name in names]
+        rung = with_spread(at_last[f.trial].last(first), None) if f.trial in at_last else ""
+        chose = with_spread(f.selection.values[first.name], f.selection.std.get(first.name)) if f.selection else ""
         scores = [finalist_scored(f, metric) for metric in metrics]
-        rows.append(Row([*map(cell, [str(f.trial), *settings, *scores, str(f.models), standing])], wins))
-    of_metrics = [f"{metric.label} on fresh noise" for metric in metrics]
+        rows.append(Row([*map(cell, [str(f.trial), *settings, rung, chose, *scores, str(f.models), standing])], wins))
+    columns = {
+        "trial": True, **{setting_name(name): True for name in names}, f"{first.label} at the last rung": True,
+        f"{first.label} that selected": any(f.selection for f in done.finalists),
+        **{f"{metric.label} reported": True for metric in metrics}, "models": True, "": True,
+    }  # fmt: skip
+    kept = [i for i, shown in enumerate(columns.values()) if shown]
     note = (
-        "Ties cannot be told from the best by two standard errors on the blocks that chose; of ties the cheaper wins, "
-        "then the better mean there. What is shown here are other blocks: of a finalist that lost without a tie, the "
-        "first alone."
+        f"The last rung made these trials finalists. {first.label} that selected is a mean over fresh blocks of noise: "
+        "what two standard errors there cannot tell from the best ties with it, and of ties the cheaper wins, then the "
+        "better mean. What is reported is a mean over other blocks, which selected nothing, so the winner need not be "
+        "the best there. A finalist that was surely behind after the first block that selects was scored on no "
+        "further one, and one that lost without a tie on the first of the others alone."
     )
-    return Table(["trial", *map(setting_name, names), *of_metrics, "models", ""], rows, note)
+    return Table(
+        [list(columns)[i] for i in kept], [Row([row.cells[i] for i in kept], row.winner) for row in rows], note
+    )
 
 
 def trials(size: SizeResults) -> Table:

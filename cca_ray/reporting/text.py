@@ -12,7 +12,20 @@ from cca_ray.reporting.numbers import number, score
 from cca_ray.reporting.results import SizeResults, StudyResults
 from cca_ray.reporting.settings import Rung
 from cca_ray.search.records import readable
-from cca_ray.verdict import WORDS, compared, difference, noise, ratio, scored, ties, verdict_in_words, with_spread
+from cca_ray.verdict import (
+    JUDGED,
+    against,
+    headline,
+    noise,
+    ratio,
+    scored,
+    ties,
+    told,
+    verdict_in_words,
+    versus,
+    why_another,
+    with_spread,
+)
 
 NAMED = 8  # trials that ended for the same reason, at most
 
@@ -25,10 +38,7 @@ def lede(study: StudyResults) -> str:
     if len(done) == 1:
         text = f"{study.name}: {verdict_in_words(done[0])}."
     else:
-        text = (
-            f"{study.name}: after {tuning(done)}, sampling without guidance {tally(done, 'guided', 'the guided base')},"
-            f" at half its cost; it {tally(done, 'control', 'plain fine-tuning with the same budget')}."
-        )
+        text = f"{study.name}: sampling without guidance, at half its cost, after {tuning(done)}. {headline(done)}"
     left = len(study.sizes) - len(done)
     return text + (f" {left} of its sizes not finished." if left else "")
 
@@ -39,28 +49,20 @@ def tuning(sizes: Sequence[SizeSummary]) -> str:
     return labels.pop() if len(labels) == 1 else "tuning"
 
 
-def tally(sizes: Sequence[SizeSummary], other: Role, name: str) -> str:
-    """`is better than NAME in 2 of 3 sizes (a, b) and cannot be told from it in 1 (c)`; what is worse comes first."""
-    verbs = {-1: "is worse than", 1: "is better than", 0: "cannot be told from"}
-    named = {sign: [size.size for size in sizes if compared(size, other) == sign] for sign in verbs}
-    said = [f"{verbs[sign]} {{}} in {len(found)}{{}} ({', '.join(found)})" for sign, found in named.items() if found]
-    first, *others = said
-    return " and ".join([first.format(name, f" of {len(sizes)} sizes"), *(part.format("it", "") for part in others)])
-
-
 def closing(size: SizeSummary) -> str:
-    """A finished size, for who reads nothing else: what won, by how much, at what cost."""
-    names: dict[Role, str] = {"guided": "the guided base", "control": "plain fine-tuning"}
-    guided, control = (
-        f"{WORDS[compared(size, other)]} {name} ({size.value(other):.2f}; {ratio(size, other):.2f} ×"
-        + (f"; difference {apart})" if (apart := difference(size, other)) else ")")
-        for other, name in names.items()
-    )
+    """A finished size, for who reads nothing else: what won, by how much, at what cost, and what lies at an end."""
+    judged = "; ".join(f"{versus(size, other)} ({against(size, other)})" for other in JUDGED)
+    edges = "".join(f" {sentence(told(edge))}" for edge in size.edges)
     return (
-        f"{size.size}: {readable(size.winner.params)} won: {size.headline.label} {scored(size, 'tuned')} without "
-        f"guidance, at half the sampling cost {guided}, and {control}. It took {size.trials} trials, "
-        f"{size.seconds / 60:.1f} minutes and {device_hours(size)}."
+        f"{size.size}: {judged}. {readable(size.winner.params)} won, trial {size.winner.trial}: {size.headline.label} "
+        f"{scored(size, 'tuned')} without guidance, at half the sampling cost. It took {size.trials} trials, "
+        f"{size.seconds / 60:.1f} minutes and {device_hours(size)}.{edges}"
     )
+
+
+def sentence(text: str) -> str:
+    """With a capital, unless it begins with a symbol, and a full stop."""
+    return f"{text[0].upper() if text[0].isascii() else text[0]}{text[1:]}."
 
 
 def tile(size: SizeResults) -> tuple[str, list[str]]:
@@ -69,17 +71,14 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
     if not done:
         so_far = f"{size.metric.label} {score(best.last(size.metric))} so far" if best else "no score yet"
         return so_far, [f"Not finished: {progress(size)}.", interim(size)]
-    lines: dict[Role, str] = {
-        "guided": f"the guided base ({done.value('guided'):.2f}) at half its cost",
-        "control": f"the control ({done.value('control'):.2f})",
-        "base": f"the base without guidance ({done.value('base'):.2f})",
-    }
+    names: dict[Role, str] = {**JUDGED, "base": "the base without guidance"}
     return f"{done.headline.label} {scored(done, 'tuned')}", [
         *(
-            f"{ratio(done, other):.2f} × {line}" + (": not distinguishable" if compared(done, other) == 0 else "")
-            for other, line in lines.items()
+            f"{versus(done, other, name)} ({ratio(done, other):.2f} × {done.value(other):.2f})"
+            for other, name in names.items()
         ),
-        f"{readable(done.winner.params)}; {hours(size)}",
+        f"trial {done.winner.trial}, {readable(done.winner.params)}; {hours(size)}",
+        *["± is sampling alone: one training seed; --replicates 2 adds training noise"] * (done.winner.models == 1),
     ]
 
 
@@ -93,7 +92,7 @@ def progress(size: SizeResults) -> str:
 def interim(size: SizeResults) -> str:
     """Of the best so far; and what its score is not."""
     if size.best is None:
-        return "No trial has reached its last rung."
+        return "No trial of the search has been completed."
     return (
         f"Best so far: {readable(size.best.params)}, {size.metric.label} {size.best.last(size.metric):.2f} on the "
         f"{size.best.rungs[-1].samples:,} images of the last rung, not on fresh noise."
@@ -115,6 +114,7 @@ def story(size: SizeResults) -> str:
     tied, text = len(ties(done)), verdict_in_words(done)
     text = text[0].upper() + text[1:] + f". The winner is trial {done.winner.trial}, {readable(done.winner.params)}"
     text += f", tied with {tied} other finalist{'s' * (tied > 1)}. " if tied else ". "
+    text += f"{other} " if (other := why_another(done)) else ""
     if "tuned_guided" in done.models:
         text += f"With guidance too it comes to {scored(done, 'tuned_guided')}. "
     return text + searched
@@ -155,7 +155,7 @@ def failures(size: SizeResults) -> list[str]:
     for state in kinds:
         for t in size.trials:
             if t.state == state:
-                found.setdefault((state, t.reason or "interrupted, or at work"), []).append(f"{t.arm} {t.number}")
+                found.setdefault((state, t.reason or "interrupted, or at work"), []).append(f"{t.arm} #{t.number}")
     return [
         f"{len(which)} {kinds[state]}: {reason} ({', '.join(which[:NAMED])}{', …' if len(which) > NAMED else ''})"
         for (state, reason), which in found.items()
@@ -174,10 +174,12 @@ def protocol(size: SizeResults) -> list[str]:
         return f", the best {100 * share:g} % go on" if rung.at < 1 and share < 1 else ""
 
     rungs = ", ".join(f"{100 * r.at:g} % of the steps ({r.samples:,} images{keeps(r)})" for r in size.settings.rungs)
-    blocks, scales = scoring.blocks, ", ".join(f"{s:g}" for s in scoring.guidance_scales)
+    on_base = (size.summary and size.summary.guidance_scales) or scoring.guidance_scales
+    blocks, scales = scoring.blocks, ", ".join(f"{s:g}" for s in on_base)
     chosen = f"; s = {size.summary.models['guided'].guidance_scale:g} was chosen" if size.summary else ""
     covers = f"{noise([size.summary])}." if size.summary else ""
-    rates = ", ".join(number(rate) for rate in size.settings.control.learning_rates)
+    tried = {t.params["learning_rate"] for t in size.of("control") if "learning_rate" in t.params}
+    rates = ", ".join(map(number, sorted(tried.union(size.settings.control.learning_rates))))
     classes = "class-balanced" if scoring.labels == "balanced" else "random"
     *most, last = (metric.label for metric in size.metrics)
     scores = f"{', '.join(most)} and {last}" if most else last
@@ -210,6 +212,12 @@ def warnings(studies: Sequence[StudyResults]) -> list[str]:
     """What a reader must know before comparing numbers."""
     sizes = [(study, size) for study in studies for size in study.sizes]
     lines = [f"{study.name}, {size.name}: not finished; {progress(size)}." for study, size in sizes if not size.summary]
+    lines += [
+        f"{study.name}, {done.size}: {told(edge)}."
+        for study in studies
+        for done in study.summaries
+        for edge in done.edges
+    ]
     for family in dict.fromkeys(size.family for _, size in sizes):
         by: dict[str, list[str]] = {}
         for study, size in sizes:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train, same, without_others
 from cca_ray.registry import METRICS
 from cca_ray.search.records import ENDED, ArmName
+from cca_ray.search.widening import next_rate
 
 Distribution = FloatDistribution | IntDistribution
 WarmStart = Callable[[], Iterable[Mapping[str, float]]]  # the best settings that smaller sizes have found so far
@@ -43,7 +44,8 @@ def draw(trial: optuna.Trial, name: str, values: Distribution) -> None:
 class Arm:
     """Trials of one kind: the search, the control's few learning rates, or finalists trained again.
 
-    `metrics`: what it minimizes. `warm_start_points`: settings to be tried next, once each.
+    `metrics`: what it minimizes. `warm_start_points`: settings to be tried next, once each. `widen`: how many learning
+    rates may be tried beyond the first ones, which are `given`.
     """
 
     name: ArmName
@@ -55,6 +57,8 @@ class Arm:
     seed: int = 0
     random_trials: int = 0
     warm_start_points: WarmStart = no_warm_start
+    given: tuple[float, ...] = ()
+    widen: int = 0
 
     def propose(self, interrupted: list[int]) -> optuna.Trial | None:
         """An interrupted trial, by its number, if there is one, else a new one within the number, else None."""
@@ -62,7 +66,9 @@ class Arm:
         if interrupted:
             return self.taken_up(interrupted.pop(0))
         if begun >= self.trials:
-            return None
+            if (further := self.beyond()) is None:
+                return None
+            self.study.enqueue_trial({"learning_rate": further}, skip_if_exists=True)
         for known in self.warm_start_points():
             self.study.enqueue_trial(dict(known), skip_if_exists=True)
         trials = self.study.get_trials(deepcopy=False)
@@ -71,6 +77,22 @@ class Arm:
             self.study.enqueue_trial(point)
         self.study.sampler = self.sampler(begun, 0)
         return self.study.ask(dict(self.space))
+
+    def rates(self) -> dict[float, float]:
+        """Cost by learning rate, of those that have ended; infinite where the trial failed."""
+        ended = [t for t in self.ended() if "learning_rate" in t.params]
+        return {t.params["learning_rate"]: math.inf if t.value is None else t.value for t in ended}
+
+    def beyond(self) -> float | None:
+        """The learning rate to be tried next, where the best so far is at an end; None while others are at work."""
+        if not self.widen or self.ended(TrialState.RUNNING):
+            return None
+        return next_rate(self.rates(), self.given, self.widen)
+
+    def planned(self) -> int:
+        """How many trials it has, as far as is known."""
+        begun = len(self.ended(*ENDED, TrialState.RUNNING)) if self.widen else 0
+        return max(self.trials, begun + (begun >= self.trials and self.beyond() is not None))
 
     def instead(self, trials: Sequence[FrozenTrial], begun: int) -> dict[str, float] | None:
         """A point to be run next, where the sampler would propose one that has been run; else None."""
@@ -179,7 +201,9 @@ def open_arms(
     """
     search, rates, memory = config.search, config.control.learning_rates, memory_of(config, digests)
     space = {key: distribution(config.train, key, bounds) for key, bounds in search.space.items()}
-    control = Range.model_construct(low=min(rates), high=max(rates), log=True)
+    widen = config.control.widen if len(rates) > 1 else 0  # one alone is someone's choice, not a grid
+    beyond = (max(rates) / min(rates)) ** widen  # no step is wider than all of them
+    control = Range.model_construct(low=min(rates) / beyond, high=max(rates) * beyond, log=True)
     control_space = {"learning_rate": distribution(config.train, "learning_rate", control)}
 
     def within() -> list[dict[str, float]]:
@@ -193,7 +217,7 @@ def open_arms(
     trials = min(search.trials, len(whole_points(space)) or search.trials)
     searched = open_arm(storage, name, "search", space, search.first_points, memory, metrics)
     return [
-        Arm("control", controls, storage, control_space, len(rates)),
+        Arm("control", controls, storage, control_space, len(rates), given=rates, widen=widen),
         Arm("search", searched, storage, space, trials, metrics, search.seed, search.random_trials, within),
     ]
 
@@ -205,9 +229,11 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, o
     """
     content = config.model_dump(mode="json", by_alias=True)
     content["placement"] = {"precision": config.placement.precision}
-    for section, keys in {**PATHS, "search": ("trials", "max_concurrent", "replicates")}.items():
+    budget = {"search": ("trials", "max_concurrent", "replicates"), "control": ("widen",)}
+    for section, keys in {**PATHS, **budget}.items():
         for key in keys:
             content[section].pop(key)
+    content["score"].pop("widen_guidance")
     content["pretrain"] = config.pretrain.content
     content["score"].pop("trust_torchscript")  # the file itself counts
     content.pop("plugins")

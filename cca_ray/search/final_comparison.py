@@ -36,6 +36,7 @@ from cca_ray.search.cards import CardEffect, OnCard, card_effects
 from cca_ray.search.cleaning import WEIGHTS, best_trials
 from cca_ray.search.records import rung_scores
 from cca_ray.search.standings import Contender, Standing, contested, difference, winner_of
+from cca_ray.search.widening import edge_of_control, edge_of_guidance, edges_of_search, next_scale
 from cca_ray.storage.files import fingerprint
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import to_uri
@@ -49,7 +50,7 @@ ALWAYS_TOLD = ("lambda", "learning_rate")  # of a winner's settings, also where 
 
 
 def finalists(
-    arm: Arm, most: int, storage: Path, of_trial: Callable[[FrozenTrial], int], study: str
+    arm: Arm, most: int | None, storage: Path, of_trial: Callable[[FrozenTrial], int], study: str
 ) -> list[Contender]:
     """The best completed trials of an arm. With two metrics, those of the front, lowest FID first.
 
@@ -145,16 +146,52 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Chooser:
+    """Chooses among contenders by their scores on one block of noise; where there is no choice, nothing is scored."""
+
+    scores: Scores
+    metric: MetricInfo
+    block: int
+
+    def rivals(self, contenders: Sequence[Contender]) -> Sequence[Contender]:
+        """Those among whom there is a choice."""
+        return contenders if len(contenders) > 1 else ()
+
+    def costs_of(self, contenders: Sequence[Contender]) -> list[float]:
+        found = self.scores.of([(contender, self.block) for contender in contenders])
+        return [self.metric.cost(scored.score.values[self.metric.name]) for scored in found]
+
+    def best_of(self, contenders: Sequence[Contender]) -> Contender:
+        if not self.rivals(contenders):
+            return contenders[0]
+        return min(zip(self.costs_of(contenders), contenders, strict=True), key=lambda pair: pair[0])[1]
+
+    def guided(self, contender: Contender, given: Sequence[float], widen: int) -> tuple[Contender, tuple[float, ...]]:
+        """At the best of these scales, and of at most `widen` larger ones while the largest is the best; all tried."""
+        at = dict(zip(given, at_scales(contender, given), strict=True))
+        if len(at) == 1:
+            return at[given[0]], tuple(given)
+        costs = dict(zip(at, self.costs_of(list(at.values())), strict=True))
+        while (further := next_scale(costs, given, widen)) is not None:
+            (at[further],) = at_scales(contender, [further])
+            (costs[further],) = self.costs_of([at[further]])
+        return at[min(costs, key=lambda scale: costs[scale])], tuple(costs)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The final comparison of one size: standings on the blocks that the table shows; who ties with the winner.
 
-    `metrics`: that were measured; the first one chose.
+    `metrics`: that were measured; the first one chose. `selection`: the finalists on the blocks that chose. `scales`:
+    that were tried on the base.
     """
 
     metrics: tuple[MetricInfo, ...]
     standings: dict[Role, Standing]  # tuned_guided only if it was asked for
     finalists: list[Standing]
+    selection: list[Standing]
     tied: list[Contender]
+    scales: tuple[float, ...]
     cards: tuple[CardEffect, ...]
 
     @property
@@ -186,28 +223,26 @@ def compare(
     scores = Scores(config, storage, stop, study)
     choosing, shown = range(1, score.blocks + 1), shown_blocks(config)
     base = Contender(f"{config.name}-base")
-    scales = at_scales(base, score.guidance_scales)
-    controls = finalists(by_name["control"], len(config.control.learning_rates), storage, trained_on, study)
+    controls = finalists(by_name["control"], None, storage, trained_on, study)
     best = finalists(by_name["search"], score.finalists, storage, trained_on, study)
     models = {c: [c, *again(c, replicates, storage, study)] for c in best}
+    chooser = Chooser(scores, headline, choosing[0])
 
-    def best_of(contenders: Sequence[Contender]) -> Contender:
-        if len(contenders) == 1:
-            return contenders[0]
-        found = [s.score.values[headline.name] for s in scores.of([(c, choosing[0]) for c in contenders])]
-        return min(zip(found, contenders, strict=True), key=lambda pair: headline.cost(pair[0]))[1]
-
-    alone = [some for some in (scales, controls) if len(some) > 1]  # of one there is nothing to choose
-    scores.of([(c, choosing[0]) for some in (*models.values(), *alone) for c in some])  # all workers have work at once
-    rivals = contested(scores.standings([(models[c], choosing[:1]) for c in best]), headline)
-    winner, tied = winner_of(scores.standings([(models[s.contender], choosing) for s in rivals]), headline)
+    at_once = [*(m for some in models.values() for m in some), *chooser.rivals(controls),
+               *chooser.rivals(at_scales(base, score.guidance_scales))]  # fmt: skip
+    scores.of([(contender, choosing[0]) for contender in at_once])  # so that all workers have work
+    first = scores.standings([(models[c], choosing[:1]) for c in best])
+    left = [s.contender for s in contested(first, headline)]
+    whole = {s.contender: s for s in scores.standings([(models[c], choosing) for c in left])}
+    winner, tied = winner_of(list(whole.values()), headline)
     if not exists(path := Path(winner.contender.checkpoint or "")):
         raise ValueError(
             f"{config.name}: {winner.contender.key} won, but its weights are gone: {to_uri(path)}; {REMEDY}"
         )
-    chosen: dict[Role, Contender] = {"base": base, "guided": best_of(scales), "control": best_of(controls)}
+    guided, scales = chooser.guided(base, score.guidance_scales, score.widen_guidance)
+    chosen: dict[Role, Contender] = {"base": base, "guided": guided, "control": chooser.best_of(controls)}
     if score.winner_guidance_scales:
-        chosen["tuned_guided"] = best_of(at_scales(winner.contender, score.winner_guidance_scales))
+        chosen["tuned_guided"], _ = chooser.guided(winner.contender, score.winner_guidance_scales, score.widen_guidance)
     ties = [s.contender for s in tied]
     standings = scores.standings([
         *(([c], shown) for c in chosen.values()),
@@ -215,7 +250,8 @@ def compare(
     ])  # fmt: skip
     by_role, of_finalists = dict(zip(chosen, standings, strict=False)), standings[len(chosen) :]
     by_role["tuned"] = next(s for s in of_finalists if s.contender == winner.contender)
-    return Outcome(metrics, by_role, of_finalists, ties, card_effects(scores.on_cards))
+    selection = [whole.get(s.contender, s) for s in first]
+    return Outcome(metrics, by_role, of_finalists, selection, ties, scales, card_effects(scores.on_cards))
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path, study: str) -> list[Contender]:
@@ -255,12 +291,15 @@ def summarize(
     winner, train = outcome.winner, config.train.model_dump(by_alias=True)
     tuned, headline = outcome.standings["tuned"], outcome.metrics[0]
     differences = {role: difference(tuned, outcome.standings[role], headline) for role in COMPARED}
-    search = next(arm for arm in arms if arm.name == "search")
+    control, search = (next(arm for arm in arms if arm.name == name) for name in ("control", "search"))
+    rate = dict(outcome.standings["control"].contender.params)["learning_rate"]
+    selection = {s.contender.number: s.score() for s in outcome.selection}
     by_trial = {
         s.contender.number: Finalist(
             trial=s.contender.number,
             params=dict(s.contender.params),
             score=s.score(),
+            selection=selection[s.contender.number],
             models=len(s.values[outcome.metrics[0].name]),
             tied=s.contender in outcome.tied,
         )
@@ -279,8 +318,14 @@ def summarize(
         winner=by_trial[winner.number],
         checkpoint=winner.checkpoint or "",
         settings={**{name: train[name] for name in ALWAYS_TOLD if name in train}, **dict(winner.params)},
-        control_learning_rate=dict(outcome.standings["control"].contender.params)["learning_rate"],
+        control_learning_rate=rate,
         finalists=tuple(by_trial.values()),
+        guidance_scales=outcome.scales,
+        edges=(
+            *edges_of_search(config, dict(winner.params)),
+            *edge_of_guidance(config, outcome.standings["guided"].contender.guidance_scale, outcome.scales),
+            *edge_of_control(config, rate, control.rates(), control.given),
+        ),
         trade_off=trade_off(search, outcome.metrics),
         trials=len(search.ended()),
         seconds=seconds,

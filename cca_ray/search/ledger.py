@@ -161,12 +161,16 @@ class Ledger:
                     return self.begin(trial_id, arm, trial)
         return None
 
+    def undecided(self) -> bool:
+        """Whether a trial at work may yet show that its arm needs another: then "none for now" is not the end."""
+        return not self.halted and any(running.arm.widen for running in self.running.values())
+
     def begin(self, trial_id: str, arm: Arm, trial: optuna.Trial) -> TrialInfo:
         values = dict(trial.params)
         if arm.name == "control":
             values["objective"] = CONTROL_OBJECTIVE
         key, train = f"{self.config.name}-{arm.name}-{trial.number:04d}", self.config.train_with(values)
-        info = TrialInfo(self.config.name, arm.name, trial.number, arm.trials, key, trial.params, train)
+        info = TrialInfo(self.config.name, arm.name, trial.number, arm.planned(), key, trial.params, train)
         frozen = arm.study.get_trials(deepcopy=False)[trial.number]
         trial.set_user_attr("key", key)
         passed = {score.step for score in rung_scores(frozen)}
@@ -275,7 +279,7 @@ class Ledger:
 
     def done(self) -> bool:
         """Whether every planned trial has ended, or what may be used is used up and nothing was left half done."""
-        left = [arm for arm in self.arms if len(arm.ended()) < arm.trials]
+        left = [arm for arm in self.arms if len(arm.ended()) < arm.planned()]
         open_trials = any(arm.ended(TrialState.RUNNING) for arm in self.arms)
         return not left or (self.used_up and not open_trials and all(arm.name == "search" for arm in left))
 
@@ -287,7 +291,7 @@ class Ledger:
         ended = ", ".join(f"{counts[state]} {state.name.lower()}" for state in ENDED if counts[state])
         open_trials = counts[TrialState.RUNNING]
         return (
-            f"found {sum(counts[state] for state in ENDED)} of {sum(arm.trials for arm in self.arms)} trials ended"
+            f"found {sum(counts[state] for state in ENDED)} of {sum(arm.planned() for arm in self.arms)} trials ended"
             f"{f' ({ended})' if ended else ''}, {open_trials} interrupted{' and taken up again' if open_trials else ''}"
         )
 

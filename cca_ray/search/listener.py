@@ -28,7 +28,7 @@ class TrialInfo:
     @property
     def label(self) -> str:
         """How a line about it begins."""
-        return f"{self.size}  {self.arm} {self.number + 1}/{self.planned}  {readable(self.params)}"
+        return f"{self.size}  {self.arm} #{self.number}  {readable(self.params)}"
 
 
 @dataclass(frozen=True)

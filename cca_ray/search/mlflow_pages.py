@@ -17,7 +17,7 @@ from cca_ray.storage.uris import local_path, to_uri
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.verdict import ties, verdict
+from cca_ray.verdict import JUDGED, WORDS, compared, ties, told, verdict, why_another
 
 CHAMPION = "champion"  # alias of the winner among the versions of its registered model
 
@@ -140,7 +140,9 @@ def show_outcome(
     """Figures on the size's MLflow run; its finalists as models that can be loaded."""
     parent = summary.mlflow.key
     tracker.metrics(parent, {steps: figures_of(summary)})
-    tracker.tags(parent, {"protocol": summary.protocol, "winner": readable(summary.winner.params)})
+    tags = {"protocol": summary.protocol, "winner": readable(summary.winner.params)}
+    tags |= {f"vs_{role}": WORDS[compared(summary, role)].lower() for role in JUDGED}
+    tracker.tags(parent, {**tags, "edges": ", ".join(f"{edge.of} {edge.end}" for edge in summary.edges) or "none"})
     for standing in outcome.finalists:
         run, checkpoint = f"{parent}/{standing.contender.key}", standing.contender.checkpoint
         assert checkpoint is not None  # only the base has none
@@ -163,5 +165,7 @@ def register_champion(tracker: Tracker, summary: SizeSummary, table: str) -> Non
     what = f"{readable(winner.params)}, trial {winner.trial} of {study}." + f" Tied with it: {tied}." * bool(tied)
     said = verdict(summary)
     tracker.register(summary.mlflow.winner_key, name, CHAMPION, f"{said}. {what}", tags)
+    more = [*(f"**{told(edge)}**" for edge in summary.edges), *filter(None, [why_another(summary)])]
     load = f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}").predict({{"label": [0, 1]}})'
-    tracker.note(parent, f"**{said}.**\n\n{table}\n\nWinner: {what}\n\n    {load}\n\n{note_of_trials(parent)}")
+    paragraphs = [f"**{said}.**", table, f"Winner: {what}", *more, f"    {load}", note_of_trials(parent)]
+    tracker.note(parent, "\n\n".join(paragraphs))

@@ -57,7 +57,7 @@ class Proposer(Searcher):
     def suggest(self, trial_id: str) -> Any:
         trial = self.ledger.propose(trial_id)
         if trial is None:
-            return Searcher.FINISHED
+            return None if self.ledger.undecided() else Searcher.FINISHED
         return TrialSettings(job=self.job_of(trial).packed(), placer=self.placer)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:

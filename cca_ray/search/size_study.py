@@ -130,9 +130,7 @@ class SizeStudy:
             self.arms = open_arms(config, context.name, self.storage, self.digests, warm_start_points)
             self.memory = self.arms[0].study  # keeps what is known of the whole size
             self.keep_s = UPLOAD_S if is_copy(self.database) else KEEP_S
-            self.clock = RunClock(
-                self.memory, lambda: len(trials_of([self.search])) + len(self.replicates()), self.keep_s, started
-            )
+            self.clock = RunClock(self.memory, self.begun, self.keep_s, started)
         self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
         if METRICS not in self.search.study.user_attrs:  # for the report, which imports none of them
             self.search.study.set_user_attr(METRICS, [metric.model_dump() for metric in self.metrics])
@@ -151,6 +149,12 @@ class SizeStudy:
     @property
     def search(self) -> Arm:
         return next(arm for arm in self.arms if arm.name == "search")
+
+    def begun(self) -> int:
+        """How many trials there are that a finished study may yet have more of."""
+        control = self.arms[0]
+        more = max(0, len(trials_of([control])) - control.trials)
+        return len(trials_of([self.search])) + len(self.replicates()) + more
 
     def run(self) -> SizeResult:
         """Search, control and final comparison.

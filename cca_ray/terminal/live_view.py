@@ -44,7 +44,7 @@ def trials_table(snapshot: SizeSnapshot, now: float, most: int) -> Table:
     for trial in at_work[:most]:
         left = trial.left(now)
         table.add_row(
-            Text.assemble((f" {trial.arm} {trial.number + 1}/{trial.trials}", "cyan"), f" {trial.settings}"),
+            Text.assemble((f" {trial.arm} #{trial.number}", "cyan"), f" {trial.settings}"),
             ProgressBar(total=trial.total or 1, completed=trial.step),
             f"{trial.step}/{trial.total}" if trial.total else "starts",
             f"{count(trial.images_per_second)} img/s" if trial.images_per_second else "",
@@ -58,10 +58,10 @@ def trials_table(snapshot: SizeSnapshot, now: float, most: int) -> Table:
 
 def best_line(snapshot: SizeSnapshot) -> Text:
     if snapshot.best is None:
-        return Text("best     none has reached its last rung yet", "dim")
+        return Text("best     no trial of the search has been completed yet", "dim")
     best, metric = snapshot.best, snapshot.metric
     score = f"{metric.label} {best.values[metric.name]:.2f}"
-    return Text.assemble("best     ", (score, "bold green"), f"  {best.settings}  (search {best.number + 1})")
+    return Text.assemble("best     ", (score, "bold green"), f"  {best.settings}  (search #{best.number})")
 
 
 def cluster_line(driver: DriverStatus) -> Text:

@@ -24,7 +24,7 @@ def snapshot_of(ledger: Ledger, before: SizeSnapshot | None = None) -> SizeSnaps
         return before.model_copy(update={"at_work": at_work})
     trials, search = trials_of(ledger.arms), ledger.arms[-1]
     states = Counter(trial.state for trial in trials)
-    planned, ended = sum(arm.trials for arm in ledger.arms), sum(states[state] for state in ENDED)
+    planned, ended = sum(arm.planned() for arm in ledger.arms), sum(states[state] for state in ENDED)
     comparing = not at_work and (ended >= planned or (ledger.used_up and not states[TrialState.RUNNING]))
     metric = metric_info(search.metrics[0])
     return SizeSnapshot(
@@ -76,7 +76,7 @@ def seconds_left(ledger: Ledger, trials: Sequence[FrozenTrial], at_work: Sequenc
     if not any(took):
         return None
     mean = sum(took) / len(took)
-    waiting = 0 if ledger.used_up else sum(arm.trials for arm in ledger.arms) - len(trials)
+    waiting = 0 if ledger.used_up else sum(arm.planned() for arm in ledger.arms) - len(trials)
     busy = sum(mean if trial.seconds_left is None else trial.seconds_left for trial in at_work)
     left = (busy + mean * max(0, waiting)) / max(1, len(at_work)) + ledger.final_seconds()
     limit = ledger.limits.seconds - (time.monotonic() - ledger.limits.started)

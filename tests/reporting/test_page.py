@@ -53,7 +53,7 @@ def test_errors_in_a_page_would_be_seen(tmp_path: Path):
 def test_the_page_is_complete_and_without_errors(page: Path, tmp_path: Path, theme: str):
     dom, errors = browse(page, tmp_path, theme, "--dump-dom")
     assert errors == ""
-    assert dom.count("<svg") == 13  # two by size, six of digits_s, five of digits_m, where trials are too few for one
+    assert dom.count("<svg") == 12  # two by size, five of either size
     assert dom.count('class="scroll long"') == 2
     assert dom.rstrip().endswith("</html>")
     assert len(re.findall("<th[^>]*><button>", dom)) > 20  # the script has run: tables sort

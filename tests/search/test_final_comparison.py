@@ -7,7 +7,7 @@ from cca_ray.search.size_study import SizeStudy, StudyContext
 from cca_ray.tracking.tracker import Tracker
 from tests.conftest import MakeStudy
 
-BLOCKS = 3
+BLOCKS = 2
 
 
 def test_a_finalist_that_is_surely_behind_is_scored_on_two_blocks(
@@ -17,7 +17,7 @@ def test_a_finalist_that_is_surely_behind_is_scored_on_two_blocks(
     points = [{"lambda": 2.0, "learning_rate": rate} for rate in (1e-4, 0.5)]
     config = make_study(
         search={"trials": 2, "max_concurrent": 1, "space": space, "first_points": points, "grace_trials": 2},
-        score={"finalists": 2, "blocks": BLOCKS, "samples": 2400, "guidance_scales": [1.25, 1.5]},
+        score={"finalists": 2, "blocks": BLOCKS, "samples": 2400, "guidance_scales": [1.25, 1.5], "widen_guidance": 0},
         control={"learning_rates": [1e-3]},
     )
     folder = tmp_path / "study"

@@ -133,7 +133,7 @@ def has_parent(shown: Shown) -> None:
     assert {r.info.run_id for r in shown.runs("tags.study = 'study' and tags.size = 'tiny'")} == children
     assert {"fid_base", "fid_guided", "fid_control", "fid_cca", "is_cca", "std_cca"} <= set(data.metrics)
     assert shown.files() == {"samples.png", "report"}
-    plots = {"history", "landscape", "parallel", "trade_off"}  # importances want more trials
+    plots = {"history", "landscape", "parallel", "trade_off"}
     assert {"report/report.html", *(f"report/{plot}.png" for plot in plots)} <= shown.files("report")
 
 

@@ -129,7 +129,7 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     space = {"lambda": {"low": 0.5, "high": 10}, "learning_rate": {"low": 1e-4, "high": 0.3}}
     points = [{"lambda": 2.0, "learning_rate": 2e-3}]
     search = {"trials": 5, "grace_trials": 1, "keep": 0.2, "space": space, "first_points": points, "max_concurrent": 1}
-    config = make_study(search=search)
+    config = make_study(search=search, control={"learning_rates": [5e-4, 1e-3], "widen": 1})
     summary = run(study, config).summary
     trials = study.trials()
     assert len(trials) == 5
@@ -140,7 +140,13 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     assert trials[0].params == {"lambda": 2.0, "learning_rate": 2e-3}
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all(5 in t.intermediate_values for t in trials)
-    assert [t.params["learning_rate"] for t in study.trials("control")] == [1e-3]
+    first, second, third = study.trials("control")  # of two rates the better one is always at an end
+    assert [t.params["learning_rate"] for t in (first, second)] == [5e-4, 1e-3]
+    assert third.params["learning_rate"] == (2.5e-4 if first.value <= second.value else 2e-3)
+    rates = sorted(t.params["learning_rate"] for t in (first, second, third))
+    at_an_end = summary.control_learning_rate in (rates[0], rates[-1])
+    assert any(edge.of == "control_learning_rate" for edge in summary.edges) == at_an_end
+    assert all(finalist.selection for finalist in summary.finalists)
     study.assert_true_states()
 
     assert set(summary.models) == {"base", "guided", "control", "tuned"}

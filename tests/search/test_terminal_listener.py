@@ -26,11 +26,11 @@ def test_lines_tell_of_steps_rungs_and_ends(told: Told):
     assert trial is not None
     settings = trial.label.split("  ")[-1]
     assert told.lines[:3] == [
-        "tiny  control 1/1  lr=1.0e-03  step 2/10",
-        "tiny  control 1/1  lr=1.0e-03  step 5/10  fid 6.00 (40 samples)",
-        "tiny  control 1/1  lr=1.0e-03  step 10/10  fid 5.00 (40 samples)  best so far 5.00",
+        "tiny  control #0  lr=1.0e-03  step 2/10",
+        "tiny  control #0  lr=1.0e-03  step 5/10  fid 6.00 (40 samples)",
+        "tiny  control #0  lr=1.0e-03  step 10/10  fid 5.00 (40 samples)  best so far 5.00",
     ]
-    assert told.lines[-1] == f"tiny  search 2/3  {settings}  step 5/10  fid 9.00 (40 samples)  stopped"
+    assert told.lines[-1] == f"tiny  search #1  {settings}  step 5/10  fid 9.00 (40 samples)  stopped"
 
 
 def test_lines_tell_of_failures_and_interruptions(told: Told):

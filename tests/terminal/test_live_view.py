@@ -43,10 +43,10 @@ def test_a_running_study_at_80_columns():
     best = Best(number=4, settings="λ=100 lr=2.0e-05", values={"fid": 16.5, "inception_score": 8.0})
     head, first, second, best_line, cluster = drawn(driver(at_work(5), at_work(6, step=100), best=best))
     assert head == "digits_s  search 4/17, 3 completed, 1 stopped; about 1:02:00 left"
-    assert first.startswith(" search 6/14 λ=312 lr=1.4e-05")
+    assert first.startswith(" search #5 λ=312 lr=1.4e-05")
     assert first.endswith("50/100 1,234 img/s FID 17.25 1:20")
-    assert second.startswith(" search 7/14")
-    assert best_line == "best     FID 16.50  λ=100 lr=2.0e-05  (search 5)"
+    assert second.startswith(" search #6")
+    assert best_line == "best     FID 16.50  λ=100 lr=2.0e-05  (search #4)"
     assert cluster == "cluster  CPU 2/8 in use; GPU 4/6 in use; workers: 4 on A40"
 
 

@@ -95,4 +95,4 @@ def test_lines_do_not_tell_of_steps_that_are_shown(told: Told):
     assert told.lines == []
     told.view.show = lambda ledger: False
     told.ledger.record("a", heartbeat(5, 10))
-    assert told.lines == ["digits_s  control 1/1  lr=1.0e-03  step 5/10"]
+    assert told.lines == ["digits_s  control #0  lr=1.0e-03  step 5/10"]

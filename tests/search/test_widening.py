@@ -1,0 +1,266 @@
+"""What lies at an end of what was tried is found, and the baselines look beyond it until they are bracketed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from cca_ray.config import MOST_GUIDANCE, Range, StudyConfig
+from cca_ray.contracts import FID, Edge
+from cca_ray.inputs import find_space
+from cca_ray.search.arms import open_arms
+from cca_ray.search.final_comparison import Chooser
+from cca_ray.search.ledger import Ledger
+from cca_ray.search.standings import Contender
+from cca_ray.search.widening import (
+    edge_of_control,
+    edge_of_guidance,
+    edges_of_search,
+    further_end,
+    next_rate,
+    next_scale,
+)
+from cca_ray.space_file import load_config
+from tests.conftest import MakeStudy
+from tests.search.ledgers import DIGESTS, at_rung
+
+RATES = (1e-4, 1e-3, 3e-3)
+
+
+@pytest.mark.parametrize(
+    ("costs", "following"),
+    [
+        ((5.0, 4.0, 6.0), None),  # inside
+        ((5.0, 4.0, 3.0), 9e-3),  # by the step between the two largest
+        ((3.0, 4.0, 5.0), 1e-5),  # by that between the two smallest
+        ((4.0, 4.0, 4.0), 1e-5),  # of equal ones the smallest counts as the best
+        ((math.inf, math.inf, 3.0), 9e-3),
+        ((math.inf, math.inf, math.inf), None),  # where all fail, another would too
+    ],
+)
+def test_a_rate_is_tried_beyond_the_end_at_which_the_best_lies(costs: Sequence[float], following: float | None):
+    assert next_rate(dict(zip(RATES, costs, strict=True)), RATES, 3) == following
+
+
+def test_rates_are_tried_until_the_best_lies_inside_or_as_many_as_may_be():
+    def tried(best: float, most: int) -> list[float]:
+        costs = {rate: abs(math.log(rate / best)) for rate in RATES}
+        while (rate := next_rate(costs, RATES, most)) is not None:
+            costs[rate] = abs(math.log(rate / best))
+        return sorted(costs)[len(RATES) :]
+
+    assert tried(1e-3, 3) == []
+    assert tried(8e-3, 3) == [9e-3, 0.027]  # the second brackets it
+    assert tried(10.0, 3) == [9e-3, 0.027, 0.081]
+    assert tried(10.0, 0) == []
+    assert next_rate({1e-3: 1.0}, (1e-3,), 3) is None  # one alone is no grid
+
+
+def test_a_rate_that_fails_is_a_bracket():
+    assert next_rate({1e-4: 5.0, 1e-3: 4.0, 3e-3: 3.0, 9e-3: math.inf}, RATES, 3) is None
+
+
+def test_guidance_widens_upwards_alone_and_no_further_than_logits_bear():
+    assert next_scale({1.5: 5.0, 2.0: 4.0, 3.0: 3.0}, (1.5, 2.0, 3.0), 3) == 5.0
+    assert next_scale({1.5: 3.0, 2.0: 4.0, 3.0: 5.0}, (1.5, 2.0, 3.0), 3) is None
+    assert next_scale({1.5: 5.0, 2.0: 4.0, 3.0: 3.0, 5.0: 6.0}, (1.5, 2.0, 3.0), 3) is None
+    assert next_scale({1.5: 5.0, 3.0: 3.0, 9.0: 1.0}, (1.5, 3.0), 1) is None
+    assert next_scale({2.0: 5.0, MOST_GUIDANCE: 3.0}, (2.0, MOST_GUIDANCE), 3) is None
+
+
+class Known:
+    """Scores that depend on the scale alone, and which of them were asked for."""
+
+    def __init__(self, best: float):
+        self.best, self.asked = best, list[float]()
+
+    def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[SimpleNamespace]:
+        scales = [contender.guidance_scale for contender, _ in wanted]
+        self.asked += scales
+        return [SimpleNamespace(score=SimpleNamespace(values={"fid": abs(scale - self.best)})) for scale in scales]
+
+
+@pytest.mark.parametrize(
+    ("best", "chosen", "tried"),
+    [(2.0, 2.0, (1.5, 2.0, 3.0)), (4.8, 5.0, (1.5, 2.0, 3.0, 5.0, 9.0)), (99.0, 17.0, (1.5, 2.0, 3.0, 5.0, 9.0, 17.0))],
+)
+def test_the_guided_base_is_that_of_the_best_scale_also_beyond_those_given(
+    best: float, chosen: float, tried: tuple[float, ...]
+):
+    known = Known(best)
+    found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5, 2.0, 3.0), 3)  # type: ignore[arg-type]
+    assert (found.guidance_scale, scales) == (chosen, tried)
+    assert tuple(known.asked) == tried  # each once
+
+
+def test_one_scale_is_a_choice_and_costs_no_score():
+    known = Known(9.0)
+    found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5,), 3)  # type: ignore[arg-type]
+    assert (found.guidance_scale, scales, known.asked) == (1.5, (1.5,), [])
+
+
+@pytest.fixture
+def grid(make_config: MakeStudy) -> StudyConfig:
+    return make_config(control={"learning_rates": [1e-3, 3e-3]}, search={"trials": 1})
+
+
+def run_control(ledger: Ledger, fids: Mapping[float, float]) -> list[float]:
+    """Its trials, one after another, by what each rate comes to; those of the search end at once."""
+    rates = []
+    while (trial := ledger.propose("a")) is not None:
+        rate = trial.params["learning_rate"]
+        rates += [rate] * (trial.arm == "control")
+        ledger.record("a", at_rung(10, 10, fids[rate] if trial.arm == "control" else 9.0))
+        ledger.finish("a")
+    return rates
+
+
+def test_a_control_goes_on_beyond_its_rates_and_knows_again_where_it_was(
+    storage: optuna.storages.RDBStorage, grid: StudyConfig
+):
+    fids = {1e-3: 5.0, 3e-3: 4.0, 9e-3: 3.0, 0.027: 6.0}
+
+    def ledger() -> Ledger:
+        return Ledger(grid, open_arms(grid, "study", storage, DIGESTS))
+
+    assert run_control(ledger(), fids) == [1e-3, 3e-3, 9e-3, 0.027]
+    again = ledger()
+    assert again.done()
+    assert again.propose("b") is None
+    assert "found 5 of 5 trials ended" in again.found()
+
+
+def test_a_search_that_has_ended_waits_for_what_the_control_shows(
+    storage: optuna.storages.RDBStorage, grid: StudyConfig
+):
+    ledger = Ledger(grid, open_arms(grid, "study", storage, DIGESTS))
+    for name, fid in (("a", 5.0), ("b", 4.0), ("c", 9.0)):
+        assert ledger.propose(name)
+        ledger.record(name, at_rung(10, 10, fid))
+    ledger.finish("a")
+    ledger.finish("c")
+    assert ledger.propose("d") is None
+    assert ledger.undecided()  # b may be the best, and is the largest
+    ledger.finish("b")
+    assert not ledger.done()
+    further = ledger.propose("d")
+    assert further
+    assert (further.arm, further.params, further.planned) == ("control", {"learning_rate": 9e-3}, 3)
+
+
+def test_a_rate_that_waited_when_the_driver_was_killed_is_tried_once(
+    storage: optuna.storages.RDBStorage, grid: StudyConfig
+):
+    control = open_arms(grid, "study", storage, DIGESTS)[0]
+    for fid in (5.0, 4.0):
+        trial = control.propose([])
+        assert trial
+        control.study.tell(trial, fid)
+    control.study.enqueue_trial({"learning_rate": 9e-3}, skip_if_exists=True)
+    again = open_arms(grid, "study", storage, DIGESTS)[0]
+    assert again.planned() == 3
+    trial = again.propose([])
+    assert trial
+    assert trial.params == {"learning_rate": 9e-3}
+    assert again.propose([]) is None
+    assert len(again.study.trials) == 3
+
+
+def test_without_widening_the_control_is_that_of_its_rates(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
+    config = make_config(control={"learning_rates": [1e-3, 3e-3], "widen": 0})
+    control = open_arms(config, "study", storage, DIGESTS)[0]
+    while trial := control.propose([]):
+        control.study.tell(trial, -trial.params["learning_rate"])
+    assert [t.state for t in control.study.trials] == [TrialState.COMPLETE] * 2
+
+
+def test_how_far_baselines_widen_may_change_under_one_name(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
+    open_arms(make_config(), "study", storage, DIGESTS)
+    open_arms(make_config(control={"widen": 9}, score={"widen_guidance": 9}), "study", storage, DIGESTS)
+
+
+SPACE = {
+    "lambda": {"low": 1, "high": 100},
+    "learning_rate": {"low": 1e-4, "high": 1e-2},
+    "dropout": {"low": 0, "high": 0.5, "log": False},
+    "epochs": {"low": 1, "high": 4, "log": False},
+}
+
+
+def settings_of(edges: Sequence[Edge]) -> list[str]:
+    return [edge.setting for edge in edges]
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({}, []),
+        ({"lambda": 99.0}, ["search.space.lambda.high=1000"]),
+        (
+            {"lambda": 1.1, "learning_rate": 1e-2},
+            ["search.space.lambda.low=0.1", "search.space.learning_rate.high=0.1"],
+        ),
+        ({"learning_rate": 1.08e-4}, ["search.space.learning_rate.low=1e-05"]),
+        ({"dropout": 0.001}, []),  # there is nothing below 0
+        ({"dropout": 0.5}, ["search.space.dropout.high=0.75"]),
+        ({"epochs": 1}, []),
+        ({"epochs": 4}, ["search.space.epochs.high=6"]),
+    ],
+)
+def test_a_winner_at_an_end_of_its_range_is_told_with_the_setting_that_widens_it(
+    changes: Mapping[str, float], settings: list[str], make_config: MakeStudy
+):
+    config = make_config(search={"space": SPACE, "first_points": []})
+    found = edges_of_search(config, {"lambda": 10.0, "learning_rate": 1e-3, "dropout": 0.2, "epochs": 2, **changes})
+    assert settings_of(found) == settings
+    assert not any(edge.continues for edge in found)
+
+
+def test_a_narrow_range_is_widened_all_the_same():
+    narrow = Range(low=100, high=101, log=False)
+    assert (further_end(narrow, "low", False), further_end(narrow, "high", False)) == (99.5, 101.5)
+
+
+def test_a_control_at_the_end_of_its_rates_is_told(make_config: MakeStudy):
+    config, costs = make_config(control={"learning_rates": list(RATES)}), {1e-4: 5.0, 1e-3: 4.0, 3e-3: 3.0}
+    assert edge_of_control(config, 1e-3, costs, RATES) == ()
+    (edge,) = edge_of_control(config, 3e-3, costs, RATES)
+    assert (edge.end, edge.low, edge.high, edge.setting, edge.continues) == (
+        "high",
+        1e-4,
+        3e-3,
+        "control.widen=6",
+        True,
+    )
+    assert edge_of_control(config, 3e-3, {**costs, 9e-3: math.inf}, RATES) == ()
+    # The rungs found the middle, fresh noise the end: further rates must be named.
+    (edge,) = edge_of_control(config, 3e-3, {1e-4: 5.0, 1e-3: 2.9, 3e-3: 3.0}, RATES)
+    assert (edge.setting, edge.continues) == ("control.learning_rates=[0.0001,0.001,0.003,0.009]", False)
+    (edge,) = edge_of_control(config, 1e-4, {1e-4: 3.0, 1e-3: 2.9, 3e-3: 3.0}, RATES)
+    assert edge.setting == "control.learning_rates=[1e-05,0.0001,0.001,0.003]"
+
+
+def test_the_largest_scale_of_several_is_told(make_config: MakeStudy):
+    config = make_config()
+    assert settings_of(edge_of_guidance(config, 3.0, (1.5, 3.0))) == ["score.widen_guidance=6"]
+    assert edge_of_guidance(config, 1.5, (1.5, 3.0)) == ()
+    assert edge_of_guidance(config, 1.5, (1.5,)) == ()
+
+
+def test_every_setting_that_is_told_can_be_given():
+    config = load_config(find_space("digits_s"))
+    told = [
+        *edges_of_search(config, {"lambda": 0.5, "learning_rate": 0.02}),
+        *edge_of_guidance(config, 3.0, config.score.guidance_scales),
+        *edge_of_control(config, 3e-4, {3e-4: 5.0, 1e-3: 4.0, 3e-3: 6.0}, config.control.learning_rates),
+        *edge_of_control(config, 3e-3, {3e-4: 5.0, 1e-3: 4.0, 3e-3: 3.0}, config.control.learning_rates),
+    ]
+    wider = load_config(find_space("digits_s"), settings_of(told))
+    assert wider.search.space["lambda"].low < 0.5
+    assert wider.search.space["learning_rate"].high > 0.02
+    assert wider.score.widen_guidance > config.score.widen_guidance
+    assert wider.control.widen > config.control.widen
+    assert min(wider.control.learning_rates) < 3e-4
