@@ -102,7 +102,7 @@ def check_gpt_b(folder: Path, gpus: int = 0) -> None:
     assert np.load(folder / "samples.npz")["arr_0"].shape == (4, 64, 64, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 def test_an_official_gpt_b_is_tuned_and_comes_out_as_an_official_file(tmp_path: Path):
     check_gpt_b(tmp_path)

@@ -100,7 +100,7 @@ def gone(cluster: Growing) -> None:
         time.sleep(1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nodes_of_the_right_type_come_for_a_study_and_go_after_it(
     cluster: Growing, base_files: BaseFiles, tmp_path: Path
 ):

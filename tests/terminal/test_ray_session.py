@@ -95,7 +95,7 @@ def test_a_cluster_that_is_gone_or_of_another_version_is_one_line_of_every_verb(
     assert not list(tmp_path.glob("out/*"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_of_a_group_of_workers_a_person_sees_our_lines_and_why_it_ended(base_files: BaseFiles, tmp_path: Path):
     """It trains; it diverges; its cluster ends."""
