@@ -48,10 +48,14 @@ class Base(Strict):
         return self
 
 
+TokenOrder = Literal["raster", "random"]
+
+
 class Data(Strict):
     """Where the token set is; an embedded base brings its own."""
 
     tokens: str | None = None
+    order: TokenOrder = "raster"  # in which tokens are trained on; random: an order of each image's own, every epoch
 
 
 class Train(Strict):
@@ -316,6 +320,8 @@ class StudyConfig(Strict):
             raise ValueError("rungs must rise in `at` and end at 1")
         if self.base.embedded is None and not (self.data.tokens and self.score.features and self.score.reference):
             raise ValueError("without an embedded base, data.tokens, score.features and score.reference must be given")
+        if self.data.order != "raster" and not FAMILIES.get(self.base.family).any_order:
+            raise ValueError(f"data.order: {self.data.order}: {self.base.family} knows raster order alone")
         searched = self.search.metrics
         if not searched or len(set(searched)) < len(searched) or not set(searched) <= set(self.score.metrics):
             raise ValueError(f"search.metric: want one of score.metrics, or several: {', '.join(self.score.metrics)}")

@@ -40,6 +40,10 @@ class FamilyFacts(Named, Protocol):
     def passes(self) -> str:
         """What sampling an image without guidance costs, in words."""
 
+    @property
+    def any_order(self) -> bool:
+        """Whether it can be trained on tokens in any order."""
+
 
 class ObjectiveFacts(Named, Protocol):
     """What a search space must know of an objective; `training.objectives.Objective` is the whole."""

@@ -96,6 +96,9 @@ BAD: dict[str, tuple[Any, str]] = {
         changed("base", {"family": "llamagen", "size": "B", "checkpoint": "b.pt", "tokenizer": "vq.pt"}),
         "data.tokens, score.features and score.reference must be given",
     ),
+    "an order that a family does not know": (
+        changed("data", {"order": "random"}), "data.order: random: llamagen knows raster order alone",
+    ),
     "downsample of three": (changed("pretrain.downsample", 3), "power of two"),
 }  # fmt: skip
 

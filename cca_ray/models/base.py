@@ -137,6 +137,13 @@ class Model(nn.Module, ABC):
     def hidden(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """What the head takes, of all positions at once: [B, L, C]. Dropout: on embeddings and residual branches."""
 
+    def hidden_in_order(self, places: Tensor, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """The same of tokens that come in an order of their own: `places` [B, L] says where in the image each lies.
+
+        Row t predicts the t-th that comes. Only a model whose family has `any_order` can.
+        """
+        raise NotImplementedError(f"{type(self).__name__} knows raster order alone")
+
     def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Logits [B, L, V] in float32, row t predicting token t."""
         return self.head(self.hidden(labels, tokens, dropout)).float()

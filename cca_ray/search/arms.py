@@ -210,6 +210,8 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, o
             content[section].pop(key)
     content["pretrain"] = config.pretrain.content
     content["score"].pop("trust_torchscript")  # the file itself counts
+    if config.data.order == "raster":  # the only one there was
+        content["data"].pop("order")
     content.pop("plugins")
     if used := config.plugins_used():
         content["plugins"] = {info.module: f"{info.version} {info.digest}".lstrip() for info in used}

@@ -205,6 +205,26 @@ class FamilyConformance:
             torch.testing.assert_close(after[:, :begin], before[:, :begin])
             assert not torch.allclose(after[:, begin], before[:, begin])
 
+    def test_tokens_come_in_raster_order_or_in_any(self, pair: Pair) -> None:
+        """In any, logits of a token depend on where it lies and on those that came before it, with their places."""
+        model, (labels, tokens) = pair.model, pair.some(2)
+        raster = torch.arange(pair.length).expand(2, -1)
+        if not self.family.any_order:
+            with pytest.raises(NotImplementedError, match="raster order alone"):
+                model.hidden_in_order(raster, labels, tokens)
+            return
+        torch.testing.assert_close(model.hidden_in_order(raster, labels, tokens), model.hidden(labels, tokens))
+        places, begin = raster.roll(1, 1), pair.length // 2
+        before = model.hidden_in_order(places, labels, tokens)
+        assert not torch.allclose(before[:, 0], model.hidden(labels, tokens)[:, 0])
+        changed = tokens.clone()
+        changed[:, begin] = (changed[:, begin] + 1) % CODES
+        after = model.hidden_in_order(places, labels, changed)
+        torch.testing.assert_close(after[:, : begin + 1], before[:, : begin + 1])
+        assert not torch.allclose(after[:, begin + 1], before[:, begin + 1])
+        expected = model.head(before).float().log_softmax(-1).gather(2, tokens[..., None]).sum((1, 2))
+        torch.testing.assert_close(Scorer(model)(labels, tokens, None, places), expected)
+
     def test_the_null_label_is_a_condition_of_its_own(self, pair: Pair) -> None:
         _, tokens = pair.some(1)
         assert pair.model.null_label == CLASSES
