@@ -185,12 +185,14 @@ class Score(Strict):
     temperature: float = Field(1.0, ge=1e-3, le=1e3)
     top_k: int = Field(0, ge=0)  # 0: all tokens
     top_p: float = Field(1.0, gt=0, le=1)  # 1: all tokens
+    last_temperature: float | None = Field(None, ge=1e-3, le=1e3)  # of the last step, reached evenly; None: the same
     seed: int = Field(0, ge=0, le=MOST_SEED)  # of the noise all trials share; fresh blocks take seed + 1, seed + 2, ...
     metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)  # what is measured at rungs and in the end
     samples: int = Field(50_000, ge=2)  # of a fresh block
     blocks: int = Field(3, ge=1)  # fresh blocks that choose the winner, and as many others that the table shows
     finalists: int = Field(3, ge=1)  # best trials that are scored again on the fresh blocks
     guidance_scales: tuple[float, ...] = Field((1.25, 1.5, 2.0, 3.0), min_length=1)  # tried on the base
+    guidance_power: float = Field(0.0, ge=0, le=100)  # above 0 they grow over the steps, the later the higher it is
     winner_guidance_scales: tuple[float, ...] = ()  # tried on the winner too, for CCA with guidance
 
     @field_validator("metrics")
