@@ -98,7 +98,8 @@ class Registry(Generic[T]):
 
 
 FAMILIES: Registry[FamilyFacts] = Registry(
-    "family", {"llamagen": "cca_ray.models.llamagen_family:FAMILY", "var": "cca_ray.models.var_family:FAMILY"}
+    "family",
+    {name: f"cca_ray.models.{name}_family:FAMILY" for name in ("llamagen", "var", "rar")},
 )
 OBJECTIVES: Registry[ObjectiveFacts] = Registry(
     "objective",

@@ -398,14 +398,19 @@ def test_the_limits_leave_room_for_the_largest_models():
     assert sampler.CACHE_BYTES // (2 * 24 * 2 * 3200 * 576 * 2) == 48
 
 
-@pytest.mark.parametrize("family", ["llamagen", "var"])
+CONVOLUTIONS = dict(ch=16, ch_mult=(1, 2))
+SMALL_TOKENIZERS = {
+    "llamagen": dict(codebook_size=32, z_channels=32, **CONVOLUTIONS),
+    "var": dict(patch_nums=(1, 2, 4), vocab_size=32, z_channels=8, **CONVOLUTIONS),
+    "rar": dict(codebook_size=32, z_channels=8, hidden_channels=16, channel_mult=(1, 2)),
+}
+
+
+@pytest.mark.parametrize("family", SMALL_TOKENIZERS)
 def test_a_tokenizer_in_channels_last_decodes_the_same_images(family: str):
     torch.manual_seed(0)
-    if family == "var":
-        own = dict(patch_nums=(1, 2, 4), vocab_size=32, z_channels=8)
-    else:
-        own = dict(codebook_size=32, z_channels=32)
-    plain = build_tokenizer(family, ch=16, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8, **own).requires_grad_(False)
+    own = SMALL_TOKENIZERS[family]
+    plain = build_tokenizer(family, num_res_blocks=1, norm_groups=8, **own).requires_grad_(False)
     tokens = torch.randint(32, (3, 21 if family == "var" else 16))
     images, seen = plain.decode(tokens), list[bool]()
     last = [module for module in plain.decoder.modules() if isinstance(module, torch.nn.Conv2d)][-1]

@@ -24,7 +24,7 @@ def champion_of(config: ResolvedStudy, folder: Path) -> Champion:
     return Champion(folder)
 
 
-@pytest.mark.parametrize("family", ["llamagen", "var"])
+@pytest.mark.parametrize("family", ["llamagen", "var", "rar"])
 def test_it_samples_as_the_study_does(make_study: MakeStudy, tmp_path: Path, family: str):
     config = make_study(family=family, score={"top_k": 5, "top_p": 0.9, "temperature": 0.8, "last_temperature": 0.3})
     scoring = scoring_of(config, Group().device)

@@ -52,6 +52,16 @@ def test_the_table_holds_what_the_frozen_model_says(scorer: Scorer, data: TokenS
     assert not torch.allclose(table.positive[0], table.negative[0])
 
 
+def test_a_table_of_shuffled_tokens_holds_what_the_frozen_model_says_of_them(rar_files: BaseFiles):
+    scorer, data = Scorer(load_official("rar", "S", rar_files.checkpoint, length=16)), read_token_set(rar_files.tokens)
+    shuffled, raster = (score_part(scorer, data, Part(1, 0, 40), 0.1, 3, 16, order) for order in ("random", "raster"))
+    plan = plan_epoch(data.labels, 1, scorer.model.null_label, 0.1, 3, 1, "random")
+    index = np.array([7, 39, 3])
+    for found, other, live in zip(shuffled, raster, pair_logps(scorer, gather(data, plan, index)), strict=True):
+        np.testing.assert_allclose(found[index], live, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(found, other, rtol=1e-3)
+
+
 def test_parts_cover_every_pair_once():
     assert parts_of(5, 2, 2) == [Part(e, a, b) for e in (0, 1) for a, b in ((0, 2), (2, 4), (4, 5))]
     assert len({part.path(Path()) for part in parts_of(70_000, 3)}) == 9
