@@ -51,10 +51,14 @@ class TokenizerConfig(Protocol):
 
 
 class Tokenizer(nn.Module, ABC):
-    """Images <-> tokens. `grey`: the byte value of a pixel of 0, with which the official sampler rounds."""
+    """Images <-> tokens. `grey`: the byte value of a pixel of 0, with which the official sampler rounds.
+
+    `bare_file`: whether the official code takes a file for a state dict, and not for one under "model".
+    """
 
     config: TokenizerConfig
     grey: float
+    bare_file: ClassVar[bool] = False
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -87,11 +91,12 @@ class Model(nn.Module, ABC):
 
     Labels are 0 to `null_label`, which is no class: the null condition. Names of parameters are those of the official
     files. A buffer that no checkpoint holds is not persistent. `exact`: how names end of what is sampled in float32
-    even where the weights are in bfloat16.
+    even where the weights are in bfloat16. `bare_file`: see `Tokenizer`.
     """
 
     config: ModelConfig
     exact: ClassVar[tuple[str, ...]] = ()
+    bare_file: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -157,6 +157,7 @@ class Quantizer(nn.Module):
 class MaskGITVQGAN(Tokenizer):
     """`encode`: images [B, 3, H, W] in [-1, 1] -> tokens [B, L];  `decode`: tokens -> images in [-1, 1]."""
 
+    bare_file = True
     grey = 127.5  # the byte value of 0: the official demo rounds 255 (x + 1) / 2 down
 
     config: MaskGITConfig

@@ -121,6 +121,7 @@ class RAR(Model):
     """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`; label `num_classes` is the null condition."""
 
     config: RARConfig
+    bare_file = True
 
     def __init__(self, config: RARConfig):
         super().__init__(config)

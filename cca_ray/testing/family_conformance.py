@@ -346,6 +346,13 @@ class FamilyConformance:
         codes = load_tokenizer(self.family.name, tmp_path / f"tokenizer.{ending}").encode(self.images(2))
         assert torch.equal(codes, pair.tokenizer.encode(self.images(2)))
 
+    def test_the_official_code_finds_the_weights_in_what_is_saved(self, pair: Pair, tmp_path: Path) -> None:
+        """As the file itself, or under "model"; strictly."""
+        for network in (deepcopy(pair.model), deepcopy(pair.tokenizer)):
+            save_official(network, tmp_path / "saved.pth")
+            content = torch.load(tmp_path / "saved.pth", map_location="cpu", weights_only=True)
+            network.load_state_dict(content if network.bare_file else content["model"], strict=True)
+
     def test_a_bare_official_file_says_what_it_is(self, pair: Pair, tmp_path: Path) -> None:
         torch.save(pair.model.state_dict(), tmp_path / "model.pth")
         save_official(pair.tokenizer, tmp_path / "tokenizer.pth")
