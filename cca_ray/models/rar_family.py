@@ -38,6 +38,7 @@ class RARFamily(Family):
     name = "rar"
     sizes = SIZES
     passes = "one forward pass a token"
+    activation_bytes = 83  # counted by hooks on saved tensors; XXL's, whose MLP is the widest
     any_order = True
     layers = ("n_layer", "blocks.")
     shapes = SHAPES
