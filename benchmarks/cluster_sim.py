@@ -1,7 +1,8 @@
-"""How long, and how much: the search over all nine official sizes on a mixed cluster, simulated.
+"""How long, and how much: the search over the nine sizes of the paper, or RAR's four, on a mixed cluster, simulated.
 
     python -m benchmarks.cluster_sim            8, 64 and 512 GPUs, on demand and spot
     python -m benchmarks.cluster_sim --sizes    what a trial takes on each card, and a study on H100s alone
+    python -m benchmarks.cluster_sim --families rar     RAR's four sizes instead
     python -m benchmarks.cluster_sim --scoring  what the scores of a study take on H100s alone
     python -m benchmarks.cluster_sim --cluster H100=2,L40S=4 --max-concurrent 8 --side-by-side
 
@@ -40,11 +41,13 @@ from cca_ray.training.heartbeat import WRITING_SHARE
 from cca_ray.training.reference_logps import PART_PAIRS
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
-NAMES = (
+PAPER = (  # the sizes of CCA's paper
     *("llamagen_b", "llamagen_l", "llamagen_xl", "llamagen_xxl", "llamagen_3b"),
     *("var_d16", "var_d20", "var_d24", "var_d30"),
 )
-DECODER_GFLOP = {"llamagen": 570, "var": 394}  # tokens -> pixels, an image, counted by torch's FlopCounterMode
+NAMES = (*PAPER, "rar_b", "rar_l", "rar_xl", "rar_xxl")
+# Tokens -> pixels, an image, counted by torch's FlopCounterMode.
+DECODER_GFLOP = {"llamagen": 570, "var": 394, "rar": 187}
 INCEPTION_GFLOP = 11.4  # an image
 DRIVER_A_TRIAL = 0.0032 / 5  # CPU time of a heartbeat, measured (benchmarks/README.md), by seconds between two
 MATRIX_SHARE = 0.60  # of the peak, in the products of matrices of training; an assumption, as the next three
@@ -88,7 +91,7 @@ class Eager:
         return layers * self.layer_kernels + self.step_kernels
 
 
-EAGER = {"llamagen": Eager(981, 60, 46, 21), "var": Eager(464, 60, 32, 46)}
+EAGER = {"llamagen": Eager(981, 60, 46, 21), "var": Eager(464, 60, 32, 46), "rar": Eager(719, 60, 24, 25)}
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,15 @@ class Size(Load):
     def forward_flop(self) -> float:
         """Of one sequence: 2 a parameter and token, and attention. For LlamaGen within 4 % of 2·N·tokens.
 
-        Tokens meet no embeddings. VAR's AdaLN, a third of it, meets an image only once.
+        Tokens meet no embeddings. VAR's AdaLN, a third of it, meets an image only once; RAR's meets every token.
         """
-        var = (6 * self.layers + 2) * self.width * (self.width + 1)
-        once = 1001 * self.width + (var if self.family == "var" else self.codes * self.width)
+        adaptive, classes = (6 * self.layers + 2) * self.width * (self.width + 1), 1001 * self.width
+        once = {
+            "llamagen": classes + self.codes * self.width,
+            "var": classes + adaptive,
+            # Codes with the mask token, both tables of places, steps: their rows beyond the tokens, too.
+            "rar": classes + (self.codes + 1 + 2 * (self.tokens + 1024) + self.tokens + 100) * self.width,
+        }[self.family]
         return self.tokens * (2.0 * (self.parameters - once) + 4.0 * self.tokens * self.width * self.layers)
 
     @property
@@ -134,7 +142,9 @@ def size_of(name: str) -> Size:
     with torch.device("meta"):
         model = family_of(family).parts().model(shape).bfloat16()
     counted = (parameters(model), len(model.stack), shape.dim, shape.block_size)
-    return Size(*counted, config, shape.vocab_size, len(model.decode_steps), model.cache_bytes)
+    kept = family_of(family).activation_bytes
+    steps = len(model.decode_steps)
+    return Size(*counted, config, shape.vocab_size, steps, model.cache_bytes, activation_bytes=kept)
 
 
 def training_seconds(size: Size, way: Placement, pairs: float, passes: int = 6) -> float:
@@ -344,7 +354,7 @@ def in_all(type_: str, gpus: int) -> Living:
 class Cluster:
     """The event loop: nodes come, go and are lost, jobs are placed, phases end."""
 
-    def __init__(self, nodes: Mapping[str, int], plan: Plan, names: Sequence[str] = NAMES):
+    def __init__(self, nodes: Mapping[str, int], plan: Plan, names: Sequence[str] = PAPER):
         self.plan, self.now, self.random = plan, 0.0, random.Random(plan.seed)  # noqa: S311
         self.nodes = [Node(type_, i, MACHINES[type_].gpus) for type_ in MACHINES for i in range(nodes.get(type_, 0))]
         self.studies = [Study(size_of(name), plan) for name in names]
@@ -596,7 +606,7 @@ def print_sizes() -> None:
                 f"| {50_000 * image_seconds(size, type_) / HOUR:.2f} |"
             )
     print("\n| size, ten seeds on H100s | training, GPU-hours | samples | together |\n|---|---|---|---|")
-    runs = [Cluster({"H100": 16}, Plan(seed=seed, side_by_side=True)).run() for seed in range(10)]
+    runs = [Cluster({"H100": 16}, Plan(seed=seed, side_by_side=True), NAMES).run() for seed in range(10)]
     for name in NAMES:
         held, samples = zip(*(hours_of(run, name) for run in runs), strict=True)
         both, of_samples = statistics.mean(held), statistics.mean(samples)
@@ -635,7 +645,7 @@ def print_runs(
     rate: float,
     raw: Raw,
     spot: float = 0.4,
-    names: Sequence[str] = NAMES,
+    names: Sequence[str] = PAPER,
 ) -> None:
     """`rate`: preemptions of a spot node and hour; `spot`: its price, as a share."""
     print("| nodes | GPUs | trials | nodes are | days | GPU-hours paid, by card | busy | lost | USD "
@@ -661,6 +671,7 @@ def print_runs(
 def main(words: list[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--cluster", help="nodes by type instead, such as H100=2,L40S=4")
+    parser.add_argument("--families", default="llamagen,var", help="whose sizes are searched; else those of the paper")
     parser.add_argument("--sizes", action="store_true", help="print what a trial takes on each card, and stop")
     parser.add_argument("--scoring", action="store_true", help="print what the scores of a study take, and stop")
     parser.add_argument("--trials", type=int, help="of a size, besides the controls; else as the files say")
@@ -685,7 +696,8 @@ def main(words: list[str] | None = None) -> None:
     clusters: Sequence[Mapping[str, int]] = CLUSTERS
     if arguments.cluster:
         clusters = [{n: int(count) for n, count in (part.split("=") for part in arguments.cluster.split(","))}]
-    print_runs(clusters, plans, arguments.preemptions, raw)
+    names = [name for name in NAMES if name.split("_")[0] in arguments.families.split(",")]
+    print_runs(clusters, plans, arguments.preemptions, raw, names=names)
 
 
 if __name__ == "__main__":

@@ -50,10 +50,14 @@ class Base(Strict):
         return self
 
 
+TokenOrder = Literal["raster", "random"]
+
+
 class Data(Strict):
     """Where the token set is; an embedded base brings its own."""
 
     tokens: str | None = None
+    order: TokenOrder = "raster"  # in which tokens are trained on; random: an order of each image's own, every epoch
 
 
 class Train(Strict):
@@ -181,6 +185,7 @@ class Score(Strict):
     temperature: float = Field(1.0, ge=1e-3, le=1e3)
     top_k: int = Field(0, ge=0)  # 0: all tokens
     top_p: float = Field(1.0, gt=0, le=1)  # 1: all tokens
+    last_temperature: float | None = Field(None, ge=1e-3, le=1e3)  # of the last step, reached evenly; None: the same
     seed: int = Field(0, ge=0, le=MOST_SEED)  # of the noise all trials share; fresh blocks take seed + 1, seed + 2, ...
     metrics: tuple[str, ...] = Field(DEFAULT_METRICS, min_length=1)  # what is measured at rungs and in the end
     samples: int = Field(50_000, ge=2)  # of a fresh block
@@ -188,6 +193,7 @@ class Score(Strict):
     finalists: int = Field(3, ge=1)  # best trials that are scored again on the fresh blocks
     guidance_scales: tuple[float, ...] = Field((1.25, 1.5, 2.0, 3.0), min_length=1)  # tried on the base
     widen_guidance: int = Field(3, ge=0, le=MOST_WIDENING)  # the same, of larger scales
+    guidance_power: float = Field(0.0, ge=0, le=100)  # above 0 they grow over the steps, the later the higher it is
     winner_guidance_scales: tuple[float, ...] = ()  # tried on the winner too, for CCA with guidance
 
     @field_validator("metrics")
@@ -317,6 +323,8 @@ class StudyConfig(Strict):
             raise ValueError("rungs must rise in `at` and end at 1")
         if self.base.embedded is None and not (self.data.tokens and self.score.features and self.score.reference):
             raise ValueError("without an embedded base, data.tokens, score.features and score.reference must be given")
+        if self.data.order != "raster" and not FAMILIES.get(self.base.family).any_order:
+            raise ValueError(f"data.order: {self.data.order}: {self.base.family} knows raster order alone")
         searched = self.search.metrics
         if not searched or len(set(searched)) < len(searched) or not set(searched) <= set(self.score.metrics):
             raise ValueError(f"search.metric: want one of score.metrics, or several: {', '.join(self.score.metrics)}")

@@ -167,7 +167,7 @@ def checked_family(name: str, npy: list[Path]) -> Family:
         raise ConfigError(f"--family {name}: one of {', '.join(FAMILIES.names())}")
     family = family_of(name)
     if npy and not family.official_codes:
-        raise ConfigError(f"--npy: the official code of {name} keeps no tokens")
+        raise ConfigError(f"--npy: the official code of {name} leaves no tokens in .npy files")
     return family
 
 
@@ -256,7 +256,9 @@ def tell(console: Console, what: str, path: Path, unreadable: Path) -> None:
 
 def main(
     images: Annotated[str | None, typer.Argument(help="Class folders, .tar or .parquet shards; a path or URI.")] = None,
-    family: Annotated[str, typer.Option(help="Whose tokenizer it is: llamagen, var, or a plug-in's.")] = "llamagen",
+    family: Annotated[
+        str, typer.Option(help=f"Whose tokenizer it is: {', '.join(FAMILIES.built_in)}, or a plug-in's.")
+    ] = "llamagen",
     plugin: Annotated[list[str] | None, typer.Option(help="Module that brings the family; repeatable.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(parser=place, metavar="PATH", help="Its checkpoint, such as vq_ds16_c2i.pt.")

@@ -56,7 +56,7 @@ def main(
     ] = None,
     image_size: Annotated[int, typer.Option(min=4, help="Pixels along a side, for --images.")] = 32,
     downsample: Annotated[int, typer.Option(min=1, help="Pixels a token along a side, for --images.")] = 4,
-    family: Annotated[str, typer.Option(help="llamagen, var, or a plug-in's.")] = "llamagen",
+    family: Annotated[str, typer.Option(help=f"{', '.join(FAMILIES.built_in)}, or a plug-in's.")] = "llamagen",
     size: Annotated[
         str | None, typer.Option(help="S, M or L, for --images; by default as their number says. S or M of the digits.")
     ] = None,

@@ -40,6 +40,10 @@ class FamilyFacts(Named, Protocol):
     def passes(self) -> str:
         """What sampling an image without guidance costs, in words."""
 
+    @property
+    def any_order(self) -> bool:
+        """Whether it can be trained on tokens in any order."""
+
 
 class ObjectiveFacts(Named, Protocol):
     """What a search space must know of an objective; `training.objectives.Objective` is the whole."""
@@ -94,7 +98,8 @@ class Registry(Generic[T]):
 
 
 FAMILIES: Registry[FamilyFacts] = Registry(
-    "family", {"llamagen": "cca_ray.models.llamagen_family:FAMILY", "var": "cca_ray.models.var_family:FAMILY"}
+    "family",
+    {name: f"cca_ray.models.{name}_family:FAMILY" for name in ("llamagen", "var", "rar")},
 )
 OBJECTIVES: Registry[ObjectiveFacts] = Registry(
     "objective",

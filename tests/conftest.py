@@ -100,7 +100,7 @@ TINY = Pretrain(codebook_size=32, tokenizer_width=8, tokenizer_epochs=30, featur
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the two bases below are made: anew in each run, once for all its processes.
+    """Where the three bases below are made: anew in each run, once for all its processes.
 
     benchmarks/mutants.py, which runs much, keeps them.
     """
@@ -140,6 +140,12 @@ def var_files(bases: Path) -> BaseFiles:
     return make_base("var", "M", TINY.model_copy(update={"tokenizer_epochs": 10}), bases)
 
 
+@pytest.fixture(scope="session")
+def rar_files(bases: Path) -> BaseFiles:
+    """The same in the third family."""
+    return make_base("rar", "S", TINY.model_copy(update={"tokenizer_epochs": 10}), bases)
+
+
 def tiny_space() -> dict[str, Any]:
     """The content of a small search space: 240 images, 10 steps, scored at half and at the end."""
     return {
@@ -156,6 +162,7 @@ def tiny_space() -> dict[str, Any]:
 
 
 MakeStudy = Callable[..., StudyConfig]
+TINY_BASES = {"llamagen": ("S", "base_files"), "var": ("M", "var_files"), "rar": ("S", "rar_files")}
 
 
 @pytest.fixture
@@ -163,10 +170,9 @@ def make_study(request: pytest.FixtureRequest) -> MakeStudy:
     """A tiny study on the shared base of a family; keyword arguments are merged into its sections."""
 
     def make(name: str = "tiny", family: str = "llamagen", **sections: Any) -> StudyConfig:
-        content = tiny_space()
-        if family == "var":
-            content["base"] |= {"family": "var", "size": "M"}
-        files = request.getfixturevalue("var_files" if family == "var" else "base_files")
+        content, (size, fixture) = tiny_space(), TINY_BASES[family]
+        content["base"] |= {"family": family, "size": size}
+        files = request.getfixturevalue(fixture)
         for key, value in sections.items():
             content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
         return with_files(parse(content, name, f"{name}.yaml"), files)

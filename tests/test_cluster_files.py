@@ -391,10 +391,10 @@ def test_google_clouds_default_rules_are_closed_for_the_nodes():
 # No table has it: of the official models only B and L fit in its 24 GB, and only parted over several.
 LEFT_OUT = {"L4"}
 # Parted over these, a model would wait for the exchange: `placement.way_on` gives none.
-NO_WAY = {"llamagen_xxl": {"A40"}, "llamagen_3b": {"A40", "L40S"}, "var_d30": {"A40"}}
-OFFICIAL = sorted((ROOT / "search_spaces").glob("llamagen_*.yaml")) + sorted(
-    (ROOT / "search_spaces").glob("var_*.yaml")
-)
+NO_WAY = {"llamagen_xxl": {"A40"}, "llamagen_3b": {"A40", "L40S"}, "var_d30": {"A40"},
+          "rar_xxl": {"A40", "L40S"}}  # fmt: skip
+FAMILIES = ("llamagen", "var", "rar")
+OFFICIAL = [path for family in FAMILIES for path in sorted((ROOT / "search_spaces").glob(f"{family}_*.yaml"))]
 
 
 def labelled() -> dict[str, set[str]]:
@@ -438,8 +438,14 @@ def test_the_documentation_tells_the_ways_that_are_in_the_files():
         )
     }
     assert len(sizes) == 5
-    for name, load in sizes.items():
-        placement = load_config(ROOT / "search_spaces" / f"llamagen_{name.lower()}.yaml").placement
+    ours = {f"llamagen_{name.lower()}": (name, load) for name, load in sizes.items()}
+    rar = re.findall(r"^\| (\w+) \| ([\d,]+) \| (\d+) × (\d+) \| \d+ \| [\d.]+, ", imagenet, re.MULTILINE)
+    assert len(rar) == 4
+    for name, parameters, layers, width in rar:
+        load = Load(int(parameters.replace(",", "")), int(layers), int(width), 256, activation_bytes=83)
+        ours[f"rar_{name.lower()}"] = name, load
+    for space, (name, load) in ours.items():
+        placement = load_config(ROOT / "search_spaces" / f"{space}.yaml").placement
         by_type = {way.type: in_words(way, load) for way in placement.accelerators}
         assert (
             f"| {name} | {' | '.join(by_type.get(type_, 'no') for type_ in ('A40', 'L40S', 'A100', 'H100'))} |"

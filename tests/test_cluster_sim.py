@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cluster_sim import (
+    DECODER_GFLOP,
     EAGER,
     HOUR,
     IMAGES,
@@ -68,12 +69,23 @@ def test_the_files_list_the_ways_of_the_arithmetic_and_all_fit(name):
         assert not way.activation_checkpointing  # whose fourth forward pass the simulation does not count
 
 
-def test_a_forward_pass_takes_what_torch_counts():
+@pytest.mark.parametrize(("family", "pixels"), [("llamagen", {"image_size": 384}), ("rar", {})])
+def test_a_forward_pass_takes_what_torch_counts(family: str, pixels: dict[str, int]):
     with torch.device("meta"):
-        model = family_of("llamagen").parts().model(configure("llamagen", "B", image_size=384))
+        model = family_of(family).parts().model(configure(family, "B", **pixels))
         with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, dtype=torch.long), torch.zeros(1, 576, dtype=torch.long))
-    assert size_of("llamagen_b").forward_flop == pytest.approx(counter.get_total_flops(), rel=0.01)
+            model(torch.zeros(1, dtype=torch.long), torch.zeros(1, model.config.block_size, dtype=torch.long))
+    assert size_of(f"{family}_b").forward_flop == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize(("family", "pixels"), [("llamagen", 384), ("rar", 256)])
+def test_decoding_an_image_takes_what_torch_counts(family: str, pixels: int):
+    with torch.device("meta"), torch.inference_mode():
+        tokenizer = build_tokenizer(family)
+        tokens = torch.zeros(1, tokenizer.config.length(pixels), dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            tokenizer.decode(tokens)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(DECODER_GFLOP[family], rel=0.01)
 
 
 def test_training_is_six_flop_a_parameter_and_token_and_the_bytes_between():
@@ -90,6 +102,9 @@ def small_model(family: str, layers: int) -> Model:
     if family == "llamagen":
         own = dict(dim=768, n_head=12, n_layer=layers, multiple_of=256, vocab_size=32, block_size=16)
         return build("llamagen", "S", num_classes=10, **own)
+    if family == "rar":
+        own = dict(dim=256, n_head=4, n_layer=layers, mlp_dim=1024, vocab_size=32, block_size=256)
+        return build("rar", "S", num_classes=10, **own)
     scales = dict(vocab_size=32, patch_nums=(1, 2, 3))
     small = dict(z_channels=8, ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
     tokenizer = build_tokenizer("var", **scales, **small)
@@ -113,7 +128,7 @@ def bytes_of_training(family: str, layers: int, rows: int) -> int:
 NAMES_OF = {family: [name for name in NAMES if name.startswith(family)] for family in EAGER}
 
 
-@pytest.mark.parametrize(("family", "width"), [("llamagen", 768), ("var", 256)])
+@pytest.mark.parametrize(("family", "width"), [("llamagen", 768), ("var", 256), ("rar", 256)])
 def test_a_layer_moves_as_many_bytes_in_training_as_are_counted(family: str, width: int):
     """What a row more costs in a layer more: not what is there once a weight, or once a batch."""
     two, one = (bytes_of_training(family, layers, 4) - bytes_of_training(family, layers, 2) for layers in (2, 1))

@@ -55,7 +55,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "no base": (without("base"), "base: field required"),
     "no rungs": (without("rungs"), "rungs: field required"),
     "no source of the base": (changed("base.embedded", None), "base: needs embedded: digits, or both checkpoint"),
-    "unknown family": (changed("base.family", "dalle"), "base.family: unknown family 'dalle': one of llamagen, var"),
+    "unknown family": (
+        changed("base.family", "dalle"), "base.family: unknown family 'dalle': one of llamagen, var, rar",
+    ),
     "unknown size": (
         changed("base.size", "XS"),
         "base: size 'XS' of llamagen: one of S, M, small, medium, large, B, L, XL, XXL, 3B",
@@ -95,6 +97,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "checkpoint without data": (
         changed("base", {"family": "llamagen", "size": "B", "checkpoint": "b.pt", "tokenizer": "vq.pt"}),
         "data.tokens, score.features and score.reference must be given",
+    ),
+    "an order that a family does not know": (
+        changed("data", {"order": "random"}), "data.order: random: llamagen knows raster order alone",
     ),
     "downsample of three": (changed("pretrain.downsample", 3), "power of two"),
 }  # fmt: skip

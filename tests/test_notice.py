@@ -30,6 +30,6 @@ def test_the_image_is_built_with_what_the_project_names():
 
 def test_the_notice_names_the_code_that_golden_numbers_come_from():
     notice = (ROOT / "NOTICE").read_text()
-    for name in ("LlamaGen", "VAR", "CCA", "ADM evaluator", "pytorch-fid"):
+    for name in ("LlamaGen", "VAR", "CCA", "ADM evaluator", "pytorch-fid", "RAR", "MaskGIT-VQGAN"):
         assert name in (ROOT / "tests" / "golden" / "README.md").read_text()
         assert name in notice

@@ -287,7 +287,7 @@ def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: 
         (["PHOTOS", "--npy", "PHOTOS", "--out", "t"], "want either IMAGES or --npy FOLDER"),
         (
             ["--npy", "PHOTOS", "--family", "var", "--tokenizer", "TOKENIZER", "--out", "t"],
-            "--npy: the official code of var keeps no tokens",
+            "--npy: the official code of var leaves no tokens in .npy files",
         ),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--max-unreadable", "-1"], "'--max-unreadable'"),
         (["PHOTOS"], "nothing to make: want --out FOLDER, --reference FILE.npz, or both"),

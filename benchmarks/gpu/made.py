@@ -141,7 +141,13 @@ def load_of(shape: Shape) -> Load:
     """What `placement.memory_gib` wants to know of it; nothing is made on any device."""
     with torch.device("meta"):
         model = family_of(shape.family).parts().model(config_of(shape))
-    return Load(parameters(model), len(model.stack), model.head.in_features, model.config.block_size)
+    return Load(
+        parameters(model),
+        len(model.stack),
+        model.head.in_features,
+        model.config.block_size,
+        activation_bytes=family_of(shape.family).activation_bytes,
+    )
 
 
 def extractor_of(shape: Shape, device: torch.device) -> Extractor:

@@ -4,7 +4,7 @@ The global batch is fixed by the study; placement only decides how it is cut.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -40,12 +40,13 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Load:
-    """What decides how much memory a trial needs: the model's size and the length of its sequences."""
+    """What decides how much memory a trial needs: the model's size, the length of its sequences, what a layer keeps."""
 
     parameters: int
     layers: int
     width: int
     tokens: int
+    activation_bytes: int = field(default=57, kw_only=True)  # a channel, layer and token: see `Family`
 
 
 def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, recompute: bool) -> float:
@@ -54,9 +55,9 @@ def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, r
     - always: weights 4, gradients 4, AdamW's two moments 8 and the EMA 4 bytes a parameter, parted over the workers by
       FSDP
     - training: the bfloat16 copies that autocast keeps until the backward pass, 2 bytes a parameter (of one layer with
-      recomputation), and with FSDP two layers in float32; activations, 57 bytes a channel, layer and token (counted by
-      hooks on saved tensors; VAR 55), a tenth with recomputation: a pair is two sequences; logits, a chunk of 2²⁶
-      numbers in float32 with its gradient, and in bfloat16
+      recomputation), and with FSDP two layers in float32; activations, so many bytes a channel, layer and token as the
+      family says (57 of LlamaGen, VAR 55, counted by hooks on saved tensors), a tenth with recomputation: a pair is two
+      sequences; logits, a chunk of 2²⁶ numbers in float32 with its gradient, and in bfloat16
     - scoring: the EMA whole in bfloat16, and first, while it is gathered, in float32, then keys and values,
       16 GiB (`sampler.CACHE_BYTES`), and beside or after them at most 4 GiB: a step, drawing its tokens, decoding
       images, Inception (each counted on `meta` by tests/evaluation/test_memory.py)
@@ -64,7 +65,9 @@ def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, r
     parted, n = strategy == "fsdp", load.parameters
     always = 20 * n / (workers if parted else 1)
     copies = 2 * n / (load.layers if recompute else 1) + (8 * n / load.layers if parted else 0)
-    activations = 57 * load.width * load.layers * 2 * load.tokens * micro_batch * (0.1 if recompute else 1)
+    activations = (
+        load.activation_bytes * load.width * load.layers * 2 * load.tokens * micro_batch * (0.1 if recompute else 1)
+    )
     training = copies + activations + 2**26 * 10
     scoring = 2 * n + max(4 * n, 20 * GIB)
     return (always + max(training, scoring)) / GIB

@@ -1,20 +1,21 @@
 """Token sets -> the pairs of an epoch -> global batches -> one worker's micro-batches.
 
 Everything random is a function of (seed, epoch, index): the order, the crop, the negative condition, the
-null mask.  Nothing depends on the number of workers or the micro-batch.
+null mask, an order of the tokens.  Nothing depends on the number of workers or the micro-batch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cca_ray.config import TokenOrder
 from cca_ray.data.moving import moved
 from cca_ray.data.tokens import TokenSet
 
-ORDER, CROP, NULL = 0, 1, 2  # one stream of random numbers for each purpose
+ORDER, CROP, NULL, PLACES = 0, 1, 2, 3  # one stream of random numbers for each purpose
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class EpochPlan:
     """All decisions of an epoch. Except `order`, arrays [N] are indexed by image.
 
     `labels` and `negative_labels` are the conditions to train with: the null label where `null` is set.
+    `shuffled`: seed and epoch, of which every image's tokens have an order of their own; None: raster order.
     """
 
     order: np.ndarray
@@ -29,9 +31,13 @@ class EpochPlan:
     null: np.ndarray
     labels: np.ndarray
     negative_labels: np.ndarray
+    shuffled: tuple[int, int] | None = None
 
 
-def plan_epoch(labels: np.ndarray, crops: int, null_label: int, null_ratio: float, seed: int, epoch: int) -> EpochPlan:
+def plan_epoch(
+    labels: np.ndarray, crops: int, null_label: int, null_ratio: float, seed: int, epoch: int,
+    places: TokenOrder = "raster",
+) -> EpochPlan:  # fmt: skip
     """The negative condition is the label of the next image in the epoch's order: the official roll, but over
     the whole epoch instead of one GPU's micro-batch."""
 
@@ -48,7 +54,14 @@ def plan_epoch(labels: np.ndarray, crops: int, null_label: int, null_ratio: floa
         null=null,
         labels=np.where(null, null_label, labels),
         negative_labels=np.where(null, null_label, negative),
+        shuffled=(seed, epoch) if places == "random" else None,
     )
+
+
+def places_of(seed: int, epoch: int, index: np.ndarray, length: int) -> np.ndarray:
+    """Where in these images their tokens lie, in the order in which they come: [B, length], a permutation a row."""
+    streams = (np.random.default_rng([seed, epoch, PLACES, image]) for image in index.tolist())
+    return np.stack([stream.permutation(length) for stream in streams])
 
 
 def steps_per_epoch(images: int, global_batch: int) -> int:
@@ -61,26 +74,39 @@ def steps_per_epoch(images: int, global_batch: int) -> int:
 @dataclass(frozen=True)
 class Batch:
     """tokens [B, L]; labels, negative_labels [B] (null label where null); null [B] bool; index [B] of the image,
-    which finds rows in tables and stays on the CPU."""
+    which finds rows in tables and stays on the CPU; places [B, L]: where in the image each token lies, if not in
+    raster order."""
 
     index: Tensor
     tokens: Tensor
     labels: Tensor
     negative_labels: Tensor
     null: Tensor
+    places: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: t if name == "index" else moved(t, device) for name, t in vars(self).items()})
+        there = {name: moved(t, device) for name, t in vars(self).items() if t is not None and name != "index"}
+        return replace(self, **there)
+
+    def both(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Labels, tokens and places of the images under their true conditions, then the same under the negative."""
+        places = None if self.places is None else torch.cat([self.places, self.places])
+        return torch.cat([self.labels, self.negative_labels]), torch.cat([self.tokens, self.tokens]), places
 
 
 def gather(data: TokenSet, plan: EpochPlan, index: np.ndarray) -> Batch:
     """The pairs of the given images."""
+    tokens, places = data.tokens[index, plan.crops[index]].astype(np.int64), None
+    if plan.shuffled is not None:
+        places = places_of(*plan.shuffled, index, tokens.shape[1])
+        tokens = np.take_along_axis(tokens, places, axis=1)
     return Batch(
         index=torch.from_numpy(index),
-        tokens=torch.from_numpy(data.tokens[index, plan.crops[index]].astype(np.int64)),
+        tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(plan.labels[index]),
         negative_labels=torch.from_numpy(plan.negative_labels[index]),
         null=torch.from_numpy(plan.null[index]),
+        places=None if places is None else torch.from_numpy(places),
     )
 
 

@@ -7,7 +7,8 @@ in float32 on a CPU. Elsewhere kernels of another batch size or card round other
 changes the rest of its image: in bfloat16 another card is another draw of the same distribution.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,13 +31,34 @@ PIXELS_AT_A_TIME = 2**20  # of the images that the tokenizer decodes at once: Ll
 class Decoding:
     """How probabilities become tokens. `guidance_scale` s: uncond + s (cond - uncond); 1 is guidance-free.
 
-    In VAR it grows from 1 at the first scale to s at the last: see the model's `guidance_at`.
+    In VAR it grows from 1 at the first scale to s at the last: see the model's `guidance_at`. With a `guidance_power`
+    it grows in every family from 1 towards s: see `cosine_guidance`.
     """
 
     guidance_scale: float = 1.0
     temperature: float = 1.0
     top_k: int = 0  # 0: all
     top_p: float = 1.0  # 1: all
+    guidance_power: float = 0.0  # 0: as the model does it
+    last_temperature: float | None = None  # that of the last step, towards which it goes evenly; None: the same at all
+
+    def guidance_at(self, model: Model, step: int) -> float:
+        """Of a decoding step."""
+        if self.guidance_power:
+            return cosine_guidance(self.guidance_scale, self.guidance_power, step, len(model.decode_steps))
+        return model.guidance_at(self.guidance_scale, step)
+
+    def at(self, step: int, steps: int) -> "Decoding":
+        """The same with the temperature of this one of so many steps."""
+        if self.last_temperature is None or steps < 2:
+            return self
+        gone = step / (steps - 1)
+        return replace(self, temperature=(1 - gone) * self.temperature + gone * self.last_temperature)
+
+
+def cosine_guidance(scale: float, power: float, step: int, steps: int) -> float:
+    """RAR's: 1 + (s - 1) (1 - cos(pi (k / N)^power)) / 2 at step k of N; the higher the power, the later it grows."""
+    return 1 + (scale - 1) * (1 - math.cos(math.pi * (step / steps) ** power)) / 2
 
 
 def uniforms(seed: int, indices: np.ndarray, length: int) -> Tensor:
@@ -153,8 +175,8 @@ def sample_tokens(
             if tokens:
                 last = torch.cat([tokens[-1], tokens[-1]]) if guided else tokens[-1]
             logits = decoder.step(step, last)
-            scale = model.guidance_at(decoding.guidance_scale, step)
-            drawn, highs = pick(logits, noise[:, position : position + count], decoding, scale)
+            cut, scale = decoding.at(step, len(model.decode_steps)), decoding.guidance_at(model, step)
+            drawn, highs = pick(logits, noise[:, position : position + count], cut, scale)
             tokens.append(drawn)
             highest.append(highs)
             position += count

@@ -5,7 +5,7 @@ Also what that needs, loaded once a process: tokens, tokenizer, feature network,
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,8 @@ def protocol_of(
         temperature=config.score.temperature,
         top_k=config.score.top_k,
         top_p=config.score.top_p,
+        guidance_power=config.score.guidance_power if guidance_scale != 1 else 0.0,
+        last_temperature=config.score.last_temperature,
         plugins=tuple(map(str, config.plugins_used())),
     )
 
@@ -187,7 +189,7 @@ def sample_shards(
     decoder = GraphDecoder(model) if scoring.graphs else Decoder(model)
     # Graphs keep keys and values while images are decoded, and need memory of their own.
     cache = CACHE_BYTES * 3 // 4 if scoring.graphs else CACHE_BYTES
-    decoding = Decoding(protocol.guidance_scale, protocol.temperature, protocol.top_k, protocol.top_p)
+    decoding = Decoding(**{field.name: getattr(protocol, field.name) for field in fields(Decoding)})
     for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
         index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
         labels = labels_of(protocol.labels, protocol.seed, index, scoring.num_classes).to(group.device)

@@ -1,4 +1,4 @@
-"""Families of models and their tokenizers: their face, LlamaGen, VAR, official files, sharding, likelihoods.
+"""Families of models and their tokenizers: their face, LlamaGen, VAR, RAR, official files, sharding, likelihoods.
 
 May import `storage` and `cluster`.
 """

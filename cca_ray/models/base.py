@@ -51,10 +51,14 @@ class TokenizerConfig(Protocol):
 
 
 class Tokenizer(nn.Module, ABC):
-    """Images <-> tokens. `grey`: the byte value of a pixel of 0, with which the official sampler rounds."""
+    """Images <-> tokens. `grey`: the byte value of a pixel of 0, with which the official sampler rounds.
+
+    `bare_file`: whether the official code takes a file for a state dict, and not for one under "model".
+    """
 
     config: TokenizerConfig
     grey: float
+    bare_file: ClassVar[bool] = False
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -87,11 +91,12 @@ class Model(nn.Module, ABC):
 
     Labels are 0 to `null_label`, which is no class: the null condition. Names of parameters are those of the official
     files. A buffer that no checkpoint holds is not persistent. `exact`: how names end of what is sampled in float32
-    even where the weights are in bfloat16.
+    even where the weights are in bfloat16. `bare_file`: see `Tokenizer`.
     """
 
     config: ModelConfig
     exact: ClassVar[tuple[str, ...]] = ()
+    bare_file: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -136,6 +141,13 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def hidden(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """What the head takes, of all positions at once: [B, L, C]. Dropout: on embeddings and residual branches."""
+
+    def hidden_in_order(self, places: Tensor, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """The same of tokens that come in an order of their own: `places` [B, L] says where in the image each lies.
+
+        Row t predicts the t-th that comes. Only a model whose family has `any_order` can.
+        """
+        raise NotImplementedError(f"{type(self).__name__} knows raster order alone")
 
     def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Logits [B, L, V] in float32, row t predicting token t."""

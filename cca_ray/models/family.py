@@ -54,6 +54,8 @@ class Family(ABC):
     sizes: Mapping[str, Mapping[str, Any]]  # from small to large: fields of the model's config
     passes: str  # what sampling an image without guidance costs, in words: "one forward pass a token"
     needs_codes: bool = False  # whether a model is of no use before it is given its tokenizer
+    activation_bytes: int = 57  # that training in bfloat16 keeps, a channel, layer and token: at most, of all sizes
+    any_order: bool = False  # whether a model can be trained on tokens in any order: see `Model.hidden_in_order`
 
     # How a file is recognised.
     layers: tuple[str, str]  # the config's field for their number, their prefix in the file

@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 from argparse import Namespace
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
@@ -71,7 +71,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if where is None:
         there = f"; there are some under {', '.join(map(repr, states))}: save one of them alone" if states else ""
         raise ValueError(f"{path}: holds no state dict (a mapping of names to tensors, bare or under 'model'){there}")
-    config = content.get("config", {}) if where else {}
+    config = content.get("config", {}) if where else getattr(content, "config", {})
     return without_prefix(states[where]), dict(config) if isinstance(config, Mapping) else {}
 
 
@@ -156,11 +156,21 @@ def digest_of_weights(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path) -> None:
-    """`{"model": state, "config": ...}`, or safetensors if the path ends so. The official code passes over `config`."""
+def write_checkpoint(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path, bare: bool = False
+) -> None:
+    """`{"model": state, "config": ...}`, or safetensors if the path ends so. The official code passes over `config`.
+
+    `bare`: the state dict itself, for official code that takes a file for one; `config` is an attribute of it, which
+    nobody sees who loads it as a mapping.
+    """
     if Path(path).suffix == ".safetensors":
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         atomically(path, lambda partial: save_file(tensors, partial, {"config": json.dumps(config)}))
+    elif bare:
+        alone = OrderedDict(state)
+        vars(alone)["config"] = dict(config)
+        atomically(path, lambda partial: torch.save(alone, partial))
     else:
         write_atomically({"model": dict(state), "config": dict(config)}, path)
 

@@ -82,6 +82,8 @@ def sequence_logps(hidden: Tensor, head: nn.Linear, tokens: Tensor, chunk: int =
 class Scorer(nn.Module):
     """`scorer(labels [B], tokens [B, L]) -> log p(tokens | label) [B]`: what training and its wrappers run.
 
+    `places` [B, L]: where in the image each token lies, if they do not come in raster order.
+
     Its only child is the model, whose head it applies itself, in chunks.
     """
 
@@ -89,5 +91,11 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
-        return sequence_logps(self.model.hidden(labels, tokens, dropout), self.model.head, tokens)
+    def forward(
+        self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        if places is None:
+            hidden = self.model.hidden(labels, tokens, dropout)
+        else:
+            hidden = self.model.hidden_in_order(places, labels, tokens, dropout)
+        return sequence_logps(hidden, self.model.head, tokens)

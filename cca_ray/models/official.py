@@ -94,4 +94,4 @@ def load_official(
 
 def save_official(model: Model | Tokenizer, path: str | Path) -> None:
     """Write a file that the official samplers load unchanged; safetensors if the path ends so."""
-    write_checkpoint(model.state_dict(), asdict(model.config), path)
+    write_checkpoint(model.state_dict(), asdict(model.config), path, model.bare_file)

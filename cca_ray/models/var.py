@@ -153,6 +153,7 @@ class VAR(Model):
 
     config: VARConfig
     head: nn.Linear
+    bare_file = True
     exact = ("scale_mul_1H11",)  # goes through exp: rounded to bfloat16, it turns a temperature of 100 into 98.9
 
     def __init__(self, config: VARConfig):

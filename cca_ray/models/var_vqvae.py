@@ -287,6 +287,7 @@ class MultiScaleQuantizer(nn.Module):
 class VARVQVAE(Tokenizer):
     """`encode`: images [B, 3, H, W] in [-1, 1] -> tokens [B, L];  `decode`: tokens -> images in [-1, 1]."""
 
+    bare_file = True
     grey = 127.5  # the byte value of 0: the official sampler rounds 255 (x + 1) / 2 down
 
     config: VARVQConfig

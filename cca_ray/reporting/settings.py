@@ -43,6 +43,8 @@ class Scoring(Light):
     temperature: float
     top_k: int
     top_p: float
+    last_temperature: float | None = None  # where it is another
+    guidance_power: float = 0.0
     samples: int
     blocks: int
     finalists: int

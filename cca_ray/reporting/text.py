@@ -167,6 +167,10 @@ def protocol(size: SizeResults) -> list[str]:
     scoring, train, search = size.settings.score, size.settings.train, size.settings.search
     cuts = [f"top-k {scoring.top_k}" * bool(scoring.top_k), f"top-p {scoring.top_p:g}" * (scoring.top_p < 1)]
     cut = ", ".join(c for c in cuts if c) or "no truncation"
+    warmth = f"temperature {scoring.temperature:g}"
+    if scoring.last_temperature is not None:
+        warmth += f" to {scoring.last_temperature:g} over the steps"
+    power = f" (growing over the steps, power {scoring.guidance_power:g})" * (scoring.guidance_power > 0)
     sized = f", resized to {scoring.image_size} pixels" if scoring.image_size else ""
 
     def keeps(rung: Rung) -> str:
@@ -186,14 +190,14 @@ def protocol(size: SizeResults) -> list[str]:
     beta = "" if train.beta is None else f" β {train.beta:g},"
     return [
         f"Protocol {size.protocol}: {scores} of {scoring.samples:,} images a block of noise, "
-        f"{classes} labels, temperature {scoring.temperature:g}, {cut}{sized}. Scores are means over {blocks} fresh "
+        f"{classes} labels, {warmth}, {cut}{sized}. Scores are means over {blocks} fresh "
         f"block{'s' * (blocks > 1)}, which chose nothing; as many others chose the guidance scale, the control and the "
         f"winner. {covers}",
         f"The search scored its trials at {rungs}, all on the same labels and noise. What two standard errors "
         f"cannot tell from those that go on goes on too, and the first {search.grace_trials} trials always do.",
-        f"Guidance scales tried on the base: {scales}{chosen}. The control is plain fine-tuning with the same steps, "
-        f"data order and EMA, and the best of the learning rates {rates}. Where the search did not set them: objective "
-        f"{train.objective},{beta} {train.global_batch} images a step, {train.epochs} "
+        f"Guidance scales tried on the base{power}: {scales}{chosen}. The control is plain fine-tuning with the same "
+        f"steps, data order and EMA, and the best of the learning rates {rates}. Where the search did not set them: "
+        f"objective {train.objective},{beta} {train.global_batch} images a step, {train.epochs} "
         f"epoch{'s' * (train.epochs > 1)}, EMA {train.ema_decay:g}.",
     ]
 

@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from cca_ray.config import DEFAULT_METRICS, PATHS, Range, StudyConfig, Train, same, without_others
+from cca_ray.config import PATHS, Range, StudyConfig, Train, same, without_others
 from cca_ray.registry import METRICS
 from cca_ray.search.records import ENDED, ArmName
 from cca_ray.search.widening import next_rate
@@ -19,6 +19,8 @@ Distribution = FloatDistribution | IntDistribution
 WarmStart = Callable[[], Iterable[Mapping[str, float]]]  # the best settings that smaller sizes have found so far
 TRIES = 20  # draws for a point that has not been run
 MOST_POINTS = 10_000  # of a space of whole numbers, of which no more than all are tried
+# Settings that came after version 0.1.0, whose studies do not say them: where they are not used, none does.
+ADDED = {"data": ("order",), "score": ("metrics", "guidance_power", "last_temperature")}
 FID = ("fid",)  # what every arm but the search minimizes
 
 
@@ -236,11 +238,14 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, o
     content["score"].pop("widen_guidance")
     content["pretrain"] = config.pretrain.content
     content["score"].pop("trust_torchscript")  # the file itself counts
+    for section, keys in ADDED.items():
+        for key in keys:
+            part = getattr(config, section)
+            if getattr(part, key) == type(part).model_fields[key].default:
+                content[section].pop(key)
     content.pop("plugins")
     if used := config.plugins_used():
         content["plugins"] = {info.module: f"{info.version} {info.digest}".lstrip() for info in used}
-    if config.score.metrics == DEFAULT_METRICS:  # version 0.1.0 knew no others, and did not say so
-        content["score"].pop("metrics")
     return {**content, "files": dict(digests)}
 
 

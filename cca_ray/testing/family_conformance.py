@@ -205,6 +205,26 @@ class FamilyConformance:
             torch.testing.assert_close(after[:, :begin], before[:, :begin])
             assert not torch.allclose(after[:, begin], before[:, begin])
 
+    def test_tokens_come_in_raster_order_or_in_any(self, pair: Pair) -> None:
+        """In any, logits of a token depend on where it lies and on those that came before it, with their places."""
+        model, (labels, tokens) = pair.model, pair.some(2)
+        raster = torch.arange(pair.length).expand(2, -1)
+        if not self.family.any_order:
+            with pytest.raises(NotImplementedError, match="raster order alone"):
+                model.hidden_in_order(raster, labels, tokens)
+            return
+        torch.testing.assert_close(model.hidden_in_order(raster, labels, tokens), model.hidden(labels, tokens))
+        places, begin = raster.roll(1, 1), pair.length // 2
+        before = model.hidden_in_order(places, labels, tokens)
+        assert not torch.allclose(before[:, 0], model.hidden(labels, tokens)[:, 0])
+        changed = tokens.clone()
+        changed[:, begin] = (changed[:, begin] + 1) % CODES
+        after = model.hidden_in_order(places, labels, changed)
+        torch.testing.assert_close(after[:, : begin + 1], before[:, : begin + 1])
+        assert not torch.allclose(after[:, begin + 1], before[:, begin + 1])
+        expected = model.head(before).float().log_softmax(-1).gather(2, tokens[..., None]).sum((1, 2))
+        torch.testing.assert_close(Scorer(model)(labels, tokens, None, places), expected)
+
     def test_the_null_label_is_a_condition_of_its_own(self, pair: Pair) -> None:
         _, tokens = pair.some(1)
         assert pair.model.null_label == CLASSES
@@ -325,6 +345,13 @@ class FamilyConformance:
         assert torch.equal(again(labels, tokens), pair.model(labels, tokens))
         codes = load_tokenizer(self.family.name, tmp_path / f"tokenizer.{ending}").encode(self.images(2))
         assert torch.equal(codes, pair.tokenizer.encode(self.images(2)))
+
+    def test_the_official_code_finds_the_weights_in_what_is_saved(self, pair: Pair, tmp_path: Path) -> None:
+        """As the file itself, or under "model"; strictly."""
+        for network in (deepcopy(pair.model), deepcopy(pair.tokenizer)):
+            save_official(network, tmp_path / "saved.pth")
+            content = torch.load(tmp_path / "saved.pth", map_location="cpu", weights_only=True)
+            network.load_state_dict(content if network.bare_file else content["model"], strict=True)
 
     def test_a_bare_official_file_says_what_it_is(self, pair: Pair, tmp_path: Path) -> None:
         torch.save(pair.model.state_dict(), tmp_path / "model.pth")

@@ -32,6 +32,7 @@ class Cut(Contract):
     temperature: float
     top_k: int
     top_p: float
+    last_temperature: float | None = None
 
 
 class Settings(Contract):
@@ -54,7 +55,12 @@ class Settings(Contract):
             length=meta.length,
             image_size=score.image_size or meta.image_size,
             precision=precision_of(config.placement),
-            decoding=Cut(temperature=score.temperature, top_k=score.top_k, top_p=score.top_p),
+            decoding=Cut(
+                temperature=score.temperature,
+                top_k=score.top_k,
+                top_p=score.top_p,
+                last_temperature=score.last_temperature,
+            ),
             plugins=tuple(info.module for info in config.plugins_used()),
         )
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError, field_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from cca_ray.config import Rung, Train, without_others
+from cca_ray.config import Rung, TokenOrder, Train, without_others
 from cca_ray.contracts import Contract, TrialReport
 from cca_ray.errors import reading
 from cca_ray.models.files import write_atomically
@@ -34,6 +34,7 @@ class Settings(Contract):
     rungs: tuple[Rung, ...]
     protocol: str  # its id, whatever the number of samples
     precision: str
+    order: TokenOrder = "raster"  # of an image's tokens
 
     @field_validator("train", mode="before")
     @classmethod

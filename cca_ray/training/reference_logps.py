@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from cca_ray.config import TokenOrder
 from cca_ray.data.moving import moved
 from cca_ray.data.pairs import Batch, gather, plan_epoch
 from cca_ray.data.tokens import TokenSet
@@ -66,9 +67,14 @@ def parts_of(images: int, epochs: int, size: int = PART_PAIRS) -> list[Part]:
     ]
 
 
-def table_key(model_digest: str, data: TokenSet, null_ratio: float, seed: int, precision: str) -> str:
-    """Names the table of these weights, tokens and pairs, scored in this precision (that of `placement`)."""
-    content = json.dumps([model_digest, data.digest, null_ratio, seed, precision])
+def table_key(
+    model_digest: str, data: TokenSet, null_ratio: float, seed: int, precision: str, order: TokenOrder = "raster"
+) -> str:
+    """Names the table of these weights, tokens and pairs, scored in this precision (that of `placement`).
+
+    The order of tokens counts where it is not raster: tables of earlier versions keep their names.
+    """
+    content = json.dumps([model_digest, data.digest, null_ratio, seed, precision, *([order] * (order != "raster"))])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -78,17 +84,18 @@ def pair_logps(scorer: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
     `scorer`: a `Scorer`, or one that is wrapped for several workers.
     """
-    tokens = torch.cat([batch.tokens, batch.tokens])
-    positive, negative = scorer(torch.cat([batch.labels, batch.negative_labels]), tokens).chunk(2)
+    labels, tokens, places = batch.both()
+    positive, negative = scorer(labels, tokens, None, places).chunk(2)
     return positive, negative
 
 
 def score_part(
-    scorer: Scorer, data: TokenSet, part: Part, null_ratio: float, seed: int, batch: int
-) -> tuple[np.ndarray, np.ndarray]:
+    scorer: Scorer, data: TokenSet, part: Part, null_ratio: float, seed: int, batch: int,
+    order: TokenOrder = "raster",
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """log p of a part's pairs, `batch` at a time: positive, negative [stop - start] float32."""
     device = next(scorer.parameters()).device
-    plan = plan_epoch(data.labels, data.meta.crops, scorer.model.null_label, null_ratio, seed, part.epoch)
+    plan = plan_epoch(data.labels, data.meta.crops, scorer.model.null_label, null_ratio, seed, part.epoch, order)
     scored = [
         pair_logps(scorer, gather(data, plan, np.arange(start, min(start + batch, part.stop))).to(device))
         for start in range(part.start, part.stop, batch)

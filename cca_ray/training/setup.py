@@ -49,7 +49,7 @@ class Loop:
 
 
 def reference_key(base_digest: str, config: ResolvedStudy, train: Train, data: TokenSet) -> str:
-    return table_key(base_digest, data, train.null_ratio, train.seed, precision_of(config.placement))
+    return table_key(base_digest, data, train.null_ratio, train.seed, precision_of(config.placement), config.data.order)
 
 
 def prepare(job: Job, group: Group) -> Loop:
@@ -117,4 +117,5 @@ def settings_of(loop: Loop) -> Settings:
         rungs=config.rungs,
         protocol=protocol_of(config, loop.scoring, 0).id,
         precision=config.placement.precision,
+        order=config.data.order,
     )

@@ -35,9 +35,9 @@ def model_logps(loop: Loop, batch: Batch, epoch: int) -> tuple[Tensor, Tensor | 
     """log p [B] under the true and, for an objective with pairs, under the negative conditions, in one forward pass."""
     dropout = dropout_of(loop, batch, epoch)
     if not loop.objective.pairs:
-        return loop.scorer(batch.labels, batch.tokens, dropout), None
-    tokens = torch.cat([batch.tokens, batch.tokens])
-    positive, negative = loop.scorer(torch.cat([batch.labels, batch.negative_labels]), tokens, dropout).chunk(2)
+        return loop.scorer(batch.labels, batch.tokens, dropout, batch.places), None
+    labels, tokens, places = batch.both()
+    positive, negative = loop.scorer(labels, tokens, dropout, places).chunk(2)
     return positive, negative
 
 
@@ -76,7 +76,9 @@ def train_step(loop: Loop, step: int) -> Tensor:
     epoch, within = divmod(step, steps_per_epoch(len(loop.data.labels), train.global_batch))
     if within == 0 or loop.plan is None:
         crops, null_label = loop.data.meta.crops, loop.model.null_label
-        loop.plan = plan_epoch(loop.data.labels, crops, null_label, train.null_ratio, train.seed, epoch)
+        loop.plan = plan_epoch(
+            loop.data.labels, crops, null_label, train.null_ratio, train.seed, epoch, loop.job.config.data.order
+        )
     size = micro_batch_size(placement, train.global_batch)
     batches = list(micro_batches(loop.data, loop.plan, within, train.global_batch, size, group.rank, group.world))
     sums = torch.zeros(len(loop.objective.logged), device=group.device)

@@ -51,7 +51,7 @@ class TableMaker:
         config, train = self.job.config, self.job.train
         batch = min(micro_batch_size(way, train.global_batch) for way in ways(config.placement))
         with autocast(config.placement, self.device):  # as the trials score their own model
-            scored = score_part(self.scorer, self.data, part, train.null_ratio, train.seed, batch)
+            scored = score_part(self.scorer, self.data, part, train.null_ratio, train.seed, batch, config.data.order)
         write_part(self.folder, part, self.key, *scored)
         return len(scored[0])
 

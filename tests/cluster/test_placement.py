@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_one_worker_or_gloo_may_share_a_card():
         Placement.model_validate(sound)
 
 
-OFFICIAL = [name for family in ("llamagen", "var") for name in SPACES.glob(f"{family}_*.yaml")]
+OFFICIAL = [name for family in ("llamagen", "var", "rar") for name in SPACES.glob(f"{family}_*.yaml")]
 
 
 @pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: path.stem)
@@ -136,7 +137,8 @@ def test_the_shipped_tables_are_what_the_arithmetic_gives(path: Path):
     )
     with torch.device("meta"):
         model = family_of(config.base.family).parts().model(shape)
-    load = Load(parameters(model), len(model.stack), shape.dim, model.config.block_size)
+    kept = family_of(config.base.family).activation_bytes
+    load = Load(parameters(model), len(model.stack), shape.dim, model.config.block_size, activation_bytes=kept)
     assert config.placement.accelerators == ways_by_arithmetic(load, config.train.global_batch)
     assert config.placement.accelerators
     for way in ways(config.placement):
@@ -167,5 +169,6 @@ def test_what_needs_less_memory_and_what_more():
     assert memory_gib(load, 4, 32, "ddp", False) > plain
     assert memory_gib(load, 4, 16, "fsdp", False) < plain
     assert memory_gib(load, 4, 16, "ddp", True) < plain
+    assert memory_gib(replace(load, activation_bytes=83), 4, 16, "ddp", False) > plain
     # Weights, gradients, moments and EMA of 10⁹ parameters, and what a rung's scoring takes beside them.
     assert memory_gib(load, 1, 1, "ddp", True) == pytest.approx((20e9 + 2e9 + 20 * 2**30) / 2**30)

@@ -16,9 +16,11 @@ from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
 from tests.peak import peak_bytes
 
 BESIDE = 4 * GIB  # keys and values
-OFFICIAL = [("llamagen", size) for size in ("B", "L", "XL", "XXL", "3B")] + [
-    ("var", size) for size in ("d16", "d20", "d24", "d30")
-]
+OFFICIAL = (
+    [("llamagen", size) for size in ("B", "L", "XL", "XXL", "3B")]
+    + [("var", size) for size in ("d16", "d20", "d24", "d30")]
+    + [("rar", size) for size in ("B", "L", "XL", "XXL")]
+)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_step_and_its_draws_fit_beside_the_cache(no_autocast: None, family: st
         assert peak_bytes(step) < BESIDE
 
 
-@pytest.mark.parametrize(("family", "pixels"), [("llamagen", 384), ("var", 256)])
+@pytest.mark.parametrize(("family", "pixels"), [("llamagen", 384), ("var", 256), ("rar", 256)])
 def test_decoding_images_fits(no_autocast: None, family: str, pixels: int):
     parts = family_of(family).parts()
     with torch.device("meta"):

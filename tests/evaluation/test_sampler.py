@@ -247,8 +247,13 @@ def tokens_by_hand(labels: list[int], noise: np.ndarray, decoding: Decoding) -> 
             with_class, without = (
                 model.decode(torch.tensor([condition]), last, step, [1])[0].double().numpy() for condition in (label, 7)
             )
-            scale = model.guidance_at(decoding.guidance_scale, step)
-            logits = (scale * with_class + (1 - scale) * without) / decoding.temperature
+            scale, temperature = model.guidance_at(decoding.guidance_scale, step), decoding.temperature
+            if decoding.guidance_power:
+                grown = (1 - np.cos(np.pi * (step / 3) ** decoding.guidance_power)) / 2
+                scale = (1 - grown) + grown * decoding.guidance_scale
+            if decoding.last_temperature is not None:
+                temperature += (decoding.last_temperature - temperature) * step / 2
+            logits = (scale * with_class + (1 - scale) * without) / temperature
             for row in logits:
                 odds = np.exp(row - row.max())
                 if decoding.top_k:
@@ -262,7 +267,18 @@ def tokens_by_hand(labels: list[int], noise: np.ndarray, decoding: Decoding) -> 
 
 @pytest.mark.parametrize(
     "decoding",
-    [Decoding(), Decoding(3.0), Decoding(2.0, temperature=0.5), Decoding(temperature=2.0), Decoding(1.5, top_k=2)],
+    [
+        Decoding(),
+        Decoding(3.0),
+        Decoding(2.0, temperature=0.5),
+        Decoding(temperature=2.0),
+        Decoding(1.5, top_k=2),
+        Decoding(4.0, guidance_power=1.0),
+        Decoding(16.0, guidance_power=2.75),
+        Decoding(1.0, guidance_power=2.75),
+        Decoding(temperature=1.5, last_temperature=0.3),
+        Decoding(3.0, 1.02, last_temperature=2.0, guidance_power=0.5),
+    ],
 )
 def test_tokens_are_those_drawn_by_hand(decoding: Decoding):
     labels, noise = torch.arange(12) % 7, uniforms(0, np.arange(12), 6)
@@ -382,14 +398,19 @@ def test_the_limits_leave_room_for_the_largest_models():
     assert sampler.CACHE_BYTES // (2 * 24 * 2 * 3200 * 576 * 2) == 48
 
 
-@pytest.mark.parametrize("family", ["llamagen", "var"])
+CONVOLUTIONS = dict(ch=16, ch_mult=(1, 2))
+SMALL_TOKENIZERS = {
+    "llamagen": dict(codebook_size=32, z_channels=32, **CONVOLUTIONS),
+    "var": dict(patch_nums=(1, 2, 4), vocab_size=32, z_channels=8, **CONVOLUTIONS),
+    "rar": dict(codebook_size=32, z_channels=8, hidden_channels=16, channel_mult=(1, 2)),
+}
+
+
+@pytest.mark.parametrize("family", SMALL_TOKENIZERS)
 def test_a_tokenizer_in_channels_last_decodes_the_same_images(family: str):
     torch.manual_seed(0)
-    if family == "var":
-        own = dict(patch_nums=(1, 2, 4), vocab_size=32, z_channels=8)
-    else:
-        own = dict(codebook_size=32, z_channels=32)
-    plain = build_tokenizer(family, ch=16, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8, **own).requires_grad_(False)
+    own = SMALL_TOKENIZERS[family]
+    plain = build_tokenizer(family, num_res_blocks=1, norm_groups=8, **own).requires_grad_(False)
     tokens = torch.randint(32, (3, 21 if family == "var" else 16))
     images, seen = plain.decode(tokens), list[bool]()
     last = [module for module in plain.decoder.modules() if isinstance(module, torch.nn.Conv2d)][-1]

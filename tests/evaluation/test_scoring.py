@@ -14,6 +14,7 @@ from cca_ray.evaluation import fid
 from cca_ray.evaluation.fid import FID, frechet_distance
 from cca_ray.evaluation.kid import KID
 from cca_ray.evaluation.reference import Moments, Reference
+from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
 from cca_ray.evaluation.scoring import (
     Scoring,
     load_base,
@@ -127,6 +128,19 @@ def test_a_metric_says_how_many_images_it_wants(make_study: MakeStudy):
     config = make_study(score={"metrics": ["recall"]}, search={"metric": "recall"}, rungs=[{"at": 1.0, "samples": 5}])
     with pytest.raises(ConfigError, match="recall cannot be had: it wants 4 images, not 2"):
         scoring_of(config, CPU)
+
+
+def test_samples_are_drawn_as_the_protocol_says(make_study: MakeStudy):
+    """And how guidance grows is no part of it where there is none."""
+    cut = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "guidance_power": 1.5, "last_temperature": 0.3}
+    config, plain = make_study(score=cut), make_study(score={**cut, "guidance_power": 0.0})
+    scoring, base = scoring_of(config, CPU), load_base(config)
+    assert protocol_of(config, scoring, 20).id == protocol_of(plain, scoring, 20).id
+    protocol = protocol_of(config, scoring, 20, 3.0, seed=7)
+    assert protocol.id != protocol_of(plain, scoring, 20, 3.0, seed=7).id
+    ((index, images, labels),) = sample_shards(base, scoring, protocol, Group())
+    tokens = sample_tokens(base, labels, uniforms(7, index, 16), Decoding(guidance_scale=3.0, **cut))
+    assert torch.equal(images, decode_images(scoring.tokenizer, tokens))
 
 
 def test_where_decoding_steps_cannot_be_recorded_they_run_without_it(

@@ -49,6 +49,16 @@ def test_our_files_carry_a_config(tmp_path: Path, name: str):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_a_bare_file_is_a_state_dict_that_carries_a_config_beside_it(tmp_path: Path):
+    write_checkpoint(STATE, {"dim": 3, "scales": (1, 2)}, tmp_path / "w.pt", bare=True)
+    content = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert equal(content)  # what official code loads strictly
+    state, config = read_checkpoint(tmp_path / "w.pt")
+    assert equal(state)
+    assert config == {"dim": 3, "scales": (1, 2)}
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pt"]
+
+
 def test_weights_are_mapped_not_copied(tmp_path: Path):
     torch.save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, tmp_path / "weights.pt")
     state, _ = read_checkpoint(tmp_path / "weights.pt")

@@ -17,7 +17,7 @@ from cca_ray.models.parallel import Group, Passes, distribute, whole
 from cca_ray.placement_config import Placement
 
 CPU = torch.device("cpu")
-FAMILIES = ("llamagen", "var")
+FAMILIES = ("llamagen", "var", "rar")
 WAYS = {
     "ddp": Placement(precision="bfloat16"),
     "fsdp": Placement(precision="bfloat16", strategy="fsdp"),
@@ -30,6 +30,8 @@ def small_model(family: str) -> Model:
     torch.manual_seed(0)
     if family == "llamagen":
         model = build("llamagen", "S", num_classes=10, vocab_size=32, block_size=14**2, n_layer=2)
+    elif family == "rar":
+        model = build("rar", "S", num_classes=10, vocab_size=32, block_size=14**2)
     else:
         scales = dict(vocab_size=32, patch_nums=(1, 2, 3))
         small = dict(z_channels=8, ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
@@ -99,9 +101,11 @@ def test_what_fsdp_gathers_in_bfloat16_changes_no_loss(found, way: str, family: 
 def test_only_matrices_and_their_biases_are_gathered_in_bfloat16(found, family: str):
     kinds = found[family, "fsdp"]["kinds"]
     matrices = ("wqkv.weight", "wo.weight", "w1.weight", "w2.weight", "w3.weight")
-    matrices += ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "blocks.0.ada_lin.1.weight")
+    matrices += ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+    matrices += ("blocks.0.ada_lin.1.weight", "blocks.0.adaLN_modulation.1.weight")
+    adaptive = tuple(f"{name}.1.{what}" for name in ("ada_lin", "adaLN_modulation") for what in ("weight", "bias"))
     half = {name for name, kind in kinds.items() if kind == torch.bfloat16}
     assert half >= {name for name in kinds if name.endswith(matrices)}
-    assert all(name.endswith((*matrices, "ada_lin.1.weight", "ada_lin.1.bias")) for name in half)
+    assert all(name.endswith((*matrices, *adaptive)) for name in half)
     assert len(half) >= 2 * 5
     assert set(found[family, "ddp"]["kinds"].values()) == {torch.float32}

@@ -6,12 +6,14 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cca_ray.contracts import FID
 from cca_ray.reporting.results import read_study
+from cca_ray.reporting.text import protocol
 from tests.studies import make_study
 from tests.test_summary import OLD_SUMMARY
 
@@ -33,6 +35,16 @@ def test_all_trials_are_read_with_their_rungs_and_reasons(study: Path):
     assert size.summary is not None
     assert size.best.number == size.summary.winner.trial
     assert list(size.space) == ["lambda", "learning_rate"]
+
+
+def test_how_guidance_and_temperature_grow_is_said_where_they_do(study: Path):
+    (size,) = read_study(study.parent, "hand").sizes
+    assert "temperature 1, " in protocol(size)[0]
+    assert "tried on the base: " in protocol(size)[2]
+    grown = size.settings.score.model_copy(update={"guidance_power": 2.75, "last_temperature": 0.5})
+    size = replace(size, settings=size.settings.model_copy(update={"score": grown}))
+    assert "temperature 1 to 0.5 over the steps, " in protocol(size)[0]
+    assert "tried on the base (growing over the steps, power 2.75): " in protocol(size)[2]
 
 
 def test_of_an_unfinished_study_the_best_is_that_of_the_last_rung(tmp_path: Path):

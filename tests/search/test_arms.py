@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from cca_ray.config import Range, Train
-from cca_ray.search.arms import cost_names, distribution, open_arms
+from cca_ray.search.arms import cost_names, difference, distribution, memory_of, open_arms
 from tests.conftest import MakeStudy
 from tests.search.ledgers import DIGESTS
 
@@ -34,6 +34,19 @@ def test_a_study_of_version_0_1_0_goes_on_whatever_its_objective(
         memory = arm.study.user_attrs["memory"]
         arm.study.set_user_attr("memory", {**memory, "train": {**memory["train"], "lambda": 1.0}})
     assert len(open_arms(config, "study", storage, DIGESTS)) == 2
+
+
+def test_what_came_later_is_not_in_the_memory_of_a_study_that_does_not_use_it(make_config: MakeStudy):
+    """So that studies of earlier versions go on."""
+    memory = memory_of(make_config(), DIGESTS)
+    assert memory["data"] == {}
+    assert set(memory["score"]) == {  # type: ignore[call-overload]
+        "image_size", "labels", "temperature", "top_k", "top_p", "seed", "samples", "blocks", "finalists",
+        "guidance_scales", "winner_guidance_scales",
+    }  # fmt: skip
+    used = memory_of(make_config(score={"guidance_power": 2.75, "last_temperature": 0.5}), DIGESTS)
+    assert difference(memory, used) == "score.last_temperature was None, is 0.5"
+    assert used["score"]["guidance_power"] == 2.75  # type: ignore[index]
 
 
 def test_a_proposal_that_was_cut_short_is_completed(storage: optuna.storages.RDBStorage, make_config: MakeStudy):

@@ -24,9 +24,9 @@ def champion_of(config: ResolvedStudy, folder: Path) -> Champion:
     return Champion(folder)
 
 
-@pytest.mark.parametrize("family", ["llamagen", "var"])
+@pytest.mark.parametrize("family", ["llamagen", "var", "rar"])
 def test_it_samples_as_the_study_does(make_study: MakeStudy, tmp_path: Path, family: str):
-    config = make_study(family=family, score={"top_k": 5, "top_p": 0.9, "temperature": 0.8})
+    config = make_study(family=family, score={"top_k": 5, "top_p": 0.9, "temperature": 0.8, "last_temperature": 0.3})
     scoring = scoring_of(config, Group().device)
     protocol = protocol_of(config, scoring, 12, seed=3)
     ((_, images, labels),) = sample_shards(load_base(config), scoring, protocol, Group())

@@ -41,7 +41,7 @@ def losses(reports: list[TrialReport]) -> np.ndarray:
     return np.array([row[1] for report in reports for row in report.history])
 
 
-@pytest.mark.parametrize("family", ["llamagen", "var"])
+@pytest.mark.parametrize("family", ["llamagen", "var", "rar"])
 def test_a_trial_is_trained_sampled_scored_and_resumed(make_study: MakeStudy, tmp_path: Path, family: str):
     config = make_study(family=family, train=TRAIN, rungs=[{"at": 0.5, "samples": 40}, {"at": 1.0, "samples": 40}])
     whole, resumed = run(config, "bfloat16", tmp_path / "a"), run(config, "bfloat16", tmp_path / "b", killed=True)

@@ -103,7 +103,7 @@ class Pairs:
         return Pairs(*(torch.from_numpy(kind) for kind in kinds))
 
 
-@pytest.mark.parametrize("family", ["llamagen", "var"])
+@pytest.mark.parametrize("family", ["llamagen", "var", "rar"])
 def test_three_steps_are_those_written_out_by_hand(make_study: MakeStudy, tmp_path: Path, family: str):
     config = make_study(family=family, train=RECIPE)
     loop, hand, norms = prepared(config, tmp_path, micro_batch=MICRO), ByHand.of(config), []
@@ -141,7 +141,7 @@ class Recorded(nn.Module):
         super().__init__()
         self.values = nn.Parameter(torch.from_numpy(np.concatenate([content[f"{whose}_pos"], content[f"{whose}_neg"]])))
 
-    def forward(self, labels: Tensor, tokens: Tensor, dropout: None = None) -> Tensor:
+    def forward(self, labels: Tensor, tokens: Tensor, dropout: None = None, places: None = None) -> Tensor:
         assert labels.shape == self.values.shape
         return self.values
 

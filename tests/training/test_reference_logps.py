@@ -52,6 +52,16 @@ def test_the_table_holds_what_the_frozen_model_says(scorer: Scorer, data: TokenS
     assert not torch.allclose(table.positive[0], table.negative[0])
 
 
+def test_a_table_of_shuffled_tokens_holds_what_the_frozen_model_says_of_them(rar_files: BaseFiles):
+    scorer, data = Scorer(load_official("rar", "S", rar_files.checkpoint, length=16)), read_token_set(rar_files.tokens)
+    shuffled, raster = (score_part(scorer, data, Part(1, 0, 40), 0.1, 3, 16, order) for order in ("random", "raster"))
+    plan = plan_epoch(data.labels, 1, scorer.model.null_label, 0.1, 3, 1, "random")
+    index = np.array([7, 39, 3])
+    for found, other, live in zip(shuffled, raster, pair_logps(scorer, gather(data, plan, index)), strict=True):
+        np.testing.assert_allclose(found[index], live, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(found, other, rtol=1e-3)
+
+
 def test_parts_cover_every_pair_once():
     assert parts_of(5, 2, 2) == [Part(e, a, b) for e in (0, 1) for a, b in ((0, 2), (2, 4), (4, 5))]
     assert len({part.path(Path()) for part in parts_of(70_000, 3)}) == 9
@@ -122,5 +132,6 @@ def test_who_comes_second_waits_and_finds_it_made(tmp_path: Path):
 
 def test_the_key_follows_all_it_depends_on(data: TokenSet):
     arguments = [("w", 0.1, 0, "auto"), ("v", 0.1, 0, "auto"), ("w", 0.2, 0, "auto"), ("w", 0.1, 1, "auto"),
-                 ("w", 0.1, 0, "float32")]  # fmt: skip
-    assert len({table_key(weights, data, *pairing) for weights, *pairing in arguments}) == 5
+                 ("w", 0.1, 0, "float32"), ("w", 0.1, 0, "auto", "random")]  # fmt: skip
+    assert len({table_key(weights, data, *pairing) for weights, *pairing in arguments}) == 6
+    assert table_key("w", data, 0.1, 0, "auto", "raster") == table_key("w", data, 0.1, 0, "auto")

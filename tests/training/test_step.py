@@ -68,7 +68,9 @@ class Seen(nn.Module):
         self.dropout: list[Dropout | None] = []
         self.answers: list[Tensor] = []
 
-    def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def forward(
+        self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None, places: Tensor | None = None
+    ) -> Tensor:
         answer = self.scale * (labels + 0.01 * tokens.sum(1))
         self.labels.append(labels)
         self.tokens.append(tokens)
