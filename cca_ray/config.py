@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from cca_ray.contracts import Strict
 from cca_ray.errors import reason
 from cca_ray.placement_config import Placement
-from cca_ray.registry import FAMILIES, METRICS, OBJECTIVES, PluginInfo, load_plugins, used_plugins
+from cca_ray.registry import FAMILIES, METRICS, OBJECTIVES, SAMPLERS, PluginInfo, load_plugins, used_plugins
 
 MOST_SEED = 2**53  # which JSON keeps exactly; the noise of fresh blocks has the seeds after it
 MOST_GUIDANCE = 1000.0  # beyond it float32 logits overflow
@@ -232,10 +232,19 @@ class Search(Strict):
     trials: int = Field(20, ge=1)
     replicates: int = Field(0, ge=0)  # training seeds with which every finalist is trained again
     max_concurrent: int = Field(2, ge=1)
-    random_trials: int = Field(6, ge=0)  # before the sampler starts to model (TPE's n_startup_trials)
+    sampler: str = "tpe"  # what proposes settings: gp, tpe, random
+    random_trials: int | None = Field(None, ge=0)  # before tpe starts to model; None: six
+    rungs: Literal["surely_worse", "posterior"] = "surely_worse"  # which trials stop at a rung
     grace_trials: int = Field(4, ge=1)  # a rung stops no trial before this many have been scored there
     keep: float = Field(0.5, gt=0, le=1)  # share of the trials at a rung that goes on, and what cannot be told apart
     seed: int = Field(0, ge=0, le=MOST_SEED)
+
+    @field_validator("sampler")
+    @classmethod
+    def known(cls, name: str) -> str:
+        if name not in SAMPLERS.names():
+            raise ValueError(f"unknown sampler {name!r}: one of {', '.join(SAMPLERS.names())}")
+        return name
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -351,6 +360,7 @@ class StudyConfig(Strict):
         """Which code of others its results depend on: the modules of `plugins`, and what its names stand for."""
         metrics = [("metric", name) for name in self.score.metrics]
         things = [("family", self.base.family), ("objective", self.train.objective), *metrics]
+        things.append(("sampler", self.search.sampler))
         return used_plugins(self.plugins, things)
 
     def paths(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What plugs in: model families, objectives, feature extractors and metrics, by name; ours and others'.
+"""What plugs in: model families, objectives, feature extractors, metrics and samplers, by name; ours and others'.
 
 Ours are imported when they are asked for. Others' come from modules that the entry-point group `cca_ray.plugins` names,
 or a search space's `plugins`. Such a module has `PLUGINS`, a sequence of objects, each with a `kind` and a `name`.
@@ -21,7 +21,7 @@ GROUP = "cca_ray.plugins"
 
 
 class Named(Protocol):
-    """Anything that plugs in. `kind`: family, objective, extractor or metric."""
+    """Anything that plugs in. `kind`: family, objective, extractor, metric or sampler."""
 
     @property
     def kind(self) -> str: ...
@@ -124,8 +124,16 @@ METRICS: Registry[MetricFacts] = Registry(
         "recall": "cca_ray.evaluation.precision_recall:RECALL",
     },
 )
+SAMPLERS: Registry[Any] = Registry(  # of `search.samplers.Sampler`
+    "sampler",
+    {
+        "gp": "cca_ray.search.gp_sampler:GP",
+        "tpe": "cca_ray.search.samplers:TPE",
+        "random": "cca_ray.search.samplers:RANDOM",
+    },
+)
 REGISTRIES: Mapping[str, Registry[Any]] = {
-    registry.kind: registry for registry in (FAMILIES, OBJECTIVES, EXTRACTORS, METRICS)
+    registry.kind: registry for registry in (FAMILIES, OBJECTIVES, EXTRACTORS, METRICS, SAMPLERS)
 }
 
 
@@ -170,7 +178,8 @@ def load(module: str) -> PluginInfo:
         raise ConfigError(f"plug-in {module}: cannot be imported ({said})") from error
     things = getattr(found, "PLUGINS", None)
     if not isinstance(things, list | tuple) or not things:
-        raise ConfigError(f"plug-in {module}: has no PLUGINS, a list of families, objectives, extractors or metrics")
+        kinds = "families, objectives, extractors, metrics or samplers"
+        raise ConfigError(f"plug-in {module}: has no PLUGINS, a list of {kinds}")
     for thing in things:
         if getattr(thing, "kind", None) not in REGISTRIES or not isinstance(getattr(thing, "name", None), str):
             raise ConfigError(f"plug-in {module}: {thing!r} has no kind ({', '.join(REGISTRIES)}) or no name")

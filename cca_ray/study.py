@@ -21,6 +21,7 @@ from cca_ray.contracts import SizeSummary
 from cca_ray.reporting.results import read_database
 from cca_ray.reporting.summary import picture, table, write_summary
 from cca_ray.search.accounts import seconds_of_study
+from cca_ray.search.arms import Smaller
 from cca_ray.search.budget import Limits
 from cca_ray.search.mlflow_pages import experiment_of, register_champion
 from cca_ray.search.records import used_device_seconds
@@ -94,9 +95,10 @@ class Study:
     window: Window
 
 
-def warm_start_points(sizes: Sequence[SizeSummary], family: str) -> list[dict[str, int | float]]:
-    """The best settings of the smaller sizes of a family, the last one's first."""
-    return [size.winner.params for size in reversed(sizes) if size.family == family]
+def smaller_sizes(sizes: Sequence[SizeSummary], family: str) -> list[Smaller]:
+    """Those of a family, of sizes that are done; the last one first."""
+    found = [size for size in reversed(sizes) if size.family == family]
+    return [Smaller(size.size, size.winner.params, size.parameters) for size in found]
 
 
 def too_many_at_once(configs: Sequence[StudyConfig], side_by_side: bool, have_gib: float) -> str:
@@ -186,12 +188,12 @@ class Sizes:
         tracker = study.trackers[experiment_of(config)]
         context = StudyContext(study.name, study.folder, tracker, study.console.say, study.window.show, self.stop)
 
-        def points() -> list[dict[str, int | float]]:
-            return warm_start_points(self.sizes(number), config.base.family)
+        def smaller() -> list[Smaller]:
+            return smaller_sizes(self.sizes(number), config.base.family)
 
         def work() -> None:
             try:
-                outcome: SizeResult | BaseException = SizeStudy(resolved, context, limits, points).run()
+                outcome: SizeResult | BaseException = SizeStudy(resolved, context, limits, smaller).run()
             except BaseException as error:
                 outcome = error
             self.ended.put((config, outcome))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-ALONE = ["cluster_sim", "fid", "gpu.__main__", "intervals", "sample", "step"]
+ALONE = ["cluster_sim", "contest", "fid", "gpu.__main__", "intervals", "landscape", "sample", "step"]
 ON_RAY = ["prepare", "scaling"]
 WHOLE = ["default", "head", "overhead", "reproducibility", "search", "coverage"]  # whole runs, longer than 10 s each
 
@@ -36,7 +36,7 @@ def measured(raw: Path) -> list[list[str]]:
 def test_no_benchmark_is_overlooked():
     programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     programs |= {f"{path.parent.name}.__main__" for path in (ROOT / "benchmarks").glob("*/__main__.py")}
-    programs -= {"common", "peers", "mutants"}  # the last has a test of its own
+    programs -= {"common", "peers", "mutants", "simulator"}  # the last two have tests of their own
     assert programs == {*ALONE, *ON_RAY, *WHOLE}
 
 

@@ -11,12 +11,12 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train, same, without_others
-from cca_ray.registry import METRICS
+from cca_ray.registry import METRICS, SAMPLERS
 from cca_ray.search.records import ENDED, ArmName
+from cca_ray.search.samplers import Distribution, Earlier, Question, Sampler
 from cca_ray.search.widening import next_rate
 
-Distribution = FloatDistribution | IntDistribution
-WarmStart = Callable[[], Iterable[Mapping[str, float]]]  # the best settings that smaller sizes have found so far
+CHOOSING = ("sampler", "random_trials", "rungs")  # of `search`: what is tried and what goes on, which change no result
 TRIES = 20  # draws for a point that has not been run
 MOST_POINTS = 10_000  # of a space of whole numbers, of which no more than all are tried
 # Settings that came after version 0.1.0, whose studies do not say them: where they are not used, none does.
@@ -24,7 +24,19 @@ ADDED = {"data": ("order",), "score": ("metrics", "guidance_power", "last_temper
 FID = ("fid",)  # what every arm but the search minimizes
 
 
-def no_warm_start() -> Iterable[Mapping[str, float]]:
+@dataclass(frozen=True)
+class Smaller:
+    """A smaller size of the family, whose study is done: its name, what it found best, its number of parameters."""
+
+    size: str
+    best: Mapping[str, float]
+    parameters: int
+
+
+WarmStart = Callable[[], Sequence[Smaller]]  # those that are done by now, the last one first
+
+
+def no_warm_start() -> Sequence[Smaller]:
     return ()
 
 
@@ -46,8 +58,8 @@ def draw(trial: optuna.Trial, name: str, values: Distribution) -> None:
 class Arm:
     """Trials of one kind: the search, the control's few learning rates, or finalists trained again.
 
-    `metrics`: what it minimizes. `warm_start_points`: settings to be tried next, once each. `widen`: how many learning
-    rates may be tried beyond the first ones, which are `given`.
+    `metrics`: what it minimizes. `rungs`: shares of a trial where it is scored. `parameters`: of the model. `widen`:
+    how many learning rates may be tried beyond the first ones, which are `given`.
     """
 
     name: ArmName
@@ -56,14 +68,20 @@ class Arm:
     space: Mapping[str, Distribution]
     trials: int
     metrics: tuple[str, ...] = FID
+    sampler: str = "random"  # where no points wait, of which other arms have as many as trials
     seed: int = 0
-    random_trials: int = 0
-    warm_start_points: WarmStart = no_warm_start
+    random_trials: int | None = None
+    rungs: tuple[float, ...] = (1.0,)
+    parameters: int = 1
+    smaller: WarmStart = no_warm_start
     given: tuple[float, ...] = ()
     widen: int = 0
 
     def propose(self, interrupted: list[int]) -> optuna.Trial | None:
-        """An interrupted trial, by its number, if there is one, else a new one within the number, else None."""
+        """An interrupted trial, by its number, if there is one, else a new one within the number, else None.
+
+        A new one's settings first wait in the storage: who is killed in between finds them there.
+        """
         begun = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
         if interrupted:
             return self.taken_up(interrupted.pop(0))
@@ -71,13 +89,11 @@ class Arm:
             if (further := self.beyond()) is None:
                 return None
             self.study.enqueue_trial({"learning_rate": further}, skip_if_exists=True)
-        for known in self.warm_start_points():
-            self.study.enqueue_trial(dict(known), skip_if_exists=True)
+        for size in self.smaller():
+            self.study.enqueue_trial(within(self.space, size.best), skip_if_exists=True)
         trials = self.study.get_trials(deepcopy=False)
-        waiting = any(t.state == TrialState.WAITING for t in trials)
-        if not waiting and (point := self.instead(trials, begun)) is not None:
-            self.study.enqueue_trial(point)
-        self.study.sampler = self.sampler(begun, 0)
+        if not any(t.state == TrialState.WAITING for t in trials):
+            self.study.enqueue_trial(self.next_point(trials, begun))
         return self.study.ask(dict(self.space))
 
     def rates(self) -> dict[float, float]:
@@ -96,28 +112,42 @@ class Arm:
         begun = len(self.ended(*ENDED, TrialState.RUNNING)) if self.widen else 0
         return max(self.trials, begun + (begun >= self.trials and self.beyond() is not None))
 
-    def instead(self, trials: Sequence[FrozenTrial], begun: int) -> dict[str, float] | None:
-        """A point to be run next, where the sampler would propose one that has been run; else None."""
+    def next_point(self, trials: Sequence[FrozenTrial], begun: int) -> dict[str, float]:
+        """What the sampler proposes; if that has been run, what it proposes with another seed."""
+        sampler: Sampler = SAMPLERS.get(self.sampler)
+        point: dict[str, float] = {}
         for again in range(TRIES):
-            point = self.drawn(trials, self.sampler(begun, again))
+            point = dict(sampler.propose(self.question(trials, begun, again)))
             if not has_run(point, trials):
-                return point if again else None
+                return point
         # Of a few whole numbers nearly all have been run.
-        return next((point for point in whole_points(self.space) if not has_run(point, trials)), None)
+        return next((other for other in whole_points(self.space) if not has_run(other, trials)), point)
 
-    def sampler(self, begun: int, again: int) -> optuna.samplers.TPESampler:
+    def question(self, trials: Sequence[FrozenTrial], number: int, again: int = 0) -> Question:
         """Seeded by the trial's number, so that a study that is taken up again does not repeat its first draws.
 
-        `again`: how often its draw was one that has been run.
+        `again`: how often what was proposed had been run.
         """
-        seed = (1000 * self.seed + begun + 500 * again) % 2**32
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.random_trials, constant_liar=True)
+        return Question(
+            trials=trials,
+            space=self.space,
+            metrics=self.metrics,
+            rungs=self.rungs,
+            number=number,
+            seed=(1000 * self.seed + number + 500 * again) % 2**32,
+            random_trials=self.random_trials,
+            earlier=[found for size in self.smaller() if (found := self.earlier(size))],
+        )
 
-    def drawn(self, trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> dict[str, float]:
-        """What the sampler would propose after these trials; the study does not change."""
-        twin = optuna.create_study(directions=self.study.directions, sampler=sampler)
-        twin.add_trials(trials)
-        return twin.ask(dict(self.space)).params
+    def earlier(self, smaller: Smaller) -> Earlier | None:
+        """The trials of a smaller size, from the same storage; None if it searched by another objective."""
+        name = f"{self.study.study_name.split('/')[0]}/{smaller.size}/{self.name}"
+        study = optuna.load_study(study_name=name, storage=self.storage)
+        ours, theirs = (some.user_attrs["memory"] for some in (self.study, study))
+        if ours["train"]["objective"] != theirs["train"]["objective"]:
+            return None
+        rungs = tuple(rung["at"] for rung in theirs["rungs"])
+        return Earlier(study.get_trials(deepcopy=False), rungs, math.log2(self.parameters / smaller.parameters))
 
     def taken_up(self, number: int) -> optuna.Trial:
         """The trial of this number that was interrupted. What it already has stays; only what is missing is drawn.
@@ -133,6 +163,11 @@ class Arm:
 
     def ended(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or ENDED)
+
+
+def within(space: Mapping[str, Distribution], point: Mapping[str, float]) -> dict[str, float]:
+    """The point without what is not searched, and what is outside put on the edge."""
+    return {name: min(max(value, space[name].low), space[name].high) for name, value in point.items() if name in space}
 
 
 def whole_points(space: Mapping[str, Distribution]) -> list[dict[str, float]]:
@@ -182,7 +217,9 @@ def open_arm(
         study.set_user_attr("memory", dict(memory))
         return study
     before = study.user_attrs["memory"]
-    before = {**before, "train": without_others(before["train"])}  # version 0.1.0 wrote parameters of all objectives
+    # Version 0.1.0 wrote parameters of all objectives, and how it chose.
+    search = {name: value for name, value in before["search"].items() if name not in CHOOSING}
+    before = {**before, "train": without_others(before["train"]), "search": search}
     if before != memory:
         raise ValueError(
             f"study {name} exists with other settings: {difference(before, memory)}; use another --name, or --fresh"
@@ -195,11 +232,12 @@ def open_arms(
     name: str,
     storage: optuna.storages.BaseStorage,
     digests: Mapping[str, str],
-    warm_start_points: WarmStart = no_warm_start,
+    smaller: WarmStart = no_warm_start,
+    parameters: int = 1,
 ) -> list[Arm]:
-    """Create or load control and search. Warm-start points come after the first points, or as soon as they are known.
+    """Create or load control and search. What smaller sizes found comes after the first points, or once it is known.
 
-    `digests` name what lies in the files: base, tokens and protocol.
+    `digests` name what lies in the files: base, tokens and protocol. `parameters`: how many the model has.
     """
     search, rates, memory = config.search, config.control.learning_rates, memory_of(config, digests)
     space = {key: distribution(config.train, key, bounds) for key, bounds in search.space.items()}
@@ -208,19 +246,26 @@ def open_arms(
     control = Range.model_construct(low=min(rates) / beyond, high=max(rates) * beyond, log=True)
     control_space = {"learning_rate": distribution(config.train, "learning_rate", control)}
 
-    def within() -> list[dict[str, float]]:
-        return [
-            {k: min(max(v, search.space[k].low), search.space[k].high) for k, v in point.items() if k in search.space}
-            for point in warm_start_points()
-        ]
-
     name, metrics = f"{name}/{config.name}", search.metrics
     controls = open_arm(storage, name, "control", control_space, [{"learning_rate": r} for r in rates], memory)
     trials = min(search.trials, len(whole_points(space)) or search.trials)
     searched = open_arm(storage, name, "search", space, search.first_points, memory, metrics)
     return [
         Arm("control", controls, storage, control_space, len(rates), given=rates, widen=widen),
-        Arm("search", searched, storage, space, trials, metrics, search.seed, search.random_trials, within),
+        Arm(
+            "search",
+            searched,
+            storage,
+            space,
+            trials,
+            metrics,
+            search.sampler,
+            search.seed,
+            search.random_trials,
+            tuple(rung.at for rung in config.rungs),
+            parameters,
+            smaller,
+        ),
     ]
 
 
@@ -231,7 +276,7 @@ def memory_of(config: StudyConfig, digests: Mapping[str, str]) -> Mapping[str, o
     """
     content = config.model_dump(mode="json", by_alias=True)
     content["placement"] = {"precision": config.placement.precision}
-    budget = {"search": ("trials", "max_concurrent", "replicates"), "control": ("widen",)}
+    budget = {"search": ("trials", "max_concurrent", "replicates", *CHOOSING), "control": ("widen",)}
     for section, keys in {**PATHS, **budget}.items():
         for key in keys:
             content[section].pop(key)

@@ -19,6 +19,7 @@ from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.search import budget
 from cca_ray.search.arms import Arm, trials_of
 from cca_ray.search.budget import Limits, Used
+from cca_ray.search.gp_sampler import worth_going_on
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.records import (
     ATTEMPTS,
@@ -205,7 +206,7 @@ class Ledger:
 
     def at_rung(self, running: Running, score: RungScore, total_steps: int) -> bool:
         """Decide; at the last rung there is nothing to decide."""
-        arm, step, search = running.arm, score.step, self.config.search
+        arm, step = running.arm, score.step
         mark, last = Mark.of(score, arm.metrics), step >= total_steps
         if last:
             running.costs = mark.costs.tolist()
@@ -218,12 +219,19 @@ class Ledger:
         marks = [Mark.of(passed[rung], arm.metrics) for t in others if len(passed := rung_scores(t)) > rung]
         self.keep_score(running.trial, rung, score, mark)
         if not last and arm.name == "search":
-            running.pruned = not goes_on(mark, marks, share_kept(self.config, rung), search.grace_trials)
+            running.pruned = not self.goes_on(running, rung, mark, marks)
         metric = "fid" if "fid" in score.values else arm.metrics[0]
         best = best_value(metric, [score, *last_scores(others)]) if last else None
         for listener in self.listeners:
             listener.on_rung(running.info, RungOutcome(score, total_steps, not running.pruned, metric, best))
         return not running.pruned
+
+    def goes_on(self, running: Running, rung: int, mark: Mark, others: Sequence[Mark]) -> bool:
+        """By the rule of `search.rungs`; of several metrics there is one alone."""
+        search, arm = self.config.search, running.arm
+        if search.rungs == "posterior" and len(arm.metrics) == 1:
+            return worth_going_on(arm.question(arm.study.get_trials(deepcopy=False), running.info.number), rung)
+        return goes_on(mark, others, share_kept(self.config, rung), search.grace_trials)
 
     def keep_score(self, trial: optuna.Trial, rung: int, score: RungScore, mark: Mark) -> None:
         """In Optuna's storage."""

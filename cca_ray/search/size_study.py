@@ -101,7 +101,7 @@ class SizeResult:
 class SizeStudy:
     """The study of one size. Ray must be running.
 
-    `warm_start_points`: what smaller sizes found best.
+    `smaller`: the sizes of the family that are done.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class SizeStudy:
         config: ResolvedStudy,
         context: StudyContext,
         limits: Limits | None = None,
-        warm_start_points: WarmStart = no_warm_start,
+        smaller: WarmStart = no_warm_start,
     ):
         """Whatever can be wrong with the files or the placement is said before anything is written: ValueError."""
         self.config, self.context, self.limits, started = config, context, limits or Limits(), time.monotonic()
@@ -127,7 +127,7 @@ class SizeStudy:
             del model
             self.database = context.folder / "study.db"
             self.storage = open_storage(self.database)
-            self.arms = open_arms(config, context.name, self.storage, self.digests, warm_start_points)
+            self.arms = open_arms(config, context.name, self.storage, self.digests, smaller, self.parameters)
             self.memory = self.arms[0].study  # keeps what is known of the whole size
             self.keep_s = UPLOAD_S if is_copy(self.database) else KEEP_S
             self.clock = RunClock(self.memory, self.begun, self.keep_s, started)

@@ -1,12 +1,18 @@
 """What a study of one size tries next, and under which settings it may go on; real Optuna storage."""
 
+from pathlib import Path
+
+import numpy as np
 import optuna
 import pytest
 
 from cca_ray.config import Range, Train
-from cca_ray.search.arms import cost_names, difference, distribution, memory_of, open_arms
+from cca_ray.search.arms import Arm, Smaller, cost_names, difference, distribution, memory_of, open_arms
+from cca_ray.search.size_study import open_storage
 from tests.conftest import MakeStudy
-from tests.search.ledgers import DIGESTS
+from tests.search.ledgers import DIGESTS, score_of
+
+SAMPLERS = ("gp", "tpe", "random")
 
 
 def test_another_setting_under_the_same_name_is_refused(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
@@ -83,7 +89,8 @@ def test_warm_start_points_are_tried_after_the_first_points(
     storage: optuna.storages.RDBStorage, make_config: MakeStudy
 ):
     config = make_config(search={"first_points": [{"lambda": 2.0, "learning_rate": 2e-3}]})
-    points = [{"lambda": 300.0, "learning_rate": 1e-3, "beta": 0.5}]
+    open_arms(make_config().model_copy(update={"name": "smaller"}), "study", storage, DIGESTS)
+    points = [Smaller("smaller", {"lambda": 300.0, "learning_rate": 1e-3, "beta": 0.5}, 1000)]
     _, search = open_arms(config, "study", storage, DIGESTS, lambda: points)
     tried = [trial.params for trial in (search.propose([]), search.propose([])) if trial]
     assert tried == [{"lambda": 2.0, "learning_rate": 2e-3}, {"lambda": 10.0, "learning_rate": 1e-3}]
@@ -108,8 +115,10 @@ def test_whole_numbers_are_rounded_inward():
     assert (found.low, found.high) == (2, 4)
 
 
-def test_no_point_is_proposed_twice(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
-    config = make_config(search={"space": {"epochs": {"low": 1, "high": 4}}, "trials": 10, "random_trials": 2})
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_point_is_proposed_twice(storage: optuna.storages.RDBStorage, make_config: MakeStudy, sampler: str):
+    few = {"epochs": {"low": 1, "high": 4}}
+    config = make_config(search={"space": few, "trials": 10, "random_trials": 2, "sampler": sampler})
     _, search = open_arms(config, "study", storage, DIGESTS)
     tried = []
     while (trial := search.propose([])) is not None:
@@ -118,15 +127,62 @@ def test_no_point_is_proposed_twice(storage: optuna.storages.RDBStorage, make_co
     assert sorted(tried) == [1, 2, 3, 4]
 
 
-def test_looking_for_a_new_point_changes_no_proposal(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
-    """The twin that is asked before draws what the study itself then draws."""
-    config = make_config(search={"trials": 12, "random_trials": 3, "seed": 7})
+def ask(search: Arm) -> optuna.Trial:
+    trial = search.propose([])
+    assert trial is not None
+    return trial
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_study_that_is_killed_again_and_again_tries_the_same(make_config: MakeStudy, tmp_path: Path, sampler: str):
+    """Its driver dies after every step of every proposal: before, when the settings wait, and when they are taken."""
+    config = make_config(search={"trials": 6, "random_trials": 3, "seed": 7, "sampler": sampler})
+
+    def opened(name: str) -> Arm:
+        return open_arms(config, "study", open_storage(tmp_path / name), DIGESTS)[1]
+
+    def finish(search: Arm, trial: optuna.Trial) -> None:
+        fid = 10 + float(np.log(trial.params["lambda"] / 3) ** 2 + np.log(trial.params["learning_rate"] / 3e-3) ** 2)
+        trial.set_user_attr("rung 0", score_of(10, {"fid": fid, "inception_score": 2.0}).model_dump())
+        search.study.tell(trial, fid)
+
+    undisturbed = opened("undisturbed")
+    for _ in range(6):
+        finish(undisturbed, ask(undisturbed))
+    for number in range(6):
+        search = opened("killed")
+        trials = search.study.get_trials(deepcopy=False)
+        search.study.enqueue_trial(search.next_point(trials, number))
+        search = opened("killed")
+        if number % 2:
+            search.study.ask()  # and nothing of it is written
+            taken_up = opened("killed").propose([number])
+            assert taken_up is not None
+            finish(search, taken_up)
+        else:
+            finish(search, ask(search))
+    params = [trial.params for trial in opened("killed").study.trials]
+    assert params == [trial.params for trial in undisturbed.study.trials]
+    assert len({tuple(p.values()) for p in params}) == 6
+
+
+def test_how_a_study_proposes_may_change(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
+    """No trial's result depends on it, and version 0.1.0 knew one sampler."""
+    _, search = open_arms(make_config(search={"sampler": "tpe"}), "study", storage, DIGESTS)
+    memory = search.study.user_attrs["memory"]
+    search.study.set_user_attr("memory", {**memory, "search": {**memory["search"], "random_trials": 6}})
+    assert open_arms(make_config(search={"sampler": "gp"}), "study", storage, DIGESTS)[1].study.user_attrs
+
+
+def test_the_default_sampler_proposes_what_optuna_would(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
+    config = make_config(search={"trials": 12, "random_trials": 3, "seed": 7, "sampler": "tpe"})
     _, search = open_arms(config, "study", storage, DIGESTS)
     for number in range(12):
-        trials = search.study.get_trials(deepcopy=False)
-        expected = search.drawn(trials, search.sampler(number, 0))
-        trial = search.propose([])
-        assert trial is not None
+        twin = optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=7000 + number, n_startup_trials=3, constant_liar=True)
+        )
+        twin.add_trials(search.study.get_trials(deepcopy=False))
+        expected, trial = twin.ask(dict(search.space)).params, ask(search)
         assert trial.params == expected
         if number % 3:  # others are left running, as side by side
             search.study.tell(trial, trial.params["lambda"])

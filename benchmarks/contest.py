@@ -1,0 +1,313 @@
+"""The contest of searches: whole studies simulated on landscapes whose truth is known, many for every way to search.
+
+    python -m benchmarks.contest                                  all that is installed, on the analytic landscapes
+    python -m benchmarks.contest --ways random tpe gp --landscapes narrow-1 --studies 100
+    python -m benchmarks.contest --table benchmarks/results/landscape.parquet
+    python -m benchmarks.contest --studies 0                      only the table of what has been simulated
+
+Shown are medians over studies: the cost, in whole trials, until the true FID of what the search would answer is within
+3 % and within 1 % of the best, and how far it is above the best at 4, 8, 16 and 32 whole trials' cost. Every way meets
+the same landscapes, windows of them and luck, and answers with the completed trial that scored best. A run that was cut
+short goes on: what --raw has is not simulated again.
+"""
+
+import csv
+import itertools
+import logging
+import math
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmarks.common import ROOT, Raw, options
+from benchmarks.landscape import read_rows
+from benchmarks.simulator import FAMILIES, Landscape, Tabulated, Task, Trial, Way, best_observed, simulate
+from cca_ray.contracts import RungScore
+from cca_ray.registry import SAMPLERS
+from cca_ray.search.gp_sampler import worth_going_on
+from cca_ray.search.rungs import Mark, goes_on
+from cca_ray.search.samplers import Question
+
+RESULTS = ROOT / "benchmarks" / "results" / "contest.csv"
+LADDER = (0.125, 0.5, 1.0)  # about that of the search spaces of ImageNet
+KEEP, GRACE = (0.9, 0.5), 4  # of those spaces, and of the defaults
+AT = (4, 8, 16, 32)  # costs at which regrets are taken
+CLOSE = (0.03, 0.01)
+STATES = {
+    "running": TrialState.RUNNING, "complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}  # fmt: skip
+
+
+def distributions(task: Task) -> dict[str, FloatDistribution]:
+    ends = zip(("lambda", "learning_rate"), 10.0**task.low, 10.0**task.high, strict=True)
+    return {name: FloatDistribution(float(low), float(high), log=True) for name, low, high in ends}
+
+
+def mark(trial: Trial, rung: int) -> Mark:
+    value, without = trial.scores[rung]
+    return Mark(np.array([value]), without[None])
+
+
+def rule(trials: Sequence[Trial], trial: Trial) -> bool:
+    """Ours, at rungs."""
+    rung = len(trial.scores) - 1
+    others = [mark(other, rung) for other in trials if other is not trial and len(other.scores) > rung]
+    return goes_on(mark(trial, rung), others, KEEP[rung], GRACE)
+
+
+@dataclass
+class Optunas:
+    """One of Optuna's samplers, with a study of its own; with our rule at rungs or without rungs."""
+
+    task: Task
+    sampler: optuna.samplers.BaseSampler
+    rungs: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        self.study, self.asked = optuna.create_study(sampler=self.sampler), dict[int, optuna.Trial]()
+
+    def propose(self, trials: Sequence[Trial]) -> Mapping[str, float]:
+        asked = self.study.ask(dict(distributions(self.task)))
+        self.asked[len(trials)] = asked
+        return asked.params
+
+    def goes_on(self, trials: Sequence[Trial], trial: Trial) -> bool:
+        return rule(trials, trial)
+
+    def ended(self, trial: Trial) -> None:
+        state, asked = STATES[trial.state], self.asked[trial.number]
+        for at, (value, _) in zip(self.rungs, trial.scores, strict=False):
+            asked.report(value, round(1000 * at))
+        self.study.tell(asked, trial.scores[-1][0] if trial.state == "complete" else None, state=state)
+
+    def incumbent(self, trials: Sequence[Trial]) -> Trial | None:
+        return best_observed(trials)
+
+
+@dataclass
+class Ours:
+    """A sampler as a study asks it, and the rule at a rung."""
+
+    task: Task
+    sampler: str
+    rungs: tuple[float, ...] = LADDER
+    posterior: bool = False  # rule at a rung
+    kept: dict[int, tuple[str, int, FrozenTrial]] = field(default_factory=dict)
+
+    def frozen(self, trial: Trial) -> FrozenTrial:
+        """As Optuna's storage would hold it."""
+        state, count = trial.state, len(trial.scores)
+        if trial.number in self.kept and self.kept[trial.number][:2] == (state, count):
+            return self.kept[trial.number][2]
+        attributes = {}
+        for rung, (value, without) in enumerate(trial.scores):
+            score = RungScore(
+                values={"fid": value},
+                without={"fid": tuple(without.tolist())},
+                step=round(1000 * self.rungs[rung]),
+                samples=1000,
+                scoring_seconds=0.0,
+            )
+            attributes[f"rung {rung}"] = score.model_dump()
+        done = STATES[state] == TrialState.COMPLETE
+        found = FrozenTrial(
+            number=trial.number,
+            state=STATES[state],
+            value=trial.scores[-1][0] if done else None,
+            datetime_start=datetime.min,
+            datetime_complete=None if state == "running" else datetime.min,
+            params=dict(trial.params),
+            distributions=dict(distributions(self.task)),
+            user_attrs=attributes,
+            system_attrs={},
+            intermediate_values={round(1000 * at): v for at, (v, _) in zip(self.rungs, trial.scores, strict=False)},
+            trial_id=trial.number,
+        )
+        self.kept[trial.number] = state, count, found
+        return found
+
+    def question(self, trials: Sequence[Trial]) -> Question:
+        return Question(
+            trials=[self.frozen(trial) for trial in trials],
+            space=distributions(self.task),
+            metrics=("fid",),
+            rungs=self.rungs,
+            number=len(trials),
+            seed=1000 * self.task.seed + len(trials),
+        )
+
+    def propose(self, trials: Sequence[Trial]) -> Mapping[str, float]:
+        return SAMPLERS.get(self.sampler).propose(self.question(trials))
+
+    def goes_on(self, trials: Sequence[Trial], trial: Trial) -> bool:
+        if not self.posterior:
+            return rule(trials, trial)
+        asked = replace(self.question(trials), number=trial.number)
+        return worth_going_on(asked, len(trial.scores) - 1)
+
+    def ended(self, trial: Trial) -> None:
+        pass
+
+    def incumbent(self, trials: Sequence[Trial]) -> Trial | None:
+        return best_observed(trials)
+
+
+MakeWay = Callable[[Task], Way]
+WAYS: dict[str, MakeWay] = {
+    "random": lambda task: Optunas(task, optuna.samplers.RandomSampler(task.seed)),
+    "quasi-random": lambda task: Optunas(task, optuna.samplers.QMCSampler(seed=task.seed, scramble=True)),
+    "TPE": lambda task: Ours(task, "tpe"),
+    "TPE, multivariate": lambda task: Optunas(
+        task, optuna.samplers.TPESampler(seed=task.seed, multivariate=True, constant_liar=True), LADDER
+    ),
+    "CMA-ES": lambda task: Optunas(task, optuna.samplers.CmaEsSampler(seed=task.seed)),
+    "Optuna's GP": lambda task: Optunas(task, optuna.samplers.GPSampler(seed=task.seed), LADDER),
+    "gp": lambda task: Ours(task, "gp"),
+    "gp, posterior": lambda task: Ours(task, "gp", posterior=True),
+    "gp, posterior4": lambda task: Ours(task, "gp", (0.125, 0.25, 0.5, 1.0), posterior=True),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One simulated study: costs until it was close, and regrets at costs; infinite if never, or nothing yet."""
+
+    way: str
+    landscape: str
+    at_once: int
+    hardship: str
+    study: int
+    costs: tuple[float, ...]  # by CLOSE
+    regrets: tuple[float, ...]  # by AT
+    proposal: float  # seconds, the mean
+
+    COLUMNS = (
+        "way", "landscape", "at once", "hardship", "study", *(f"cost to {c:.0%}" for c in CLOSE),
+        *(f"regret at {a}" for a in AT), "seconds a proposal",
+    )  # fmt: skip
+
+    def cells(self) -> list[object]:
+        numbers = [f"{value:.4g}" for value in (*self.costs, *self.regrets, self.proposal)]
+        return [self.way, self.landscape, self.at_once, self.hardship, self.study, *numbers]
+
+    @property
+    def key(self) -> tuple[str, str, int, str, int]:
+        return self.way, self.landscape, self.at_once, self.hardship, self.study
+
+    @staticmethod
+    def read(cells: Sequence[str]) -> "Result":
+        way, landscape, at_once, hardship, study = cells[:5]
+        numbers = tuple(map(float, cells[5:]))
+        split = len(CLOSE)
+        return Result(
+            way, landscape, int(at_once), hardship, int(study), numbers[:split], numbers[split:-1], numbers[-1]
+        )
+
+
+def run(name: str, landscape: Landscape, at_once: int, hardship: str, study: int, budget: float) -> Result:
+    task = Task.of(landscape, study, 2.0 if hardship == "noise" else 1.0, hardship == "failures")
+    way, spent, proposals = WAYS[name](task), 0.0, 0
+    propose = way.propose
+
+    def timed(trials: Sequence[Trial]) -> Mapping[str, float]:
+        nonlocal spent, proposals
+        began = time.perf_counter()
+        found = propose(trials)
+        spent, proposals = spent + time.perf_counter() - began, proposals + 1
+        return found
+
+    way.propose = timed  # type: ignore[method-assign]
+    costs, regrets = [math.inf] * len(CLOSE), [math.inf] * len(AT)
+    for cost, regret in simulate(task, way, at_once, budget):
+        costs = [min(known, cost) if regret <= close else known for known, close in zip(costs, CLOSE, strict=True)]
+        # What is known at a cost is known from then on.
+        regrets = [regret if cost <= at + 1e-9 else known for known, at in zip(regrets, AT, strict=True)]
+    regrets = [regret if at <= budget else math.nan for regret, at in zip(regrets, AT, strict=True)]
+    return Result(name, landscape.name, at_once, hardship, study, tuple(costs), tuple(regrets), spent / proposals)
+
+
+def read_results(path: Path) -> list[Result]:
+    if not path.exists():
+        return []
+    _, _, *lines = path.read_text(encoding="utf-8").splitlines()
+    return [Result.read(cells) for cells in csv.reader(lines)]
+
+
+def median(values: Iterable[float]) -> float:
+    found = sorted(values)
+    return found[(len(found) - 1) // 2] if found else math.nan  # the lower one: half of infinity is none
+
+
+def show(results: Sequence[Result]) -> None:
+    head = "hardship; at once", "landscape", "way", "studies", "to 3 %", "to 1 %", "regret at 4", "8", "16", "32"
+    print(f"| {' | '.join(head)} | ms a proposal |")
+    print("|" + 11 * "---|")
+    grouped: dict[tuple[str, int, str, str], list[Result]] = defaultdict(list)
+    for r in results:
+        grouped[r.hardship, r.at_once, r.landscape, r.way].append(r)
+    for (hardship, at_once, landscape, way), some in sorted(grouped.items(), key=lambda item: item[0][:3]):
+        costs = [f"{median(r.costs[i] for r in some):.3g}" for i in range(len(CLOSE))]
+        regrets = [f"{100 * median(r.regrets[i] for r in some):.1f} %" for i in range(len(AT))]
+        pace = 1000 * float(np.mean([r.proposal for r in some]))
+        cells = [f"{hardship or 'none'}, {at_once}", landscape, way, len(some), *costs, *regrets, f"{pace:.0f}"]
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def landscapes(table: Path | None) -> dict[str, Landscape]:
+    found: dict[str, Landscape] = {one.name: one for sizes in FAMILIES.values() for one in sizes}
+    if table is None:
+        return found
+    by_size = defaultdict(list)
+    for row in read_rows(table):
+        by_size[row.space].append(row)
+    smallest = min((rows[0].parameters for rows in by_size.values()), default=1)
+    return {
+        space: Tabulated(space, tuple(rows), math.log2(rows[0].parameters / smallest))
+        for space, rows in by_size.items()
+    }
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = options(__doc__)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--landscapes", nargs="+")
+    parser.add_argument("--table", type=Path, help="of real trials, in place of the analytic landscapes")
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--hardships", nargs="+", default=["", "failures", "noise"], choices=["", "failures", "noise"])
+    parser.add_argument("--studies", type=int, default=100)
+    parser.add_argument("--budget", type=float, default=32.0, help="whole trials")
+    parser.set_defaults(raw=RESULTS)
+    arguments = parser.parse_args(words)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    known = landscapes(arguments.table)
+    names = arguments.landscapes or list(known)
+    if arguments.smoke:
+        names, arguments.ways, arguments.studies, arguments.budget = names[:1], ["random", "TPE", "gp"], 1, 4.0
+    done = [] if arguments.smoke else read_results(arguments.raw)
+    keys = {result.key for result in done}
+    raw = Raw(arguments.raw, *Result.COLUMNS)
+    for result in done:
+        raw.add(*result.cells())
+    cases = itertools.product(arguments.hardships, arguments.at_once, names, arguments.ways, range(arguments.studies))
+    for hardship, at_once, landscape, way, study in cases:
+        if (way, landscape, at_once, hardship, study) not in keys:
+            result = run(way, known[landscape], at_once, hardship, study, arguments.budget)
+            raw.add(*result.cells())
+            done.append(result)
+    show(done)
+
+
+if __name__ == "__main__":
+    main()
