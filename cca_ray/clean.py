@@ -66,9 +66,9 @@ def readable_size(size: float) -> str:
 
 
 def main(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The study.", autocompletion=complete_study)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.", autocompletion=complete_study)],
     storage: StorageOption = Path("runs"),
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking for confirmation.")] = False,
 ) -> None:
     """Delete what no later run of a study needs; first show it.
 

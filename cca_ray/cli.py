@@ -12,7 +12,7 @@ from cca_ray.terminal.console import PROGRAM, command, run_command
 
 VERBS = {
     "tune": "Search λ and learning rate for CCA, size after size.",
-    "status": "Show how a study stands that runs elsewhere, or how it ended.",
+    "status": "Show how a study is doing, or how it ended; without a name, list all studies of the storage.",
     "report": "Make the report of a study, finished or not, or of several side by side.",
     "clean": "Delete what no later run of a study needs; first show it.",
     "train": "Fine-tune once and score at the rungs.",
@@ -44,7 +44,9 @@ def group() -> Any:
 
     @app.callback()
     def cca_ray(
-        version: Annotated[bool, typer.Option("--version", callback=tell_version, is_eager=True)] = False,
+        version: Annotated[
+            bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version and exit.")
+        ] = False,
     ) -> None:
         """Find the hyperparameters of Condition Contrastive Alignment for autoregressive image generators.
 

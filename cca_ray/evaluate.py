@@ -34,11 +34,15 @@ def main(
     space: SpaceArgument = DEFAULT_SPACES[0],
     checkpoint: CheckpointOption = None,
     npz: Annotated[
-        Path | None, typer.Option(parser=place, metavar="PATH", help="Score these images instead: arr_0, uint8 NHWC.")
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Score these images instead: arr_0, uint8, NHWC.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=2, help="Images to sample; by default score.samples.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Number of images to sample.", show_default="score.samples")
+    ] = None,
     guidance_scale: GuidanceOption = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of the noise; by default score.seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of the noise.", show_default="score.seed")
+    ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(
@@ -48,11 +52,11 @@ def main(
         ),
     ] = None,
     trial: Annotated[
-        int | None, typer.Option(min=0, help="With --verify: this finalist instead of the winner.")
+        int | None, typer.Option(min=0, help="With --verify: the number of a finalist to score instead of the winner.")
     ] = None,
     storage: StorageOption = Path("runs"),
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
+        list[str] | None, typer.Option("--set", help="Override a setting, such as score.top_k=100; repeatable.")
     ] = None,
 ) -> None:
     """Score a checkpoint or an .npz of images."""

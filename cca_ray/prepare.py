@@ -255,40 +255,52 @@ def tell(console: Console, what: str, path: Path, unreadable: Path) -> None:
 
 
 def main(
-    images: Annotated[str | None, typer.Argument(help="Class folders, .tar or .parquet shards; a path or URI.")] = None,
+    images: Annotated[
+        str | None, typer.Argument(help="Images: class folders, or .tar or .parquet shards; a path or URI.")
+    ] = None,
     family: Annotated[
-        str, typer.Option(help=f"Whose tokenizer it is: {', '.join(FAMILIES.built_in)}, or a plug-in's.")
+        str, typer.Option(help=f"Model family of the tokenizer: {', '.join(FAMILIES.built_in)}, or that of a plug-in.")
     ] = "llamagen",
-    plugin: Annotated[list[str] | None, typer.Option(help="Module that brings the family; repeatable.")] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="Python module that registers the family; repeatable.")
+    ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(parser=place, metavar="PATH", help="Its checkpoint, such as vq_ds16_c2i.pt.")
+        Path | None,
+        typer.Option(parser=place, metavar="PATH", help="Checkpoint of the tokenizer, such as vq_ds16_c2i.pt."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(parser=place, metavar="PATH", help="Folder or URI of the token set; the same one goes on."),
+        typer.Option(
+            parser=place, metavar="PATH", help="Folder or URI of the token set; an unfinished one is continued."
+        ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels along a side of what is encoded; by default the family's.")
+        int | None,
+        typer.Option(min=1, help="Side length, in pixels, of the images to encode.", show_default="that of the family"),
     ] = None,
     augment: Annotated[list[str] | None, typer.Option(help=f"{', '.join(AUGMENTATIONS)}; repeatable.")] = None,
     classes: Annotated[
-        Path | None, typer.Option(parser=place, metavar="PATH", help="One class name a line; by default those found.")
+        Path | None,
+        typer.Option(
+            parser=place, metavar="PATH", help="File with one class name per line.", show_default="the classes found"
+        ),
     ] = None,
     label_key: Annotated[
-        str | None, typer.Option(help="Field of x.json beside x.jpg in a tar, or Parquet column, that holds the class.")
+        str | None,
+        typer.Option(help="Where the class is stored: a field of x.json next to x.jpg in a tar, or a Parquet column."),
     ] = None,
     numeric_classes: Annotated[
         bool, typer.Option("--numeric-classes", help="Sort classes that are numbers as numbers, not as text.")
     ] = False,
     allow_empty_classes: Annotated[
-        bool, typer.Option("--allow-empty-classes", help="Go on if no image of a class can be read.")
+        bool, typer.Option("--allow-empty-classes", help="Continue even if no image of a class can be read.")
     ] = False,
     npy: Annotated[list[Path] | None, typer.Option(help="Import the official .npy folders; repeatable.")] = None,
     features: Annotated[
-        Path | None, typer.Option(parser=place, metavar="PATH", help="Feature network, for --reference.")
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Feature network for --reference.")
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(parser=place, metavar="PATH", help="An .npz for the statistics of the images.")
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Write the statistics of the images to this .npz.")
     ] = None,
     trust_torchscript: Annotated[
         bool,
@@ -298,10 +310,16 @@ def main(
             "whatever you can.",
         ),
     ] = False,
-    reference_size: Annotated[int, typer.Option(min=1, help="Pixels along a side, for --reference.")] = 256,
-    part_images: Annotated[int, typer.Option(min=1, help="Images a part, which a stop may lose.")] = 2048,
-    max_unreadable: Annotated[int, typer.Option(min=0, help="Images that may be skipped; they are listed.")] = 100,
-    gpus: Annotated[int, typer.Option(min=0, help="Wait until so many are there, as an autoscaler brings them.")] = 0,
+    reference_size: Annotated[int, typer.Option(min=1, help="Side length, in pixels, for --reference.")] = 256,
+    part_images: Annotated[
+        int, typer.Option(min=1, help="Images per part; an interruption loses at most the parts in progress.")
+    ] = 2048,
+    max_unreadable: Annotated[
+        int, typer.Option(min=0, help="Number of unreadable images that may be skipped; they are listed.")
+    ] = 100,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="Wait until the cluster has this many GPUs, for example from an autoscaler.")
+    ] = 0,
 ) -> None:
     """Make a token set, reference statistics, or both, from images."""
     check(images, npy or [], tokenizer, out, features, reference)

@@ -52,22 +52,34 @@ def known_size(text: str | None, sizes: tuple[str, ...]) -> str | None:
 
 def main(
     images: Annotated[
-        str | None, typer.Option(help="Class folders, .tar or .parquet shards; without it, the digits.")
+        str | None, typer.Option(help="Class folders, or .tar or .parquet shards.", show_default="the digits")
     ] = None,
-    image_size: Annotated[int, typer.Option(min=4, help="Pixels along a side, for --images.")] = 32,
-    downsample: Annotated[int, typer.Option(min=1, help="Pixels a token along a side, for --images.")] = 4,
-    family: Annotated[str, typer.Option(help=f"{', '.join(FAMILIES.built_in)}, or a plug-in's.")] = "llamagen",
+    image_size: Annotated[int, typer.Option(min=4, help="Side length of the images in pixels, with --images.")] = 32,
+    downsample: Annotated[int, typer.Option(min=1, help="Pixels per token along a side, with --images.")] = 4,
+    family: Annotated[
+        str, typer.Option(help=f"Model family: {', '.join(FAMILIES.built_in)}, or that of a plug-in.")
+    ] = "llamagen",
     size: Annotated[
-        str | None, typer.Option(help="S, M or L, for --images; by default as their number says. S or M of the digits.")
+        str | None, typer.Option(help="S, M or L; S or M for the digits.", show_default="by the number of images")
     ] = None,
-    plugin: Annotated[list[str] | None, typer.Option(help="Module that brings the family; repeatable.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the model, at most.")] = None,
-    ema_decay: Annotated[float, typer.Option(min=0, max=0.9999, help="Average the model's weights; 0: off.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED)] = 0,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="Python module that registers the family; repeatable.")
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Maximum number of epochs for the model.", show_default="chosen by the number of images"
+        ),
+    ] = None,
+    ema_decay: Annotated[
+        float,
+        typer.Option(min=0, max=0.9999, help="Decay of the moving average of the model's weights; 0 turns it off."),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the model.")] = 0,
     storage: StorageOption = Path("runs"),
     out: Annotated[
         Path | None,
-        typer.Option(parser=place, metavar="PATH", help="Where the base is made; by default `bases` in the storage."),
+        typer.Option(parser=place, metavar="PATH", help="Folder for the base.", show_default="bases in the storage"),
     ] = None,
 ) -> None:
     """Make a small base from images, and a search space that uses it."""

@@ -22,13 +22,16 @@ from cca_ray.tracking.moving import follow, left_behind
 
 def main(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Studies, by name.", autocompletion=complete_study)
+        list[str], typer.Argument(metavar="NAME...", help="Names of the studies.", autocompletion=complete_study)
     ],
     storage: StorageOption = Path("runs"),
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=place, metavar="PATH", help="Folder of the report; by default `report` in that of the first study."
+            parser=place,
+            metavar="PATH",
+            help="Folder for the report.",
+            show_default="report in the folder of the first study",
         ),
     ] = None,
 ) -> None:

@@ -22,19 +22,21 @@ from cca_ray.training.small_base import check_files, resolve
 def main(
     space: SpaceArgument = DEFAULT_SPACES[0],
     checkpoint: CheckpointOption = None,
-    count: Annotated[int, typer.Option(min=1, help="Images.")] = 100,
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 100,
     guidance_scale: GuidanceOption = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the noise.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(parser=place, metavar="PATH", help="A .png: a grid of the first images.")
+        Path | None, typer.Option(parser=place, metavar="PATH", help="Write a grid of the first images to this .png.")
     ] = None,
     npz: Annotated[
         Path | None,
-        typer.Option(parser=place, metavar="PATH", help="An .npz for the ADM evaluator: arr_0 (uint8 NHWC), labels."),
+        typer.Option(
+            parser=place, metavar="PATH", help="Write an .npz for the ADM evaluator: arr_0 (uint8, NHWC) and labels."
+        ),
     ] = None,
     storage: StorageOption = Path("runs"),
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, such as score.top_k=100; repeatable.")
+        list[str] | None, typer.Option("--set", help="Override a setting, such as score.top_k=100; repeatable.")
     ] = None,
 ) -> None:
     """Sample images from a checkpoint."""

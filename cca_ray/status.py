@@ -1,5 +1,6 @@
-"""How a study stands that runs elsewhere, was stopped, or has ended. Its folder is only read.
+"""How studies stand that run elsewhere, were stopped, or have ended. Their folders are only read.
 
+cca-ray status                       all studies of a storage, in a line each
 cca-ray status digits
 cca-ray status digits --watch 5      until it ends
 cca-ray status digits --json         for a script
@@ -21,7 +22,8 @@ from rich.live import Live
 from rich.text import Text
 
 from cca_ray.contracts import Contract, SizeSummary
-from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study
+from cca_ray.errors import ConfigError, first_line
+from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study, studies_in
 from cca_ray.reporting.text import closing, interim, progress
 from cca_ray.search.records import readable
 from cca_ray.storage.lock import holder
@@ -32,6 +34,7 @@ from cca_ray.terminal.live_view import last_lines, size_view
 from cca_ray.terminal.log_file import LOG_FILE
 from cca_ray.terminal.snapshot import STATUS, AtWork, DriverStatus, read_driver_status
 from cca_ray.tracking.moving import left_behind
+from cca_ray.verdict import MARKS, WORDS, worst
 
 FRESH_S = 30.0  # how old a sign of life of another machine's driver may be
 RUNNING, STOPPED, FINISHED, BEGINS = "running", "stopped", "finished", "not begun"
@@ -203,6 +206,44 @@ def drawn(seen: Seen) -> RenderableType:
     return Group(*parts, Text("\n" + "\n".join(lines)))
 
 
+class Listed(Contract):
+    """All studies of a storage. `unreadable`: by name, why."""
+
+    storage: str
+    studies: tuple[StudyStatus, ...]
+    unreadable: dict[str, str] = Field(default_factory=dict)
+
+
+def list_studies(storage: Path) -> Listed:
+    """ValueError if there is no such storage."""
+    found, unreadable = list[StudyStatus](), dict[str, str]()
+    for name in studies_in(storage):
+        try:
+            found.append(look(storage, name).content)
+        except ValueError as error:
+            unreadable[name] = first_line(error)
+    return Listed(storage=to_uri(storage), studies=tuple(found), unreadable=unreadable)
+
+
+def in_a_line(size: SizeStatus) -> str:
+    """`digits_s ✓ better`, `digits_m running, search 5/14`."""
+    if size.outcome:
+        return f"{size.size} {MARKS[worst(size.outcome)]} {WORDS[worst(size.outcome)]}"
+    search = size.trials.get("search", {})
+    ended = sum(search.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
+    return f"{size.size} {size.state}" + f", {ended} trials of the search" * bool(search)
+
+
+def table_of(listed: Listed) -> RenderableType:
+    """A row a study. Each size is marked by the less good of its two comparisons: with guidance, and with control."""
+    if not listed.studies and not listed.unreadable:
+        return Text(f"{listed.storage}: no studies yet; `cca-ray tune` begins one")
+    rows = [(study.study, study.state, "; ".join(map(in_a_line, study.sizes))) for study in listed.studies]
+    rows += [(name, "unreadable", why) for name, why in listed.unreadable.items()]
+    column = max(len(name) for name, *_ in rows)
+    return Text("\n".join(f"{name:{column}}  {state:10}  {told}" for name, state, told in rows))
+
+
 def waiting(size: SizeResults, state: str) -> list[RenderableType]:
     """A size that has not finished, and of which no driver tells."""
     lines: list[RenderableType] = [Text(f"{size.name}: {state}; {progress(size)}. {interim(size)}")]
@@ -215,16 +256,30 @@ def waiting(size: SizeResults, state: str) -> list[RenderableType]:
 
 
 def main(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The study.", autocompletion=complete_study)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME]", help="Name of the study.", show_default="list all studies", autocompletion=complete_study
+        ),
+    ] = "",
     storage: StorageOption = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     watch: Annotated[
-        float | None, typer.Option(min=0.5, help="Look again every so many seconds until the study has ended.")
+        float | None, typer.Option(min=0.5, help="Update every so many seconds until the study ends.")
     ] = None,
 ) -> None:
-    """Show how a study stands that runs elsewhere, or how it ended."""
+    """Show how a study is doing, or how it ended; without a name, list all studies of the storage."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = RichConsole(highlight=False)
+    if not name:
+        if watch:
+            raise ConfigError("--watch: wants the NAME of a study")
+        listed = list_studies(storage)
+        if as_json:
+            print(listed.model_dump_json(indent=1, exclude_unset=True))
+        else:
+            console.print(table_of(listed), soft_wrap=not console.is_terminal)
+        return
     seen = look(storage, name)
     lively = watch and console.is_terminal and not as_json
     with Live(console=console, auto_refresh=False) if lively else nullcontext() as live:

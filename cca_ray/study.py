@@ -186,7 +186,10 @@ class Sizes:
 
         limits = self.budget.share(used, config.name, left, self.side_by_side)
         tracker = study.trackers[experiment_of(config)]
-        context = StudyContext(study.name, study.folder, tracker, study.console.say, study.window.show, self.stop)
+        window = study.window
+        context = StudyContext(
+            study.name, study.folder, tracker, study.console.say, window.show, window.doing, self.stop
+        )
 
         def smaller() -> list[Smaller]:
             return smaller_sizes(self.sizes(number), config.base.family)

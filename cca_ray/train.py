@@ -107,15 +107,19 @@ def folder_name(name: str, train: Train) -> str:
 
 def main(
     space: SpaceArgument = DEFAULT_SPACES[0],
-    lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of the negative term.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Weight λ of the negative term.", show_default="train.lambda")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default="train.learning_rate")] = None,
     storage: StorageOption = Path("runs"),
     out: Annotated[
         Path | None,
-        typer.Option(parser=place, metavar="PATH", help="Folder or URI of this run; the same one resumes it."),
+        typer.Option(
+            parser=place, metavar="PATH", help="Folder or URI of this run; an interrupted run in it is resumed."
+        ),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, such as train.epochs=2; repeatable.")
+        list[str] | None, typer.Option("--set", help="Override a setting, such as train.epochs=2; repeatable.")
     ] = None,
 ) -> None:
     """Fine-tune once and score at the rungs."""

@@ -16,7 +16,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,9 +31,10 @@ from cca_ray.cluster.session import remove_leaked_groups
 from cca_ray.cluster.stopping import Stop, heeding_signals
 from cca_ray.config import MOST_SEED, StudyConfig
 from cca_ray.contracts import Contract, SizeSummary
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, first_line, without_secrets
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.registry import FAMILIES
+from cca_ray.reporting.plan import plan_of
 from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.reporting.text import closing
 from cca_ray.search.mlflow_pages import experiment_of
@@ -45,6 +47,8 @@ from cca_ray.study import Budget, Sizes, Study
 from cca_ray.terminal.console import Console, StorageOption, complete_space, run
 from cca_ray.terminal.last_words import last_words
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
+from cca_ray.terminal.notify import news_of
+from cca_ray.terminal.notify import notify as tell
 from cca_ray.terminal.ray_session import ray_session
 from cca_ray.terminal.snapshot import DriverStatus
 from cca_ray.terminal.stream import native_stderr_to
@@ -57,12 +61,16 @@ CLOSE_S = 10.0  # how long the end waits for an MLflow that does not answer
 LOST_S = 8.0  # how long trials have to end when Ray has: who waits for Ray by then would wait in vain
 SpacesArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="Search-space files, or names of shipped ones.", autocompletion=complete_space),
+    typer.Argument(
+        help="Search-space files, or names of shipped ones.",
+        show_default="digits_s digits_m digits_var",
+        autocompletion=complete_space,
+    ),
 ]
 TrackingOption = Annotated[
     str,
     typer.Option(
-        envvar="MLFLOW_TRACKING_URI", help="MLflow server or database; by default a SQLite file in the storage."
+        envvar="MLFLOW_TRACKING_URI", help="MLflow server or database.", show_default="an SQLite file in the storage"
     ),
 ]
 
@@ -111,9 +119,10 @@ def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
     return sorted(configs, key=lambda c: (families.index(c.base.family), sizes[c.base.family].index(c.base.size)))
 
 
-def show(configs: list[StudyConfig]) -> None:
-    """The studies as they would run, every default filled in."""
+def show(configs: list[StudyConfig], plan: Sequence[str]) -> None:
+    """The studies as they would run, every default filled in, as YAML; then what they take, as its comments."""
     print(yaml.safe_dump_all([c.model_dump(mode="json", by_alias=True) for c in configs], sort_keys=False))
+    print(*(f"# {line}" for line in plan), sep="\n")
 
 
 def fresh_name(name: str, storage: Path) -> str:
@@ -171,25 +180,45 @@ def search(
         without_strays(uri),
     ):
         console.say(f"opening MLflow at {uri}")
+        console.waiting("opening MLflow")
         for experiment in dict.fromkeys(map(experiment_of, configs)):
             journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
             trackers[experiment] = Tracker(uri, experiment, storage / "mlartifacts", journal, console.say)
         browse = next(iter(trackers.values())).browse
         window.tell(browse=browse)
         try:
+            console.clear()
             console.say("starting Ray")
+            console.waiting("starting Ray")
             stop = Stop()
             with ray_session(lambda: stop.ask(LOST_S), log, logging.INFO), heeding_signals(stop):
+                console.clear()
                 if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
                     remove_leaked_groups(console.say)
                 study = Study(name, folder, trackers, console, window)
                 sizes = Sizes(study, configs, budget, side_by_side, stop).run()
+            console.waiting("making the report")
             report, no_report = report_at_end(folder, sizes, trackers)
+            console.clear()
+            console.waiting("sending the rest to MLflow")
         finally:
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
                 ended = len(sizes) == len(configs)
                 tracker.close(CLOSE_S if ended else 1.0, patient=ended)
     return Found(folder, sizes, report, browse, no_report, "; ".join(filter(None, (t.left for t in trackers.values()))))
+
+
+@contextmanager
+def telling_trouble(command: str, folder: Path) -> Iterator[None]:
+    """Meanwhile tell the user's command of what ends the study before its end."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        said = without_secrets(first_line(error)) if event == "failed" else "the same command continues it"
+        if trouble := tell(command, news_of(folder.name, to_uri(folder), [], [said], event)):
+            print(f"error: {trouble}", file=sys.stderr)
+        raise
 
 
 def settings_of(given: Mapping[str, int | None], seed: int | None) -> list[str]:
@@ -222,50 +251,88 @@ def folder_of(storage: Path, name: str, fresh: bool) -> Path:
 
 def main(
     spaces: SpacesArgument = None,
-    name: Annotated[str, typer.Option(help="Name of the study; the same name continues it.")] = "",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Under a new name, if a study of this name exists.")] = False,
+    name: Annotated[
+        str,
+        typer.Option(help="Name of the study; an existing one is continued.", show_default="from the search spaces"),
+    ] = "",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start a new study, under a new name if this one exists.")
+    ] = False,
     storage: StorageOption = Path("runs"),
     tracking_uri: TrackingOption = "",
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials a size.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Number of trials per size.", show_default="search.trials")
+    ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Begin no trial that would end later, final comparison included.")
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Time budget: start no trial that would exceed it, final comparison included.",
+            show_default="unlimited",
+        ),
     ] = None,
     gpu_hours: Annotated[
-        float | None, typer.Option(min=0.001, help="The same for GPU-hours (without GPUs: CPU-hours) of the study.")
+        float | None,
+        typer.Option(
+            min=0.001, help="Budget of the study in GPU-hours (without GPUs: CPU-hours).", show_default="unlimited"
+        ),
     ] = None,
     replicates: Annotated[
-        int | None, typer.Option(min=0, help="Train every finalist again with so many other seeds.")
+        int | None,
+        typer.Option(
+            min=0, help="Retrain every finalist with this many other seeds.", show_default="search.replicates"
+        ),
     ] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Number of concurrent trials.", show_default="search.max_concurrent")
+    ] = None,
     side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="All sizes at a time, where the cluster has room for them.")
+        bool, typer.Option("--side-by-side", help="Run all sizes at the same time, if the cluster has room.")
     ] = False,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MOST_SEED // 1000, help="Of the search, the data order and the noise.")
+        int | None,
+        typer.Option(
+            min=0,
+            max=MOST_SEED // 1000,
+            help="Seed of the search, the data order and the noise.",
+            show_default="those of the search space",
+        ),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, such as train.beta=0.05; repeatable.")
+        list[str] | None, typer.Option("--set", help="Override a setting, such as train.beta=0.05; repeatable.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved study and stop.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only errors and the final table.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every setting and the plan (trials, time, disk), then stop.")
+    ] = False,
+    notify: Annotated[
+        str,
+        typer.Option(
+            envvar="CCA_RAY_NOTIFY",
+            metavar="COMMAND",
+            help="Shell command to run when the study ends or fails; it reads the outcome as JSON from stdin.",
+        ),
+    ] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors and the final table.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The outcome as one JSON object on stdout, all else on stderr.")
+        bool, typer.Option("--json", help="Print the outcome as one JSON object on stdout, everything else on stderr.")
     ] = False,
 ) -> None:
     """Search λ and learning rate for CCA, size after size."""
     given = {"trials": trials, "replicates": replicates, "max_concurrent": max_concurrent}
     configs = load_spaces(spaces or [], [*(set_ or []), *settings_of(given, seed)])
+    budget, study = Budget(minutes, gpu_hours), name or default_name(configs, bool(spaces), seed)
     if dry_run:
-        show(configs)
+        shown = fresh_name(study, storage.resolve()) if fresh else study
+        show(configs, plan_of(configs, storage.resolve(), shown, minutes, gpu_hours))
         return
     if "@" in tracking_uri and re.search(r"\s", tracking_uri) and not tracking_uri.startswith("sqlite:"):
         raise ConfigError("--tracking-uri: its password holds a space; write %20 for it")  # it could not be hidden
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
-    folder = folder_of(storage, name or default_name(configs, bool(spaces), seed), fresh)
+    folder = folder_of(storage, study, fresh)
     console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; everything goes to {to_uri(folder)}")
     uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
-    with alone(folder), leased(folder):
-        found = search(folder, uri, configs, Budget(minutes, gpu_hours), side_by_side, console)
+    with alone(folder), leased(folder), telling_trouble(notify, folder):
+        found = search(folder, uri, configs, budget, side_by_side, console)
     sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, spaces or [])
     end = Told(
         study=folder.name,
@@ -280,7 +347,9 @@ def main(
         print(end.model_dump_json(indent=1))
     else:
         show_end(console, configs[-1].score.samples, end)
-    if missing := [what for what in (found.no_report, found.left) if what]:
+    missing = [what for what in (found.no_report, found.left) if what]
+    missing += filter(None, [tell(notify, news_of(folder.name, end.folder, found.sizes, missing))])
+    if missing:
         print(*(f"error: {what}" for what in missing), sep="\n", file=sys.stderr)
         raise typer.Exit(1)
 

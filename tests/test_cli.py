@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -107,6 +108,11 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
     assert outcome.code == 0
     assert [study["name"] for study in shown] == ["digits_s", "digits_m", "digits_var"]
     assert [study["search"]["trials"] for study in shown] == [5, 5, 5]
+    plan = [line[2:] for line in outcome.out.splitlines() if line.startswith("# ")]
+    assert plan[0] == f"study digits-seed3 in {tmp_path / 'runs' / 'digits-seed3'}: new"
+    assert plan[1].startswith("digits_s: 5 trials, 3 controls (up to 6 if the best is at an end), 2 at a time; then 3 ")
+    assert plan[2] == "  time: not known before a first trial; --minutes or --gpu-hours limits it"
+    assert re.fullmatch(r"  disk: about [\d.]+ MB \(8 trials × .* 5 times the weights\)", plan[3])
     assert shown[0]["train"]["beta"] == 0.5
     assert shown[0]["train"]["weight_decay"] == 0.05
     assert (shown[0]["search"]["seed"], shown[0]["train"]["seed"]) == (3, 3)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,3 +130,29 @@ def test_an_unknown_study_is_one_line(storage: Path, capsys):
     assert (outcome.code, outcome.err) == (
         2, f"error: {storage / 'other'}: no study here; there are: half, whole\n"
     )  # fmt: skip
+
+
+def test_without_a_name_all_studies_are_listed(storage: Path, capsys):
+    (storage / "torn").mkdir()
+    (storage / "torn" / "study.db").write_text("nonsense")
+    outcome = invoke(status.main, ["--storage", str(storage)], capsys)
+    assert outcome.code == 0
+    rows = {line.split()[0]: line for line in outcome.out.splitlines()}
+    assert re.search("finished +digits_s ✓ better", rows["whole"])
+    assert re.search("stopped +digits_s stopped, 12 trials of the search", rows["half"])
+    assert "not a readable study" in rows["torn"]
+    content = json.loads(invoke(status.main, ["--json", "--storage", str(storage)], capsys).out)
+    assert [study["state"] for study in content["studies"]] == ["stopped", "finished"]
+    assert list(content["unreadable"]) == ["torn"]
+
+
+def test_a_storage_without_studies_says_so_and_a_watch_wants_a_name(tmp_path: Path, capsys):
+    outcome = invoke(status.main, ["--storage", str(tmp_path)], capsys)
+    assert (outcome.code, outcome.out) == (0, f"{tmp_path}: no studies yet; `cca-ray tune` begins one\n")
+    outcome = invoke(status.main, ["--storage", str(tmp_path), "--watch", "1"], capsys)
+    assert (outcome.code, outcome.err) == (2, "error: --watch: wants the NAME of a study\n")
+
+
+def test_a_name_that_is_nearly_one_is_answered_with_it(storage: Path, capsys):
+    outcome = invoke(status.main, ["hole", "--storage", str(storage)], capsys)
+    assert outcome.err.endswith("there are: half, whole; did you mean whole?\n")

@@ -6,6 +6,7 @@ Of a study that still runs, or was stopped, it is what there is so far.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -150,6 +151,14 @@ class StudyResults:
         return [size.summary for size in self.sizes if size.summary]
 
 
+def studies_in(storage: Path) -> list[str]:
+    """The names of all that have begun. ValueError, in a line, if there is no such storage."""
+    reach(storage)
+    if not (exists(storage) if is_copy(storage) else storage.is_dir()):
+        raise ValueError(f"{to_uri(storage)}: no such folder; --storage names the one that studies lie in")
+    return [path.name for path in folders(storage) if exists(path / "study.db")]
+
+
 def read_study(storage: Path, name: str) -> StudyResults:
     """ValueError, in a line, if there is no such study or its files cannot be read."""
     reach(storage)
@@ -157,8 +166,10 @@ def read_study(storage: Path, name: str) -> StudyResults:
         raise ValueError(f"{to_uri(storage)}: no such folder; --storage names the one that studies lie in")
     folder, database = storage / name, storage / name / "study.db"
     if not pull(database):
-        found = ", ".join(path.name for path in folders(storage) if exists(path / "study.db")) or "none"
-        raise ValueError(f"{to_uri(folder)}: no study here; there are: {found}")
+        found = studies_in(storage)
+        near = get_close_matches(name, found, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{to_uri(folder)}: no study here; there are: {', '.join(found) or 'none'}{meant}")
     pull(folder / "summary.json")
     rows = {row.size: row for row in read_summary(folder / "summary.json").sizes}
     arms = read_database(database)

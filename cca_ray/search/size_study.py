@@ -6,6 +6,7 @@ Several sizes may run in threads of one process.
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,13 +81,17 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 
 @dataclass(frozen=True)
 class StudyContext:
-    """The study that a size belongs to: its name, where it lies, who is told of it and who may stop it."""
+    """The study that a size belongs to: its name, where it lies, who is told of it and who may stop it.
+
+    `doing`: is told, of a size, what is done before its first trial.
+    """
 
     name: str
     folder: Path
     tracker: Tracker
     say: Say
     show: Show = not_shown
+    doing: Callable[[str, str], None] = lambda size, what: None
     stop: Stop = field(default_factory=Stop)
 
 
@@ -115,6 +120,7 @@ class SizeStudy:
         self.config, self.context, self.limits, started = config, context, limits or Limits(), time.monotonic()
         check_cuts(config.placement, config.train.global_batch)
         check_resources(config)
+        context.doing(config.name, "reading the base and the tokens")
         with OPENING:
             context.stop.check()
             model, self.data = load_base(config), load_tokens(config.data.tokens)
@@ -271,11 +277,13 @@ class SizeStudy:
     def table_for(self, config: ResolvedStudy) -> Path | None:
         """The reference's log-likelihoods of this configuration's pairs. The studies beside this one share it."""
         root = self.context.folder.parent / "reference"
+        self.context.doing(config.name, "scoring the pairs with the reference model")
         return reference_table(config, self.digests["base"], self.data, root, self.context.say, self.context.stop)
 
     def run_all(self, ledger: Ledger, table_of: TableOf) -> None:
         """The trials that are left, with everyone told who wants to know."""
         context, config = self.context, self.config
+        context.doing(config.name, "starting the trials")
         grid, view = base_grid(config, context.folder, context.stop, self.base_id), LiveView(ledger, context.show)
         mlflow = MlflowListener(context.tracker, config, self.key, self.data_set, grid)
         ledger.listeners += [view, Lines(context.say, view), mlflow]

@@ -67,6 +67,10 @@ class Lines(Listener):
             self.say(f"{trial.label}  FAILED: {end.reason}")
         elif end.state == "INTERRUPTED":
             self.say(f"{trial.label}  interrupted")
+        if self.view is not None and not self.view.shown:
+            arms = self.view.ledger.arms
+            counts = ", ".join(f"{arm.name} {len(arm.ended())}/{arm.planned()}" for arm in reversed(arms))
+            self.say(f"{trial.size}  {counts}")
 
     def on_budget_end(self, size: str, final_seconds: float) -> None:
         self.say(f"{size}  the budget allows no further trial; {final_seconds:.0f} s are kept for the finalists")

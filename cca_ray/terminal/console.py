@@ -70,15 +70,20 @@ def guidance(text: str | float) -> float:
 StorageOption = Annotated[
     Path,
     typer.Option(
-        envvar="CCA_RAY_STORAGE", parser=place, metavar="PATH", help="For all that studies leave; a folder or URI."
+        envvar="CCA_RAY_STORAGE",
+        parser=place,
+        metavar="PATH",
+        help="Where studies and bases are kept: a folder or a URI.",
     ),
 ]
-GuidanceOption = Annotated[float, typer.Option(parser=guidance, metavar="FLOAT", help="1: guidance-free.")]
+GuidanceOption = Annotated[
+    float, typer.Option(parser=guidance, metavar="FLOAT", help="Guidance scale; 1 means no guidance.")
+]
 SpaceArgument = Annotated[
-    str, typer.Argument(help="Search-space file, or the name of a shipped one.", autocompletion=complete_space)
+    str, typer.Argument(help="A search-space file, or the name of a shipped one.", autocompletion=complete_space)
 ]
 CheckpointOption = Annotated[
-    Path | None, typer.Option(parser=place, metavar="PATH", help="Weights; without them, the base's.")
+    Path | None, typer.Option(parser=place, metavar="PATH", help="Weights to use.", show_default="those of the base")
 ]
 
 
@@ -125,6 +130,7 @@ class Console:
                 self.say(", ".join(filter(None, parts)))
             return
         if self.bars is None:
+            self.clear()
             self.bars = Progress(
                 TextColumn("        {task.description:16}", table_column=Column(min_width=24, no_wrap=True)),
                 BarColumn(),
@@ -156,6 +162,11 @@ class Console:
                 self.live = Live(get_renderable=draw, console=self.rich, refresh_per_second=2, transient=True)
                 self.live.start()
                 self.rich.show_cursor(True)  # who ends at once, at a second Ctrl-C, would leave it hidden
+
+    def waiting(self, what: str) -> None:
+        """On a terminal: show what is being done, and for how long, until `clear`."""
+        since = time.monotonic()
+        self.keep_below(lambda: Text(f"        {what}, {time.monotonic() - since:.0f} s", "dim"))
 
     def clear(self) -> None:
         """Take away what is kept below the lines."""

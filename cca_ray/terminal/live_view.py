@@ -26,11 +26,18 @@ def count(number: float) -> str:
 
 
 def headline(snapshot: SizeSnapshot, now: float) -> Text:
-    """Size, phase, trials that have ended of those planned, by state, and the time left."""
+    """Size, phase, trials that have ended of those planned, by arm and by state, and the time left."""
     ended, left = snapshot.ended, snapshot.left(now)
-    text = Text.assemble((snapshot.size, "bold"), f"  {snapshot.phase} {sum(ended.values())}/{snapshot.planned}")
-    text.append("".join(f", {ended[state]} {name}" for state, name in STATES.items() if state in ended), "dim")
+    text = Text.assemble((snapshot.size, "bold"), f"  {snapshot.phase}; " * (snapshot.phase == COMPARING) or "  ")
+    text.append(counts(snapshot))
+    states = ", ".join(f"{ended[state]} {name}" for state, name in STATES.items() if state in ended)
+    text.append(f" ({states})" * bool(states), "dim")
     return text.append("" if left is None else f"; about {duration(left)} left")
+
+
+def counts(snapshot: SizeSnapshot) -> str:
+    """`search 4/14, control 3/3`."""
+    return ", ".join(f"{arm} {done}/{planned}" for arm, (done, planned) in snapshot.arms.items())
 
 
 def trials_table(snapshot: SizeSnapshot, now: float, most: int) -> Table:
@@ -46,7 +53,7 @@ def trials_table(snapshot: SizeSnapshot, now: float, most: int) -> Table:
         table.add_row(
             Text.assemble((f" {trial.arm} #{trial.number}", "cyan"), f" {trial.settings}"),
             ProgressBar(total=trial.total or 1, completed=trial.step),
-            f"{trial.step}/{trial.total}" if trial.total else "starts",
+            f"{trial.step}/{trial.total}" if trial.total else f"starts {duration(now - trial.reported)}",
             f"{count(trial.images_per_second)} img/s" if trial.images_per_second else "",
             f"{metric.label} {trial.values[metric.name]:.2f}" if metric.name in trial.values else "",
             "" if left is None else duration(left),
@@ -96,4 +103,10 @@ def last_lines(driver: DriverStatus) -> list[RenderableType]:
 def view(driver: DriverStatus, now: float) -> RenderableType:
     """The study at work. `now`: Unix time."""
     parts = [part for snapshot in driver.snapshots for part in size_view(driver, snapshot, now)]
+    begun = {snapshot.size for snapshot in driver.snapshots}
+    parts += [
+        Text.assemble((size, "bold"), f"  {what}, {duration(now - since)}")
+        for size, (what, since) in driver.doing.items()
+        if size not in begun
+    ]
     return Group(*parts, *last_lines(driver)) if parts else Text("")

@@ -57,6 +57,7 @@ class SizeSnapshot(Frozen):
     metric: MetricInfo  # that is shown: the first that the search goes by
     planned: int  # trials of all arms
     ended: dict[str, int]  # by state, as in Optuna
+    arms: dict[str, tuple[int, int]] = {}  # by arm, how many trials have ended, of how many
     at_work: tuple[AtWork, ...]
     best: Best | None
     seconds_left: float | None  # as of `at`; None where nothing can be said yet
@@ -80,6 +81,7 @@ class DriverStatus(Frozen):
     browse: str = ""  # how to look into MLflow
     mlflow: str = ""  # what is amiss with it
     cluster: dict[str, tuple[float, float]] = {}  # CPU, GPU: in use, in all
+    doing: dict[str, tuple[str, float]] = {}  # by size, what comes before its first trial, and since when
     snapshots: tuple[SizeSnapshot, ...] = ()  # of the sizes at work, from their first trial on
 
     @staticmethod

@@ -32,6 +32,7 @@ def snapshot_of(ledger: Ledger, before: SizeSnapshot | None = None) -> SizeSnaps
         phase=COMPARING if comparing else PHASES[search.name],
         planned=planned,
         ended={state.name: states[state] for state in ENDED if states[state]},
+        arms={arm.name: (len(arm.ended()), arm.planned()) for arm in reversed(ledger.arms)},
         at_work=at_work,
         metric=metric,
         best=best_trial(search.ended(TrialState.COMPLETE), metric),

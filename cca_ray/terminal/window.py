@@ -82,6 +82,15 @@ class Window:
         self.console.keep_below(lambda: view(self.driver, time.time()))
         return self.console.terminal
 
+    def doing(self, size: str, what: str) -> None:
+        """What is done for a size before its first trial; nothing: it is done."""
+        with self.lock:
+            others = {name: told for name, told in self.driver.doing.items() if name != size}
+            now = {size: (what, time.time())} if what else {}
+            self.driver = self.driver.model_copy(update={"doing": {**others, **now}})
+        if what:
+            self.console.keep_below(lambda: view(self.driver, time.time()))
+
     def replace(self, size: str, snapshot: SizeSnapshot | None) -> None:
         """How this size stands; None: it is not at work."""
         with self.lock:
@@ -93,6 +102,7 @@ class Window:
     def hide(self, size: str) -> None:
         """It has ended."""
         self.seen.pop(size, None)
+        self.doing(size, "")
         self.replace(size, None)
-        if not self.driver.snapshots:
+        if not self.driver.snapshots and not self.driver.doing:
             self.console.clear()

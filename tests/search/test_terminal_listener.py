@@ -30,6 +30,7 @@ def test_lines_tell_of_steps_rungs_and_ends(told: Told):
         "tiny  control #0  lr=1.0e-03  step 5/10  fid 6.00 (40 samples)",
         "tiny  control #0  lr=1.0e-03  step 10/10  fid 5.00 (40 samples)  best so far 5.00",
     ]
+    assert told.lines.pop() == "tiny  search 2/3, control 1/1"
     assert told.lines[-1] == f"tiny  search #1  {settings}  step 5/10  fid 9.00 (40 samples)  stopped"
 
 
@@ -38,12 +39,13 @@ def test_lines_tell_of_failures_and_interruptions(told: Told):
     ledger.propose("a")
     ledger.record("a", TrialFailure(reason="Diverged: the loss is nan at step 3"))
     ledger.finish("a")
+    assert told.lines.pop() == "tiny  search 0/3, control 1/1"
     assert told.lines.pop().endswith("  FAILED: Diverged: the loss is nan at step 3")
     ledger.propose("b")
     ledger.halt()
     ledger.close()
-    assert told.lines[-2] == "tiny  stopping: 1 running trials write their checkpoints"
-    assert told.lines[-1].endswith("  interrupted")
+    assert told.lines[-3] == "tiny  stopping: 1 running trials write their checkpoints"
+    assert told.lines[-2].endswith("  interrupted")
 
 
 def test_lines_tell_why_a_trial_runs_otherwise_than_before(told: Told):
@@ -56,10 +58,14 @@ def test_lines_tell_why_a_trial_runs_otherwise_than_before(told: Told):
     assert why == ["out of memory: now 1 × CPU, micro-batch 12", "moved: now 2 × A40, micro-batch 12"]
 
 
-def test_a_trial_without_a_reason_ends_without_a_line(told: Told):
+def test_a_trial_without_a_reason_ends_with_how_many_have_ended(told: Told):
     trial = told.ledger.propose("a")
     assert trial is not None
     before = list(told.lines)
     for listener in told.ledger.listeners[:2]:
         listener.on_trial_complete(trial, TrialEnd("COMPLETE"))
-    assert told.lines == before
+    assert told.lines == [*before, "tiny  search 0/3, control 0/1"]
+    told.view.show = lambda ledger: True  # the view counts them
+    for listener in told.ledger.listeners[:2]:
+        listener.on_trial_complete(trial, TrialEnd("COMPLETE"))
+    assert len(told.lines) == len(before) + 1

@@ -80,6 +80,23 @@ def test_what_is_kept_below_is_gone_in_the_end_and_the_lines_stay(terminal: Term
     assert text.rindex("\x1b[2K") > text.rindex("3 of 5 trials")  # erased
 
 
+def test_while_something_is_waited_for_a_terminal_counts_the_seconds(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+):
+    now = 100.0
+    monkeypatch.setattr("cca_ray.terminal.console.time.monotonic", lambda: now)
+    console = Console(terminal)
+    console.waiting("starting Ray")
+    now = 103.4
+    console.say("a line")
+    assert console.live is not None
+    console.live.refresh()
+    console.progress("tokens", 1, 2)  # a bar takes its place
+    assert console.live is None
+    console.close_bars()
+    assert "starting Ray, 3 s" in terminal.getvalue()
+
+
 def test_elsewhere_nothing_is_kept_below():
     stream = io.StringIO()
     console = Console(stream)
@@ -122,6 +139,18 @@ def test_help_shows_the_examples_within_80_columns(terminal: Terminal, capsys):
         assert max(map(len, shown.splitlines())) <= 80
         for line, _ in examples(import_module(f"cca_ray.{verb}").main):
             assert line in shown
+
+
+def test_the_main_command_says_what_each_option_is_by_default(terminal: Terminal, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        group().main(["tune", "--help"], prog_name="cca-ray")
+    shown = capsys.readouterr().out
+    own = command(import_module("cca_ray.tune").main).params
+    valued = [
+        option for option in own if not getattr(option, "is_flag", False) and option.name not in ("set_", "notify")
+    ]
+    assert len(valued) > 8
+    assert shown.count("[default:") == len(valued)
 
 
 def run_program(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,8 @@ def at_work(number: int, step: int = 50, settings: str = "λ=312 lr=1.4e-05") ->
 def driver(*trials: AtWork, phase: str = "search", mlflow: str = "", best: Best | None = None) -> DriverStatus:
     snapshot = SizeSnapshot(
         size="digits_s", phase=phase, metric=FID, planned=17, ended={"COMPLETE": 3, "PRUNED": 1}, at_work=trials,
-        best=best, seconds_left=None if phase != "search" else 3730.0, at=NOW - 10,
+        best=best, arms={"search": (2, 14), "control": (2, 3)},
+        seconds_left=None if phase != "search" else 3730.0, at=NOW - 10,
     )  # fmt: skip
     return DriverStatus(
         study="digits", sizes=("digits_s",), process=7, host="here", started=0, at=NOW, log="log.txt", mlflow=mlflow,
@@ -42,7 +43,7 @@ def drawn(status: DriverStatus, width: int = 80) -> list[str]:
 def test_a_running_study_at_80_columns():
     best = Best(number=4, settings="λ=100 lr=2.0e-05", values={"fid": 16.5, "inception_score": 8.0})
     head, first, second, best_line, cluster = drawn(driver(at_work(5), at_work(6, step=100), best=best))
-    assert head == "digits_s  search 4/17, 3 completed, 1 stopped; about 1:02:00 left"
+    assert head == "digits_s  search 2/14, control 2/3 (3 completed, 1 stopped); about 1:02:00 left"
     assert first.startswith(" search #5 λ=312 lr=1.4e-05")
     assert first.endswith("50/100 1,234 img/s FID 17.25 1:20")
     assert second.startswith(" search #6")
@@ -56,7 +57,7 @@ def test_a_trial_that_has_not_reported_yet_and_a_long_name_fit_a_line():
     )
     rows = [line for line in drawn(driver(starts, at_work(6))) if line.startswith(" search")]
     assert len(rows) == 2
-    assert rows[0].endswith("starts")
+    assert rows[0].endswith("starts 0:10")
     assert "…" in rows[0]
 
 
@@ -71,7 +72,7 @@ def test_sizes_side_by_side_share_the_rows_and_the_last_line():
     one = driver(*(at_work(number) for number in range(10)))
     (snapshot,) = one.snapshots
     lines = drawn(one.model_copy(update={"snapshots": (snapshot, snapshot.model_copy(update={"size": "digits_m"}))}))
-    heads = [number for number, line in enumerate(lines) if "search 4/17" in line]
+    heads = [number for number, line in enumerate(lines) if "search 2/14" in line]
     assert [lines[number].split()[0] for number in heads] == ["digits_s", "digits_m"]
     assert sum(line.startswith(" search") for line in lines) == MOST_ROWS
     assert sum(line.startswith("cluster") for line in lines) == 1
@@ -80,9 +81,30 @@ def test_sizes_side_by_side_share_the_rows_and_the_last_line():
 
 def test_the_final_comparison_and_trouble_with_mlflow_are_told():
     lines = drawn(driver(phase="final comparison", mlflow="http://there does not answer; 3 entries wait"))
-    assert lines[0].startswith("digits_s  final comparison 4/17, 3 completed, 1 stopped")
+    assert lines[0] == "digits_s  final comparison; search 2/14, control 2/3 (3 completed, 1 stopped)"
     assert lines[1] == " base, guided base, control and finalists on fresh noise, for 0:10"
     assert lines[-1] == "MLflow   http://there does not answer; 3 entries wait"
+
+
+def test_what_comes_before_a_first_trial_moves_too():
+    status = driver(at_work(3)).model_copy(
+        update={"doing": {"digits_s": ("starting the trials", NOW - 99), "digits_m": ("reading the base", NOW - 7)}}
+    )
+    lines = drawn(status)
+    assert "digits_m  reading the base, 0:07" in lines
+    assert not any("starting the trials" in line for line in lines)  # they are there
+
+
+def test_a_window_shows_what_is_done_before_the_first_trial_and_then_no_more(tmp_path: Path):
+    window = Window(Console(io.StringIO()), tmp_path, driver())
+    window.doing("digits_m", "reading the base")
+    assert window.driver.doing["digits_m"][0] == "reading the base"
+    window.hide("digits_m")
+    assert window.driver.doing == {}
+
+
+def test_before_a_trial_of_the_search_has_ended_none_is_said_to_be_the_best():
+    assert "best     no trial of the search has been completed yet" in drawn(driver(at_work(5)))
 
 
 def test_durations_read_as_on_a_clock():
