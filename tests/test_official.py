@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cca_ray.models.files import read_checkpoint
-from cca_ray.models.official import build_tokenizer
+from cca_ray.models.official import build, build_tokenizer
 from tests.conftest import golden, golden_state
 from tests.golden.weights import inception_checkpoint
 from tests.models.test_var_vqvae import official_state
@@ -42,28 +42,28 @@ def inputs(folder: Path, images: int, pixels: int) -> None:
     (folder / "classes.txt").write_text("\n".join(f"class{i:03}" for i in range(1000)))
 
 
-def prepared(folder: Path, family: str, tokenizer: str, size: int) -> list[str]:
+def prepared(folder: Path, family: str, tokenizer: str, size: int, *more: str) -> list[str]:
     """Make token set and reference from `inputs`; the settings that name all files."""
     verb(
         "prepare", folder / "photos", "--family", family, "--tokenizer", folder / tokenizer, "--out", folder / "tokens",
         "--image-size", str(size), "--classes", folder / "classes.txt", "--features", folder / "inception.pth",
-        "--reference", folder / "reference.npz", "--reference-size", "64",
+        "--reference", folder / "reference.npz", "--reference-size", "64", *more,
     )  # fmt: skip
     paths = dict(base__checkpoint="model.pt", base__tokenizer=tokenizer, data__tokens="tokens",
                  score__features="inception.pth", score__reference="reference.npz")  # fmt: skip
     return settings(**{key: str(folder / name) for key, name in paths.items()})
 
 
-def tuned(folder: Path, space: str, *changes: str, gpus: int = 0) -> tuple[dict[str, Any], Path]:
-    """A trial and a control; their summary and the winner's file."""
+def tuned(folder: Path, space: str, *changes: str, gpus: int = 0, trials: int = 1) -> tuple[dict[str, Any], Path]:
+    """A trial, or several, and a control; their summary and the winner's file."""
     verb(
-        "tune", space, "--name", "full", "--storage", folder / "runs", "--trials", "1", "--max-concurrent", "1",
+        "tune", space, "--name", "full", "--storage", folder / "runs", "--trials", str(trials), "--max-concurrent", "1",
         *changes,
         *settings(score__finalists=1, score__blocks=1, score__guidance_scales=[2.0], score__image_size=64,
                   placement__cpus=2, placement__gpus=gpus, placement__accelerators=[]),
     )  # fmt: skip
     (size,) = json.loads((folder / "runs" / "full" / "summary.json").read_text())["sizes"]
-    assert size["trials"] == 1
+    assert size["trials"] == trials
     assert all(np.isfinite(size["models"][role]["values"]["fid"]) for role in ("base", "guided", "control", "tuned"))
     return size, folder / "runs" / "full" / space / "winner.pt"
 
@@ -124,3 +124,49 @@ def test_an_official_var_d16_is_tuned_and_comes_out_as_an_official_file(tmp_path
     )  # fmt: skip
     assert size["parameters"] == 310_283_520
     assert_official_and_moved(winner, official)
+
+
+def rar_b(folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Made-up official files of RAR-B, and what `prepare` makes of four images; the settings that name all files."""
+    official = golden_state(golden("rar_B.npz"))
+    torch.save(official, folder / "model.pt")
+    torch.save(golden_state(golden("maskgit_vqgan.npz")), folder / "vqgan.bin")
+    inputs(folder, images=4, pixels=300)
+    return official, prepared(folder, "rar", "vqgan.bin", 256, "--augment", "centre")
+
+
+def assert_the_official_loader_takes(winner: Path, official: dict[str, torch.Tensor]) -> None:
+    """RAR's own code strictly loads what is in a file as a whole; ours has the names and shapes of its modules."""
+    with torch.device("meta"):
+        model = build("rar", "B")
+    content = torch.load(winner, map_location="cpu", weights_only=True)
+    model.load_state_dict(content, strict=True, assign=True)
+    assert {tensor.dtype for tensor in content.values()} == {torch.float32}
+    assert_official_and_moved(winner, official)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_an_official_rar_b_is_fine_tuned_and_comes_out_as_an_official_file(tmp_path: Path):
+    """Two steps; the nightly test has a whole study."""
+    official, paths = rar_b(tmp_path)
+    verb(
+        "train", "rar_b", "--lambda", "300", "--lr", "1e-5", "--out", tmp_path / "made", *paths,
+        *settings(train__global_batch=2, placement__micro_batch=1, rungs=[{"at": 1.0, "samples": 2}],
+                  placement__gpus=0, placement__accelerators=[]),
+    )  # fmt: skip
+    assert_the_official_loader_takes(tmp_path / "made" / "model.pt", official)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3000)
+def test_an_official_rar_b_is_tuned_and_comes_out_as_an_official_file(tmp_path: Path):
+    official, paths = rar_b(tmp_path)
+    size, winner = tuned(
+        tmp_path, "rar_b", *paths,
+        *settings(train__global_batch=2, placement__micro_batch=1, control__learning_rates=[1e-5],
+                  rungs=[{"at": 1.0, "samples": 16}], score__samples=16),
+        trials=2,
+    )  # fmt: skip
+    assert size["parameters"] == 260_923_648
+    assert_the_official_loader_takes(winner, official)

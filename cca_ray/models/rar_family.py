@@ -20,8 +20,8 @@ BARE = dict(spare_places=2, spare_steps=2)  # tables of small models have no row
 SIZES = {
     "S": dict(n_layer=2, n_head=2, dim=16, mlp_dim=64, **BARE),  # ours: the embedded digits
     "small": dict(n_layer=3, n_head=4, dim=40, mlp_dim=160, **BARE),  # 0.1 M; these three are for one's own images
-    "medium": dict(n_layer=5, n_head=4, dim=104, mlp_dim=416, **BARE),  # 1.0 M
-    "large": dict(n_layer=6, n_head=8, dim=208, mlp_dim=832, **BARE),  # 4.8 M
+    "medium": dict(n_layer=5, n_head=4, dim=104, mlp_dim=416, **BARE),  # 1.1 M
+    "large": dict(n_layer=6, n_head=8, dim=208, mlp_dim=832, **BARE),  # 4.9 M
     "B": dict(n_layer=24, n_head=16, dim=768, mlp_dim=3072),  # 261 M parameters
     "L": dict(n_layer=24, n_head=16, dim=1024, mlp_dim=4096),  # 462 M
     "XL": dict(n_layer=32, n_head=16, dim=1280, mlp_dim=5120),  # 955 M

@@ -20,6 +20,7 @@ from cca_ray.models.likelihood import Scorer
 from cca_ray.models.llamagen import LlamaGen
 from cca_ray.models.official import build, build_tokenizer
 from cca_ray.models.parallel import Group, for_sampling
+from cca_ray.models.rar import RAR
 from cca_ray.models.var import VAR, VARConfig
 from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
 from cca_ray.placement_config import Placement
@@ -27,7 +28,7 @@ from cca_ray.training.objectives import CCA, CcaParameters, ScoredPairs
 from tests.conftest import golden, golden_state
 from tests.golden.weights import inception_checkpoint
 from tests.gpu.places import OnCard, Place
-from tests.models import test_llamagen, test_var, test_var_vqvae
+from tests.models import test_llamagen, test_rar, test_var, test_var_vqvae
 from tests.models.test_var import labels_and_tokens, official_model
 from tests.models.test_var_vqvae import official_tokenizer
 
@@ -65,6 +66,12 @@ def var(place: Place) -> tuple[VAR, VARVQVAE]:
     return official_model(content, test_var.TINY, tokenizer).to(place.device), tokenizer
 
 
+def rar(place: Place) -> RAR:
+    model = RAR(test_rar.TINY)
+    load_state(model, golden_state(golden("rar_tiny.npz")), "golden")
+    return model.requires_grad_(False).to(place.device)
+
+
 def given(content: dict[str, np.ndarray], place: Place, tokens: str = "tokens") -> tuple[Tensor, Tensor]:
     """Labels and tokens of a golden file."""
     names = "labels", tokens
@@ -96,6 +103,32 @@ def test_vars_logits_and_greedy_samples(place: Place):
         found = sample_tokens(model, labels[:2], noise, Decoding(1 + cfg, top_k=1))
         assert apart((tokenizer.decode(found) + 1) / 2, content[f"greedy_cfg{cfg}"]) < CONVOLUTIONS
     assert apart(in_bfloat16(model, place)(labels, tokens), content["logits"]) < HALF_LOGITS
+
+
+def test_rars_logits_in_any_order_and_greedy_samples(place: Place):
+    content, model = golden("rar_tiny.npz"), rar(place)
+    labels, tokens = given(content, place)
+    assert apart(model(labels, tokens), content["logits"][:, :16]) < FLOAT32
+    places = torch.from_numpy(content["orders"]).to(place.device)
+    logits = model.head(model.hidden_in_order(places, labels, tokens.gather(1, places)))
+    assert apart(logits, content["permuted_logits"][:, :16]) < FLOAT32
+    labels = torch.from_numpy(content["generate_labels"]).to(place.device)
+    for scale, power in ((1.0, 0.0), (4.0, 0.0), (4.0, 1.0), (16.0, 2.75)):
+        noise = torch.rand(4, 16, dtype=torch.float64, device=place.device)
+        found = sample_tokens(model, labels, noise, Decoding(scale, top_k=1, guidance_power=power))
+        np.testing.assert_array_equal(found.cpu(), content[f"greedy_g{scale}_p{power}"])
+    labels, tokens = given(content, place)
+    assert apart(in_bfloat16(model, place)(labels, tokens), content["logits"][:, :16]) < HALF_LOGITS
+
+
+def test_rars_tokenizer(place: Place):
+    content, tokenizer = golden("maskgit_vqgan.npz"), build_tokenizer("rar").requires_grad_(False)
+    load_state(tokenizer, golden_state(content), "golden")
+    images = 2 * torch.from_numpy(content["image"]).to(place.device) - 1
+    codes = tokenizer.to(place.device).encode(images).cpu().numpy()
+    assert (codes == content["codes"]).mean() >= (SAME_CODES if place.device.type == "cuda" else 1)
+    decoded = tokenizer.decode(torch.from_numpy(content["random_codes"]).to(place.device))
+    assert apart((decoded + 1) / 2, content["decoded_random"]) < CONVOLUTIONS
 
 
 def check_tokenizer(tokenizer: torch.nn.Module, content: dict[str, np.ndarray], place: Place, every: int = 1) -> None:
@@ -156,6 +189,25 @@ def test_var_d16_at_full_size(card: OnCard):
 @pytest.mark.gpu
 def test_vq_16_at_full_size(card: OnCard):
     check_vq_16(card)
+
+
+@pytest.mark.gpu
+def test_rar_b_at_full_size(card: OnCard):
+    check_rar_b(card)
+
+
+def check_rar_b(place: Place) -> None:
+    content = golden("rar_B.npz")
+    with torch.device("meta"):
+        model = build("rar", "B")
+    load_state(model, golden_state(content), "golden")
+    model = model.requires_grad_(False).to(place.device)
+    labels, tokens = given(content, place)
+    assert apart(model(labels, tokens)[:, ::32, :32], content["logits_slice"]) < FLOAT32
+    assert apart(Scorer(model)(labels, tokens), content["logps"].sum(1)) < FLOAT32
+    with torch.autocast(place.device.type, torch.bfloat16):
+        assert apart(Scorer(model)(labels, tokens), content["logps"].sum(1)) < HALF_LOGPS
+    assert apart(in_bfloat16(model, place)(labels, tokens)[:, ::32, :32], content["logits_slice"]) < HALF_LOGITS
 
 
 def check_gpt_b(place: Place) -> None:
