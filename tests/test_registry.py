@@ -87,7 +87,10 @@ def test_what_a_module_brings_is_there_by_its_name(write: Write):
     [
         ("x = 1", "plug-in plugged: has no PLUGINS, a list of families, objectives, extractors, metrics or samplers"),
         ("PLUGINS = []", "has no PLUGINS"),
-        ("PLUGINS = [1]", r"plug-in plugged: 1 has no kind \(family, objective, extractor, metric, sampler\) or no name"),
+        (
+            "PLUGINS = [1]",
+            r"plug-in plugged: 1 has no kind \(family, objective, extractor, metric, sampler\) or no name",
+        ),
         ("raise RuntimeError('no\\nlicence')", r"plug-in plugged: cannot be imported \(RuntimeError: no licence\)"),
         ("import nowhere_at_all", r"cannot be imported \(ModuleNotFoundError: No module named 'nowhere_at_all'\)"),
         (FAMILY.format(name="var"), "plug-in plugged: its family 'var' has the name of one of cca_ray"),
