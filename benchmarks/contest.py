@@ -30,18 +30,23 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.common import ROOT, Raw, options
 from benchmarks.landscape import read_rows
-from benchmarks.simulator import FAMILIES, Landscape, Tabulated, Task, Trial, Way, best_observed, simulate
+from benchmarks.search_peers import Smac, SyneTune, installed
+from benchmarks.simulator import FAMILIES, Known, Landscape, Tabulated, Task, Trial, Way, best_observed, simulate
 from cca_ray.contracts import RungScore
 from cca_ray.registry import SAMPLERS
 from cca_ray.search.gp_sampler import worth_going_on
 from cca_ray.search.rungs import Mark, goes_on
-from cca_ray.search.samplers import Question
+from cca_ray.search.samplers import Earlier, Question
 
 RESULTS = ROOT / "benchmarks" / "results" / "contest.csv"
 LADDER = (0.125, 0.5, 1.0)  # about that of the search spaces of ImageNet
 KEEP, GRACE = (0.9, 0.5), 4  # of those spaces, and of the defaults
 AT = (4, 8, 16, 32)  # costs at which regrets are taken
 CLOSE = (0.03, 0.01)
+SMALLER, TRIALS_BEFORE = (
+    10**6,
+    14.0,
+)  # seeds of a smaller size's study, and its cost in whole trials: the digits' number
 STATES = {
     "running": TrialState.RUNNING, "complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
@@ -75,6 +80,8 @@ class Optunas:
 
     def __post_init__(self) -> None:
         self.study, self.asked = optuna.create_study(sampler=self.sampler), dict[int, optuna.Trial]()
+        if self.task.known:
+            self.study.enqueue_trial(dict(self.task.known.best))
 
     def propose(self, trials: Sequence[Trial]) -> Mapping[str, float]:
         asked = self.study.ask(dict(distributions(self.task)))
@@ -102,6 +109,7 @@ class Ours:
     sampler: str
     rungs: tuple[float, ...] = LADDER
     posterior: bool = False  # rule at a rung
+    smaller: "Ours | None" = None  # keeps the trials of the smaller size
     kept: dict[int, tuple[str, int, FrozenTrial]] = field(default_factory=dict)
 
     def frozen(self, trial: Trial) -> FrozenTrial:
@@ -136,6 +144,14 @@ class Ours:
         self.kept[trial.number] = state, count, found
         return found
 
+    def earlier(self) -> list[Earlier]:
+        if self.task.known is None:
+            return []
+        if self.smaller is None:
+            self.smaller = Ours(self.task, self.sampler)
+        trials = [self.smaller.frozen(trial) for trial in self.task.known.trials]
+        return [Earlier(trials, LADDER, self.task.known.doublings)]
+
     def question(self, trials: Sequence[Trial]) -> Question:
         return Question(
             trials=[self.frozen(trial) for trial in trials],
@@ -144,9 +160,12 @@ class Ours:
             rungs=self.rungs,
             number=len(trials),
             seed=1000 * self.task.seed + len(trials),
+            earlier=self.earlier(),
         )
 
     def propose(self, trials: Sequence[Trial]) -> Mapping[str, float]:
+        if self.task.known and not trials:
+            return self.task.known.best
         return SAMPLERS.get(self.sampler).propose(self.question(trials))
 
     def goes_on(self, trials: Sequence[Trial], trial: Trial) -> bool:
@@ -174,8 +193,16 @@ WAYS: dict[str, MakeWay] = {
     "Optuna's GP": lambda task: Optunas(task, optuna.samplers.GPSampler(seed=task.seed), LADDER),
     "gp": lambda task: Ours(task, "gp"),
     "gp, posterior": lambda task: Ours(task, "gp", posterior=True),
-    "gp, posterior4": lambda task: Ours(task, "gp", (0.125, 0.25, 0.5, 1.0), posterior=True),
 }
+if installed("syne_tune"):
+    WAYS |= {
+        "Syne Tune's ASHA": lambda task: SyneTune(task, "ASHA"),
+        "Syne Tune's BOHB": lambda task: SyneTune(task, "BOHB"),
+        "Syne Tune's ASHA with BORE": lambda task: SyneTune(task, "ASHABORE"),
+        "Syne Tune's ASHA with CQR": lambda task: SyneTune(task, "ASHACQR"),
+    }
+if installed("smac", "ConfigSpace"):
+    WAYS["SMAC3"] = Smac
 
 
 @dataclass(frozen=True)
@@ -214,8 +241,24 @@ class Result:
         )
 
 
-def run(name: str, landscape: Landscape, at_once: int, hardship: str, study: int, budget: float) -> Result:
-    task = Task.of(landscape, study, 2.0 if hardship == "noise" else 1.0, hardship == "failures")
+HARDSHIPS = ("none", "failures", "noise", "smaller known")
+
+
+def task_of(known: Mapping[str, Landscape], name: str, hardship: str, study: int) -> Task:
+    """What a study of this number searches, whichever the way. The last hardship is none."""
+    task = Task.of(known[name], study, 2.0 if hardship == "noise" else 1.0, hardship == "failures")
+    if hardship != "smaller known":
+        return task
+    family, _, size = name.rpartition("-")
+    smaller = replace(task, landscape=known[f"{family}-{int(size) - 1}"], seed=study + SMALLER)
+    trials: list[Trial] = []
+    list(simulate(smaller, WAYS["TPE"](smaller), 1, TRIALS_BEFORE, trials))
+    doublings = task.landscape.doublings - smaller.landscape.doublings
+    return replace(task, known=Known([t for t in trials if t.state != "running"], doublings))
+
+
+def run(name: str, task: Task, at_once: int, hardship: str, study: int, budget: float) -> Result:
+    """`study`: its number, and that of its window and luck."""
     way, spent, proposals = WAYS[name](task), 0.0, 0
     propose = way.propose
 
@@ -233,7 +276,7 @@ def run(name: str, landscape: Landscape, at_once: int, hardship: str, study: int
         # What is known at a cost is known from then on.
         regrets = [regret if cost <= at + 1e-9 else known for known, at in zip(regrets, AT, strict=True)]
     regrets = [regret if at <= budget else math.nan for regret, at in zip(regrets, AT, strict=True)]
-    return Result(name, landscape.name, at_once, hardship, study, tuple(costs), tuple(regrets), spent / proposals)
+    return Result(name, task.landscape.name, at_once, hardship, study, tuple(costs), tuple(regrets), spent / proposals)
 
 
 def read_results(path: Path) -> list[Result]:
@@ -259,7 +302,7 @@ def show(results: Sequence[Result]) -> None:
         costs = [f"{median(r.costs[i] for r in some):.3g}" for i in range(len(CLOSE))]
         regrets = [f"{100 * median(r.regrets[i] for r in some):.1f} %" for i in range(len(AT))]
         pace = 1000 * float(np.mean([r.proposal for r in some]))
-        cells = [f"{hardship or 'none'}, {at_once}", landscape, way, len(some), *costs, *regrets, f"{pace:.0f}"]
+        cells = [f"{hardship}; {at_once}", landscape, way, len(some), *costs, *regrets, f"{pace:.0f}"]
         print(f"| {' | '.join(map(str, cells))} |")
 
 
@@ -283,7 +326,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--landscapes", nargs="+")
     parser.add_argument("--table", type=Path, help="of real trials, in place of the analytic landscapes")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--hardships", nargs="+", default=["", "failures", "noise"], choices=["", "failures", "noise"])
+    parser.add_argument("--hardships", nargs="+", default=list(HARDSHIPS), choices=HARDSHIPS)
     parser.add_argument("--studies", type=int, default=100)
     parser.add_argument("--budget", type=float, default=32.0, help="whole trials")
     parser.set_defaults(raw=RESULTS)
@@ -300,10 +343,18 @@ def main(words: list[str] | None = None) -> None:
     raw = Raw(arguments.raw, *Result.COLUMNS)
     for result in done:
         raw.add(*result.cells())
-    cases = itertools.product(arguments.hardships, arguments.at_once, names, arguments.ways, range(arguments.studies))
-    for hardship, at_once, landscape, way, study in cases:
-        if (way, landscape, at_once, hardship, study) not in keys:
-            result = run(way, known[landscape], at_once, hardship, study, arguments.budget)
+    # One study of everything after the other, so that a part of them is a part of each.
+    for study, hardship, at_once, name in itertools.product(
+        range(arguments.studies), arguments.hardships, arguments.at_once, names
+    ):
+        if hardship == "smaller known" and (arguments.table or name.endswith("-1")):
+            continue
+        wanted = [way for way in arguments.ways if (way, name, at_once, hardship, study) not in keys]
+        if not wanted:
+            continue
+        task = task_of(known, name, hardship, study)
+        for way in wanted:
+            result = run(way, task, at_once, hardship, study, arguments.budget)
             raw.add(*result.cells())
             done.append(result)
     show(done)

@@ -160,6 +160,23 @@ class Tabulated:
 
 
 @dataclass(frozen=True)
+class Known:
+    """The study of a smaller size, which is done: its trials, and how many doublings smaller it is.
+
+    As in a study, its best settings are tried first, whichever way to search then goes on.
+    """
+
+    trials: Sequence["Trial"]
+    doublings: float
+
+    @property
+    def best(self) -> Mapping[str, float]:
+        found = best_observed(self.trials)
+        assert found is not None
+        return found.params
+
+
+@dataclass(frozen=True)
 class Task:
     """What one simulated study searches: a landscape in a window of its own, and how its trials fare."""
 
@@ -169,6 +186,7 @@ class Task:
     noise: Noise
     seed: int
     fails: bool = False  # every eighth trial
+    known: Known | None = None
 
     @staticmethod
     def of(landscape: Landscape, seed: int, louder: float = 1.0, fails: bool = False) -> "Task":
@@ -256,12 +274,15 @@ class Scorer:
         return value, value - mean * sampling * GROUPS**0.5 * (moves - moves.mean()) / (GROUPS - 1)
 
 
-def simulate(task: Task, way: Way, at_once: int, budget: float) -> Iterator[tuple[float, float]]:
+def simulate(
+    task: Task, way: Way, at_once: int, budget: float, trials: list[Trial] | None = None
+) -> Iterator[tuple[float, float]]:
     """(cost, regret of the incumbent) whenever a trial has come to a rung, until the budget is used up.
 
-    Cost is in full trials. All trials train equally fast, and what a trial is stopped for does not wait.
+    Cost is in full trials. All trials train equally fast. `trials`: an empty list, to which they are added.
     """
-    scorer, trials, rungs = Scorer(task), list[Trial](), way.rungs
+    trials = [] if trials is None else trials
+    scorer, rungs = Scorer(task), way.rungs
     due: list[tuple[float, int, int]] = []  # when, which trial, which rung
 
     def begin(now: float) -> None:

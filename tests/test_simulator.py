@@ -111,11 +111,12 @@ def test_a_table_gives_back_what_it_was_made_from(tmp_path: Path):
         assert np.abs(np.log(table.fid(near, at) / NARROW.fid(near, at))).mean() < 0.05
     assert table.noise.sampling == pytest.approx(0.03, rel=0.2)
     assert table.noise.common == pytest.approx(0.0, abs=0.05)
-    assert run("random", table, 1, "", 0, 4.0).regrets[0] < 5
+    assert run("random", Task.of(table, 0), 1, "none", 0, 4.0).regrets[0] < 5
 
 
 def test_a_study_is_the_same_whenever_it_is_simulated():
+    task = Task.of(NARROW, 3, fails=True)
     for way in WAYS:
         if way in ("random", "TPE", "gp"):
-            first, again = (replace(run(way, NARROW, 4, "failures", 3, 4.0), proposal=0.0) for _ in range(2))
+            first, again = (replace(run(way, task, 4, "failures", 3, 4.0), proposal=0.0) for _ in range(2))
             assert first == again

@@ -226,7 +226,8 @@ def worth_going_on(question: Question, rung: int) -> bool:
     """Whether the trial of this number, which has come to this rung, goes on: `search.rungs: posterior`.
 
     It does if the rest of it promises at least `WORTH` of what as much of a new trial would: both by how much they are
-    expected to improve on the best completed one. The first trial always goes on.
+    expected to improve on the best completed one. Until one is completed, all go on: no rung alone says what a whole
+    trial comes to.
     """
     box, rng, number = Box(question.space), np.random.default_rng([question.seed, rung]), question.number
     data, done = knowledge(question, box), [t for t in question.trials if t.state == TrialState.COMPLETE]
@@ -238,8 +239,7 @@ def worth_going_on(question: Question, rung: int) -> bool:
     running = [t for t in question.trials if t.state == TrialState.RUNNING and t.number != number]
     others = surface.expecting(box.inside(t.params for t in running))
     _, new = best_gain(others, origin, candidates(rng, len(box.space), np.concatenate([completed, own])), rng)
-    left = 1 - question.rungs[rung]
-    return bool(surface.gain(own, origin)[0] >= WORTH * left * new)
+    return bool(surface.gain(own, origin)[0] >= WORTH * (1 - question.rungs[rung]) * new)
 
 
 GP = GpSampler()

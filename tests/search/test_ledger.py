@@ -91,6 +91,22 @@ def test_states_and_values_are_the_true_ones(
     assert true_ends("study", ledger.arms)["study/tiny-search-0001"] == ("PRUNED", "not among the best at a rung")
 
 
+@pytest.mark.parametrize("metric", ["fid", "inception_score", "both"])
+def test_by_the_posterior_a_trial_stops_that_promises_less_than_a_new_one(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy, metric: str
+):
+    """Once a trial is completed; of both metrics the usual rule decides, which needs four trials."""
+    config = make_config(search={"metric": metric, "rungs": "posterior", "sampler": "gp", "trials": 3})
+    ledger = new_ledger(config, storage, tracker).ledger
+    for name, fid in {"control": 5.0, "first": 6.0, "bad": 9.0, "better": 4.0}.items():
+        assert ledger.propose(name) is not None
+        goes_on = ledger.record(name, at_rung(5, 10, fid, 10.0 - fid, spread=0.02))
+        assert goes_on == (name != "bad" or metric == "both")
+        assert not goes_on or ledger.record(name, at_rung(10, 10, fid, 10.0 - fid, spread=0.02))
+        ledger.finish(name)
+    assert ledger.done()
+
+
 def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(
     storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
 ):
