@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +37,7 @@ from cca_ray.registry import FAMILIES
 from cca_ray.reporting.plan import plan_of
 from cca_ray.reporting.summary import report_at_end, table
 from cca_ray.reporting.text import closing
-from cca_ray.search.mlflow_pages import experiment_of
+from cca_ray.search.mlflow_pages import experiment_of, link_to_trials
 from cca_ray.space_file import fault_of_name, load_config
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
@@ -77,7 +77,7 @@ TrackingOption = Annotated[
 
 @dataclass(frozen=True)
 class Found:
-    """What a study ended with: its sizes, its report, how to look into MLflow.
+    """What a study ended with: its sizes, its report, how to look into MLflow, whose tables of trials open by links.
 
     `no_report`, `left`: why there is no report, and what has not arrived in MLflow; empty if all is there.
     """
@@ -88,6 +88,7 @@ class Found:
     browse: str
     no_report: str
     left: str
+    tables: dict[str, str] = field(default_factory=dict)
 
 
 class Told(Contract):
@@ -145,6 +146,7 @@ def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
         **({"report": to_uri(found.report)} if found.report else {}),
         "log": str(folder / LOG_FILE),
         "browse": found.browse,
+        **found.tables,
         "trials": command_line("optuna-dashboard", database_uri(folder / "study.db")),
         "status": command_line("cca-ray", "status", folder.name, *at),
         "sample": command_line("cca-ray", "sample", files[first], "--checkpoint", winner, *at),
@@ -205,7 +207,10 @@ def search(
             for tracker in trackers.values():  # who was asked to stop does not wait for MLflow
                 ended = len(sizes) == len(configs)
                 tracker.close(CLOSE_S if ended else 1.0, patient=ended)
-    return Found(folder, sizes, report, browse, no_report, "; ".join(filter(None, (t.left for t in trackers.values()))))
+    left = "; ".join(filter(None, (t.left for t in trackers.values())))
+    known = [tracker for tracker in trackers.values() if tracker.experiment_id]
+    tables = {f"table {i + 1}" if len(known) > 1 else "table": link_to_trials(t, name) for i, t in enumerate(known)}
+    return Found(folder, sizes, report, browse, no_report, left, tables)
 
 
 @contextmanager

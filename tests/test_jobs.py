@@ -277,7 +277,7 @@ def test_a_job_that_is_stopped_is_continued_by_the_same_command(
         name: run.info.run_id for name, run in stopped.items()
     }
     client = MlflowClient(mlflow.url)
-    losses = client.get_metric_history(ended["tiny-control-0000"].info.run_id, "loss")
+    losses = client.get_metric_history(ended["tiny-control-0000"].info.run_id, "train/loss")
     assert sorted(metric.step for metric in losses) == list(range(1, 201))  # none is missing, none is there twice
 
 

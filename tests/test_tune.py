@@ -190,7 +190,7 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     for trial in ended:  # nothing is missing and nothing is logged twice
         ending = f"tags.`{KEY}` LIKE '%/{trial.user_attrs['key']}'"
         (run,) = tracker.client.search_runs([tracker.experiment_id], ending)
-        history = tracker.client.get_metric_history(run.info.run_id, "loss")
+        history = tracker.client.get_metric_history(run.info.run_id, "train/loss")
         assert sorted(metric.step for metric in history) == list(range(1, 301))
 
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())

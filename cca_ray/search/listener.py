@@ -22,8 +22,8 @@ class TrialInfo:
 
     @property
     def name(self) -> str:
-        """`λ=3.1 lr=2.0e-03`, and what it is if it is no trial of the search."""
-        return ("" if self.arm == "search" else f"{self.arm} ") + readable(self.params)
+        """`014 λ=3.1 lr=2.0e-03`, and what it is if it is no trial of the search."""
+        return ("" if self.arm == "search" else f"{self.arm} ") + f"{self.number:03} {readable(self.params)}"
 
     @property
     def label(self) -> str:

@@ -10,10 +10,10 @@ from cca_ray.search.listener import Listener, Place, TrialEnd, TrialInfo
 from cca_ray.search.records import end_of
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import local_path
+from cca_ray.tracking.names import evaluated, trained
+from cca_ray.tracking.origin import origin
 from cca_ray.tracking.store import DataSet
 from cca_ray.tracking.tracker import Tracker
-
-SHORT = {"inception_score": "is"}  # metrics with a name of their own in MLflow
 
 
 class MlflowListener(Listener):
@@ -48,6 +48,7 @@ class MlflowListener(Listener):
             "objective": trial.train.objective,
             "seed": str(trial.train.seed),
             **data,
+            **origin(),
         }
 
     def on_trial_start(self, trial: TrialInfo) -> None:
@@ -64,20 +65,20 @@ class MlflowListener(Listener):
 
     def on_trial_result(self, trial: TrialInfo, report: TrialReport) -> None:
         """The scores at the last rung are those of a model: its weights are kept."""
-        rows = report.rows()
+        rows = {step: {trained(name): value for name, value in row.items()} for step, row in report.rows().items()}
         now = rows.setdefault(report.step, {})
         if report.images_per_second:
-            now["images_per_second"] = report.images_per_second
+            now[trained("images_per_second")] = report.images_per_second
         now |= {f"system/{name}": value for name, value in report.load.items()}
         if report.gpu_memory_gib is not None:
-            now["gpu_memory_gib"] = report.gpu_memory_gib
+            now[trained("gpu_memory_gib")] = report.gpu_memory_gib
         if report.score is not None:
             now |= self.scored(trial, report.score, report.total_steps)
         self.tracker.metrics(self.run_of(trial), rows)
 
     def scored(self, trial: TrialInfo, score: RungScore, total_steps: int) -> dict[str, float]:
         """Show a score; what of it belongs to the run, and not to a model of it."""
-        run, scores = self.run_of(trial), {SHORT.get(name, name): value for name, value in score.values.items()}
+        run, scores = self.run_of(trial), {evaluated(name): value for name, value in score.values.items()}
         pull(grid := local_path(score.grid))
         self.tracker.image(run, "samples", grid, score.step)
         self.tracker.tags(run, {"protocol": score.protocol})

@@ -4,16 +4,17 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.contracts import ROLES, Role, SizeSummary
 from cca_ray.data.tokens import TokenMeta, TokenSet
 from cca_ray.registry import metric_info
 from cca_ray.search.final_comparison import Outcome, headline_of
-from cca_ray.search.mlflow_listener import SHORT
 from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import local_path, to_uri
+from cca_ray.tracking.names import evaluated, final
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
@@ -55,21 +56,23 @@ def ended_filter(parent: str) -> str:
 def experiment_tags(config: StudyConfig) -> dict[str, str]:
     """The description, and the metric that MLflow charts first."""
     metric = metric_info(headline_of(config))
-    name, way = SHORT.get(metric.name, metric.name), "lower" if metric.lower_is_better else "higher"
+    name, way = evaluated(metric.name), "lower" if metric.lower_is_better else "higher"
     text = f"""\
-{config.base.family} fine-tuned on {data_set_name(config)} so that it samples without guidance. The tag `objective`
-of a run says with which objective.
+{config.base.family} on {data_set_name(config)}, fine-tuned so that it samples without guidance. The tag `objective`
+of a run names the objective.
 
-**Primary metric: `{name}`**, {way} is better: of images sampled without guidance, on the same noise for all trials.
-Scores compare only under one `protocol` (a tag).
+**Primary metric: `{name}`** ({way} is better), measured on images sampled without guidance, with the same noise for
+all trials. Compare scores only under the same `protocol` (a tag).
 
-A run is a search for one model size: its note has the verdict and a filter for its trials, its artifacts the report.
-Below it is a run for every fine-tuning, by the tag `arm`: `search`, `control` (plain fine-tuning with the same budget)
-and `replicate` (a finalist with another seed). Steps are optimizer steps. Finalists are models; the names
-of their scores on fresh noise end in `_final`. The winner is registered, alias `{CHAMPION}`.
+Each run `STUDY/SIZE` is the search for one model size. Its note contains the verdict and a filter for its trials, its
+artifacts the report. It has a child run for every fine-tuning; the tag `arm` is `search`, `control` (plain fine-tuning
+with the same budget) or `replicate` (a finalist with another seed). Steps are optimizer steps. The finalists' models
+have scores on fresh noise, `final/…`. The tag `winner` marks the winner, whose model is registered with the alias
+`{CHAMPION}`.
 """
     return {
         "mlflow.note.content": text,
+        "mlflow.experimentKind": "custom_model_development",  # MLflow opens model training, not its pages for agents
         "mlflow.experiment.primaryMetric.name": name,
         "mlflow.experiment.primaryMetric.greaterIsBetter": str(not metric.lower_is_better),
     }
@@ -101,10 +104,17 @@ def data_set_of(config: ResolvedStudy, data: TokenSet) -> DataSet:
 
 def note_of_trials(parent: str) -> str:
     return (
-        "Its trials that ended, for the search box; sorted by `fid`, the best is on top:\n\n"
-        f"    {ended_filter(parent)}\n\nAll its runs, also control, stopped and failed ones:\n\n"
+        "Completed trials of the search (for the search box; sort by `fid` to see the best first):\n\n"
+        f"    {ended_filter(parent)}\n\nAll trials, including controls and those that were stopped or failed:\n\n"
         f"    {trials_filter(parent)}\n"
     )
+
+
+def link_to_trials(tracker: Tracker, study: str) -> str:
+    """What opens the table of a study's completed trials in MLflow's browser, best FID first."""
+    query = f"tags.study = '{study}' and tags.arm = 'search' and attributes.status = 'FINISHED'"
+    order = "orderByKey=metrics.%60fid%60&orderByAsc=true"
+    return f"{tracker.page}/#/experiments/{tracker.experiment_id}/runs?searchFilter={quote(query)}&{order}"
 
 
 def show_unfinished(tracker: Tracker, parent: str, how: str) -> None:
@@ -118,13 +128,14 @@ def names_of(summary: SizeSummary) -> dict[Role, str]:
 
 
 def figures_of(summary: SizeSummary) -> dict[str, float]:
-    """The final scores under MLflow's names: `fid_base`, `is_cca`, ...; `std_*`, `difference_*` of the headline."""
-    names, figures = names_of(summary), {"guidance_scale": summary.models["guided"].guidance_scale}
+    """The final scores under MLflow's names: `final/fid_base`, …; `std_*`, `difference_*` of the headline."""
+    names, figures = names_of(summary), {final("guidance_scale"): summary.models["guided"].guidance_scale}
     for role, name in names.items():
-        figures |= {f"{SHORT.get(m.name, m.name)}_{name}": summary.value(role, m) for m in summary.metrics}
-        figures[f"std_{name}"] = summary.std(role) or 0.0
+        figures |= {final(m.name, name): summary.value(role, m) for m in summary.metrics}
+        figures[final("std", name)] = summary.std(role) or 0.0
     for role, found in summary.differences.items():
-        figures |= {f"difference_{role}": found.value, f"at_least_as_good_as_{role}": found.at_least_as_good}
+        figures[final("difference", role)] = found.value
+        figures[final("at_least_as_good_as", role)] = found.at_least_as_good
     return figures
 
 
@@ -143,10 +154,15 @@ def show_outcome(
     tags = {"protocol": summary.protocol, "winner": readable(summary.winner.params)}
     tags |= {f"vs_{role}": WORDS[compared(summary, role)].lower() for role in JUDGED}
     tracker.tags(parent, {**tags, "edges": ", ".join(f"{edge.of} {edge.end}" for edge in summary.edges) or "none"})
+    compared_again = {standing.contender.number for standing in outcome.finalists}
+    for row in summary.trade_off:  # of all completed trials, for an earlier winner may be none any more
+        chosen = {"finalist": row.trial in compared_again, "winner": row.trial == summary.winner.trial}
+        key = f"{parent}/{config.name}-search-{row.trial:04d}"
+        tracker.tags(key, {name: str(is_one).lower() for name, is_one in chosen.items()})
     for standing in outcome.finalists:
         run, checkpoint = f"{parent}/{standing.contender.key}", standing.contender.checkpoint
         assert checkpoint is not None  # only the base has none
-        own = {f"{SHORT.get(m, m)}_final": float(values[0].mean()) for m, values in standing.values.items()}
+        own = {final(metric): float(values[0].mean()) for metric, values in standing.values.items()}
         tracker.scores(run, own, data_set)
         if pull(Path(checkpoint)):  # else they were deleted after an earlier run had brought them there
             files = {"model": checkpoint, "tokenizer": config.base.tokenizer}
@@ -157,10 +173,9 @@ def register_champion(tracker: Tracker, summary: SizeSummary, table: str) -> Non
     """Register the winner as champion; the verdict, and the table in Markdown, in the note of the size's run."""
     parent, name, winner = summary.mlflow.key, summary.mlflow.registered_model, summary.winner
     study, size, _ = parent.split("/")
-    headline = SHORT.get(summary.headline.name, summary.headline.name)
     tags = {KEY: parent, "study": study, "size": size, "protocol": summary.protocol, "trial": str(winner.trial)}
     tags |= {setting: str(value) for setting, value in winner.params.items()}
-    tags |= {headline: str(summary.value("tuned")), "std": str(summary.std("tuned"))}
+    tags |= {summary.headline.name: str(summary.value("tuned")), "std": str(summary.std("tuned"))}
     tied = "; ".join(readable(finalist.params) for finalist in ties(summary))
     what = f"{readable(winner.params)}, trial {winner.trial} of {study}." + f" Tied with it: {tied}." * bool(tied)
     said = verdict(summary)

@@ -57,6 +57,7 @@ from cca_ray.search.shared_files import base_grid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
 from cca_ray.storage.mirror import exists, pull, push_database
 from cca_ray.storage.uris import database_uri, is_copy, to_uri
+from cca_ray.tracking.origin import origin, versions
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.setup import total_steps
 from cca_ray.training.trial import trial_folder
@@ -250,7 +251,7 @@ class SizeStudy:
         config, tracker, key = self.config, self.context.tracker, self.key
         tracker.describe(experiment_tags(config))
         tags = {"study": self.context.name, "family": config.base.family, "dataset": self.data_set.name}
-        tracker.run(key, config.name, tags=tags)
+        tracker.run(key, f"{self.context.name}/{config.name}", tags={**tags, **origin(), **versions()})
         tracker.data_set(key, self.data_set)
         show_unfinished(tracker, key, "Running")
         tracker.settle(key, true_ends(key, self.arms))
@@ -263,14 +264,16 @@ class SizeStudy:
 
     def describe_run(self) -> None:
         """What is the same for all trials of the size."""
+        space = self.config.search.space
         self.context.tracker.params(
             self.key,
             {
-                "size": self.config.base.size,
+                "model_size": self.config.base.size,
                 "parameters": self.parameters,
                 "tokens": self.data.digest,
                 "steps": self.steps,
-                "space": {k: [v.low, v.high] for k, v in self.config.search.space.items()},
+                **{f"space.{name}.low": bounds.low for name, bounds in space.items()},
+                **{f"space.{name}.high": bounds.high for name, bounds in space.items()},
             },
         )
 

@@ -32,11 +32,13 @@ from cca_ray.tracking.logged_models import (
     register_model,
 )
 from cca_ray.tracking.moving import beside, folder_of, follow
+from cca_ray.tracking.names import as_before, trained
 from cca_ray.tracking.pyfunc import Settings
 
 KEY = "cca_ray.key"  # tag that names a run for good, so that the same run is found again
 # Optuna's states as MLflow's own Optuna storage maps them; an interrupted run is reopened when the study goes on.
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
+LOSS, OLD_LOSS = trained("loss"), as_before(trained("loss"))  # which every step has
 BATCH, MOST_RUNS = 1000, 50_000  # metrics logged at once, runs found at once: MLflow's limits
 
 
@@ -109,7 +111,13 @@ class Run:
     child: bool
     last_step: int | None = None  # the last optimizer step that was logged
     missing: set[int] = field(default_factory=set)  # steps before it that were not, as those that were once refused
+    old: bool = False  # whether version 0.1.0 began it: it keeps the names of metrics that it has
     images: set[str] | None = None  # how the files of complete images begin
+
+
+def as_named(run: Run, row: Mapping[str, float]) -> dict[str, float]:
+    """The values under the names that this run's metrics have."""
+    return {as_before(name) if run.old else name: value for name, value in row.items()}
 
 
 class Store:
@@ -204,12 +212,10 @@ class Store:
         """
         run, batch = self.known(key), list[Metric]()
         shown = {} if run.child else self.client.get_run(run.id).data.metrics
-        if run.last_step is None:
-            steps = {metric.step for metric in self.client.get_metric_history(run.id, "loss")}
-            run.last_step = max(steps, default=-1)
-            run.missing = set(range(run.last_step)) - steps
-        last = run.last_step
+        last = self.last_step_of(run)
         for step, row in rows:
+            run.old = run.old or OLD_LOSS in row  # of a journal that version 0.1.0 left
+            row = as_named(run, row)
             if run.child and step <= last and step not in run.missing:
                 continue
             if len(batch) + len(row) > BATCH:
@@ -217,6 +223,17 @@ class Store:
                 batch = []
             batch += [Metric(name, value, at, step) for name, value in row.items() if shown.get(name) != value]
         self.send(run, batch)
+
+    def last_step_of(self, run: Run) -> int:
+        """Asked once, with which steps before it are missing."""
+        if run.last_step is None:
+            new, old = (
+                {metric.step for metric in self.client.get_metric_history(run.id, name)} for name in (LOSS, OLD_LOSS)
+            )
+            run.old, steps = bool(old) and not new, new | old
+            run.last_step = max(steps, default=-1)
+            run.missing = set(range(run.last_step)) - steps
+        return run.last_step
 
     def send(self, run: Run, batch: list[Metric]) -> None:
         if not batch:
@@ -273,7 +290,8 @@ class Store:
         run = self.known(key)
         model = make_model(self.client, self.experiment_id, run.id, name, params, {KEY: key, **tags})
         add_output(self.client, run.id, model.model_id, step)
-        log_scores(self.client, model, at, step, scores, data_set)
+        self.last_step_of(run)
+        log_scores(self.client, model, at, step, as_named(run, scores), data_set)
 
     def known_model(self, key: str) -> LoggedModel:
         model = model_of(self.client, self.experiment_id, self.known(key).id)
@@ -282,8 +300,9 @@ class Store:
         return model
 
     def scores(self, key: str, at: int, scores: Mapping[str, float], data_set: Sequence[str]) -> None:
-        model = self.known_model(key)
-        log_scores(self.client, model, at, last_step(model), scores, data_set)
+        model, run = self.known_model(key), self.known(key)
+        self.last_step_of(run)
+        log_scores(self.client, model, at, last_step(model), as_named(run, scores), data_set)
 
     def pack(self, key: str, at: int, parent: str, files: Mapping[str, str], settings: JsonObject) -> None:
         model = self.known_model(key)

@@ -27,6 +27,7 @@ from cca_ray.tracking.store import STATUS, DataSet, Store
 from cca_ray.tracking.trouble import FOR_EVER, ONCE, cause, tries
 
 LOG = logging.getLogger(__name__)
+LOCAL_PAGE = "http://127.0.0.1:5000"  # where `mlflow server` shows a database, unless it is told otherwise
 LONGEST_PAUSE_S = 15.0  # between two tries
 MOST_LINES = 10  # on entries that did not arrive; of others only the log has one
 # What an entry stands behind: it is not tried as long as an earlier one of these, of the same run, has not arrived.
@@ -92,6 +93,7 @@ class Tracker:
         self.browse = (
             self.uri if self._store.server else command_line("mlflow", "server", "--backend-store-uri", self.uri)
         )
+        self.page = self.uri if self._store.server else LOCAL_PAGE
         self._changed = threading.Condition()  # guards the journal and all that follows
         self._entered, self._done = len(self._journal.entries), 0
         self._hurry = self._stopping = self._unwritten = False

@@ -289,7 +289,7 @@ class Study:
                     run.info.status,
                     run.data.tags.get("state", ""),
                     run.data.tags.get("reason", ""),
-                    {m: [v.step for v in client.get_metric_history(run.info.run_id, m)] for m in ("loss", "fid")},
+                    {m: [v.step for v in client.get_metric_history(run.info.run_id, m)] for m in ("train/loss", "fid")},
                 )
                 for run in runs
                 if MLFLOW_PARENT_RUN_ID in run.data.tags
@@ -403,8 +403,8 @@ def judge(study: Study, before: list[Trial], twin: Twin, rtol: float, database: 
                 twice = sorted({step for step in steps if steps.count(step) > 1})
                 verdict.repeated.append(f"{trial.key}: {metric} logged twice at steps {twice[:5]}")
         expected = {"COMPLETE": STEPS, "PRUNED": STEPS // 2}.get(trial.state)
-        if expected and sorted(set(run.steps["loss"])) != list(range(1, expected + 1)):
-            verdict.lost.append(f"{trial.key}: {len(set(run.steps['loss']))} of {expected} losses are in MLflow")
+        if expected and sorted(set(run.steps["train/loss"])) != list(range(1, expected + 1)):
+            verdict.lost.append(f"{trial.key}: {len(set(run.steps['train/loss']))} of {expected} losses are in MLflow")
         if expected and sorted(set(run.steps["fid"])) != list(range(STEPS // 2, expected + 1, STEPS // 2)):
             verdict.lost.append(f"{trial.key}: FIDs only at {run.steps['fid']}")
     return verdict

@@ -1,7 +1,10 @@
 """What MLflow gets of a trial; real Optuna storage and MLflow store, no Ray."""
 
+import re
+
 import optuna
 
+from cca_ray import __version__
 from cca_ray.search.listener import Place
 from cca_ray.search.mlflow_listener import placement_tags
 from cca_ray.tracking.store import DataSet
@@ -27,17 +30,24 @@ def test_mlflow_gets_the_load_the_memory_and_at_the_last_rung_a_model(
     client, run_id = tracker.client, tracker.run_id(told.mlflow.run_of(trial))
     assert run_id is not None
     found = {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)]
-             for name in ("fid", "is", "system/gpu_0_utilization_percentage", "gpu_memory_gib")}  # fmt: skip
+             for name in ("fid", "eval/inception_score", "system/gpu_0_utilization_percentage",
+                          "train/gpu_memory_gib", "train/loss")}  # fmt: skip
     assert found == {
         "fid": [(5, 4.0), (10, 3.0)],
-        "is": [(5, 2.0), (10, 2.0)],
+        "eval/inception_score": [(5, 2.0), (10, 2.0)],
         "system/gpu_0_utilization_percentage": [(5, 97.0), (10, 97.0)],
-        "gpu_memory_gib": [(5, 1.5), (10, 1.5)],
+        "train/gpu_memory_gib": [(5, 1.5), (10, 1.5)],
+        "train/loss": [(5, 0.5), (10, 0.5)],
     }
+    tags = client.get_run(run_id).data.tags
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("cca-ray tune", "LOCAL")
+    assert tags["mlflow.user"]
+    assert tags["version"] == __version__
+    assert re.fullmatch(r"([0-9a-f]{12})?", tags.get("mlflow.source.git.commit", ""))  # none outside of a checkout
     (model,) = client.search_logged_models([tracker.experiment_id])
-    assert model.name == "tiny control lr=1·0e-03"
+    assert model.name == "tiny control 000 lr=1·0e-03"
     assert {(m.key, m.value, m.step, m.dataset_digest) for m in model.metrics} == {
-        ("fid", 3.0, 10, "0123"), ("is", 2.0, 10, "0123"),
+        ("fid", 3.0, 10, "0123"), ("eval/inception_score", 2.0, 10, "0123"),
     }  # fmt: skip
 
 

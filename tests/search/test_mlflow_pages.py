@@ -114,6 +114,7 @@ def has_experiment(shown: Shown) -> None:
     tags = shown.tracker.client.get_experiment(shown.tracker.experiment_id).tags
     assert "Primary metric: `fid`" in tags["mlflow.note.content"]
     assert tags["mlflow.experiment.primaryMetric.name"] == "fid"
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def has_parent(shown: Shown) -> None:
@@ -131,7 +132,14 @@ def has_parent(shown: Shown) -> None:
     assert {r.data.tags["arm"] for r in best} == {"search"}
     assert best[0].data.metrics["fid"] == min(r.data.metrics["fid"] for r in best)
     assert {r.info.run_id for r in shown.runs("tags.study = 'study' and tags.size = 'tiny'")} == children
-    assert {"fid_base", "fid_guided", "fid_control", "fid_cca", "is_cca", "std_cca"} <= set(data.metrics)
+    assert {f"final/fid_{name}" for name in ("base", "guided", "control", "cca")} <= set(data.metrics)
+    assert {"final/inception_score_cca", "final/std_cca", "final/difference_control"} <= set(data.metrics)
+    assert shown.parent.info.run_name == "study/tiny"
+    assert (data.params["space.lambda.low"], data.params["space.lambda.high"]) == ("0.5", "10.0")
+    assert {"version.torch", "version", "mlflow.user", "vs_guided", "vs_control", "edges"} <= set(data.tags)
+    winners = shown.runs("tags.winner = 'true'")
+    assert [r.data.tags["cca_ray.key"] for r in winners] == [shown.summary.mlflow.winner_key]
+    assert len(shown.runs("tags.finalist = 'true'")) == len(shown.summary.finalists)
     assert shown.files() == {"samples.png", "report"}
     plots = {"history", "landscape", "parallel", "trade_off"}
     assert {"report/report.html", *(f"report/{plot}.png" for plot in plots)} <= shown.files("report")
@@ -144,17 +152,19 @@ def has_trials(shown: Shown) -> None:
     assert len(runs) >= shown.summary.trials
     for run in runs:
         tags, control = run.data.tags, run.data.tags["arm"] == "control"
-        assert re.fullmatch(r"(control )?(λ=\S+ )?lr=\d\.\de-\d\d", run.info.run_name)
+        assert re.fullmatch(r"(control )?\d{3} (λ=\S+ )?lr=\d\.\de-\d\d", run.info.run_name)
         assert (tags["study"], tags["size"], tags["family"], tags["dataset"]) == ("study", "tiny", "llamagen", "digits")
         assert (tags["objective"], tags["seed"]) == ("finetune" if control else "cca", "0")
         assert {"protocol", "accelerator", "workers", "micro_batch", "state"} <= set(tags)
-        losses = {"loss"} if control else {"loss", "reward_accuracy", "reward_margin"}
+        losses = (
+            {"train/loss"} if control else {f"train/{name}" for name in ("loss", "reward_accuracy", "reward_margin")}
+        )
         load = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
-        assert {*losses, *load, "fid", "is", "images_per_second"} <= set(run.data.metrics)
+        assert {*losses, *load, "fid", "eval/inception_score", "train/images_per_second"} <= set(run.data.metrics)
         steps = {name: [m.step for m in history(run.info.run_id, name)] for name in run.data.metrics}
-        assert steps["loss"] == list(range(1, max(steps["loss"]) + 1))
-        assert steps["fid"] == steps["is"] == [5, 10][: len(steps["fid"])]
-        assert all(set(found) <= set(steps["loss"]) for found in steps.values())
+        assert steps["train/loss"] == list(range(1, max(steps["train/loss"]) + 1))
+        assert steps["fid"] == steps["eval/inception_score"] == [5, 10][: len(steps["fid"])]
+        assert all(set(found) <= set(steps["train/loss"]) for found in steps.values())
     data_sets = [r.inputs.dataset_inputs for r in shown.runs("")]
     assert all(len(some) == 1 for some in data_sets)
     assert {(some[0].dataset.name, some[0].tags[0].value) for some in data_sets} == {("digits", "training")}
@@ -173,7 +183,7 @@ def has_models(shown: Shown) -> None:
         assert scores["fid"] == (run.data.metrics["fid"], "digits", shown.parent.data.params["tokens"])
         assert model.params["learning_rate"] == run.data.params["learning_rate"]
         packed = "mlflow.model.isExternal" not in model.tags
-        assert packed == ("fid_final" in scores) == ("fid_final" in run.data.metrics)
+        assert packed == ("final/fid" in scores) == ("final/fid" in run.data.metrics)
     packed = {m.model_id for m in models.values() if "mlflow.model.isExternal" not in m.tags}
     assert {output.model_id for output in shown.parent.outputs.model_outputs} == packed
     assert len(packed) == len(summary.finalists)

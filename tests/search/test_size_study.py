@@ -162,8 +162,8 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     assert child.data.tags["mlflow.parentRunId"] == summary.mlflow.run_id
     assert child.data.params["lambda"] == "2.0"
     assert child.data.params["beta"] == "0.1"
-    assert {"loss", "reward_accuracy", "reward_margin", "fid", "images_per_second"} <= set(child.data.metrics)
-    assert len(study.tracker.client.get_metric_history(child.info.run_id, "loss")) in (5, 10)
+    assert {"train/loss", "train/reward_accuracy", "train/reward_margin", "fid"} <= set(child.data.metrics)
+    assert len(study.tracker.client.get_metric_history(child.info.run_id, "train/loss")) in (5, 10)
     assert child.data.tags["protocol"] == trials[0].user_attrs["protocol"]
     assert study.tracker.client.list_artifacts(child.info.run_id, "images")
 
@@ -223,7 +223,7 @@ def test_a_trial_that_lost_its_process_resumes(study: Study, make_study: MakeStu
     (trial,) = study.trials()
     assert trial.state == TrialState.COMPLETE
     assert sorted(trial.intermediate_values) == [150, 300]
-    steps = [m.step for m in study.tracker.client.get_metric_history(study.run_of(trial).info.run_id, "loss")]
+    steps = [m.step for m in study.tracker.client.get_metric_history(study.run_of(trial).info.run_id, "train/loss")]
     assert steps == list(range(1, 301))
     study.assert_true_states()
 
@@ -354,5 +354,5 @@ def test_other_objectives_are_searched_the_same_way(study: Study, make_study: Ma
     assert any(row.front for row in summary.trade_off)
     run_data = study.run_of(study.trials()[0]).data
     assert run_data.params["objective"] == objective
-    assert ("reward_margin" in run_data.metrics) == (objective != "finetune")
+    assert ("train/reward_margin" in run_data.metrics) == (objective != "finetune")
     study.assert_true_states()

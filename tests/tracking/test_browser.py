@@ -136,7 +136,7 @@ def test_sorted_by_fid_the_best_run_is_on_top(shown: tuple[Shown, Browser]):
 def test_the_page_of_a_size_tells_the_verdict(shown: tuple[Shown, Browser]):
     study, browser = shown
     browser.open(f"{study.page}/{study.parent.info.run_id}")
-    browser.wait_for(verdict(study.summary), "fid_cca", "Logged models")
+    browser.wait_for(verdict(study.summary), "final/fid_cca", "Logged models")
     browser.shoot("size")
     browser.open(f"{study.page}/{study.parent.info.run_id}/artifacts/report/report.html")
     browser.wait_for("samples.png", "report.html")
@@ -148,7 +148,7 @@ def test_a_trial_has_charts_and_a_slider_through_its_samples(shown: tuple[Shown,
     study, browser = shown
     best = study.runs(ended_filter(study.summary.mlflow.key), "metrics.fid ASC")[0]
     browser.open(f"{study.page}/{best.info.run_id}/model-metrics", height=1900)
-    browser.wait_for("fid", "is", "loss", "reward_accuracy", "reward_margin", "images_per_second", "samples")
+    browser.wait_for("fid", "eval", "inception_score", "train", "loss", "reward_accuracy", "samples")
     browser.all(".js-plotly-plot", 5)
     assert browser.all("[role=slider]")[0].get_attribute("aria-valuenow") == "0"
     assert len({browser.picture(step) for step in (0, 5, 10)}) == 3
