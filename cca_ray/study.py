@@ -209,6 +209,7 @@ class Sizes:
             return
         if not ray.wait([made], timeout=0)[0]:
             self.study.console.say(f"{config.name}  its base is still being made")
+            self.study.window.doing(config.name, "making its base")
         with suppress(RayError):
             self.stop.get([made])
 
