@@ -159,7 +159,7 @@ class Ours:
             metrics=("fid",),
             rungs=self.rungs,
             number=len(trials),
-            seed=1000 * self.task.seed + len(trials),
+            seed=(1000 * self.task.seed + len(trials)) % 2**32,
             earlier=self.earlier(),
         )
 
@@ -250,7 +250,8 @@ def task_of(known: Mapping[str, Landscape], name: str, hardship: str, study: int
     if hardship != "smaller known":
         return task
     family, _, size = name.rpartition("-")
-    smaller = replace(task, landscape=known[f"{family}-{int(size) - 1}"], seed=study + SMALLER)
+    before = known[f"{family}-{int(size) - 1}"]
+    smaller = replace(task, landscape=before, seed=Task.of(before, study).seed)
     trials: list[Trial] = []
     list(simulate(smaller, WAYS["TPE"](smaller), 1, TRIALS_BEFORE, trials))
     doublings = task.landscape.doublings - smaller.landscape.doublings

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
+from zlib import crc32
 
 import numpy as np
 from scipy.interpolate import RBFInterpolator
@@ -189,8 +190,12 @@ class Task:
     known: Known | None = None
 
     @staticmethod
-    def of(landscape: Landscape, seed: int, louder: float = 1.0, fails: bool = False) -> "Task":
-        """The window's place is drawn by the seed, so that the best point lies anywhere in it but at its very edge."""
+    def of(landscape: Landscape, study: int, louder: float = 1.0, fails: bool = False) -> "Task":
+        """The window's place is drawn, so that the best point lies anywhere in it but at its very edge.
+
+        The seed is of this study on this landscape: on another, a study of the same number has another luck.
+        """
+        seed = crc32(f"{landscape.name} {study}".encode()) >> 2
         rng = np.random.default_rng([seed, 1])
         low, high = landscape.bounds.T
         width = np.minimum(WINDOW, 0.85 * (high - low))

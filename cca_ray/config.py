@@ -223,6 +223,12 @@ def metric_names(metric: str | tuple[str, ...]) -> tuple[str, ...]:
     return (metric,) if isinstance(metric, str) else metric
 
 
+class StopWhen(Strict):
+    """When a search ends before its number of trials."""
+
+    expected_gain: float = Field(gt=0, lt=1)  # of another trial, as a share of the best score, is below this
+
+
 class Search(Strict):
     """What is searched, from where, for how long. Names are those of numeric fields of `train`."""
 
@@ -235,6 +241,7 @@ class Search(Strict):
     sampler: str = "tpe"  # what proposes settings: gp, tpe, random
     random_trials: int | None = Field(None, ge=0)  # before tpe starts to model; None: six
     rungs: Literal["surely_worse", "posterior"] = "surely_worse"  # which trials stop at a rung
+    stop_when: StopWhen | None = None  # None: after `trials`, or with the budget
     grace_trials: int = Field(4, ge=1)  # a rung stops no trial before this many have been scored there
     keep: float = Field(0.5, gt=0, le=1)  # share of the trials at a rung that goes on, and what cannot be told apart
     seed: int = Field(0, ge=0, le=MOST_SEED)
@@ -249,6 +256,12 @@ class Search(Strict):
     @property
     def metrics(self) -> tuple[str, ...]:
         return metric_names(self.metric)
+
+    @model_validator(mode="after")
+    def one_metric(self) -> Self:
+        if self.stop_when and len(self.metrics) > 1:
+            raise ValueError("stop_when: of several metrics there is no single gain; want one metric")
+        return self
 
     @model_validator(mode="after")
     def whole_points(self) -> Self:

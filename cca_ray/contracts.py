@@ -228,6 +228,22 @@ class Machine(Contract):
     revision: str = ""  # git commit, where it runs from a checkout
 
 
+class Prospect(Contract):
+    """What a trial more would be expected to bring, by the Gaussian process of all scores of a size's search."""
+
+    expected_gain: float = Field(ge=0)  # as a share of the best score
+    chance: float = Field(ge=0, le=1)  # that it improves the best by more than `CHANCE_OF`
+
+    def __str__(self) -> str:
+        return (
+            f"another trial should improve the best by {100 * self.expected_gain:.1f} %, and by more than "
+            f"{100 * CHANCE_OF:.0f} % with a probability of {100 * self.chance:.0f} %"
+        )
+
+
+CHANCE_OF = 0.03
+
+
 class SizeSummary(Contract):
     """The outcome for one model size: a row of summary.json."""
 
@@ -255,6 +271,7 @@ class SizeSummary(Contract):
     device_hours: float | None = None  # of all attempts at all trials
     device_hours_by_type: dict[str, float] = {}
     machine: Machine | None = None  # of a worker of the final comparison; version 0.1.0 wrote none
+    prospect: Prospect | None = None  # when the search ended; none of several metrics
     mlflow: MlflowNames = Field(default_factory=MlflowNames)
 
     @model_validator(mode="before")

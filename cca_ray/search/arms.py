@@ -16,7 +16,8 @@ from cca_ray.search.records import ENDED, ArmName
 from cca_ray.search.samplers import Distribution, Earlier, Question, Sampler
 from cca_ray.search.widening import next_rate
 
-CHOOSING = ("sampler", "random_trials", "rungs")  # of `search`: what is tried and what goes on, which change no result
+# Of `search`: what is tried, what goes on and when it ends, which change no trial's result.
+CHOOSING = ("sampler", "random_trials", "rungs", "stop_when")
 TRIES = 20  # draws for a point that has not been run
 MOST_POINTS = 10_000  # of a space of whole numbers, of which no more than all are tried
 # Settings that came after version 0.1.0, whose studies do not say them: where they are not used, none does.
@@ -82,7 +83,7 @@ class Arm:
 
         A new one's settings first wait in the storage: who is killed in between finds them there.
         """
-        begun = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
+        begun = self.begun()
         if interrupted:
             return self.taken_up(interrupted.pop(0))
         if begun >= self.trials:
@@ -160,6 +161,10 @@ class Arm:
         for name, values in self.space.items():
             draw(trial, name, values)
         return trial
+
+    def begun(self) -> int:
+        """How many trials were, which is the number of the next."""
+        return sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
 
     def ended(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or ENDED)

@@ -11,6 +11,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
+from cca_ray.contracts import CHANCE_OF, Prospect
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.search.records import rung_scores
 from cca_ray.search.rungs import Mark
@@ -20,6 +21,7 @@ from cca_ray.search.surface import Points, Surface
 KNEE = 0.3  # what is worse than the best by more than this share counts less and less: it only says where not to look
 MOST = 150  # scores that the surface is computed from; of more, the best
 SPREAD = 256  # points over the whole space among which the next is looked for
+BEST = 6  # trials about which is looked
 NEAR, REACH = 16, (0.08, 0.25)  # points about each of the best trials, and how far from it
 WORTH = 0.7  # of what a new trial promises: this one's score is there, a new one's may yet disappoint
 APART = 0.1  # from a trial that runs, along one side at least: a twin of it would only tell the noise
@@ -197,7 +199,7 @@ class GpSampler:
         surface = Surface.of(data.points, data.values, data.noise)
         tried = data.points.x[data.points.group < MOST_RUNGS]
         tried = np.clip(tried if len(tried) else data.points.x, -1, 1)
-        best = tried[np.argsort(surface.mean(tried), kind="stable")[:6]]
+        best = tried[np.argsort(surface.mean(tried), kind="stable")[:BEST]]
         points = candidates(rng, len(box.space), best)
         return box.params(best_gain(surface.expecting(running), best[0], points, rng)[0])
 
@@ -240,6 +242,22 @@ def worth_going_on(question: Question, rung: int) -> bool:
     others = surface.expecting(box.inside(t.params for t in running))
     _, new = best_gain(others, origin, candidates(rng, len(box.space), np.concatenate([completed, own])), rng)
     return bool(surface.gain(own, origin)[0] >= WORTH * (1 - question.rungs[rung]) * new)
+
+
+def prospect(question: Question) -> Prospect | None:
+    """What the trial that is asked for should bring; None of several metrics, or before one is completed."""
+    box, rng = Box(question.space), np.random.default_rng(question.seed)
+    done = [t for t in question.trials if t.state == TrialState.COMPLETE]
+    data = knowledge(question, box) if len(question.metrics) == 1 and done else None
+    if data is None:
+        return None
+    surface = Surface.of(data.points, data.values, data.noise)
+    completed = box.inside(t.params for t in done)
+    best = completed[np.argsort(surface.mean(completed), kind="stable")[:BEST]]
+    running = [t for t in question.trials if t.state == TrialState.RUNNING]
+    surface = surface.expecting(box.inside(t.params for t in running))
+    point, gain = best_gain(surface, best[0], candidates(rng, len(box.space), best), rng)
+    return Prospect(expected_gain=gain, chance=surface.chance(point, best[0], CHANCE_OF))
 
 
 GP = GpSampler()

@@ -19,7 +19,7 @@ from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.search import budget
 from cca_ray.search.arms import Arm, trials_of
 from cca_ray.search.budget import Limits, Used
-from cca_ray.search.gp_sampler import worth_going_on
+from cca_ray.search.gp_sampler import prospect, worth_going_on
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.records import (
     ATTEMPTS,
@@ -155,7 +155,8 @@ class Ledger:
             for arm in self.arms:
                 if self.halted:
                     return None
-                if not self.interrupted[arm.name] and arm.name == "search" and not self.affordable(arm):
+                another = not self.interrupted[arm.name] and arm.name == "search" and arm.begun() < arm.trials
+                if another and not (self.affordable(arm) and self.promising(arm)):
                     continue
                 trial = arm.propose(self.interrupted[arm.name])
                 if trial is not None:
@@ -314,6 +315,20 @@ class Ledger:
             self.used_up = True
             for listener in self.listeners:
                 listener.on_budget_end(self.config.name, final)
+        return False
+
+    def promising(self, arm: Arm) -> bool:
+        """Whether another trial is worth it, by `search.stop_when`; as many as the grace at a rung always are."""
+        limit = self.config.search.stop_when
+        if limit is None or len(arm.ended(TrialState.COMPLETE)) < self.config.search.grace_trials:
+            return True
+        found = prospect(arm.question(arm.study.get_trials(deepcopy=False), arm.begun()))
+        if found is None or found.expected_gain >= limit.expected_gain:
+            return True
+        if not self.used_up:
+            self.used_up = True
+            for listener in self.listeners:
+                listener.on_enough(self.config.name, found)
         return False
 
     def used(self) -> Used:

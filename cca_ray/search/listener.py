@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cca_ray.config import Train
-from cca_ray.contracts import RungScore, TrialReport
+from cca_ray.contracts import Prospect, RungScore, TrialReport
 from cca_ray.search.records import ArmName, readable
 
 
@@ -89,6 +89,9 @@ class Listener:
 
     def on_budget_end(self, size: str, final_seconds: float) -> None:
         """No further trial is begun. So much is kept for the final comparison."""
+
+    def on_enough(self, size: str, prospect: Prospect) -> None:
+        """No further trial is begun, because one would bring too little."""
 
     def on_halt(self, size: str, running: int) -> None:
         """The study stops, by someone's wish or a fault; so many trials write their checkpoints."""

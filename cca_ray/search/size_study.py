@@ -345,6 +345,8 @@ class SizeStudy:
                     f"warning: {effect}, which is not small against what is decided here; "
                     "cca-ray evaluate --verify scores a finalist again on another card"
                 )
+        if summary.prospect:
+            self.tell(f"{summary.prospect}")
         if tied := ties(summary):
             self.tell(f"tied with the winner: {'; '.join(readable(finalist.params) for finalist in tied)}")
         return SizeResult(summary, {role: standing.images for role, standing in outcome.standings.items()})

@@ -187,6 +187,11 @@ class Surface:
         mean, deviation = self.predict(x, origin)
         return self.weights @ improvement(-mean, deviation)
 
+    def chance(self, x: np.ndarray, origin: np.ndarray, least: float) -> float:
+        """That a trial at x [D] is lower than one at the origin by more than this."""
+        mean, deviation = self.predict(x[None], origin)
+        return float(self.weights @ norm.cdf((-least - mean[:, 0]) / deviation[:, 0]))
+
 
 def improvement(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     """Expected positive part of a normal variable."""

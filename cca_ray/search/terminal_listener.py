@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from cca_ray.contracts import TrialReport
+from cca_ray.contracts import Prospect, TrialReport
 from cca_ray.search.ledger import Ledger, Say
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 
@@ -74,6 +74,9 @@ class Lines(Listener):
 
     def on_budget_end(self, size: str, final_seconds: float) -> None:
         self.say(f"{size}  the budget allows no further trial; {final_seconds:.0f} s are kept for the finalists")
+
+    def on_enough(self, size: str, prospect: Prospect) -> None:
+        self.say(f"{size}  {prospect}: the search ends here (search.stop_when)")
 
     def on_halt(self, size: str, running: int) -> None:
         self.say(f"{size}  stopping: {running} running trials write their checkpoints")

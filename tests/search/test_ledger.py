@@ -107,6 +107,29 @@ def test_by_the_posterior_a_trial_stops_that_promises_less_than_a_new_one(
     assert ledger.done()
 
 
+def test_a_search_ends_when_another_trial_would_bring_too_little(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    """A flat surface: nothing is to be gained. Running the command again begins no trial either."""
+    config = make_config(
+        search={"sampler": "gp", "trials": 30, "grace_trials": 2, "stop_when": {"expected_gain": 0.02}}
+    )
+    told = new_ledger(config, storage, tracker)
+    ledger, number = told.ledger, 0
+    while ledger.propose(f"{number}") is not None:
+        for step in (5, 10):
+            assert ledger.record(f"{number}", at_rung(step, 10, 5.0, spread=0.01))
+        ledger.finish(f"{number}")
+        number += 1
+    assert 3 <= number < 20
+    assert ledger.done()
+    assert [line for line in told.lines if "stop_when" in line]
+    again = new_ledger(config, storage, tracker).ledger
+    assert not again.done()
+    assert again.propose("again") is None
+    assert again.done()
+
+
 def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(
     storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
 ):
