@@ -201,6 +201,7 @@ if installed("syne_tune"):
         "Syne Tune's ASHA with BORE": lambda task: SyneTune(task, "ASHABORE"),
         "Syne Tune's ASHA with CQR": lambda task: SyneTune(task, "ASHACQR"),
     }
+SLOW = ("Syne Tune's ASHA with BORE", "Syne Tune's ASHA with CQR")  # a second a proposal
 if installed("smac", "ConfigSpace"):
     WAYS["SMAC3"] = Smac
 
@@ -323,7 +324,7 @@ def landscapes(table: Path | None) -> dict[str, Landscape]:
 
 def main(words: list[str] | None = None) -> None:
     parser = options(__doc__)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--ways", nargs="+", default=[way for way in WAYS if way not in SLOW], choices=list(WAYS))
     parser.add_argument("--landscapes", nargs="+")
     parser.add_argument("--table", type=Path, help="of real trials, in place of the analytic landscapes")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4])

@@ -1,6 +1,6 @@
 """Other projects' searches, as `contest` asks them: Syne Tune's schedulers and SMAC3. Neither is a dependency.
 
-    pip install syne-tune smac
+    pip install cmaes syne-tune smac    (in an environment of its own; cmaes is for Optuna's sampler)
 
 Syne Tune 0.16 has no MOBSTER and no hyper-tune any more: they went with its own Gaussian processes.
 """
