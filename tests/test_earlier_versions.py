@@ -117,7 +117,7 @@ def test_an_interrupted_study_goes_on_where_it_was_and_sends_what_waited(left: P
     assert checkpoint.is_file()
     on = invoke(tune.main, [space, "--name", "interrupted", "--storage", storage], capsys)
     assert on.code == 0, on.err
-    assert "found 3 of 4 trials ended (3 complete), 1 interrupted and taken up again" in on.out
+    assert "found 3 of 4 trials ended (3 complete), 1 interrupted and resumed" in on.out
     assert "MLflow: sending 20 entries that an earlier process left" in on.out
     after = trials_of(left, "interrupted")["search"]
     assert [trial.state.name for trial in after] == ["COMPLETE"] * 3

@@ -155,7 +155,7 @@ def test_an_input_that_is_not_in_the_bucket_is_one_line(base_files: BaseFiles, t
     tokens = template.format("none")
     outcome = invoke(tune.main, [str(write_space(tmp_path, base_files)), "--set", f"data.tokens={tokens}"], capsys)
     assert outcome.code == 2
-    assert f"tiny: data.tokens: no such file: {tokens}; want a token set" in outcome.err
+    assert f"tiny: data.tokens: no such file: {tokens}; expected a token set" in outcome.err
     outcome = invoke(report.main, ["none", "--storage", template.format("runs")], capsys)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert f"{template.format('runs')}: no such folder" in outcome.err

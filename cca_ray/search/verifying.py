@@ -65,7 +65,7 @@ def verify(config: ResolvedStudy, folder: Path, trial: FrozenTrial, study: str, 
         if kept is None:
             raise ConfigError(
                 f"{folder}: no score of trial {trial.number} under protocol {protocol.id}; "
-                "want the search space and the settings of that study"
+                "use the search space and the settings of that study"
             )
         before.append(kept)
         here.append(score(model, scoring, protocol, group))
