@@ -167,7 +167,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         ("base", "tokenizer", "expected the tokenizer's official weights"),
         ("data", "tokens", "expected a token set, which python -m cca_ray.prepare makes"),
         ("score", "features", "expected the FID Inception weights: pt_inception-2015-12-05-6726825d.pth"),
-        ("score", "reference", "want ADM's VIRTUAL_imagenet256_labeled.npz"),
+        ("score", "reference", "expected ADM's VIRTUAL_imagenet256_labeled.npz"),
     ],
 )
 def test_a_missing_file_is_one_line_that_says_where_to_get_it(

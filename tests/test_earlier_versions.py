@@ -83,7 +83,8 @@ def test_a_finished_study_is_reported_and_its_status_told(left: Path, capsys):
     assert told.code == 0, told.err
     content = json.loads(told.out)
     assert content["state"] == "finished"
-    assert "λ=8.92 lr=4.0e-04 won: FID 3.02 ± 0.22" in content["sizes"][0]["verdict"]
+    assert "λ=8.92 lr=4.0e-04 won, trial " in content["sizes"][0]["verdict"]
+    assert "FID 3.02 ± 0.22 without guidance" in content["sizes"][0]["verdict"]
 
 
 def test_a_finished_study_is_finished_again_without_a_trial_or_a_score_anew(left: Path, capsys):

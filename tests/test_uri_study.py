@@ -137,7 +137,7 @@ def nothing_at(template: str, what: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("what", "message"), [("bucket", "no such bucket; make it first"), ("credentials", "want them in the environment")]
+    ("what", "message"), [("bucket", "no such bucket; create it first"), ("credentials", "put them in the environment")]
 )
 def test_a_storage_that_cannot_be_used_is_one_line_before_anything_is_begun(
     what: str, message: str, base_files: BaseFiles, tmp_path: Path, template: str, capsys
