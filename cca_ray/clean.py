@@ -83,7 +83,7 @@ def main(
             print(f"{readable_size(size):>9}  {to_uri(file)}")
         total = f"{len(found)} files, {readable_size(sum(found.values()))}"
         if not found:
-            print(f"{name}: nothing to delete; of the trials {readable_size(kept)} may still be needed")
+            print(f"{name}: nothing to delete; {readable_size(kept)} of the trials' files may still be needed")
             return
         print(f"{name}: no later run needs these {total}; {readable_size(kept)} of the trials stay")
         asked = sys.stdin.isatty() and sys.stdout.isatty()

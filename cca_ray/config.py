@@ -349,7 +349,9 @@ class StudyConfig(Strict):
             raise ValueError(f"data.order: {self.data.order}: {self.base.family} knows raster order alone")
         searched = self.search.metrics
         if not searched or len(set(searched)) < len(searched) or not set(searched) <= set(self.score.metrics):
-            raise ValueError(f"search.metric: want one of score.metrics, or several: {', '.join(self.score.metrics)}")
+            raise ValueError(
+                f"search.metric: expected one of score.metrics, or several: {', '.join(self.score.metrics)}"
+            )
         for name, bounds in self.search.space.items():
             if name not in (names := searchable(self.train.objective)):
                 raise ValueError(
@@ -359,7 +361,7 @@ class StudyConfig(Strict):
             low, high = math.ceil(bounds.low), math.floor(bounds.high)
             if self.train.is_whole(name) and low >= high:
                 raise ValueError(
-                    f"search.space.{name}: want at least two whole numbers from low to high; {bounds.low:g} to "
+                    f"search.space.{name}: expected at least two whole numbers from low to high; {bounds.low:g} to "
                     f"{bounds.high:g} holds {high - low + 1}"
                 )
             for value in (low, high) if self.train.is_whole(name) else (bounds.low, bounds.high):

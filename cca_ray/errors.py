@@ -74,15 +74,18 @@ def message_of_ray(error: BaseException) -> str | None:
     if isinstance(cause, exceptions.LocalRayletDiedError):
         return LOCAL_RAY_DIED
     if isinstance(cause, exceptions.OutOfMemoryError):
-        return "memory ran out, and Ray ended a process; want more memory, or less work at a time (--max-concurrent)"
+        return (
+            "memory ran out, and Ray ended a process; use a machine with more memory, or run less at a time "
+            "(--max-concurrent)"
+        )
     if isinstance(cause, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError):
-        return "no room is left for Ray's objects; free some in /dev/shm and in the folder that RAY_TMPDIR names"
+        return "no space is left for Ray's objects; free some in /dev/shm and in the folder that RAY_TMPDIR names"
     if isinstance(cause, exceptions.RuntimeEnvSetupError):
         return f"Ray cannot set up its processes: {last_line(text)}; see the runtime_env of this job"
     lost = exceptions.WorkerCrashedError | exceptions.NodeDiedError | exceptions.ObjectLostError
     if isinstance(cause, lost | exceptions.RayActorError) and not getattr(cause, "actor_init_failed", False):
         return (
-            "a process of Ray died, as when memory runs out or a machine is lost; "
+            "a process of Ray died, for example because memory ran out or a machine was lost; "
             "run the same command again to continue"
         )
     return message_in(text)

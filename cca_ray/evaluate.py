@@ -67,7 +67,7 @@ def main(
         raise ConfigError("--trial: names a finalist of a study; give --verify, too")
     own = {"--samples": samples, "--seed": seed, "--guidance-scale": guidance_scale if guidance_scale != 1.0 else None}
     if verify is not None and (taken := [option for option, value in own.items() if value is not None]):
-        raise ConfigError(f"{taken[0]}: --verify scores as the study did")
+        raise ConfigError(f"{taken[0]}: --verify always scores as the study did")
     config = load_config(find_space(space), set_ or [])
     check_files(config)
     config = resolve(config, storage, Console(sys.stderr).progress)
@@ -106,7 +106,8 @@ def tell_verified(found: Verification, folder: Path) -> None:
     if not found.explained:
         print(
             f"error: {folder}: {found.metric} of trial {found.trial} differs here by {found.difference.value:+.2f} "
-            f"({low:+.2f} to {high:+.2f}), more than the noise of sampling explains: compare no scores of these cards",
+            f"({low:+.2f} to {high:+.2f}), more than the noise of sampling explains: do not compare "
+            "scores from these cards",
             file=sys.stderr,
         )
         raise typer.Exit(1)

@@ -65,12 +65,14 @@ class Placement(Strict):
         if len(said) > 1:
             raise ValueError(
                 f"accelerators have more than one precision, {' and '.join(sorted(said))}: a result must not depend on "
-                "the card; want one for all"
+                "the card; expected one for all"
             )
         (precision,) = said
         types = {way.type for way in self.accelerators}
         if CPU in types and len(types) > 1 and precision == "auto":
-            raise ValueError("with accelerators of type CPU beside others, precision must be said: float32 or bfloat16")
+            raise ValueError(
+                "with accelerators of type CPU beside others, precision must be given: float32 or bfloat16"
+            )
         object.__setattr__(self, "precision", precision)  # frozen from here on
         return self
 
@@ -80,10 +82,10 @@ class Placement(Strict):
         for way in self.accelerators or (self,):
             gpus = way.gpus if way.gpus is not None else self.gpus
             if gpus > 1 and gpus % 1:
-                raise ValueError(f"gpus {gpus:g}: want a share of one card, or whole cards")
+                raise ValueError(f"gpus {gpus:g}: expected a share of one card, or whole cards")
             if gpus % 1 and (way.workers or self.workers) > 1 and self.backend != "gloo":
                 raise ValueError(
                     f"gpus {gpus:g} with {way.workers or self.workers} workers: NCCL refuses two workers on one card; "
-                    "want workers 1, whole cards, or backend gloo"
+                    "use workers 1, whole cards, or backend gloo"
                 )
         return self

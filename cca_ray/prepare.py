@@ -97,7 +97,7 @@ class Nodes:
 
 
 def read_classes(path: Path | None) -> list[str] | None:
-    """One class name a line, in the order of the labels."""
+    """One class name per line, in the order of the labels."""
     if path is None:
         return None
     try:
@@ -105,7 +105,7 @@ def read_classes(path: Path | None) -> list[str] | None:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
     if len(names) < 2:
-        raise ConfigError(f"{path}: want one class name a line, at least 2")
+        raise ConfigError(f"{path}: expected one class name per line, at least 2")
     return names
 
 
@@ -146,19 +146,19 @@ def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path
           reference: Path | None) -> None:  # fmt: skip
     """ConfigError if the options do not say what to make of what."""
     if (images is None) == (not npy):
-        raise ConfigError("want either IMAGES or --npy FOLDER")
+        raise ConfigError("give either IMAGES or --npy FOLDER")
     if out is None and reference is None:
-        raise ConfigError("nothing to make: want --out FOLDER, --reference FILE.npz, or both")
+        raise ConfigError("nothing to make: give --out FOLDER, --reference FILE.npz, or both")
     if out is not None and tokenizer is None:
-        raise ConfigError("--out wants --tokenizer FILE, such as vq_ds16_c2i.pt or vae_ch160v4096z32.pth")
+        raise ConfigError("--out needs --tokenizer FILE, such as vq_ds16_c2i.pt or vae_ch160v4096z32.pth")
     if reference is not None and (features is None or npy):
-        raise ConfigError("--reference wants IMAGES and --features FILE")
+        raise ConfigError("--reference needs IMAGES and --features FILE")
     if reference is not None and reference.suffix != ".npz":
-        raise ConfigError(f"--reference {reference}: want a file that ends in .npz")
+        raise ConfigError(f"--reference {reference}: expected a file that ends in .npz")
     if features is not None and reference is None:
         raise ConfigError("--features is for --reference FILE.npz; give both or none")
     if out is not None and out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: is a file; want a folder")
+        raise ConfigError(f"--out {out}: is a file; expected a folder")
 
 
 def checked_family(name: str, npy: list[Path]) -> Family:

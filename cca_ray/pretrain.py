@@ -43,7 +43,7 @@ def known_family(name: str) -> Family:
 def known_size(text: str | None, sizes: tuple[str, ...]) -> str | None:
     """The size that an option means: by its name or, of small, medium and large, its first letter."""
     if not sizes:
-        raise ConfigError("--family: of this one no small bases can be made")
+        raise ConfigError("--family: this family has no small bases")
     letters = {letter(size): size for size in sizes}
     if text is not None and text not in {*letters, *sizes}:
         raise ConfigError(f"--size {text}: one of {', '.join(letters)}")

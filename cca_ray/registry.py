@@ -170,7 +170,9 @@ def load_plugins(modules: Iterable[str] = ()) -> tuple[PluginInfo, ...]:
 def load(module: str) -> PluginInfo:
     """Import one and add what it brings. ConfigError unless it is the dotted name of a module, never a path or URI."""
     if not all(part.isidentifier() for part in module.split(".")):
-        raise ConfigError(f"plug-in {module!r}: want the dotted name of an installed module, such as my_package.mine")
+        raise ConfigError(
+            f"plug-in {module!r}: expected the dotted name of an installed module, such as my_package.mine"
+        )
     try:
         found = import_module(module)
     except Exception as error:  # whatever its code raises

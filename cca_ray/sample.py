@@ -44,7 +44,7 @@ def main(
         out = out or Path("samples.png")
     for option, path, suffix in (("--out", out, ".png"), ("--npz", npz, ".npz")):
         if path is not None and path.suffix != suffix:
-            raise ConfigError(f"{option} {path}: want a file that ends in {suffix}")
+            raise ConfigError(f"{option} {path}: expected a file that ends in {suffix}")
     config, console = load_config(find_space(space), set_ or []), Console()
     check_files(config)
     if out is not None:

@@ -83,7 +83,7 @@ def override(content: Any, setting: str) -> None:
     path, equals, text = setting.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {setting}: want KEY.KEY=VALUE, such as --set train.beta=0.05")
+        raise ConfigError(f"--set {setting}: expected KEY.KEY=VALUE, such as --set train.beta=0.05")
     if not isinstance(content, dict):
         raise ConfigError(f"--set {setting}: the file holds no keys")
     for key in keys[:-1]:
@@ -120,7 +120,7 @@ def fault_of_name(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+", name):
         return "letters, digits, '.', '_' and '-' only"
     if name.startswith("-") or not name.strip("."):
-        return "want one that is no option and no '.' or '..'"
+        return "expected one that is no option and no '.' or '..'"
     if len(name.encode()) > LONGEST_NAME:
         return f"at most {LONGEST_NAME} bytes"
     return f"{name} is the name of a file that studies write" if name in OURS else ""

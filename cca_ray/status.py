@@ -273,7 +273,7 @@ def main(
     console = RichConsole(highlight=False)
     if not name:
         if watch:
-            raise ConfigError("--watch: wants the NAME of a study")
+            raise ConfigError("--watch needs the NAME of a study")
         listed = list_studies(storage)
         if as_json:
             print(listed.model_dump_json(indent=1, exclude_unset=True))

@@ -109,7 +109,7 @@ def too_many_at_once(configs: Sequence[StudyConfig], side_by_side: bool, have_gi
         return ""
     return (
         f"{most} trials at a time hold about {GROUP_GIB * most:.0f} GiB on this machine, which has {have_gib:.0f}: "
-        "want a larger one, or a smaller --max-concurrent"
+        "use a larger one, or a smaller --max-concurrent"
     )
 
 

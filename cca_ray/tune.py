@@ -246,7 +246,9 @@ def folder_of(storage: Path, name: str, fresh: bool) -> Path:
     if fault := fault_of_name(name):
         raise ConfigError(f"--name {name}: {fault}")
     if IN_A_JOB in os.environ and not storage.is_absolute():
-        raise ConfigError(f"--storage {storage}: Ray deletes a job's own folder; want one that all nodes see, in full")
+        raise ConfigError(
+            f"--storage {storage}: Ray deletes a job's own folder; give the full path of one that all nodes can see"
+        )
     storage = storage.resolve()  # trials run in directories of their own
     reach(storage, write=True)
     folder = storage / (fresh_name(name, storage) if fresh else name)
@@ -334,7 +336,7 @@ def main(
         raise ConfigError("--tracking-uri: its password holds a space; write %20 for it")  # it could not be hidden
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
     folder = folder_of(storage, study, fresh)
-    console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; everything goes to {to_uri(folder)}")
+    console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; output in {to_uri(folder)}")
     uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
     with alone(folder), leased(folder), telling_trouble(notify, folder):
         found = search(folder, uri, configs, budget, side_by_side, console)

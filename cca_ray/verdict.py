@@ -61,12 +61,12 @@ def noise(sizes: Sequence[SizeSummary]) -> str:
     if max(models, default=1) > 1:
         seeds = f"{min(models)} training seeds" if len(models) == 1 else "several training seeds"
         return (
-            f"{spread}, and for what was tuned that between {seeds}; intervals cover both. One base stands behind each "
-            "size"
+            f"{spread}, and for the tuned model the spread between {seeds}; intervals cover both. There is one base "
+            "per size"
         )
     return (
-        f"{spread}: sampling alone. One base and one training seed stand behind each size; --replicates 2 adds the "
-        "noise of training"
+        f"{spread}: sampling noise only. There is one base and one training seed per size; --replicates 2 adds "
+        "training noise"
     )
 
 
@@ -163,7 +163,7 @@ def told(edge: Edge) -> str:
     """An edge in a sentence, with the options that look beyond it."""
     go_on = "continue with" if edge.continues else "search again with"
     return (
-        f"{name_of(edge)}, {edge.value:.3g}, lies at {place_of(edge)}, so there may be better beyond it: {go_on} "
+        f"{name_of(edge)}, {edge.value:.3g}, lies at {place_of(edge)}, so the optimum may lie beyond it: {go_on} "
         f"{options_of(edge)}"
     )
 
@@ -178,7 +178,7 @@ def advice(sizes: Sequence[SizeSummary]) -> list[str]:
     if worse := [size.size for size in sizes if worst(size) < 0 and not size.edges]:
         lines.append(f"{', '.join(worse)}: more --trials, or keep the model that is better")
     if any(size.winner.models == 1 for size in sizes):
-        lines.append("one training seed stands behind each size: --replicates 2")
+        lines.append("one training seed per size: --replicates 2 adds training noise")
     return lines
 
 

@@ -204,7 +204,7 @@ def test_a_name_of_a_class_that_is_long_and_comes_often_is_held_once_and_refused
     images = pa.array([os.urandom(64) for _ in range(200)])
     path = shard(tmp_path / "s.parquet", images, names)
     with pytest.raises(
-        ConfigError, match=r"the class 'x{40}\.\.\.' has 1,048,576 characters; want at most 1,000"
+        ConfigError, match=r"the class 'x{40}\.\.\.' has 1,048,576 characters; expected at most 1,000"
     ) as error:
         list_images(path)
     assert one_line(error, "s.parquet")

@@ -169,7 +169,7 @@ def test_a_cleaned_study_ends_again_and_without_its_weights_says_so(
     winner = folder / "trials" / f"tiny-search-{first.winner.trial:04d}" / "model.pt"
     assert not winner.exists()
     assert run(folder, make_study, 2, lines) == first
-    assert "tiny  the weights of tiny-control-0000 are gone; their kept scores are used" in lines
+    assert "tiny  the weights of tiny-control-0000 are missing; their stored scores are used" in lines
 
     shutil.rmtree(folder / "trials")  # by hand
     assert run(folder, make_study, 2) == first

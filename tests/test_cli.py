@@ -128,7 +128,7 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
         (train, ["lamagen-xl.yaml"], "lamagen-xl.yaml: no such search-space file; did you mean llamagen_xl?"),
         (tune, ["--set", "train.beta=x"], "train.beta: input should be a valid number"),
         (tune, ["llamagen_b"], "llamagen_b: base.checkpoint: no such file"),
-        (train, ["llamagen_3b"], "c2i_3B_384.pt; want the base's official weights"),
+        (train, ["llamagen_3b"], "c2i_3B_384.pt; expected the base's official weights"),
         (sample, ["llamagen_l"], "llamagen_l: base.checkpoint: no such file"),
         (evaluate, ["llamagen_xl"], "llamagen_xl: base.checkpoint: no such file"),
         (tune, ["--trials", "0"], "'--trials'"),
@@ -139,12 +139,12 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
         (tune, ["--set", "pretrain.image_size=16"], "the embedded digits are 8 pixels wide"),
         (train, ["--lr", "fast"], "'--lr'"),
         (train, ["--lambda", "-1"], "train.lambda: input should be greater than 0"),
-        (sample, ["--out", "grid.gif"], "--out grid.gif: want a file that ends in .png"),
-        (sample, ["--npz", "samples.png"], "--npz samples.png: want a file that ends in .npz"),
+        (sample, ["--out", "grid.gif"], "--out grid.gif: expected a file that ends in .png"),
+        (sample, ["--npz", "samples.png"], "--npz samples.png: expected a file that ends in .npz"),
         (evaluate, ["--checkpoint", "a", "--npz", "b"], "give one of them"),
         (evaluate, ["--npz", "a", "--verify", "b"], "--npz and --verify: give one of them"),
         (evaluate, ["--trial", "3"], "--trial: names a finalist of a study; give --verify, too"),
-        (evaluate, ["--verify", "a", "--samples", "20"], "--samples: --verify scores as the study did"),
+        (evaluate, ["--verify", "a", "--samples", "20"], "--samples: --verify always scores as the study did"),
         (pretrain, ["--size", "XXL"], "one of S, M"),
         (pretrain, ["--images", "nowhere"], "no such folder"),
         (pretrain, ["--images", "nowhere", "--image-size", "30"], "downsample"),
@@ -164,10 +164,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("section", "key", "hint"),
     [
-        ("base", "tokenizer", "want the tokenizer's official weights"),
-        ("data", "tokens", "want a token set, which python -m cca_ray.prepare makes"),
-        ("score", "features", "want the FID Inception weights: pt_inception-2015-12-05-6726825d.pth"),
-        ("score", "reference", "want ADM's VIRTUAL_imagenet256_labeled.npz"),
+        ("base", "tokenizer", "expected the tokenizer's official weights"),
+        ("data", "tokens", "expected a token set, which python -m cca_ray.prepare makes"),
+        ("score", "features", "expected the FID Inception weights: pt_inception-2015-12-05-6726825d.pth"),
+        ("score", "reference", "expected ADM's VIRTUAL_imagenet256_labeled.npz"),
     ],
 )
 def test_a_missing_file_is_one_line_that_says_where_to_get_it(
@@ -229,9 +229,9 @@ def damaged(kind: str, folder: Path, files: BaseFiles) -> dict[str, Path]:
         ("model for tokenizer", "not a VQ checkpoint"),
         ("half-written tokens", "no finished token set here"),
         ("altered tokens", "part-00000.parquet: missing, or not what the manifest says"),
-        ("no feature network", "not a feature network; score.features wants"),
+        ("no feature network", "not a feature network; score.features must name"),
         ("reference of other features", "statistics of 5 features, but"),
-        ("reference without mu", "has no mu; want an .npz with mu and sigma"),
+        ("reference without mu", "has no mu; expected an .npz with mu and sigma"),
     ],
 )
 def test_a_file_that_does_not_fit_is_one_line(kind: str, message: str, base_files: BaseFiles, tmp_path: Path, capsys):

@@ -61,7 +61,7 @@ def test_images_are_pinned_and_pinned_again(name: str, line: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "digest", "code", "complaint"),
-    [("kuberay.yaml", "sha256:" + 64 * "a", 2, "YOUR-REGISTRY/cca_ray: want images by"),
+    [("kuberay.yaml", "sha256:" + 64 * "a", 2, "YOUR-REGISTRY/cca_ray: expected images by"),
      ("Dockerfile", "manifest unknown", 1, "the registry gives no digest, but: manifest unknown")],
 )  # fmt: skip
 def test_what_has_no_digest_is_not_pinned(name: str, digest: str, code: int, complaint: str, tmp_path: Path):

@@ -65,11 +65,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "unknown metric": (changed("score.metrics", ["fid", "lpips"]), "score.metrics: unknown metric 'lpips': one of fid"),
     "a metric twice": (changed("score.metrics", ["fid", "fid"]), "score.metrics: names fid twice"),
     "no metric": (changed("score.metrics", []), "score.metrics: tuple should have at least 1 item"),
-    "search of what is not scored": (changed("search.metric", "kid"), "search.metric: want one of score.metrics, or"),
-    "search of a metric twice": (changed("search.metric", ["fid", "fid"]), "search.metric: want one of score.metrics"),
+    "search of what is not scored": (changed("search.metric", "kid"), "search.metric: expected one of score"),
+    "search of a metric twice": (changed("search.metric", ["fid", "fid"]), "search.metric: expected one of"),
     "a rate twice": (changed("control.learning_rates", [1e-3, 3e-3, 3e-3]), "control.learning_rates: 0.003 is given"),
     "too few whole numbers": (
-        changed("search.space", {"epochs": {"low": 1.2, "high": 1.9}}), "want at least two whole numbers from low to",
+        changed("search.space", {"epochs": {"low": 1.2, "high": 1.9}}), "expected at least two whole numbers from",
     ),
     "range upside down": (changed("search.space.lambda", {"low": 5, "high": 1}), "low (5) must be below high (1)"),
     "log range from zero": (changed("search.space.lambda", {"low": 0, "high": 1}), "low must be above 0"),
@@ -172,7 +172,7 @@ def test_a_setting_overrides_the_file(tmp_path: Path, setting: str, read):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        *((setting, f"--set {setting}: want KEY.KEY=VALUE") for setting in ("train.beta", "=3", "train..beta=3")),
+        *((setting, f"--set {setting}: expected KEY.KEY=VALUE") for setting in ("train.beta", "=3", "train..beta=3")),
         ("train.beta.x=3", "--set train.beta.x=3: beta holds no keys"),
         ("rungs.0.at=0.5", "--set rungs.0.at=0.5: rungs holds no keys"),
         ("train.beta=[", "--set train.beta=[: line 1"),

@@ -83,7 +83,8 @@ def test_a_finished_study_is_reported_and_its_status_told(left: Path, capsys):
     assert told.code == 0, told.err
     content = json.loads(told.out)
     assert content["state"] == "finished"
-    assert "λ=8.92 lr=4.0e-04 won: FID 3.02 ± 0.22" in content["sizes"][0]["verdict"]
+    assert "λ=8.92 lr=4.0e-04 won, trial " in content["sizes"][0]["verdict"]
+    assert "FID 3.02 ± 0.22 without guidance" in content["sizes"][0]["verdict"]
 
 
 def test_a_finished_study_is_finished_again_without_a_trial_or_a_score_anew(left: Path, capsys):
@@ -117,7 +118,7 @@ def test_an_interrupted_study_goes_on_where_it_was_and_sends_what_waited(left: P
     assert checkpoint.is_file()
     on = invoke(tune.main, [space, "--name", "interrupted", "--storage", storage], capsys)
     assert on.code == 0, on.err
-    assert "found 3 of 4 trials ended (3 complete), 1 interrupted and taken up again" in on.out
+    assert "found 3 of 4 trials ended (3 complete), 1 interrupted and resumed" in on.out
     assert "MLflow: sending 20 entries that an earlier process left" in on.out
     after = trials_of(left, "interrupted")["search"]
     assert [trial.state.name for trial in after] == ["COMPLETE"] * 3

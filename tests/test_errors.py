@@ -115,7 +115,10 @@ def message(work: Any) -> str | None:
     return user_message(error.value)
 
 
-DIED = "a process of Ray died, as when memory runs out or a machine is lost; run the same command again to continue"
+DIED = (
+    "a process of Ray died, for example because memory ran out or a machine was lost; run the same command again to "
+    "continue"
+)
 
 
 @pytest.mark.parametrize(

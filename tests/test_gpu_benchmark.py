@@ -122,7 +122,7 @@ def test_without_a_card_it_says_so_in_a_line(capsys: pytest.CaptureFixture[str],
     with pytest.raises(SystemExit) as ended:
         program.main([])
     assert ended.value.code == 2
-    assert "a GPU is asked for, but PyTorch" in capsys.readouterr().err.splitlines()[-1]
+    assert "a GPU was requested, but PyTorch" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_unknown_case_is_told(capsys: pytest.CaptureFixture[str]):

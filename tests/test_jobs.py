@@ -228,7 +228,7 @@ def test_a_study_is_a_job_from_a_checkout_and_is_found_in_mlflow(
     code, output = end(cluster.submit("first", space, "--name", "first"))
     assert code == 0, output
     assert "Job 'first' succeeded" in output
-    assert f"everything goes to {to_uri(runs_of / 'first')}" in output
+    assert f"output in {to_uri(runs_of / 'first')}" in output
     assert "| tiny | " in output
     workers = [sign for trial in folders(runs_of / "first" / "trials") for sign in signs(trial)]
     assert len(workers) == 4

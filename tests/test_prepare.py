@@ -226,7 +226,7 @@ def test_the_official_files_are_imported(tokenizer: Path, tmp_path: Path):
 def test_official_folders_of_different_lengths_are_refused(tokenizer: Path, tmp_path: Path):
     write_npy(tmp_path / "a"), write_npy(tmp_path / "b", count=4)
     roots = [tmp_path / "a", tmp_path / "b"]
-    with pytest.raises(ConfigError, match="--npy: the folders hold 5 and 4 images; want the same"):
+    with pytest.raises(ConfigError, match="--npy: the folders hold 5 and 4 images; expected the same"):
         import_npy(roots, "llamagen", tokenizer, 16, list("xyz"), tmp_path / "tokens", 2, Pace(Console()))
     assert not (tmp_path / "tokens").exists()
 
@@ -258,16 +258,16 @@ def harm(root: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("no codes", r"want one folder \*_codes and one \*_labels"),
-        ("a gap", r"want 0\.npy, 1\.npy, \.\.\. without gaps; found 4"),
+        ("no codes", r"expected one folder \*_codes and one \*_labels"),
+        ("a gap", r"expected 0\.npy, 1\.npy, \.\.\. without gaps; found 4"),
         ("torn", r"3\.npy: not readable"),
         ("no label", r"3\.npy: not readable"),
-        ("another size", r"3\.npy: \[1, 2, 81\]; want 2 crops of 64 codes in all"),
-        ("no codes in it", r"3\.npy: int64 \[1, 0\]; want an array of integers"),
-        ("no number", r"3\.npy: float64 \[\]; want an array of integers"),
+        ("another size", r"3\.npy: \[1, 2, 81\]; expected 2 crops of 64 codes in all"),
+        ("no codes in it", r"3\.npy: int64 \[1, 0\]; expected an array of integers"),
+        ("no number", r"3\.npy: float64 \[\]; expected an array of integers"),
         ("an object", r"0\.npy: not readable \(Object arrays cannot be loaded"),
         ("another codebook", r"3\.npy: code 64 is not in the codebook of 64"),
-        ("another class", r"3\.npy: label \[3\]; want one below 3"),
+        ("another class", r"3\.npy: label \[3\]; expected one below 3"),
     ],
 )
 def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: Path, kind: str, message: str):
@@ -283,27 +283,27 @@ def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "t"], "want either IMAGES or --npy FOLDER"),
-        (["PHOTOS", "--npy", "PHOTOS", "--out", "t"], "want either IMAGES or --npy FOLDER"),
+        (["--out", "t"], "give either IMAGES or --npy FOLDER"),
+        (["PHOTOS", "--npy", "PHOTOS", "--out", "t"], "give either IMAGES or --npy FOLDER"),
         (
             ["--npy", "PHOTOS", "--family", "var", "--tokenizer", "TOKENIZER", "--out", "t"],
             "--npy: the official code of var leaves no tokens in .npy files",
         ),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--max-unreadable", "-1"], "'--max-unreadable'"),
-        (["PHOTOS"], "nothing to make: want --out FOLDER, --reference FILE.npz, or both"),
-        (["PHOTOS", "--out", "t"], "--out wants --tokenizer FILE"),
-        (["PHOTOS", "--reference", "r.npz"], "--reference wants IMAGES and --features FILE"),
-        (["PHOTOS", "--reference", "r.txt", "--features", "f.pth"], "want a file that ends in .npz"),
+        (["PHOTOS"], "nothing to make: give --out FOLDER, --reference FILE.npz, or both"),
+        (["PHOTOS", "--out", "t"], "--out needs --tokenizer FILE"),
+        (["PHOTOS", "--reference", "r.npz"], "--reference needs IMAGES and --features FILE"),
+        (["PHOTOS", "--reference", "r.txt", "--features", "f.pth"], "expected a file that ends in .npz"),
         (
             ["PHOTOS", "--reference", "r.npz", "--features", "f.pth"],
-            "f.pth: no such file; score.features wants the FID",
+            "f.pth: no such file; score.features must name the FID",
         ),
         (["PHOTOS", "--tokenizer", "none.pt", "--out", "t"], "none.pt: no such checkpoint file"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--image-size", "15"], "multiple of the tokenizer's 2"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--augment", "rotate"], "unknown augmentation 'rotate'"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--classes", "none.txt"], "none.txt: No such file"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--part-images", "0"], "'--part-images'"),
-        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "TOKENIZER"], "is a file; want a folder"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "TOKENIZER"], "is a file; expected a folder"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--features", "f"], "--features is for --reference"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--classes", "TOKENIZER"], "not UTF-8 text"),
         (["nowhere", "--tokenizer", "TOKENIZER", "--out", "t"], "nowhere: no such folder or file"),

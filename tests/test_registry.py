@@ -149,7 +149,7 @@ def test_an_object_that_is_no_family_is_told():
     registry = Registry("family", {"x": "json:JSONDecoder"})
     assert registry.get("x") is json.JSONDecoder
     FAMILIES.found["odd"] = registry.get("x")
-    with pytest.raises(ValueError, match="family 'odd': want an object of a class made from"):
+    with pytest.raises(ValueError, match="family 'odd': expected an object of a class made from"):
         family_of("odd")
 
 
@@ -244,6 +244,6 @@ def test_a_worker_imports_the_same(write: Write, tmp_path: Path, make_study: Mak
     "name", ["../evil", "/tmp/evil.py", "file:///tmp/evil", "evil.py/", "", ".evil", "a..b", "evil\n"]
 )
 def test_a_plug_in_is_no_path_and_no_uri(name: str):
-    with pytest.raises(ConfigError, match=r"want the dotted name of an installed module") as error:
+    with pytest.raises(ConfigError, match=r"expected the dotted name of an installed module") as error:
         load_plugins([name])
     assert "\n" not in str(error.value)

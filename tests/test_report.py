@@ -283,6 +283,6 @@ def test_a_report_that_fails_leaves_the_study_and_says_how_to_make_it(storage: P
     assert line.startswith("the study has no report (")
     assert str(tmp_path / "two" / "report") in line
     (tmp_path / "two" / "report").unlink()
-    command = line.partition("make it by ")[2]
+    command = line.partition("make it with ")[2]
     assert command == f"cca-ray report two --storage {tmp_path}"
     assert invoke(report.main, command.split()[2:], capsys).code == 0

@@ -150,7 +150,7 @@ def test_a_storage_without_studies_says_so_and_a_watch_wants_a_name(tmp_path: Pa
     outcome = invoke(status.main, ["--storage", str(tmp_path)], capsys)
     assert (outcome.code, outcome.out) == (0, f"{tmp_path}: no studies yet; `cca-ray tune` begins one\n")
     outcome = invoke(status.main, ["--storage", str(tmp_path), "--watch", "1"], capsys)
-    assert (outcome.code, outcome.err) == (2, "error: --watch: wants the NAME of a study\n")
+    assert (outcome.code, outcome.err) == (2, "error: --watch needs the NAME of a study\n")
 
 
 def test_a_name_that_is_nearly_one_is_answered_with_it(storage: Path, capsys):

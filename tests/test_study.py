@@ -143,7 +143,7 @@ def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_fil
     process = start(tmp_path, *beside)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
-    assert "1 interrupted and taken up again" in output
+    assert "1 interrupted and resumed" in output
     assert states(tmp_path, "beside") == {name: Counter({"COMPLETE": 4}) for name in ("one", "two")}
 
     process = start(tmp_path, *command, "--name", "alone")

@@ -137,7 +137,7 @@ def nothing_at(template: str, what: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("what", "message"), [("bucket", "no such bucket; make it first"), ("credentials", "want them in the environment")]
+    ("what", "message"), [("bucket", "no such bucket; create it first"), ("credentials", "put them in the environment")]
 )
 def test_a_storage_that_cannot_be_used_is_one_line_before_anything_is_begun(
     what: str, message: str, base_files: BaseFiles, tmp_path: Path, template: str, capsys
@@ -155,7 +155,7 @@ def test_an_input_that_is_not_in_the_bucket_is_one_line(base_files: BaseFiles, t
     tokens = template.format("none")
     outcome = invoke(tune.main, [str(write_space(tmp_path, base_files)), "--set", f"data.tokens={tokens}"], capsys)
     assert outcome.code == 2
-    assert f"tiny: data.tokens: no such file: {tokens}; want a token set" in outcome.err
+    assert f"tiny: data.tokens: no such file: {tokens}; expected a token set" in outcome.err
     outcome = invoke(report.main, ["none", "--storage", template.format("runs")], capsys)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert f"{template.format('runs')}: no such folder" in outcome.err

@@ -50,7 +50,7 @@ def test_the_interval_of_the_difference_decides_and_the_verdict_begins_with_it(
 
 def test_it_is_said_which_noise_a_spread_covers():
     one = summary_of()
-    assert "sampling alone" in noise([one])
+    assert "sampling noise only" in noise([one])
     several = one.model_copy(update={"winner": one.winner.model_copy(update={"models": 3})})
     assert "3 training seeds" in noise([several])
     assert "several training seeds" in noise([one, several])
@@ -122,7 +122,7 @@ def test_a_difference_is_said_with_its_sign_and_interval():
 
 
 def test_of_no_sizes_and_of_two_models_a_spread_says_its_noise():
-    assert "sampling alone" in noise([])
+    assert "sampling noise only" in noise([])
     two = summary_of().model_copy(update={"winner": summary_of().winner.model_copy(update={"models": 2})})
     assert "2 training seeds" in noise([two])
     assert "2 training seeds" in noise([two, two])
@@ -167,7 +167,7 @@ def test_who_is_worse_or_at_an_end_or_stands_on_one_seed_is_told_what_to_do():
     assert lines == [
         "a: λ is at the lower end of what was searched (0.5 to 20): --fresh --set search.space.lambda.low=0.08",
         "c: more --trials, or keep the model that is better",
-        "one training seed stands behind each size: --replicates 2",
+        "one training seed per size: --replicates 2 adds training noise",
     ]
     again = [size.model_copy(update={"winner": size.winner.model_copy(update={"models": 3})}) for size in (good, equal)]
     assert advice(again) == []
@@ -176,7 +176,7 @@ def test_who_is_worse_or_at_an_end_or_stands_on_one_seed_is_told_what_to_do():
 def test_an_edge_is_told_with_an_option_that_a_shell_takes():
     ends = Edge(of="lambda", value=0.52, low=0.5, high=20, end="low", setting="search.space.lambda.low=0.08")
     assert told(ends) == (
-        "λ, 0.52, lies at the lower end of what was searched (0.5 to 20), so there may be better beyond it: "
+        "λ, 0.52, lies at the lower end of what was searched (0.5 to 20), so the optimum may lie beyond it: "
         "search again with --fresh --set search.space.lambda.low=0.08"
     )
     rate = Edge(of="control_learning_rate", value=3e-3, low=3e-4, high=3e-3, end="high", setting="control.widen=6")

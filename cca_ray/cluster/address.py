@@ -46,7 +46,7 @@ def named_cluster() -> Named | None:
             f"{VARIABLE}={value}: cannot run as a Ray client; use `ray job submit`, or {VARIABLE}=auto on a node"
         )
     if value not in ("", "auto", "local") and not is_address(value):
-        raise ConfigError(f"{VARIABLE}={value}: want HOST:PORT, auto or local")
+        raise ConfigError(f"{VARIABLE}={value}: expected HOST:PORT, auto or local")
     try:
         address = named_address()
     except ConnectionError:
@@ -87,8 +87,8 @@ def check_cluster(cluster: Named) -> None:
         theirs = cluster_versions(cluster.address, ANSWER_S)
     except PermissionError:
         raise ConfigError(
-            f"{cluster.source}: this cluster does not take our token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
-            "to the file of the cluster's"
+            f"{cluster.source}: this cluster does not accept our token; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH to the file of the cluster's"
         ) from None
     except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host at all
         why = getattr(error, "strerror", None) or ("no host's name" if isinstance(error, UnicodeError) else str(error))

@@ -45,8 +45,8 @@ def no_card() -> str:
     """Why there is no card, as far as it can be known: an old driver, a PyTorch for CPUs, a container without one."""
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     return (
-        f"a GPU is asked for, but PyTorch {torch.__version__} finds none: it is built {built}, and this machine has "
-        f"{driver()}; install a driver or a PyTorch that fits, or say --set placement.gpus=0 "
+        f"a GPU was requested, but PyTorch {torch.__version__} finds none: it is built {built}, and this machine has "
+        f"{driver()}; install a driver or a PyTorch that fits, or use --set placement.gpus=0 "
         "--set placement.accelerators=[]"
     )
 

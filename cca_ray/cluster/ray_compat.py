@@ -112,7 +112,7 @@ def cluster_versions(address: str, seconds: float) -> Versions | None:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 raise PermissionError from None
             late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            raise ConnectionError("no answer" if late else "what listens there is no Ray") from None
+            raise ConnectionError("no answer" if late else "the server there is not Ray") from None
     told = json.loads(reply.value) if reply.value else None
     return Versions(told["ray_version"], told["python_version"]) if told else None
 

@@ -147,7 +147,9 @@ def list_images(
     shards = sorted(filter(is_shard, paths))
     loose = list(filter(is_image, paths))
     if shards and loose:
-        raise ConfigError(f"{where}: both shards and loose images, such as {shards[0]} and {loose[0]}; want one kind")
+        raise ConfigError(
+            f"{where}: both shards and loose images, such as {shards[0]} and {loose[0]}; expected one kind"
+        )
     others = [path for path in paths if not is_image(path) and not is_shard(path)]
     passed_over = Counter(PurePosixPath(path).suffix.lower() for path in others)
     if shards:
@@ -171,7 +173,8 @@ def list_images(
     if labelled and len(found_labels := set(listing.labels.tolist())) < 2:
         name = listing.class_names[found_labels.pop()]
         raise ConfigError(
-            f"{where}: all images are of one class, {name!r}; want at least 2, for negatives are of others"
+            f"{where}: all images are of one class, {name!r}; expected at least 2, because "
+            "negatives come from the others"
         )
     return listing
 
@@ -213,7 +216,7 @@ def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool)
     if len(folders) > 1 and stray:
         raise ConfigError(f"{where}: {stray[0]} lies beside the class folders, not in one; put it into one")
     if len(folders) < 2 and (folders or any(is_image(info.path) for info in infos)):
-        raise ConfigError(f"{where}: want one subfolder per class, at least 2; found {len(folders)}")
+        raise ConfigError(f"{where}: expected one subfolder per class, at least 2; found {len(folders)}")
     return sorted(entries, key=lambda e: (e.key, PurePosixPath(e.path).parent, e.path))
 
 
@@ -266,14 +269,14 @@ def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise ConfigError(f"{path}: its images are {kind}; want bytes, or a struct with bytes")
+        raise ConfigError(f"{path}: its images are {kind}; expected bytes, or a struct with bytes")
     if label_key is not None and label_key not in schema.names:
         raise ConfigError(f"{path}: no column {label_key!r}; it has {', '.join(schema.names)}")
     labels = keys_of(file, label_key or column(schema, "label", path))
     if bad := [row for row, key in enumerate(labels) if not isinstance(key, int | str) or key == ""]:
         found = labels[bad[0]]
         what = "no label" if found in (None, "") else f"the label {str(found)[:40]}"
-        raise ConfigError(f"{path}: row {bad[0]} has {what}; want a class number or name")
+        raise ConfigError(f"{path}: row {bad[0]} has {what}; expected a class number or name")
     places = [(row, group) for group in range(parquet.num_row_groups)
               for row in range(parquet.metadata.row_group(group).num_rows)]  # fmt: skip
     return [
@@ -311,7 +314,8 @@ def with_labels(
             refuse_odd_name(where, name)
             if len(name) > LONGEST_NAME:
                 raise ConfigError(
-                    f"{where}: the class '{name[:40]}...' has {len(name):,} characters; want at most {LONGEST_NAME:,}"
+                    f"{where}: the class '{name[:40]}...' has {len(name):,} characters; "
+                    f"expected at most {LONGEST_NAME:,}"
                 )
             if numeric_classes and not classes and not (name.isascii() and name.isdecimal()):
                 raise ConfigError(f"{where}: --numeric-classes, but the class {name!r} is no number")

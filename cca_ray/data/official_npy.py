@@ -26,7 +26,9 @@ def npy_folders(root: Path) -> tuple[Path, Path]:
     """The official extraction's folders of codes and labels."""
     codes, labels = sorted(root.glob("*_codes")), sorted(root.glob("*_labels"))
     if len(codes) != 1 or len(labels) != 1:
-        raise ConfigError(f"{root}: want one folder *_codes and one *_labels, as the official extraction leaves them")
+        raise ConfigError(
+            f"{root}: expected one folder *_codes and one *_labels, as the official extraction leaves them"
+        )
     return codes[0], labels[0]
 
 
@@ -38,7 +40,7 @@ def load_npy(path: Path) -> np.ndarray:
     except Exception as error:  # see `errors.reading`; here one that is gone is no better than a damaged one
         raise ConfigError(f"{path}: not readable ({first_line(error)})") from None
     if not np.issubdtype(content.dtype, np.integer) or not content.ndim or not content.size:
-        raise ConfigError(f"{path}: {content.dtype} {list(content.shape)}; want an array of integers")
+        raise ConfigError(f"{path}: {content.dtype} {list(content.shape)}; expected an array of integers")
     return content
 
 
@@ -50,14 +52,14 @@ def read_npy(roots: Sequence[tuple[Path, Path]], meta: TokenMeta, index: int) ->
     shapes = [list(content.shape) for content in of_roots]
     if any(shape[-1] != meta.length for shape in shapes) or sum(math.prod(s[:-1]) for s in shapes) != meta.crops:
         raise ConfigError(
-            f"{path}: {' and '.join(map(str, shapes))}; want {meta.crops} crops of {meta.length} codes in all: "
+            f"{path}: {' and '.join(map(str, shapes))}; expected {meta.crops} crops of {meta.length} codes in all: "
             f"{meta.image_size} pixels, as many crops as image 0 has"
         )
     tokens = np.concatenate([content.reshape(-1, meta.length) for content in of_roots])
     if tokens.min() < 0 or tokens.max() >= meta.codebook_size:
         raise ConfigError(f"{path}: code {tokens.max()} is not in the codebook of {meta.codebook_size}")
     if len(labels) != 1 or not 0 <= labels[0] < len(meta.class_names):
-        raise ConfigError(f"{folder / number}: label {labels}; want one below {len(meta.class_names)}")
+        raise ConfigError(f"{folder / number}: label {labels}; expected one below {len(meta.class_names)}")
     return labels[0], tokens.astype(np.uint16)
 
 
@@ -65,7 +67,7 @@ def numbered(folder: Path) -> int:
     """How many files 0.npy, 1.npy, ... there are. ConfigError if there are none, or gaps."""
     numbers = {int(path.stem) for path in folder.glob("*.npy") if re.fullmatch(r"\d+", path.stem)}
     if not numbers or numbers != set(range(len(numbers))):
-        raise ConfigError(f"{folder}: want 0.npy, 1.npy, ... without gaps; found {len(numbers)}")
+        raise ConfigError(f"{folder}: expected 0.npy, 1.npy, ... without gaps; found {len(numbers)}")
     return len(numbers)
 
 
@@ -77,7 +79,7 @@ def import_npy(
     pairs = [npy_folders(root.absolute()) for root in roots]
     counts = [numbered(codes) for codes, _ in pairs]
     if len(set(counts)) > 1:
-        raise ConfigError(f"--npy: the folders hold {' and '.join(map(str, counts))} images; want the same")
+        raise ConfigError(f"--npy: the folders hold {' and '.join(map(str, counts))} images; expected the same")
     names: list[str] = []
     for codes, _ in pairs:
         crops = math.prod(load_npy(codes / "0.npy").shape[:-1])

@@ -224,7 +224,7 @@ def followed(path: str, files: dict[str, Member], links: dict[str, str]) -> dict
             continue
         if not below or f"{name}/".startswith(f"{ends[name]}/"):
             raise ConfigError(
-                f"{path}: the link {name} leads to {links[name]}, which is no file or folder of the archive; "
+                f"{path}: the link {name} leads to {links[name]}, which is not in the archive; "
                 "pack it again with --dereference"
             )
         found[name] = [replace(m, name=name + m.name.removeprefix(ends[name])) for m in below]
@@ -301,7 +301,7 @@ def key_of_image(
 def bytes_of(file: Any, path: str, member: Member) -> bytes:
     """What a small member holds."""
     if member.length > MOST_LABEL_BYTES:
-        raise ConfigError(f"{path}: {member.name} has {member.length:,} bytes; want a label")
+        raise ConfigError(f"{path}: {member.name} has {member.length:,} bytes; expected a label")
     file.seek(member.start)
     return bytes(file.read(member.length))
 
@@ -322,5 +322,5 @@ def json_label(path: str, member: Member, content: bytes, key: str) -> str | int
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"{path}: {member.name} has no field {key!r}; see --label-key") from None
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-        raise ConfigError(f"{path}: {member.name}: {key} is {str(label)[:40]}; want a class number or name")
+        raise ConfigError(f"{path}: {member.name}: {key} is {str(label)[:40]}; expected a class number or name")
     return label

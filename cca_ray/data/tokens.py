@@ -136,7 +136,7 @@ def count_images(
     if lost and not allow_empty:
         raise ConfigError(
             f"{folder}: no image of the class {lost[0]!r}{f' and {len(lost) - 1} more' * (len(lost) > 1)} can be read; "
-            f"see {folder / UNREADABLE}, or go on without them by --allow-empty-classes"
+            f"see {folder / UNREADABLE}, or use --allow-empty-classes to continue without them"
         )
     there = np.flatnonzero(has)
     smallest = there[has[there].argmin()]

@@ -168,7 +168,7 @@ def load_extractor(path: str | Path, trust_torchscript: bool = False) -> Extract
     `trust_torchscript`: run any program in the file, not only NVIDIA's.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; score.features wants {WHERE}")
+        raise ValueError(f"{path}: no such file; score.features must name {WHERE}")
     file = FeatureFile(Path(path), trust_torchscript)
     for name in EXTRACTORS.names():
         kind = EXTRACTORS.get(name)
@@ -178,7 +178,7 @@ def load_extractor(path: str | Path, trust_torchscript: bool = False) -> Extract
             return frozen(kind.load(file), owner_of("extractor", name))
     if file.program is None and isinstance(file.checkpoint, str):
         raise ValueError(file.checkpoint)
-    raise ValueError(f"{path}: not a feature network; score.features wants {WHERE}")
+    raise ValueError(f"{path}: not a feature network; score.features must name {WHERE}")
 
 
 def frozen(extractor: Extractor, plugin: PluginInfo | None = None) -> Extractor:

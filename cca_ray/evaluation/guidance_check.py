@@ -53,7 +53,7 @@ class GuidanceCheck:
             return f"guidance helps this base: {figures}; so CCA has something to learn"
         if self.low <= 0:
             return (
-                f"it cannot be told whether guidance helps this base: {figures}. If it does not, CCA will hardly help "
+                f"it is unclear whether guidance helps this base: {figures}. If it does not, CCA will hardly help "
                 "either"
             )
         return (

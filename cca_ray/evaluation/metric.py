@@ -25,7 +25,7 @@ REASONS: dict[Need, str] = {
     "pooled": "the feature network gives no pooled features",
     "spatial": "the feature network gives no spatial features",
     "probabilities": "the feature network gives no class probabilities",
-    "reference_features": "score.reference holds no features of real images: make it anew with "
+    "reference_features": "score.reference holds no features of real images: make it again with "
     "python -m cca_ray.prepare --reference, or, if it is of a small base, delete it",
     "reference_spatial": "score.reference has no mu_s and sigma_s",
 }
@@ -125,4 +125,4 @@ def obstacle(metric: AnyMetric, provided: frozenset[Provided], reference: Refere
         there.add("reference_spatial")
     if missing := sorted(metric.needs - there):
         return REASONS[missing[0]]
-    return f"it wants {metric.fewest} images, not {images}" if images < metric.fewest else ""
+    return f"it needs {metric.fewest} images, not {images}" if images < metric.fewest else ""

@@ -46,7 +46,9 @@ def open_images(path: Path, size: int | None = None) -> tuple[int, Iterator[np.n
     side = size or "S"
     square = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[1] == (size or shape[1])
     if dtype != np.uint8 or not square or shape[0] < 2:
-        raise ConfigError(f"{path}: arr_0 is {dtype} {list(shape)}; want uint8 [N, {side}, {side}, 3], N at least 2")
+        raise ConfigError(
+            f"{path}: arr_0 is {dtype} {list(shape)}; expected uint8 [N, {side}, {side}, 3], N at least 2"
+        )
     try:
         refuse_large((SHARD, *shape[1:]), dtype)  # what is in memory at a time
         refuse_large(shape, dtype, MOST_PACKED * path.stat().st_size)

@@ -67,7 +67,7 @@ def vectors(context: Context, state: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     )
     for name, features in (("reference", real), ("sample", made)):
         if len(features) <= NEIGHBOUR:
-            raise ValueError(f"precision and recall want more than {NEIGHBOUR} {name} images, not {len(features)}")
+            raise ValueError(f"precision and recall need more than {NEIGHBOUR} {name} images, not {len(features)}")
     return real, made
 
 

@@ -105,12 +105,14 @@ class Reference:
         def read(mu: str, sigma: str) -> tuple[np.ndarray, np.ndarray]:
             if missing := [key for key in (mu, sigma) if key not in statistics]:
                 raise ValueError(
-                    f"{path}: has no {missing[0]}; want an .npz with mu and sigma, such as ADM's "
+                    f"{path}: has no {missing[0]}; expected an .npz with mu and sigma, such as ADM's "
                     "VIRTUAL_imagenet256_labeled.npz, or one of python -m cca_ray.prepare --reference"
                 )
             mean, covariance = statistics[mu], statistics[sigma]
             if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-                raise ValueError(f"{path}: {mu} is {mean.shape} and {sigma} {covariance.shape}: want [D] and [D, D]")
+                raise ValueError(
+                    f"{path}: {mu} is {mean.shape} and {sigma} {covariance.shape}: expected [D] and [D, D]"
+                )
             refuse_impossible(path, mu, mean, sigma, covariance)
             return mean, covariance
 
@@ -119,7 +121,7 @@ class Reference:
         if features is not None and not np.isfinite(features).all():
             raise ValueError(f"{path}: features holds a number that is not finite; make the statistics again")
         if features is not None and (features.ndim != 2 or len(features) < 2 or features.shape[1] != len(mean)):
-            raise ValueError(f"{path}: features is {features.shape}: want [M, {len(mean)}], M at least 2")
+            raise ValueError(f"{path}: features is {features.shape}: expected [M, {len(mean)}], M at least 2")
         return Reference(mean, covariance, spatial, features)
 
 

@@ -78,7 +78,7 @@ def make_reference(
         progress(done, len(listing.entries), len(unreadable))
     write_unreadable(listed, unreadable)
     if "pooled" not in merged or merged["pooled"].n < 2:
-        raise ConfigError(f"{listing.where}: want at least 2 readable images")
+        raise ConfigError(f"{listing.where}: expected at least 2 readable images")
     some = np.concatenate([kept[number] for number in sorted(kept)])
     reference = Reference.of(merged["pooled"], merged.get("spatial"), some if len(some) > 1 else None)
 

@@ -138,5 +138,5 @@ def family_of(name: str) -> Family:
     """ValueError, naming those that there are, if there is none of this name."""
     found = FAMILIES.get(name)
     if not isinstance(found, Family):
-        raise ValueError(f"family {name!r}: want an object of a class made from cca_ray.models.family.Family")
+        raise ValueError(f"family {name!r}: expected an object of a class made from cca_ray.models.family.Family")
     return found

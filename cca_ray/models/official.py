@@ -88,7 +88,7 @@ def load_official(
         except ValueError as error:
             raise ValueError(f"{tokenizer_checkpoint}: {error}") from None
     elif kind.needs_codes:
-        raise ValueError(f"{checkpoint}: a model of {family} wants its tokenizer's checkpoint too")
+        raise ValueError(f"{checkpoint}: a model of {family} also needs its tokenizer's checkpoint")
     return model
 
 

@@ -26,6 +26,7 @@ from cca_ray.reporting.style import (
     PAPER,
     STEEP,
     WIDTH,
+    apart_labels,
     canvas,
     coloured,
     end_labels,
@@ -106,9 +107,6 @@ def landscape(size: SizeResults) -> Figure:
         mapped = axes.scatter(*place(done), c=values, cmap=colours, norm=norm, s=46, edgecolor=INK, linewidth=0.6)
         if other:
             coloured(figure, axes, mapped, size.metric.label)
-        if other and len(done) <= LABELLED:
-            for x, y, value in zip(*place(done), values, strict=True):
-                axes.annotate(score(value), (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     stopped = [t for t in size.of("search", "PRUNED") if t.rungs]
     axes.scatter(*place(stopped), s=34, facecolor="none", edgecolor=MUTED, linewidth=1)
     if other:
@@ -126,6 +124,11 @@ def landscape(size: SizeResults) -> Figure:
     axes.set_xlabel(setting_name(names[0]))
     axes.set_ylabel(setting_name(other) if other else size.metric.label)
     key(axes, size)
+    if other and len(done) <= LABELLED:
+        best_first = sorted(done, key=lambda t: (t is not size.best, size.metric.cost(t.last(size.metric))))
+        texts = [score(t.last(size.metric)) for t in best_first]
+        labels = [(point, text) for *point, text in zip(*place(best_first), texts, strict=True)]
+        apart_labels(figure, axes, labels, [point for point, _ in labels])
     return figure
 
 
@@ -153,7 +156,9 @@ def key(axes: Axes, size: SizeResults) -> None:
         what = "winner" if size.summary else "best so far"
         ring: Look = {"markeredgecolor": LIGHT["tuned"], "markeredgewidth": 1.8, "markersize": 9}
         handles.append(Line2D([], [], linestyle="", marker="o", label=what, markerfacecolor="none", **ring))
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, columnspacing=1.2)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderaxespad=0.2, columnspacing=1.2)
 
 
 def circled(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
@@ -225,7 +230,7 @@ def rungs(size: SizeResults) -> Figure:
     score_axis(axes.yaxis, [rung.values[size.metric.name] for t in trials for rung in t.rungs])
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(size.metric.label)
-    axes.set_title("every line a trial, from rung to rung", fontsize=9, loc="left")
+    axes.set_title("each line is a trial, from rung to rung", fontsize=9, loc="left")
     return figure
 
 
@@ -306,14 +311,18 @@ def trade_off(size: SizeResults) -> Figure | None:
     values = [t.params[name] for t in done]
     colours, norm = steps_of_setting(values)
     order = np.argsort(points[best][:, 0])
-    axes.plot(*points[best][order].T, color=MUTED, linewidth=0.8, zorder=1)
+    if best.sum() > 1:
+        axes.plot(*points[best][order].T, color=MUTED, linewidth=0.8, zorder=1)
     x, y = points.T.tolist()
     mapped = axes.scatter(x, y, c=values, cmap=colours, norm=norm, s=42, edgecolor=INK, linewidth=0.6, zorder=2)
-    for (x, y), value in zip(points[best], np.array(values)[best], strict=True):
-        axes.annotate(f"{setting_name(name)} {number(value)}", (x, y), (7, 5), textcoords="offset points", fontsize=8)
+    labels = [
+        (tuple(point), f"{setting_name(name)} {number(value)}")
+        for point, value in zip(points[best][order], np.array(values)[best][order], strict=True)
+    ]
     if size.best:
         circled(axes, [size.best.last(across)], [size.best.last(up)])
     score_axis(axes.xaxis, points[:, 0].tolist())
+    apart_labels(figure, axes, labels, points.tolist())
     axes.set_xlabel(f"{across.label} ({SIDES[across.lower_is_better][0]})")
     axes.set_ylabel(f"{up.label} ({SIDES[up.lower_is_better][1]})")
     coloured(figure, axes, mapped, setting_name(name))

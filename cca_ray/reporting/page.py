@@ -176,8 +176,8 @@ SEARCH: dict[str, tuple[str, Callable[[SizeResults], Figure | None], str]] = {
     "landscape": (
         "Landscape",
         charts.landscape,
-        "All trials of the search over what was searched, coloured by their score at the last rung. Trials that a rung "
-        "stopped were scored on fewer images and carry no colour.",
+        "All trials of the search by their settings, coloured by their score at the last rung. Trials that were "
+        "stopped at a rung were scored on fewer images and have no colour.",
     ),
     "history": (
         "History",
@@ -188,7 +188,7 @@ SEARCH: dict[str, tuple[str, Callable[[SizeResults], Figure | None], str]] = {
     "rungs": (
         "Rungs",
         charts.rungs,
-        "Later rungs have more images, which alone lowers FID; open marks were stopped there.",
+        "Later rungs use more images, which by itself lowers FID. Trials with an open mark were stopped there.",
     ),
     "trade_off": (
         "Trade-off",

@@ -155,7 +155,7 @@ def studies_in(storage: Path) -> list[str]:
     """The names of all that have begun. ValueError, in a line, if there is no such storage."""
     reach(storage)
     if not (exists(storage) if is_copy(storage) else storage.is_dir()):
-        raise ValueError(f"{to_uri(storage)}: no such folder; --storage names the one that studies lie in")
+        raise ValueError(f"{to_uri(storage)}: no such folder; --storage must name the folder that contains the studies")
     return [path.name for path in folders(storage) if exists(path / "study.db")]
 
 
@@ -163,7 +163,7 @@ def read_study(storage: Path, name: str) -> StudyResults:
     """ValueError, in a line, if there is no such study or its files cannot be read."""
     reach(storage)
     if not (exists(storage) if is_copy(storage) else storage.is_dir()):
-        raise ValueError(f"{to_uri(storage)}: no such folder; --storage names the one that studies lie in")
+        raise ValueError(f"{to_uri(storage)}: no such folder; --storage must name the folder that contains the studies")
     folder, database = storage / name, storage / name / "study.db"
     if not pull(database):
         found = studies_in(storage)
@@ -174,7 +174,7 @@ def read_study(storage: Path, name: str) -> StudyResults:
     rows = {row.size: row for row in read_summary(folder / "summary.json").sizes}
     arms = read_database(database)
     if lost := [size for size in rows if size not in arms]:
-        raise ValueError(f"{database}: has nothing of {', '.join(lost)}, which summary.json tells of")
+        raise ValueError(f"{database}: has nothing of {', '.join(lost)}, which summary.json lists")
     order = [*rows, *(size for size in arms if size not in rows)]
     return StudyResults(name, folder, tuple(size_of(folder, size, arms[size], rows.get(size)) for size in order))
 

@@ -19,6 +19,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from cca_ray.reporting.numbers import number
 
@@ -180,6 +181,32 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 
     places = spread([y for y, _, _ in wanted], gap)
     for (_, text, colour), place in zip(wanted, places, strict=True):
         axes.text(1.02, place, text, color=colour, transform=axes.transAxes, va="center", fontsize=9)
+
+
+MARK = 4.0  # pixels from a mark's middle to its edge
+AROUND = ((0, 8), (0, -15), (9, -3), (-9, -3), (0, 16), (0, -23))  # of a point, in points: where its label may be
+
+
+def apart_labels(
+    figure: Figure,
+    axes: Axes,
+    labels: Sequence[tuple[Sequence[float], str]],
+    points: Sequence[Sequence[float]],
+) -> None:
+    """A label at each of these places, in this order, where it covers no other and no point; none without room."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out, and stays as the labels are placed
+    inside, marks = axes.get_window_extent(), axes.transData.transform(np.asarray(points))
+    taken = [Bbox.from_extents(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]
+    for place, text in labels:
+        for dx, dy in AROUND:
+            side: Any = "center" if dx == 0 else "left" if dx > 0 else "right"
+            label = axes.annotate(text, (place[0], place[1]), (dx, dy), textcoords="offset points", ha=side, fontsize=8)
+            box = label.get_window_extent().padded(1)
+            if inside.contains(*box.min) and inside.contains(*box.max) and not any(box.overlaps(b) for b in taken):
+                taken.append(box)
+                break
+            label.remove()
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

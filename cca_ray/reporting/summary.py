@@ -94,7 +94,7 @@ def picture(path: Path, size: SizeSummary, images: Mapping[Role, np.ndarray], co
     matplotlib.use("agg")
     figure, headline = Figure(figsize=(14, 2.5), layout="constrained"), size.headline
     for axes, (role, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
-        axes.imshow(image_grid(images[role][: 5 * columns], columns))
+        axes.imshow(image_grid(images[role][: 5 * columns], columns), interpolation="nearest")
         axes.set_title(f"{title.format(size.objective_label)}\n{headline.label} {size.value(role):.1f}", fontsize=11)
         axes.set_axis_off()
     judged = ", ".join(versus(size, other) for other in JUDGED)
@@ -119,5 +119,5 @@ def report_at_end(
                 trackers[size.mlflow.experiment].file(size.mlflow.key, path, "report")
     except Exception as error:
         again = command_line("cca-ray", "report", folder.name, "--storage", to_uri(folder.parent))
-        return None, f"the study has no report ({first_line(error)}); mend that, then make it by {again}"
+        return None, f"the study has no report ({first_line(error)}); fix that, then make it with {again}"
     return page, ""

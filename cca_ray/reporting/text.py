@@ -34,13 +34,13 @@ def lede(study: StudyResults) -> str:
     """The outcome of a whole study in a sentence or two."""
     done = study.summaries
     if not done:
-        return f"{study.name} has not finished: what follows is what there is so far, on interim scores."
+        return f"{study.name} has not finished: the following is based on interim scores."
     if len(done) == 1:
         text = f"{study.name}: {verdict_in_words(done[0])}."
     else:
         text = f"{study.name}: sampling without guidance, at half its cost, after {tuning(done)}. {headline(done)}"
     left = len(study.sizes) - len(done)
-    return text + (f" {left} of its sizes not finished." if left else "")
+    return text + (f" {left} of its sizes have not finished." if left else "")
 
 
 def tuning(sizes: Sequence[SizeSummary]) -> str:
@@ -78,7 +78,8 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
             for other, name in names.items()
         ),
         f"trial {done.winner.trial}, {readable(done.winner.params)}; {hours(size)}",
-        *["± is sampling alone: one training seed; --replicates 2 adds training noise"] * (done.winner.models == 1),
+        *["± is sampling noise only: one training seed; --replicates 2 adds training noise"]
+        * (done.winner.models == 1),
     ]
 
 
@@ -116,7 +117,7 @@ def story(size: SizeResults) -> str:
     text += f", tied with {tied} other finalist{'s' * (tied > 1)}. " if tied else ". "
     text += f"{other} " if (other := why_another(done)) else ""
     if "tuned_guided" in done.models:
-        text += f"With guidance too it comes to {scored(done, 'tuned_guided')}. "
+        text += f"With guidance, it reaches {scored(done, 'tuned_guided')}. "
     return text + searched
 
 
@@ -143,7 +144,7 @@ def cost(size: SizeResults) -> list[str]:
         f"Sampling: without guidance, as after {size.objective}, an image takes {passes}; with guidance it takes two, "
         "one of them without the condition. Counted in passes: no times were measured."
     )
-    used = f"Search: {hours(size)}, the control included"
+    used = f"Search: {hours(size)}, including the control"
     seconds = size.summary.seconds if size.summary else size.seconds
     return [sampling, f"{used}; {seconds / 60:.1f} minutes {'in all' if size.summary else 'so far'}, over all runs."]
 
@@ -175,7 +176,7 @@ def protocol(size: SizeResults) -> list[str]:
 
     def keeps(rung: Rung) -> str:
         share = search.keep if rung.keep is None else rung.keep
-        return f", the best {100 * share:g} % go on" if rung.at < 1 and share < 1 else ""
+        return f", the best {100 * share:g} % continue" if rung.at < 1 and share < 1 else ""
 
     rungs = ", ".join(f"{100 * r.at:g} % of the steps ({r.samples:,} images{keeps(r)})" for r in size.settings.rungs)
     on_base = (size.summary and size.summary.guidance_scales) or scoring.guidance_scales
@@ -191,10 +192,10 @@ def protocol(size: SizeResults) -> list[str]:
     return [
         f"Protocol {size.protocol}: {scores} of {scoring.samples:,} images a block of noise, "
         f"{classes} labels, {warmth}, {cut}{sized}. Scores are means over {blocks} fresh "
-        f"block{'s' * (blocks > 1)}, which chose nothing; as many others chose the guidance scale, the control and the "
-        f"winner. {covers}",
-        f"The search scored its trials at {rungs}, all on the same labels and noise. What two standard errors "
-        f"cannot tell from those that go on goes on too, and the first {search.grace_trials} trials always do.",
+        f"block{'s' * (blocks > 1)} not used for any choice; as many others selected the guidance scale, the "
+        f"control and the winner. {covers}",
+        f"The search scored its trials at {rungs}, all on the same labels and noise. A trial that is within two "
+        f"standard errors of those that continue also continues, and so do the first {search.grace_trials} trials.",
         f"Guidance scales tried on the base{power}: {scales}{chosen}. The control is plain fine-tuning with the same "
         f"steps, data order and EMA, and the best of the learning rates {rates}. Where the search did not set them: "
         f"objective {train.objective},{beta} {train.global_batch} images a step, {train.epochs} "

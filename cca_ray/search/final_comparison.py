@@ -46,7 +46,7 @@ from cca_ray.training.tasks import MadeOf, kept_score, score_checkpoint, scored_
 from cca_ray.training.trial import trial_folder
 from cca_ray.verdict import front
 
-REMEDY = "put them back, or begin anew with --fresh; `cca-ray report` still shows what there is"
+REMEDY = "put them back, or start over with --fresh; `cca-ray report` still shows what there is"
 ALWAYS_TOLD = ("lambda", "learning_rate")  # of a winner's settings, also where they were not searched
 
 

@@ -142,7 +142,7 @@ class Ledger:
         return self.halted_at < math.inf
 
     def halt(self, stuck: str = "") -> None:
-        """Begin nothing more, and let the running trials write their checkpoints."""
+        """Begin nothing more, and let the running trials are writing their checkpoints."""
         self.stuck = self.stuck or stuck
         if not self.halted:
             self.halted_at = time.monotonic()
@@ -301,7 +301,7 @@ class Ledger:
         open_trials = counts[TrialState.RUNNING]
         return (
             f"found {sum(counts[state] for state in ENDED)} of {sum(arm.planned() for arm in self.arms)} trials ended"
-            f"{f' ({ended})' if ended else ''}, {open_trials} interrupted{' and taken up again' if open_trials else ''}"
+            f"{f' ({ended})' if ended else ''}, {open_trials} interrupted{' and resumed' if open_trials else ''}"
         )
 
     def affordable(self, arm: Arm) -> bool:

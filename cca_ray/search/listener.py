@@ -64,7 +64,7 @@ class TrialEnd:
 
 
 class Listener:
-    """Who is told. Each does what it wants to and leaves the rest as it is here.
+    """Who is told. Each does what it needs to and leaves the rest as it is here.
 
     An OSError stops the study, which can be continued.
     """

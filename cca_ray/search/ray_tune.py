@@ -245,7 +245,7 @@ def run_trials(
         finally:
             ledger.close()
     if ledger.stuck:
-        raise ValueError(f"{config.name}: {ledger.stuck}; mend that and run the same command again to continue")
+        raise ValueError(f"{config.name}: {ledger.stuck}; fix that and run the same command again to continue")
     if not ledger.done():
         raise KeyboardInterrupt
 

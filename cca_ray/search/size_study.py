@@ -216,7 +216,7 @@ class SizeStudy:
         if lost := [key for key, blocks in scored.items() if not wanted[key] <= blocks]:
             paths = ", ".join(to_uri(trial_folder(folder, key) / WEIGHTS) for key in lost)
             raise ValueError(f"{self.config.name}: weights that the final comparison needs are gone: {paths}; {REMEDY}")
-        self.tell(f"the weights of {', '.join(scored)} are gone; their kept scores are used")
+        self.tell(f"the weights of {', '.join(scored)} are missing; their stored scores are used")
 
     def replicates(self) -> list[FrozenTrial]:
         """Finalists that were trained again, as far as they are begun."""
@@ -229,7 +229,7 @@ class SizeStudy:
     def search_and_compare(self, ledger: Ledger) -> Outcome:
         config, context = self.config, self.context
         self.describe_run()
-        self.tell(f"{self.parameters:,} parameters, {len(self.data.labels):,} images, {self.steps} steps a trial")
+        self.tell(f"{self.parameters:,} parameters, {len(self.data.labels):,} images, {self.steps} steps per trial")
         if found := ledger.found():
             self.tell(found)
         self.check_weights()
@@ -342,7 +342,7 @@ class SizeStudy:
         for effect in outcome.cards:
             if matters(effect, decided):
                 self.tell(
-                    f"warning: {effect}, which is not small against what is decided here; "
+                    f"warning: {effect}, which is large compared with the differences in the table; "
                     "cca-ray evaluate --verify scores a finalist again on another card"
                 )
         if summary.prospect:

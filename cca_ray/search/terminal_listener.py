@@ -73,13 +73,15 @@ class Lines(Listener):
             self.say(f"{trial.size}  {counts}")
 
     def on_budget_end(self, size: str, final_seconds: float) -> None:
-        self.say(f"{size}  the budget allows no further trial; {final_seconds:.0f} s are kept for the finalists")
+        self.say(
+            f"{size}  the budget allows no further trial; {final_seconds:.0f} s are reserved for the final comparison"
+        )
 
     def on_enough(self, size: str, prospect: Prospect) -> None:
         self.say(f"{size}  {prospect}: the search ends here (search.stop_when)")
 
     def on_halt(self, size: str, running: int) -> None:
-        self.say(f"{size}  stopping: {running} running trials write their checkpoints")
+        self.say(f"{size}  stopping: {running} running trials are writing their checkpoints")
 
 
 def readable_score(metric: str, value: float) -> str:

@@ -68,7 +68,7 @@ def verify(config: ResolvedStudy, folder: Path, trial: FrozenTrial, study: str, 
     if not seeds:  # of a finalist that did not win there may be fewer than all
         raise ConfigError(
             f"{folder}: no score of trial {trial.number} under protocol {protocol.id}; "
-            "want the search space and the settings of that study"
+            "use the search space and the settings of that study"
         )
     ours, theirs = (Standing.of(Contender(key), [[s.score for s in some]], some[0].images) for some in (here, before))
     blocks = [

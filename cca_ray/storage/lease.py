@@ -77,7 +77,7 @@ def leased(folder: Path) -> Iterator[None]:
     if holder and holder.cache != cache_id() and (age := age_s(path)) < STALE_S:
         raise ConfigError(
             f"{to_uri(folder)}: in use by {holder.who}, which was seen {max(age, 0):.0f} s ago; "
-            f"a holder that is gone is followed after {STALE_S:.0f} s"
+            f"a holder that has ended loses it after {STALE_S:.0f} s"
         )
     me = Holder(who=f"process {os.getpid()} on {socket.gethostname()}", cache=cache_id(), id=uuid.uuid4().hex)
     with TemporaryDirectory(prefix="cca_ray-") as scratch:

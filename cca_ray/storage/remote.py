@@ -27,8 +27,8 @@ CHUNK = 2**24  # bytes of a request
 AT_ONCE = 8  # requests
 
 REASONS = {  # what the errors of S3 and of Google's storage mean, by what is in them
-    "NO_SUCH_BUCKET": "no such bucket; make it first, or mend the name",
-    "' not found": "no such bucket; make it first, or mend the name",
+    "NO_SUCH_BUCKET": "no such bucket; create it first, or correct the name",
+    "' not found": "no such bucket; create it first, or correct the name",
     "ACCESS_DENIED": "access denied; the node needs a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for it",
     "INVALID_ACCESS_KEY": "no such access key; see AWS_ACCESS_KEY_ID",
     "SIGNATURE_DOES_NOT_MATCH": "the access key's secret is wrong; see AWS_SECRET_ACCESS_KEY",

@@ -94,10 +94,10 @@ def local_path(place: str | Path) -> Path:
     if password is not None or any(is_secret(pair.partition("=")[0]) for pair in uri.query.split("&")):
         raise ConfigError(
             f"{uri.scheme}://...@{uri.netloc.rpartition('@')[2]}{uri.path}: the URI has credentials, which would be "
-            "kept with the study; want them in the environment, such as AWS_ACCESS_KEY_ID, or a role of the node"
+            "kept with the study; put them in the environment, such as AWS_ACCESS_KEY_ID, or a role of the node"
         )
     if not uri.scheme:
-        raise ConfigError(f"{place}: not a URI: want SCHEME://PLACE, such as s3://bucket/runs")
+        raise ConfigError(f"{place}: not a URI: expected SCHEME://PLACE, such as s3://bucket/runs")
     if "#" in str(place):
         raise ConfigError(f"{place}: a URI with '#'; write %23 for it")
     path = PurePosixPath(unquote(uri.path).lstrip("/"))

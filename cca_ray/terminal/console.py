@@ -62,7 +62,7 @@ def guidance(text: str | float) -> float:
     except ValueError:
         scale = math.nan
     if not 0 <= scale <= MOST_GUIDANCE:
-        raise typer.BadParameter(f"{text}: want a number from 0 to {MOST_GUIDANCE:g}")
+        raise typer.BadParameter(f"{text}: expected a number from 0 to {MOST_GUIDANCE:g}")
     return scale
 
 

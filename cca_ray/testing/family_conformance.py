@@ -116,7 +116,7 @@ class FamilyConformance:
         """Random weights, the head's and the gains' too, so that everything matters."""
         name = cls.family.name
         if cls.tokenizer_config is None and not cls.family.small_sizes:
-            pytest.skip(f"{name} makes no small bases: want a subclass with tokenizer_config and model_config")
+            pytest.skip(f"{name} makes no small bases: expected a subclass with tokenizer_config and model_config")
         if name not in FAMILIES.names():
             FAMILIES.add(cls.family, type(cls.family).__module__)
         with torch.random.fork_rng():

@@ -78,7 +78,7 @@ def left_behind(storage: Path) -> str:
         return ""
     return (
         f"MLflow: its records name {gone[0].parent}, from where the storage has moved, so models cannot be loaded; any "
-        "study that runs here, or `cca-ray report`, lets them follow"
+        "study that runs here, or `cca-ray report`, updates them"
     )
 
 

@@ -92,7 +92,7 @@ class Champion:
         """
         labels, classes = np.asarray(model_input["label"], dtype=np.int64).reshape(-1), self.model.config.num_classes
         if not len(labels) or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"label: want at least one, each from 0 to {classes - 1}")
+            raise ValueError(f"label: expected at least one, each from 0 to {classes - 1}")
         noise = uniforms(int((params or {}).get("seed", 0)), np.arange(len(labels)), sum(self.model.decode_steps))
         here = torch.tensor(labels, device=self.device)
         tokens = sample_tokens(self.model, here, noise.to(self.device), self.decoding)

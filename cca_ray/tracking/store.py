@@ -84,7 +84,7 @@ def reach(url: str, timeout_s: float = 10.0) -> None:
 
 
 def by_way_of(proxy: str, scheme: str, host: str) -> str:
-    return f"it was asked by way of {scheme}_proxy={proxy}: set no_proxy={host} if no proxy leads there"
+    return f"it was reached through {scheme}_proxy={proxy}: set no_proxy={host} if no proxy leads there"
 
 
 @contextmanager

@@ -139,7 +139,7 @@ class Tracker:
         if self._journal.entries or not aside:
             return f"MLflow at {self.uri} does not answer; {entries}; {then}"
         kinds = ", ".join(f"{kind} ×{n}" for kind, n in Counter(f"{entry.get('do')}" for entry in aside).items())
-        return f"MLflow at {self.uri} has not taken everything; {entries} ({kinds}); once the cause is mended, {then}"
+        return f"MLflow at {self.uri} has not accepted everything; {entries} ({kinds}); once the cause is fixed, {then}"
 
     def run_id(self, key: str) -> str | None:
         """The id of the run of this key, once it is made or found."""
@@ -296,7 +296,7 @@ class Tracker:
                 self._changed.notify_all()
 
     def _is_behind(self, entry: JsonObject) -> bool:
-        """Whether it wants another, which has not arrived; that one was told of."""
+        """Whether it needs another, which has not arrived; that one was told of."""
         kind, key, parent = entry.get("do"), entry.get("key"), entry.get("parent")
         wants = {("run", parent), *((before, key) for before in BEHIND.get(f"{kind}", ()))}
         return not self._failed.isdisjoint(wants if kind == "run" else {*wants, ("run", key)})

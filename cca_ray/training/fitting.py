@@ -196,7 +196,7 @@ class Fit:
             return
         loss = self.held_out.loss(self.averaged)
         if not math.isfinite(loss):
-            raise ValueError(f"the validation loss is {loss:g} after {step} steps: want a smaller learning rate")
+            raise ValueError(f"the validation loss is {loss:g} after {step} steps: use a smaller learning rate")
         if loss < before.best_loss:
             may_return = before.cooling is None and self.averaged is self.network
             moments = deepcopy(self.optimizer.state_dict()) if may_return else None

@@ -76,7 +76,7 @@ class Objective(Generic[P]):
     """An objective. `cca_ray.testing.objective_conformance` holds what each must satisfy.
 
     parameters: its own settings, further keys of `train`, with a default each. loss: of every pair [B].
-    pairs: whether it wants negative conditions. reference: whether it wants log-likelihoods of the frozen base.
+    pairs: whether it needs negative conditions. reference: whether it needs log-likelihoods of the frozen base.
     log: by name, what is logged beside the loss, of every pair [B].
     """
 

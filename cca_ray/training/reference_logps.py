@@ -134,9 +134,9 @@ def read_part(path: Path, key: str, pairs: int) -> list[np.ndarray]:
         found = (table.schema.metadata or {})[b"cca_ray_key"].decode()
         columns = [table[name].to_numpy() for name in COLUMNS]
     if found != key:
-        raise ValueError(f"{path}: made for other weights, tokens or pairs (key {found}, want {key}); delete it")
+        raise ValueError(f"{path}: made for other weights, tokens or pairs (key {found}, expected {key}); delete it")
     if len(table) != pairs:
-        raise ValueError(f"{path}: has {len(table)} pairs, want {pairs}; delete it to make it again")
+        raise ValueError(f"{path}: has {len(table)} pairs, expected {pairs}; delete it to make it again")
     return columns
 
 

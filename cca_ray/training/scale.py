@@ -42,13 +42,13 @@ def choose(parameters: Mapping[str, int], corpus: Corpus) -> str:
 
 def reason(size: str, parameters: int, corpus: Corpus, asked: bool) -> str:
     """Why this size, in one line."""
-    have = f"{corpus} are {corpus.size / parameters:.2g} tokens a parameter"
+    have = f"{corpus} are {corpus.size / parameters:.2g} tokens per parameter"
     if fits(parameters, corpus):
         why = "as asked" if asked else f"the largest size with at least {LEAST_TOKENS:g}"
         return f"size {size}, {millions(parameters)} parameters: {have}; {why}"
     return (
         f"size {size}, {millions(parameters)} parameters: {have}; {'as asked' if asked else 'the smallest there is'}, "
-        f"but with fewer than {LEAST_TOKENS:g} it may come to know the images by heart: more images would help"
+        f"but with fewer than {LEAST_TOKENS:g} it may memorize the images: more images would help"
     )
 
 

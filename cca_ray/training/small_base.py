@@ -162,7 +162,7 @@ def check_files(config: StudyConfig) -> None:
         for key in keys:
             path = getattr(getattr(config, section), key)
             if not exists(local_path(path)):
-                raise ConfigError(f"{config.name}: {section}.{key}: no such file: {path}; want {HINTS[key]}")
+                raise ConfigError(f"{config.name}: {section}.{key}: no such file: {path}; expected {HINTS[key]}")
 
 
 def is_made(config: StudyConfig, storage: Path) -> bool:

@@ -202,7 +202,7 @@ def without_a_set(kind: str, where: Path) -> None:
         ("captions", "00000.png has no label; labels are read from class folders"),
         ("a test split", "class -1 is not among"),
         ("a null label", "row 1 has no label"),
-        ("fractions", "row 0 has the label 0.0; want a class number or name"),
+        ("fractions", "row 0 has the label 0.0; expected a class number or name"),
         ("one class", "all images are of one class, '3'"),
         ("half a file", "a.parquet: not a readable shard"),
         ("other columns", "no column image or jpg or png; it has img, fine_label"),
@@ -250,7 +250,7 @@ def test_a_damaged_file_of_any_kind_is_one_unreadable_image(kind: str, mode: str
         ("llamagen", "var", 24, "not a VQ checkpoint (its config has patch_nums)"),
         ("var", "llamagen", 16, "not a VARVQ checkpoint (its config has codebook_embed_dim)"),
         ("var", "var", 16, "image size 16: the tokenizer's scales are for 24 pixels"),
-        ("llamagen", "llamagen", 17, "image size 17: want a multiple of the tokenizer's 2 pixels"),
+        ("llamagen", "llamagen", 17, "image size 17: expected a multiple of the tokenizer's 2 pixels"),
     ],
 )
 def test_a_tokenizer_of_another_family_or_size_is_one_line(

@@ -124,7 +124,7 @@ def kill_driver_often(case: Case, times: int) -> None:
     """While it starts, prepares, trains or compares."""
     kills = 0
     for _ in range(times):
-        phase, delay = case.rng.choice(["starting Ray", "steps a trial", *3 * ["/400"]]), case.rng.uniform(0, 2)
+        phase, delay = case.rng.choice(["starting Ray", "steps per trial", *3 * ["/400"]]), case.rng.uniform(0, 2)
         case.study.start()
         out = case.study.folder / f"run-{case.study.runs}.out"
         wait_until(

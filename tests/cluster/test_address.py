@@ -51,7 +51,7 @@ def test_what_is_no_address_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("RAY_ADDRESS", value)
     with pytest.raises(ConfigError) as error:
         named_cluster()
-    assert str(error.value) == f"RAY_ADDRESS={value}: want HOST:PORT, auto or local"
+    assert str(error.value) == f"RAY_ADDRESS={value}: expected HOST:PORT, auto or local"
 
 
 def test_a_ray_client_is_told_how_to_run(monkeypatch: pytest.MonkeyPatch):
@@ -83,7 +83,7 @@ def test_a_cluster_that_ray_start_wrote_down_is_named_by_that_file(monkeypatch: 
 def test_who_is_not_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(address, "ANSWER_S", 1.0)
     with silent() as nobody, web() as other:
-        whys = {free_port(): "Connection refused", other: "what listens there is no Ray", nobody: "no answer"}
+        whys = {free_port(): "Connection refused", other: "the server there is not Ray", nobody: "no answer"}
         for port, why in whys.items():
             begun = time.monotonic()
             with pytest.raises(ConfigError) as error:
@@ -154,7 +154,7 @@ def test_a_verb_ends_with_one_line_if_the_cluster_is_gone_or_wants_another_token
     assert "Connection refused" in line
     assert CURE in line
     (line,) = ran[gcs].stderr.splitlines()
-    assert line.startswith(f"error: RAY_ADDRESS={gcs}: this cluster does not take our token")
+    assert line.startswith(f"error: RAY_ADDRESS={gcs}: this cluster does not accept our token")
 
 
 def test_who_works_on_a_cluster_hears_that_it_has_ended(monkeypatch: pytest.MonkeyPatch):

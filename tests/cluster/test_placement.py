@@ -91,7 +91,7 @@ def test_every_way_must_cut_the_global_batch_evenly():
         ({"workers": 2, "gpus": 0.5}, "NCCL refuses two workers on one card"),
         ({"gpus": 0.5, "accelerators": [{"type": "A40"}, {"type": "H100", "workers": 4}]}, "gpus 0.5 with 4 workers"),
         ({"workers": 2, "gpus": 1, "accelerators": [{"type": "A40", "gpus": 0.25}]}, "gpus 0.25 with 2 workers"),
-        ({"gpus": 1.5}, "gpus 1.5: want a share of one card, or whole cards"),
+        ({"gpus": 1.5}, "gpus 1.5: expected a share of one card, or whole cards"),
         ({"accelerators": [{"type": "A40", "precision": "float32"}, {"type": "H100"}]}, "auto and float32"),
         (
             {"precision": "float32", "accelerators": [{"type": "A40"}, {"type": "H100", "precision": "bfloat16"}]},

@@ -358,5 +358,5 @@ def test_one_class_alone_is_an_error_wherever_it_comes_from(tmp_path: Path):
             add(archive, f"{i}.png", png(picture(i)))
             add(archive, f"{i}.cls", b"1")
 
-    with pytest.raises(ConfigError, match=r"all images are of one class, '1'; want at least 2"):
+    with pytest.raises(ConfigError, match=r"all images are of one class, '1'; expected at least 2"):
         list_images(str(archive_of(tmp_path / "s.tar", fill)))

@@ -63,7 +63,7 @@ def test_less_is_better_and_two_images_are_enough_unless_a_metric_says_otherwise
 def test_it_is_said_why_a_metric_cannot_be_had(reference: Reference):
     whole = Reference.of(Moments.of(np.eye(3)), Moments.of(np.eye(2)), np.eye(3))
     assert obstacle(Demanding(), ALL, whole, 5) == ""
-    assert obstacle(Demanding(), ALL, whole, 4) == "it wants 5 images, not 4"
+    assert obstacle(Demanding(), ALL, whole, 4) == "it needs 5 images, not 4"
     assert obstacle(Demanding(), ALL, reference, 5) == REASONS["reference_features"]
     without_spatial = Reference.of(Moments.of(np.eye(3)), None, np.eye(3))
     assert obstacle(Demanding(), ALL, without_spatial, 5) == REASONS["reference_spatial"]

@@ -126,7 +126,7 @@ def test_what_wants_features_of_real_images_says_how_to_make_them(name: str, mak
 
 def test_a_metric_says_how_many_images_it_wants(make_study: MakeStudy):
     config = make_study(score={"metrics": ["recall"]}, search={"metric": "recall"}, rungs=[{"at": 1.0, "samples": 5}])
-    with pytest.raises(ConfigError, match="recall cannot be had: it wants 4 images, not 2"):
+    with pytest.raises(ConfigError, match="recall cannot be had: it needs 4 images, not 2"):
         scoring_of(config, CPU)
 
 

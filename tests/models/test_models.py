@@ -53,7 +53,7 @@ def test_an_official_file_says_its_classes_codes_and_tokens(tmp_path: Path):
 
 def test_a_family_that_needs_its_tokenizer_asks_for_it(tmp_path: Path):
     save_official(build("var", "M", num_classes=10, vocab_size=32, patch_nums=(1, 2, 4)), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"model\.pt: a model of var wants its tokenizer's checkpoint too"):
+    with pytest.raises(ValueError, match=r"model\.pt: a model of var also needs its tokenizer's checkpoint"):
         load_official("var", "M", tmp_path / "model.pt")
 
 

@@ -12,7 +12,7 @@ from cca_ray.reporting import charts
 from cca_ray.reporting.numbers import number, score
 from cca_ray.reporting.page import SEARCH
 from cca_ray.reporting.results import SizeResults, read_study
-from cca_ray.reporting.style import LIGHT, STEPS, as_svg, canvas, save, spread, steps_of_colour
+from cca_ray.reporting.style import LIGHT, STEPS, apart_labels, as_svg, canvas, save, spread, steps_of_colour
 from tests.studies import make_study
 
 SPACES = {
@@ -125,3 +125,28 @@ def test_labels_are_apart_and_as_near_their_places_as_they_can_be():
     assert spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
     assert spread([0.5, 0.5, 0.52], 0.1) == pytest.approx([0.4066667, 0.5066667, 0.6066667])
     assert min(np.diff(spread([0.1, 0.12, 0.21, 0.22, 0.8], 0.1))) > 0.0999
+
+
+def test_no_label_of_a_figure_covers_another(tmp_path: Path):
+    """As many as there are places for: of points that lie on each other some have none."""
+    figure, axes = canvas()
+    rng = np.random.default_rng(0)
+    points = [*rng.random((15, 2)).tolist(), [0.5, 0.5], [0.5, 0.5], [0.51, 0.5]]
+    axes.scatter(*np.array(points).T)
+    apart_labels(figure, axes, [(point, f"λ {i}") for i, point in enumerate(points)], points)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert 10 <= len(boxes) <= len(points)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(axes.get_window_extent().contains(*corner) for box in boxes for corner in (box.min, box.max))
+
+
+def test_the_marks_of_a_landscape_have_room_whatever_states_there_are(tmp_path: Path):
+    figure = charts.landscape(the_size(tmp_path))
+    assert figure.axes[0].get_position().width > 0.6
+    assert any(text.get_text() == "16.2" for text in figure.axes[0].texts)  # the winner's, first of all
+
+
+def test_one_point_is_no_line(tmp_path: Path):
+    figure = charts.trade_off(the_size(tmp_path, completed=1))
+    assert figure is not None
+    assert len(figure.axes[0].lines) == 0

@@ -145,7 +145,7 @@ def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(
     assert [t.state for t in ledger.arms[0].study.trials] == [TrialState.RUNNING, *[TrialState.WAITING] * 0]
     assert not ledger.done()
     again = new_ledger(make_config(), storage, tracker).ledger
-    assert "0 of 4 trials ended, 1 interrupted and taken up again" in again.found()
+    assert "0 of 4 trials ended, 1 interrupted and resumed" in again.found()
 
 
 def test_a_database_that_cannot_be_written_is_named_by_its_own_words(

@@ -44,7 +44,7 @@ def test_lines_tell_of_failures_and_interruptions(told: Told):
     ledger.propose("b")
     ledger.halt()
     ledger.close()
-    assert told.lines[-3] == "tiny  stopping: 1 running trials write their checkpoints"
+    assert told.lines[-3] == "tiny  stopping: 1 running trials are writing their checkpoints"
     assert told.lines[-2].endswith("  interrupted")
 
 

@@ -225,7 +225,7 @@ def test_who_died_is_followed_at_once_here_and_after_a_while_elsewhere(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("studies/", "nowhere/"), "no such bucket; make it first"),
+        (("studies/", "nowhere/"), "no such bucket; create it first"),
         (("127.0.0.1", "nowhere.invalid"), "no such host; see endpoint_override"),
     ],
     ids=["bucket", "host"],

@@ -91,7 +91,7 @@ def test_a_cluster_that_is_gone_or_of_another_version_is_one_line_of_every_verb(
     for code, _, err in (lost, other):
         assert (code, err.count("\n")) == (2, 1), err
     assert lost[2].startswith(f"error: RAY_ADDRESS={gone}: no Ray cluster answers there (Connection refused)")
-    assert "2.9.0" in other[2] or "does not take our token" in other[2]
+    assert "2.9.0" in other[2] or "does not accept our token" in other[2]
     assert not list(tmp_path.glob("out/*"))
 
 

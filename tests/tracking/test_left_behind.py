@@ -1,4 +1,4 @@
-"""Entries that cannot arrive: the others do, and what is left is sent once the cause is mended."""
+"""Entries that cannot arrive: the others do, and what is left is sent once the cause is fixed."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def test_what_has_no_place_waits_and_the_rest_arrives(
     ]  # fmt: skip
     assert tracker.left.endswith(
         f"5 entries wait in {journal} (image ×1, file ×2, pack ×1, register ×1); "
-        "once the cause is mended, running the same command again sends them"
+        "once the cause is fixed, running the same command again sends them"
     )
     assert [json.loads(line)["do"] for line in journal.read_text().splitlines()] == [
         "image", "file", "file", "pack", "register",

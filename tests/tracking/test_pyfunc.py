@@ -45,5 +45,5 @@ def test_an_image_depends_on_its_label_and_its_place_only(make_study: MakeStudy,
 
 @pytest.mark.parametrize("labels", [[], [10], [-1, 3]])
 def test_what_is_no_label_is_one_line(make_study: MakeStudy, tmp_path: Path, labels: list[Any]):
-    with pytest.raises(ValueError, match="label: want at least one, each from 0 to 9"):
+    with pytest.raises(ValueError, match="label: expected at least one, each from 0 to 9"):
         champion_of(make_study(), tmp_path).predict({"label": labels})

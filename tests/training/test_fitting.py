@@ -170,5 +170,5 @@ def test_a_damaged_file_is_told(tmp_path: Path):
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_training_that_diverged_is_told(loss: float):
-    with pytest.raises(ValueError, match=r"the validation loss is .* after 8 steps: want a smaller learning rate"):
+    with pytest.raises(ValueError, match=r"the validation loss is .* after 8 steps: use a smaller learning rate"):
         Watched(script=[1.0, loss]).run()

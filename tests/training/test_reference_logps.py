@@ -87,12 +87,12 @@ def test_a_missing_part_is_known_and_named(folder: Path):
 
 
 def test_another_key_is_an_error_never_used(folder: Path):
-    with pytest.raises(ValueError, match=r"made for other weights, tokens or pairs \(key key, want other\)"):
+    with pytest.raises(ValueError, match=r"made for other weights, tokens or pairs \(key key, expected other\)"):
         read_table(folder, "other", IMAGES, EPOCHS)
 
 
 def test_a_part_of_another_length_is_an_error(folder: Path):
-    with pytest.raises(ValueError, match=r"has 240 pairs, want 250; delete it"):
+    with pytest.raises(ValueError, match=r"has 240 pairs, expected 250; delete it"):
         read_table(folder, "key", 250, EPOCHS)
 
 

@@ -32,14 +32,16 @@ def test_the_size_is_the_largest_with_half_a_token_a_parameter(images: int, toke
 def test_the_reason_has_the_figures_and_says_what_is_wrong():
     many, few = Corpus(10_000, 64), Corpus(100, 64)
     assert reason("medium", 1_000_000, many, asked=False) == (
-        "size medium, 1 M parameters: 10,000 images of 64 tokens are 0.64 tokens a parameter; the largest size "
+        "size medium, 1 M parameters: 10,000 images of 64 tokens are 0.64 tokens per parameter; the largest size "
         "with at least 0.5"
     )
-    assert reason("small", 100_000, many, asked=True).endswith("are 6.4 tokens a parameter; as asked")
-    assert "0.064 tokens a parameter; the smallest there is, but with fewer than 0.5" in reason(
+    assert reason("small", 100_000, many, asked=True).endswith("are 6.4 tokens per parameter; as asked")
+    assert "0.064 tokens per parameter; the smallest there is, but with fewer than 0.5" in reason(
         "small", 100_000, few, asked=False
     )
-    assert "0.13 tokens a parameter; as asked, but with fewer than 0.5" in reason("large", 5_000_000, many, asked=True)
+    assert "0.13 tokens per parameter; as asked, but with fewer than 0.5" in reason(
+        "large", 5_000_000, many, asked=True
+    )
 
 
 @pytest.mark.parametrize(("parameters", "rate"), [(100_000, 6.3e-3), (1_000_000, 2e-3), (5_000_000, 8.9e-4)])
