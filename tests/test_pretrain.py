@@ -192,7 +192,11 @@ def test_a_size_is_known_by_its_letter_and_by_its_name(folder: Path, tmp_path: P
     """S of the digits is another model than S of someone's images, which files call small."""
     assert [known_size(text, OWN_SIZES) for text in ("S", "M", "L", "small", "large")] == [*OWN_SIZES, "small", "large"]
     assert [known_size(text, ("S", "M")) for text in ("S", "M", None)] == ["S", "M", None]
-    for family, digits_size, own_size in (("llamagen", 16_640, 108_384), ("var", 4_153, 104_068), ("rar", 19_952, 115_496)):
+    for family, digits_size, own_size in (
+        ("llamagen", 16_640, 108_384),
+        ("var", 4_153, 104_068),
+        ("rar", 19_952, 115_496),
+    ):
         kind = family_of(family)
         tokenizer = blank_tokenizer(kind, Pretrain(codebook_size=256))
         length = tokenizer.config.length(8)
@@ -201,7 +205,11 @@ def test_a_size_is_known_by_its_letter_and_by_its_name(folder: Path, tmp_path: P
             for size in (*kind.small_sizes, *kind.own_sizes())
         }
         assert (found["S"], found["small"]) == (digits_size, own_size)
-        assert [round(found[size] / 1e6, 1) for size in OWN_SIZES] in ([0.1, 1.1, 5.0], [0.1, 1.1, 4.8], [0.1, 1.1, 4.9])
+        assert [round(found[size] / 1e6, 1) for size in OWN_SIZES] in (
+            [0.1, 1.1, 5.0],
+            [0.1, 1.1, 4.8],
+            [0.1, 1.1, 4.9],
+        )
 
 
 def test_a_family_with_sizes_of_its_own_offers_them_for_ones_images_too():
