@@ -349,9 +349,7 @@ class StudyConfig(Strict):
             raise ValueError(f"data.order: {self.data.order}: {self.base.family} knows raster order alone")
         searched = self.search.metrics
         if not searched or len(set(searched)) < len(searched) or not set(searched) <= set(self.score.metrics):
-            raise ValueError(
-                f"search.metric: expected one of score.metrics, or several: {', '.join(self.score.metrics)}"
-            )
+            raise ValueError(f"search.metric: expected one or more of score.metrics: {', '.join(self.score.metrics)}")
         for name, bounds in self.search.space.items():
             if name not in (names := searchable(self.train.objective)):
                 raise ValueError(

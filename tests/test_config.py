@@ -65,8 +65,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "unknown metric": (changed("score.metrics", ["fid", "lpips"]), "score.metrics: unknown metric 'lpips': one of fid"),
     "a metric twice": (changed("score.metrics", ["fid", "fid"]), "score.metrics: names fid twice"),
     "no metric": (changed("score.metrics", []), "score.metrics: tuple should have at least 1 item"),
-    "search of what is not scored": (changed("search.metric", "kid"), "search.metric: expected one of score"),
-    "search of a metric twice": (changed("search.metric", ["fid", "fid"]), "search.metric: expected one of"),
+    "search of what is not scored": (changed("search.metric", "kid"), "search.metric: expected one or more of"),
+    "search of a metric twice": (changed("search.metric", ["fid", "fid"]), "search.metric: expected one or more of"),
     "a rate twice": (changed("control.learning_rates", [1e-3, 3e-3, 3e-3]), "control.learning_rates: 0.003 is given"),
     "too few whole numbers": (
         changed("search.space", {"epochs": {"low": 1.2, "high": 1.9}}), "expected at least two whole numbers from",
