@@ -170,7 +170,7 @@ def test_anybodys_images_become_a_base_and_a_search_space(folder: Path, tmp_path
     made = invoke(main, arguments, capsys)
     assert made.code == 0, made.err
     said = [line.split(" s  ")[1] for line in made.out.splitlines()]
-    assert said[1].startswith("size S, 0.11 M parameters: 50 images of 16 tokens are 0.0074 tokens a parameter; ")
+    assert said[1].startswith("size S, 0.11 M parameters: 50 images of 16 tokens are 0.0074 tokens per parameter; ")
     assert re.search(r"guidance.* this base: FID [\d.]+ without, [\d.]+ at scale", said[-3])
     (space,) = (tmp_path / "bases").glob("*/*/photos_small.yaml")
     assert said[-1] == f"search: python -m cca_ray.tune {space}"
@@ -221,7 +221,7 @@ def test_a_family_with_sizes_of_its_own_offers_them_for_ones_images_too():
         sizes, small_sizes = {"XXL": {}}, ()
 
     assert Tiny().own_sizes() == ("XS",)
-    with pytest.raises(ConfigError, match="no small bases can be made"):
+    with pytest.raises(ConfigError, match="this family has no small bases"):
         known_size(None, Without().own_sizes())
 
 
@@ -235,7 +235,7 @@ def test_a_size_that_is_asked_for_is_made_and_guidance_is_tried_on_a_var_too(fol
     arguments = ["--images", str(folder), "--image-size", "8", "--downsample", "2", "--family", "var", "--size", "M"]
     made = invoke(main, [*arguments, "--epochs", "1", "--ema-decay", "0.5", "--out", str(tmp_path)], capsys)
     assert made.code == 0, made.err
-    assert "size M, 1.1 M parameters: 50 images of 30 tokens are 0.0014 tokens a parameter; as asked, " in made.out
+    assert "size M, 1.1 M parameters: 50 images of 30 tokens are 0.0014 tokens per parameter; as asked, " in made.out
     assert "var medium  100 %, validation loss " in made.out
     assert "this base: FID " in made.out
     (space,) = tmp_path.glob("*/*/photos_var_medium.yaml")

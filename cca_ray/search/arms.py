@@ -142,7 +142,7 @@ class Arm:
 
     def earlier(self, smaller: Smaller) -> Earlier | None:
         """The trials of a smaller size, from the same storage; None if it searched by another objective."""
-        name = f"{self.study.study_name.split('/')[0]}/{smaller.size}/{self.name}"
+        name = f"{self.study.study_name.rsplit('/', 2)[0]}/{smaller.size}/{self.name}"
         study = optuna.load_study(study_name=name, storage=self.storage)
         ours, theirs = (some.user_attrs["memory"] for some in (self.study, study))
         if ours["train"]["objective"] != theirs["train"]["objective"]:

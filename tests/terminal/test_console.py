@@ -189,7 +189,7 @@ def test_an_unknown_verb_is_one_line_and_exit_code_2(tmp_path: Path):
 
 
 def test_the_shell_completes_spaces_and_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert complete_space("digits_") == ["digits_m", "digits_s", "digits_var"]
+    assert complete_space("digits_") == ["digits_m", "digits_rar", "digits_s", "digits_var"]
     for name in ("mine", "my-other", "unrelated"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "study.db").touch()

@@ -147,7 +147,7 @@ def test_a_trial_has_charts_and_a_slider_through_its_samples(shown: tuple[Shown,
     """From the base's samples, step 0, to those of the last rung."""
     study, browser = shown
     best = study.runs(ended_filter(study.summary.mlflow.key), "metrics.fid ASC")[0]
-    browser.open(f"{study.page}/{best.info.run_id}/model-metrics", height=1900)
+    browser.open(f"{study.page}/{best.info.run_id}/model-metrics", height=3200)
     browser.wait_for("fid", "eval", "inception_score", "train", "loss", "reward_accuracy", "samples")
     browser.all(".js-plotly-plot", 5)
     assert browser.all("[role=slider]")[0].get_attribute("aria-valuenow") == "0"

@@ -25,4 +25,6 @@ def test_the_plan_is_of_the_images_and_their_tokens(family: str, tokens: int):
 def test_what_is_asked_for_is_planned():
     plan = plan_for(some_digits(240), family_of("llamagen"), "large", START, 7)
     assert (plan.size, plan.settings.epochs, plan.settings.learning_rate) == ("large", 7, 9e-4)
-    assert plan.why.startswith("size L, 5 M parameters: 240 images of 16 tokens are 0.00078 tokens a parameter; as ask")
+    assert plan.why.startswith(
+        "size L, 5 M parameters: 240 images of 16 tokens are 0.00078 tokens per parameter; as ask"
+    )
