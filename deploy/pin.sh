@@ -10,7 +10,7 @@ set -euo pipefail
 for file in "${@:?a file that names images, such as deploy/Dockerfile}"; do
     images=$(sed -nE 's/^(FROM |[ -]*image: )([^ @]+).*/\2/p' "$file" | sort -u)
     if [[ -z $images || $images == *YOUR-* ]]; then
-        echo "error: $file: ${images:-no image}: want images by the names that a registry knows" >&2
+        echo "error: $file: ${images:-no image}: expected images by the names that a registry knows" >&2
         exit 2
     fi
     for image in $images; do

@@ -358,7 +358,7 @@ def test_an_upload_is_small_and_has_what_a_study_needs(tmp_path: Path):
         "examples",
         "runs",
     } == set()
-    assert (tmp_path / "package.zip").stat().st_size < 2**20
+    assert (tmp_path / "package.zip").stat().st_size < 2**21
 
 
 def test_what_a_user_keeps_in_the_checkout_is_not_uploaded(tmp_path: Path):

@@ -140,4 +140,4 @@ def test_a_task_holds_a_card_and_its_process_ends_with_it(tmp_path: Path, monkey
     assert len({pid for pid, _ in found["cpu"]}) == 1
     assert [where for _, where in found["gpu"]] == ["cuda:0"] * 2
     assert len({pid for pid, _ in found["gpu"]}) == 2
-    assert all(where.startswith("a GPU is asked for") for _, where in found["share"])
+    assert all(where.startswith("a GPU was requested") for _, where in found["share"])

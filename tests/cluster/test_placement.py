@@ -84,7 +84,7 @@ def test_every_way_must_cut_the_global_batch_evenly():
 @pytest.mark.parametrize(
     ("placement", "told"),
     [
-        ({"accelerators": [{"type": "CPU"}, {"type": "A40"}]}, "precision must be said"),
+        ({"accelerators": [{"type": "CPU"}, {"type": "A40"}]}, "precision must be given"),
         ({"accelerators": [{"type": "CPU", "gpus": 1.0}]}, "type CPU has no gpus"),
         ({"accelerators": [{"type": "A40", "gpus": 0.0}]}, "type A40 needs gpus above 0"),
         ({"accelerators": [{"type": "an A40"}]}, "type"),

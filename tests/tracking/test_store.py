@@ -60,7 +60,7 @@ def test_no_proxy_is_asked_for_this_machine_itself(server: str, proxy: str, monk
 
 
 def test_a_proxy_that_does_not_lead_to_the_server_is_named_with_the_cure(proxy: str):
-    told = f"by way of http_proxy={proxy}: set no_proxy=mlflow.example if no proxy leads there"
+    told = f"it was reached through http_proxy={proxy}: set no_proxy=mlflow.example if no proxy leads there"
     with pytest.raises(OSError, match="503") as error:
         reach("http://mlflow.example:5000")
     assert told in str(error.value)
