@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -104,6 +105,27 @@ def kill_process(pid: int, started: str) -> bool:
     return False
 
 
+class Turn:
+    """Of the sizes that run side by side one at a time begins, for Ray's register of trainables is not for threads.
+
+    It is held from before `fit` until Tune's first callback: by then it has registered.
+    """
+
+    register = threading.Lock()
+
+    def __init__(self) -> None:
+        self.register.acquire()
+        self.held = True
+
+    def end(self) -> None:
+        if self.held:
+            self.held = False
+            self.register.release()
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # Tune pickles its callbacks, for a restore that is never asked for
+
+
 class Watch(tune.Callback):
     """Kills processes that have shown no sign of life for too long; their trials go on as after any loss.
 
@@ -111,14 +133,18 @@ class Watch(tune.Callback):
     gives back what the workers of trials that have ended still hold.
     """
 
-    def __init__(self, ledger: Ledger, storage: Path, limit_s: float, placer: Any = None):
-        self.ledger, self.storage, self.limit_s, self.placer = ledger, storage, limit_s, placer
+    def __init__(self, ledger: Ledger, storage: Path, limit_s: float, placer: Any = None, turn: Turn | None = None):
+        self.ledger, self.storage, self.limit_s, self.placer, self.turn = ledger, storage, limit_s, placer, turn
         self.look_s = max(LOOK_S, limit_s / 20) if is_copy(storage) else LOOK_S  # at a URI every look is a request
         self.alone = in_this_process(ledger.config.placement)  # trials are no groups
         self.told = self.looked = 0.0
         self.seen = dict[Path | str, tuple[Any, float]]()  # what was last seen of a sign, and since when
         self.killing = dict[ray.ObjectRef, tuple[TrialInfo, int]]()  # trial and pid of each
         self.ended = dict[str, float]()  # worker groups, by key, and since when they are seen to have ended
+
+    def setup(self, **info: Any) -> None:
+        if self.turn:
+            self.turn.end()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
@@ -240,9 +266,11 @@ def run_trials(
     # Tune's own snapshots are never read again: they go where no full or absent storage can stop the study.
     stop = stop or Stop()
     with stop.calling(ledger.halt), stop.leaving(ledger.close), TemporaryDirectory(prefix="cca_ray-") as scratch:
+        turn = Turn()
         try:
-            tuner(config, ledger, job_of, storage, scratch, trainable).fit()
+            tuner(config, ledger, job_of, storage, scratch, trainable, turn).fit()
         finally:
+            turn.end()
             ledger.close()
     if ledger.stuck:
         raise ValueError(f"{config.name}: {ledger.stuck}; fix that and run the same command again to continue")
@@ -251,7 +279,7 @@ def run_trials(
 
 
 def tuner(
-    config: ResolvedStudy, ledger: Ledger, job_of: JobOf, storage: Path, scratch: str, trainable: Any
+    config: ResolvedStudy, ledger: Ledger, job_of: JobOf, storage: Path, scratch: str, trainable: Any, turn: Turn
 ) -> tune.Tuner:
     placement = config.placement
     placer = queue_of_the_cluster() if placement.accelerators else None
@@ -268,7 +296,7 @@ def tuner(
             name=config.name,
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=placement.max_failures),
-            callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes, placer)],
+            callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes, placer, turn)],
             stop=Ending(ledger),
             verbose=0,
         ),
