@@ -43,10 +43,7 @@ LADDER = (0.125, 0.5, 1.0)  # about that of the search spaces of ImageNet
 KEEP, GRACE = (0.9, 0.5), 4  # of those spaces, and of the defaults
 AT = (4, 8, 16, 32)  # costs at which regrets are taken
 CLOSE = (0.03, 0.01)
-SMALLER, TRIALS_BEFORE = (
-    10**6,
-    14.0,
-)  # seeds of a smaller size's study, and its cost in whole trials: the digits' number
+TRIALS_BEFORE = 14.0  # cost of a smaller size's study, in whole trials: the digits' number
 STATES = {
     "running": TrialState.RUNNING, "complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,

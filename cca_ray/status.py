@@ -25,7 +25,7 @@ from cca_ray.contracts import Contract, SizeSummary
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study, studies_in
 from cca_ray.reporting.text import closing, interim, progress
-from cca_ray.search.records import readable
+from cca_ray.search.records import ENDED_NAMES, readable
 from cca_ray.storage.lock import holder
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import command_line, database_uri, to_uri
@@ -230,7 +230,7 @@ def in_a_line(size: SizeStatus) -> str:
     if size.outcome:
         return f"{size.size} {MARKS[worst(size.outcome)]} {WORDS[worst(size.outcome)]}"
     search = size.trials.get("search", {})
-    ended = sum(search.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
+    ended = sum(search.get(state, 0) for state in ENDED_NAMES)
     return f"{size.size} {size.state}" + f", {ended} trials of the search" * bool(search)
 
 

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def straight_through(latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes, with the gradient of the latents, and VQ-VAE's loss: codes towards latents, latents towards codes."""
+    loss = F.mse_loss(codes, latents.detach()) + 0.25 * F.mse_loss(latents, codes.detach())
+    return latents + (codes - latents).detach(), loss
 
 
 class Codebook:

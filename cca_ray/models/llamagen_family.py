@@ -83,16 +83,16 @@ class LlamaGenFamily(Family):
         return own(tokenizer).quantize.embedding
 
     def quantised(self, tokenizer: Tokenizer, latents: Tensor, codebook: Codebook, step: int) -> tuple[Tensor, Tensor]:
-        """VQ-VAE's loss: codes towards latents, latents towards codes."""
         from torch.nn import functional as F
+
+        from cca_ray.models.codebook import straight_through
 
         quantizer = own(tokenizer).quantize
         z = F.normalize(latents, dim=-1)
         codebook.revive(z.flatten(0, 1), step)
         tokens = quantizer.nearest(z)
         codebook.chosen(tokens)
-        q = quantizer.codebook()[tokens]
-        return z + (q - z).detach(), F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+        return straight_through(z, quantizer.codebook()[tokens])
 
     def small_model(self, tokenizer: Tokenizer, length: int) -> Fields:
         return {"block_size": length}

@@ -88,16 +88,13 @@ class RARFamily(Family):
         return own(tokenizer).quantize.embedding
 
     def quantised(self, tokenizer: Tokenizer, latents: Tensor, codebook: Codebook, step: int) -> tuple[Tensor, Tensor]:
-        """VQ-VAE's loss: codes towards latents, latents towards codes."""
-        from torch.nn import functional as F
+        from cca_ray.models.codebook import straight_through
 
         quantizer = own(tokenizer).quantize
         codebook.revive(latents.flatten(0, 1), step)
         tokens = quantizer.nearest(latents)
         codebook.chosen(tokens)
-        q = quantizer.embedding(tokens)
-        loss = F.mse_loss(q, latents.detach()) + 0.25 * F.mse_loss(latents, q.detach())
-        return latents + (q - latents).detach(), loss
+        return straight_through(latents, quantizer.embedding(tokens))
 
     def small_model(self, tokenizer: Tokenizer, length: int) -> Fields:
         return {"block_size": length}

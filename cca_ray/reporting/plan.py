@@ -9,10 +9,9 @@ from cca_ray.models.family import family_of
 from cca_ray.models.official import parameters
 from cca_ray.reporting.results import SizeResults, StudyResults, read_study, studies_in
 from cca_ray.search.budget import final_seconds
+from cca_ray.search.records import ENDED_NAMES
 from cca_ray.storage.uris import local_path, to_uri
 from cca_ray.training.small_networks import blank_model, blank_tokenizer
-
-ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
 def plan_of(
@@ -21,7 +20,7 @@ def plan_of(
     """Lines for people. `minutes`, `hours`: the budget."""
     known = {study.name: study for study in known_studies(storage, name)}
     study = known.get(name)
-    ended = sum(t.state in ENDED for size in study.sizes for t in size.trials) if study else 0
+    ended = sum(t.state in ENDED_NAMES for size in study.sizes for t in size.trials) if study else 0
     state = f"continued; {ended} trials have ended" if study else "new"
     lines = [f"study {name} in {to_uri(storage / name)}: {state}"]
     for config in configs:
@@ -53,7 +52,7 @@ def known_studies(storage: Path, name: str) -> list[StudyResults]:
 def size_named(name: str, studies: Sequence[StudyResults]) -> SizeResults | None:
     """The first of this name with a trial that has ended."""
     sizes = [size for study in studies for size in study.sizes if size.name == name]
-    return next((size for size in sizes if any(t.state in ENDED for t in size.trials)), None)
+    return next((size for size in sizes if any(t.state in ENDED_NAMES for t in size.trials)), None)
 
 
 def trials(config: StudyConfig) -> str:
@@ -71,10 +70,10 @@ def time(config: StudyConfig, before: SizeResults | None, like: SizeResults | No
     """By what the trials of the same size took, in this study or in another one of this storage."""
     if like is None:
         return "not known before a first trial; --minutes or --gpu-hours limits it"
-    ended = [t for t in like.trials if t.state in ENDED]
+    ended = [t for t in like.trials if t.state in ENDED_NAMES]
     mean = sum(t.seconds for t in ended) / len(ended)
     planned = config.search.trials + len(config.control.learning_rates)
-    done = sum(t.state in ENDED for t in before.trials) if before else 0
+    done = sum(t.state in ENDED_NAMES for t in before.trials) if before else 0
     left = max(0, planned - done) * mean / config.search.max_concurrent
     left += final_seconds(config, [rung for t in ended for rung in t.rungs]) if not (before and before.summary) else 0
     of = f"{len(ended)} trials took {mean:.0f} s each, here" + (" before" if before else " in another study")

@@ -11,6 +11,7 @@ from cca_ray.contracts import Attempt, RungScore
 
 ArmName = Literal["search", "control", "replicate"]
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+ENDED_NAMES = tuple(state.name for state in ENDED)
 STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 KEEP_S = 5.0  # how often what runs is written down as far as it has come, for a driver that is killed
 METRICS = "metrics"  # the attribute of a search that keeps what is measured; version 0.1.0 kept none
