@@ -2,8 +2,8 @@
 
     python examples/coloured_digits.py photos --images 12000
 
-Every digit is used equally often. Each time it is enlarged, turned, sheared, scaled and shifted, and drawn in one random
-colour on another, over a gradient. The same seed gives the same images.
+Every digit is used equally often. Each time it is enlarged, turned, sheared, scaled and shifted, and drawn in one
+random colour on another, over a gradient. The same seed gives the same images.
 """
 
 import argparse

@@ -48,7 +48,7 @@ class LlamaGenFamily(Family):
     image_size = 384
     augmentations = ("ten-crop-1.1", "ten-crop-1.05")
     official_codes = True
-    small_sizes = ("S", "M", "tiny", "mini")
+    small_sizes: tuple[str, ...] = ("S", "M", "tiny", "mini")
 
     def parts(self) -> Parts:
         from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
