@@ -23,17 +23,21 @@ from cca_ray.search.gp_sampler import prospect, worth_going_on
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.records import (
     ATTEMPTS,
+    DECISION,
     ENDED,
     KEEP_S,
     RUNG,
     STORAGE_ERRORS,
+    Decision,
     added,
     attempts_of,
+    decision_at_last_rung,
     device_seconds_of,
     end_of,
     rung_scores,
     seconds_of,
     used_device_seconds,
+    with_score,
 )
 from cca_ray.search.rungs import Mark, best_value, goes_on, share_kept
 from cca_ray.training.reports import TrialFailure
@@ -151,6 +155,7 @@ class Ledger:
 
     def propose(self, trial_id: str) -> TrialInfo | None:
         """The next fine-tuning; None when all arms are done, the budget is used up or the study is stopping."""
+        self.settle()
         with self.writing():
             for arm in self.arms:
                 if self.halted:
@@ -162,6 +167,16 @@ class Ledger:
                 if trial is not None:
                     return self.begin(trial_id, arm, trial)
         return None
+
+    def settle(self) -> None:
+        """End the interrupted trials that had come to their end, whose driver was killed before it wrote that down."""
+        with self.writing():
+            for arm in self.arms:
+                trials, waiting = arm.study.get_trials(deepcopy=False), self.interrupted[arm.name]
+                for number in [n for n in waiting if decision_at_last_rung(trials[n]) in ("stops", "ends")]:
+                    waiting.remove(number)
+                    self.begin(id := f"{arm.name} {number}", arm, arm.taken_up(number))
+                    self.finish(id)
 
     def undecided(self) -> bool:
         """Whether a trial at work may yet show that its arm needs another: then "none for now" is not the end."""
@@ -175,8 +190,13 @@ class Ledger:
         info = TrialInfo(self.config.name, arm.name, trial.number, arm.planned(), key, trial.params, train)
         frozen = arm.study.get_trials(deepcopy=False)[trial.number]
         trial.set_user_attr("key", key)
-        passed = {score.step for score in rung_scores(frozen)}
-        self.running[trial_id] = Running(info, arm, trial, passed, attempts_of(frozen))
+        if end_of(frozen)[1]:  # its driver was killed before the state that this was the reason for
+            trial.set_user_attr("reason", "")
+        scores, decision = rung_scores(frozen), decision_at_last_rung(frozen)
+        running = Running(info, arm, trial, {score.step for score in scores}, attempts_of(frozen))
+        running.pruned = decision == "stops"
+        running.costs = Mark.of(scores[-1], arm.metrics).costs.tolist() if decision == "ends" else None
+        self.running[trial_id] = running
         for listener in self.listeners:
             listener.on_trial_start(info)
         return info
@@ -206,42 +226,50 @@ class Ledger:
         return True
 
     def at_rung(self, running: Running, score: RungScore, total_steps: int) -> bool:
-        """Decide; at the last rung there is nothing to decide."""
-        arm, step = running.arm, score.step
-        mark, last = Mark.of(score, arm.metrics), step >= total_steps
-        if last:
-            running.costs = mark.costs.tolist()
-        if step in running.rungs:
-            return True
-        # By the rung's number, not its step: trials may differ in length, but at a rung all have as many samples.
-        rung = sum(before < step for before in running.rungs)
-        running.rungs.add(step)
-        others = [t for t in arm.study.get_trials(deepcopy=False) if t.number != running.info.number]
-        marks = [Mark.of(passed[rung], arm.metrics) for t in others if len(passed := rung_scores(t)) > rung]
-        self.keep_score(running.trial, rung, score, mark)
-        if not last and arm.name == "search":
-            running.pruned = not self.goes_on(running, rung, mark, marks)
-        metric = "fid" if "fid" in score.values else arm.metrics[0]
-        best = best_value(metric, [score, *last_scores(others)]) if last else None
-        for listener in self.listeners:
-            listener.on_rung(running.info, RungOutcome(score, total_steps, not running.pruned, metric, best))
+        """Decide once; at the last rung there is nothing to decide."""
+        if score.step not in running.rungs:
+            self.decide(running, score, total_steps)
+        if score.step >= total_steps:
+            running.costs = Mark.of(score, running.arm.metrics).costs.tolist()
         return not running.pruned
 
-    def goes_on(self, running: Running, rung: int, mark: Mark, others: Sequence[Mark]) -> bool:
-        """By the rule of `search.rungs`; of several metrics there is one alone."""
-        search, arm = self.config.search, running.arm
-        if search.rungs == "posterior" and len(arm.metrics) == 1:
-            return worth_going_on(arm.question(arm.study.get_trials(deepcopy=False), running.info.number), rung)
-        return goes_on(mark, others, share_kept(self.config, rung), search.grace_trials)
+    def decide(self, running: Running, score: RungScore, total_steps: int) -> None:
+        """Whether it goes on from this rung; and keep that, and the score."""
+        arm, last = running.arm, score.step >= total_steps
+        # By the rung's number, not its step: trials may differ in length, but at a rung all have as many samples.
+        rung = sum(before < score.step for before in running.rungs)
+        trials = arm.study.get_trials(deepcopy=False)
+        stops = not last and arm.name == "search" and not self.goes_on(running, rung, score, trials)
+        self.keep_score(running, rung, score, "ends" if last else "stops" if stops else "goes on")
+        running.rungs.add(score.step)
+        running.pruned = stops
+        metric = "fid" if "fid" in score.values else arm.metrics[0]
+        others = [t for t in trials if t.number != running.info.number]
+        best = best_value(metric, [score, *last_scores(others)]) if last else None
+        for listener in self.listeners:
+            listener.on_rung(running.info, RungOutcome(score, total_steps, not stops, metric, best))
 
-    def keep_score(self, trial: optuna.Trial, rung: int, score: RungScore, mark: Mark) -> None:
-        """In Optuna's storage."""
-        if len(mark.costs) == 1:  # Optuna has no intermediate values of several metrics
-            trial.report(mark.costs[0], score.step)
+    def goes_on(self, running: Running, rung: int, score: RungScore, trials: Sequence[FrozenTrial]) -> bool:
+        """By the rule of `search.rungs`; of several metrics there is one alone. `score`: of the trial at the rung."""
+        search, arm, number = self.config.search, running.arm, running.info.number
+        if search.rungs == "posterior" and len(arm.metrics) == 1:
+            return worth_going_on(arm.question(with_score(trials, number, rung, score), number), rung)
+        passed = [rung_scores(t) for t in trials if t.number != number]
+        others = [Mark.of(scores[rung], arm.metrics) for scores in passed if len(scores) > rung]
+        return goes_on(Mark.of(score, arm.metrics), others, share_kept(self.config, rung), search.grace_trials)
+
+    def keep_score(self, running: Running, rung: int, score: RungScore, decision: Decision) -> None:
+        """In Optuna's storage. The score itself comes last: what has it has all, whenever the driver is killed."""
+        trial, costs = running.trial, Mark.of(score, running.arm.metrics).costs
+        running.keep_attempts()  # of a trial that has come to its end no more may be heard
+        trial.set_user_attr(f"{DECISION}{rung}", decision)
+        kept = running.arm.study.get_trials(deepcopy=False)[running.info.number].intermediate_values
+        if len(costs) == 1 and score.step not in kept:  # Optuna has none of several metrics
+            trial.report(costs[0], score.step)
         trial.set_user_attr("protocol", score.protocol)
-        trial.set_user_attr(f"{RUNG}{rung}", score.model_dump())
         for name, value in score.values.items():  # columns by which optuna-dashboard can sort
             trial.set_user_attr(name, value)
+        trial.set_user_attr(f"{RUNG}{rung}", score.model_dump())
 
     def lose(self, trial_id: str, loss: str, never_ran: bool) -> None:
         """Its process was lost; Tune may start it again."""

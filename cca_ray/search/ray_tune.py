@@ -269,7 +269,9 @@ def run_trials(
     with stop.calling(ledger.halt), stop.leaving(ledger.close), TemporaryDirectory(prefix="cca_ray-") as scratch:
         turn = Turn()
         try:
-            tuner(config, ledger, job_of, storage, scratch, trainable, turn).fit()
+            ledger.settle()
+            if not ledger.done():
+                tuner(config, ledger, job_of, storage, scratch, trainable, turn).fit()
         finally:
             turn.end()
             ledger.close()

@@ -1,6 +1,7 @@
 """What Optuna's storage keeps of a trial, read as contracts. Light on imports: `status` and `report` read by it."""
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import optuna
@@ -17,12 +18,27 @@ KEEP_S = 5.0  # how often what runs is written down as far as it has come, for a
 METRICS = "metrics"  # the attribute of a search that keeps what is measured; version 0.1.0 kept none
 ATTEMPTS = "attempts"  # the attribute of a trial that keeps what each of its attempts took
 RUNG = "rung "  # begins the names of the attributes that keep a trial's scores, one a rung
+DECISION = "after rung "  # of those that keep what was decided there; written before the score: none lacks it
+Decision = Literal["goes on", "stops", "ends"]
 
 
 def rung_scores(trial: FrozenTrial) -> tuple[RungScore, ...]:
     """Its scores, in the order of the rungs."""
     names = sorted((name for name in trial.user_attrs if name.startswith(RUNG)), key=lambda name: int(name.split()[1]))
     return tuple(RungScore.model_validate(trial.user_attrs[name]) for name in names)
+
+
+def decision_at_last_rung(trial: FrozenTrial) -> Decision | None:
+    """Of those that it has passed; None before the first, and of a trial that an earlier version scored."""
+    decision: Decision | None = trial.user_attrs.get(f"{DECISION}{len(rung_scores(trial)) - 1}")
+    return decision
+
+
+def with_score(trials: Sequence[FrozenTrial], number: int, rung: int, score: RungScore) -> list[FrozenTrial]:
+    """All trials of a study, as they are once the one of this number has this score too."""
+    scored = copy.copy(trials[number])
+    scored.user_attrs = {**scored.user_attrs, f"{RUNG}{rung}": score.model_dump()}
+    return [*trials[:number], scored, *trials[number + 1 :]]
 
 
 def end_of(trial: FrozenTrial) -> tuple[str, str]:
