@@ -44,9 +44,9 @@ class LlamaGenFamily(Family):
     layers = ("n_layer", "layers.")
     shapes = SHAPES
     image_size = 384
-    augmentations = ("ten-crop-1.1", "ten-crop-1.05")
+    augmentations: tuple[str, ...] = ("ten-crop-1.1", "ten-crop-1.05")
     official_codes = True
-    small_sizes = ("S", "M")
+    small_sizes: tuple[str, ...] = ("S", "M")
 
     def parts(self) -> Parts:
         from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
