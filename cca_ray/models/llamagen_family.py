@@ -46,7 +46,7 @@ class LlamaGenFamily(Family):
     layers = ("n_layer", "layers.")
     shapes = SHAPES
     image_size = 384
-    augmentations = ("ten-crop-1.1", "ten-crop-1.05")
+    augmentations: tuple[str, ...] = ("ten-crop-1.1", "ten-crop-1.05")
     official_codes = True
     small_sizes: tuple[str, ...] = ("S", "M", "tiny", "mini")
 
