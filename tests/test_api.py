@@ -206,7 +206,7 @@ def readme() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_readmes_program_is_interrupted_and_continued_in_a_thread(
     tmp_path: Path, base_files: BaseFiles, no_ray_here: None, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -231,7 +231,7 @@ def test_the_readmes_program_is_interrupted_and_continued_in_a_thread(
     assert stopped.state == names["study"].state == "finished"
     said = capsys.readouterr().out
     assert "found 0 of 3 trials ended, 1 interrupted and resumed" in said
-    assert re.search(r"digits_s (✓ better|≈ equal|✗ WORSE)", said)
+    assert re.search(r"digits_s: (✓ better|≈ equal|✗ WORSE)", said)
     assert stopped.trials["state"].tolist() == ["COMPLETE"] * 3
     assert stopped.best["digits_s"].final
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

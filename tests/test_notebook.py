@@ -26,7 +26,7 @@ def test_the_notebook_is_kept_without_outputs():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_notebook_runs_and_shows_progress_trials_samples_and_report(tmp_path: Path):
     run = notebook()
     (given,) = (cell for cell in run.cells if "settings = {}" in cell.source)
