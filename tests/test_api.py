@@ -230,7 +230,7 @@ def test_the_readmes_program_is_interrupted_and_continued_in_a_thread(
         pool.submit(exec, readme(), names).result()
     assert stopped.state == names["study"].state == "finished"
     said = capsys.readouterr().out
-    assert "found 0 of 3 trials ended, 1 interrupted and resumed" in said
+    assert re.search(r"found \d of 3 trials ended.*, [12] interrupted and resumed", said)
     assert re.search(r"digits_s: (✓ better|≈ equal|✗ WORSE)", said)
     assert stopped.trials["state"].tolist() == ["COMPLETE"] * 3
     assert stopped.best["digits_s"].final
