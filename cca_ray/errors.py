@@ -25,6 +25,10 @@ class ConfigError(ValueError):
     """A mistake of the user's, told in one line."""
 
 
+class Incomplete(ValueError):
+    """A study has ended, and its results are there; but its report, or what MLflow shows, lacks something."""
+
+
 class RayEnded(ConfigError):
     """The Ray that this process is connected to is gone: whatever else it would ask of Ray, it would wait for long."""
 

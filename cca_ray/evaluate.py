@@ -12,6 +12,7 @@ cca-ray evaluate llamagen_b --verify runs/imagenet                the study's wi
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -21,13 +22,68 @@ import typer
 from cca_ray.config import MOST_SEED, ResolvedStudy
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation import measure
+from cca_ray.evaluation.measure import Evaluation
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.reporting.results import read_study
 from cca_ray.search.verifying import Verification
 from cca_ray.search.verifying import verify as verify_trial
-from cca_ray.space_file import load_config
+from cca_ray.space_file import as_settings, load_config
+from cca_ray.storage.uris import local_path
+from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import CheckpointOption, Console, GuidanceOption, SpaceArgument, StorageOption, place, run
 from cca_ray.training.small_base import check_files, resolve
+
+
+def resolved(
+    space: str | Path, storage: str | Path, settings: Mapping[str, object] | Sequence[str], console: Console
+) -> ResolvedStudy:
+    """The search space with all its files, which are made if they are the digits'."""
+    config = load_config(find_space(str(space)), as_settings(settings))
+    check_files(config)
+    return resolve(config, Path(storage), console.progress)
+
+
+@in_python
+def evaluate(
+    space: str | Path = DEFAULT_SPACES[0],
+    checkpoint: str | Path | None = None,
+    npz: str | Path | None = None,
+    samples: int | None = None,
+    guidance_scale: float = 1.0,
+    seed: int | None = None,
+    storage: str | Path = "runs",
+    settings: Mapping[str, object] | Sequence[str] = (),
+    *,
+    quiet: bool = False,
+) -> Evaluation:
+    """Score a checkpoint (by default the base), or the images in an `.npz`, by every metric that the files allow.
+
+    `space`: a search space's file, or the name of a shipped one, which says under which protocol. `samples`, `seed`:
+    how many images are sampled, with which noise; by default `score.samples` and `score.seed`.
+    """
+    if checkpoint is not None and npz is not None:
+        raise ConfigError("--checkpoint and --npz: give one of them")
+    config = resolved(space, storage, settings, Console(sys.stderr, quiet))
+    weights, images = (None if path is None else Path(path) for path in (checkpoint, npz))
+    return measure.evaluate(config, weights, images, samples, guidance_scale, seed)
+
+
+@in_python
+def verify(
+    study: str | Path,
+    space: str | Path = DEFAULT_SPACES[0],
+    trial: int | None = None,
+    storage: str | Path = "runs",
+    settings: Mapping[str, object] | Sequence[str] = (),
+    *,
+    quiet: bool = False,
+) -> Verification:
+    """Score the winner of the study in this folder again, or the finalist `trial`, on the noise of its table.
+
+    The difference from what the study has kept tells whether this machine's card scores alike.
+    """
+    config = resolved(space, storage, settings, Console(sys.stderr, quiet))
+    return verified(config, local_path(study), trial)
 
 
 def main(
@@ -68,13 +124,11 @@ def main(
     own = {"--samples": samples, "--seed": seed, "--guidance-scale": guidance_scale if guidance_scale != 1.0 else None}
     if verify is not None and (taken := [option for option, value in own.items() if value is not None]):
         raise ConfigError(f"{taken[0]}: --verify always scores as the study did")
-    config = load_config(find_space(space), set_ or [])
-    check_files(config)
-    config = resolve(config, storage, Console(sys.stderr).progress)
     if verify is not None:
+        config = resolved(space, storage, set_ or [], Console(sys.stderr))
         tell_verified(verified(config, verify, trial), verify)
         return
-    found = measure.evaluate(config, checkpoint, npz, samples, guidance_scale, seed)
+    found = evaluate(space, checkpoint, npz, samples, guidance_scale, seed, storage, set_ or [])
     protocol = found.protocol
     if found.given:
         made_of = protocol.model_dump(include={"extractor", "reference", "samples"})
@@ -115,3 +169,5 @@ def tell_verified(found: Verification, folder: Path) -> None:
 
 if __name__ == "__main__":
     run(main)
+else:
+    callable_module(__name__)

@@ -34,6 +34,7 @@ from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import pull, reach
 from cca_ray.storage.uris import to_uri
+from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import Console, place, run
 from cca_ray.terminal.ray_session import ray_session
 
@@ -254,6 +255,66 @@ def tell(console: Console, what: str, path: Path, unreadable: Path) -> None:
         console.say(f"unreadable images, left out: {to_uri(unreadable)}")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What was made: a token set in a folder, reference statistics in a file; None: was not asked for."""
+
+    tokens: Path | None
+    reference: Path | None
+
+
+@in_python
+def prepare(
+    images: str | Path | None = None,
+    family: str = "llamagen",
+    plugin: Sequence[str] | None = None,
+    tokenizer: str | Path | None = None,
+    out: str | Path | None = None,
+    image_size: int | None = None,
+    augment: Sequence[str] | None = None,
+    classes: str | Path | None = None,
+    label_key: str | None = None,
+    numeric_classes: bool = False,
+    allow_empty_classes: bool = False,
+    npy: Sequence[str | Path] | None = None,
+    features: str | Path | None = None,
+    reference: str | Path | None = None,
+    trust_torchscript: bool = False,
+    reference_size: int = 256,
+    part_images: int = 2048,
+    max_unreadable: int = 100,
+    gpus: int = 0,
+    *,
+    quiet: bool = False,
+) -> Prepared:
+    """Make a token set (`out`), reference statistics (`reference`), or both, from images; an unfinished one continues.
+
+    `images`: class folders, or .tar or .parquet shards, a path or a URI. A token set needs a `tokenizer`, statistics a
+    feature network (`features`). `npy`: the folders that the official code left, instead of images.
+    """
+    images = None if images is None else str(images)
+    folders = [Path(folder) for folder in npy or ()]
+    paths = (None if path is None else Path(path) for path in (tokenizer, out, classes, features, reference))
+    codes, tokens_at, names_in, network, statistics_at = paths
+    check(images, folders, codes, tokens_at, network, statistics_at)
+    load_plugins(plugin or [])
+    kind, tokens, statistics = checked_family(family, folders), None, None
+    size, augmentations = image_size or kind.image_size, augment or kind.augmentations
+    crops_of(augmentations, size)
+    if tokens_at is not None and codes is not None:
+        tokens = Tokens(family, codes, size, augmentations, tokens_at, part_images)
+    if statistics_at is not None and network is not None:
+        statistics = Statistics(network, reference_size, statistics_at, trust_torchscript)
+    names, console = check_files(names_in, codes, network, tokens, statistics), Console(quiet=quiet)
+    if folders and tokens is not None:
+        from_npy(folders, names, tokens, console)
+    if images is not None:
+        source = Source(images, names, label_key, numeric_classes, allow_empty_classes)
+        with ExitStack() as session:
+            from_images(source, tokens, statistics, max_unreadable, gpus, Nodes(session), console)
+    return Prepared(tokens_at, statistics_at)
+
+
 def main(
     images: Annotated[
         str | None, typer.Argument(help="Images: class folders, or .tar or .parquet shards; a path or URI.")
@@ -322,23 +383,14 @@ def main(
     ] = 0,
 ) -> None:
     """Make a token set, reference statistics, or both, from images."""
-    check(images, npy or [], tokenizer, out, features, reference)
-    load_plugins(plugin or [])
-    kind, tokens, statistics = checked_family(family, npy or []), None, None
-    size, augmentations = image_size or kind.image_size, augment or kind.augmentations
-    crops_of(augmentations, size)
-    if out is not None and tokenizer is not None:
-        tokens = Tokens(family, tokenizer, size, augmentations, out, part_images)
-    if reference is not None and features is not None:
-        statistics = Statistics(features, reference_size, reference, trust_torchscript)
-    names, console = check_files(classes, tokenizer, features, tokens, statistics), Console()
-    if npy and tokens is not None:
-        from_npy(npy, names, tokens, console)
-    if images is not None:
-        source = Source(images, names, label_key, numeric_classes, allow_empty_classes)
-        with ExitStack() as session:
-            from_images(source, tokens, statistics, max_unreadable, gpus, Nodes(session), console)
+    prepare(
+        images, family, plugin, tokenizer, out, image_size, augment, classes, label_key, numeric_classes,
+        allow_empty_classes, npy, features, reference, trust_torchscript, reference_size, part_images, max_unreadable,
+        gpus,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
     run(main)
+else:
+    callable_module(__name__)

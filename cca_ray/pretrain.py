@@ -9,7 +9,9 @@ cca-ray pretrain --family var --size M               on the digits
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -20,12 +22,13 @@ from cca_ray.config import MOST_SEED, Pretrain
 from cca_ray.data.labelled_images import digits, read_folder
 from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError
-from cca_ray.evaluation.guidance_check import check_guidance
+from cca_ray.evaluation.guidance_check import GuidanceCheck, check_guidance
 from cca_ray.models.family import Family, family_of, letter
 from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.space_file import load_config
 from cca_ray.storage.mirror import push, reach
 from cca_ray.storage.uris import command_line, to_uri
+from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import Console, StorageOption, place, run
 from cca_ray.training.base_space import space_for, template_of
 from cca_ray.training.plan import Plan, plan_for
@@ -48,6 +51,60 @@ def known_size(text: str | None, sizes: tuple[str, ...]) -> str | None:
     if text is not None and text not in {*letters, *sizes}:
         raise ConfigError(f"--size {text}: one of {', '.join(letters)}")
     return None if text is None else letters.get(text, text)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A small base: its weights, the search space that uses it, and whether guidance helps it."""
+
+    checkpoint: Path
+    space: Path
+    guidance: GuidanceCheck
+
+
+@in_python
+def pretrain(
+    images: str | Path | None = None,
+    image_size: int = 32,
+    downsample: int = 4,
+    family: str = "llamagen",
+    size: str | None = None,
+    plugin: Sequence[str] | None = None,
+    epochs: int | None = None,
+    ema_decay: float = 0.0,
+    seed: int = 0,
+    storage: str | Path = "runs",
+    out: str | Path | None = None,
+    *,
+    quiet: bool = False,
+) -> Base:
+    """Make a small base from images, and a search space that uses it: `tune(base.space)`.
+
+    `images`: class folders, or .tar or .parquet shards, a path or a URI; by default the digits. `size`: S, M or L, by
+    default what suits the number of images. `out`: the folder of the base, by default `bases` in the storage. What is
+    there already is not made again.
+    """
+    images = None if images is None else str(images)
+    console, root = Console(quiet=quiet), Path(storage) / "bases" if out is None else Path(out)
+    load_plugins(plugin or [])
+    kind = known_family(family)
+    sizes = kind.small_sizes if images is None else kind.own_sizes()
+    size = known_size(size, sizes)
+    reach(root, write=True)
+    template = load_config(template_of(kind, size or sizes[0])).pretrain
+    changes = {"seed": seed, "ema_decay": ema_decay, "epochs": epochs or template.epochs}
+    if images is not None:
+        changes |= {"image_size": image_size, "downsample": downsample, "codebook_size": CODES, "variants": 1}
+    settings = Pretrain.model_validate({**template.model_dump(), **changes})
+    data = digits() if images is None else read_folder(images, image_size)
+    name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
+    console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
+    plan = Plan(size or sizes[0], settings) if images is None else plan_for(data, kind, size, settings, epochs)
+    if plan.why:
+        console.say(plan.why)
+    with one_thread() if images is None else nullcontext():  # of the digits, the same base as a study makes
+        files = build_base(data, name, family, plan.size, plan.settings, root, console.progress, console.note)
+    return finish(files, name, len(data.images), plan, kind, console)
 
 
 def main(
@@ -83,29 +140,10 @@ def main(
     ] = None,
 ) -> None:
     """Make a small base from images, and a search space that uses it."""
-    console, out = Console(), out or storage / "bases"
-    load_plugins(plugin or [])
-    kind = known_family(family)
-    sizes = kind.small_sizes if images is None else kind.own_sizes()
-    size = known_size(size, sizes)
-    reach(out, write=True)
-    template = load_config(template_of(kind, size or sizes[0])).pretrain
-    changes = {"seed": seed, "ema_decay": ema_decay, "epochs": epochs or template.epochs}
-    if images is not None:
-        changes |= {"image_size": image_size, "downsample": downsample, "codebook_size": CODES, "variants": 1}
-    settings = Pretrain.model_validate({**template.model_dump(), **changes})
-    data = digits() if images is None else read_folder(images, image_size)
-    name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
-    console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
-    plan = Plan(size or sizes[0], settings) if images is None else plan_for(data, kind, size, settings, epochs)
-    if plan.why:
-        console.say(plan.why)
-    with one_thread() if images is None else nullcontext():  # of the digits, the same base as a study makes
-        files = build_base(data, name, family, plan.size, plan.settings, out, console.progress, console.note)
-    finish(files, name, len(data.images), plan, kind, console)
+    pretrain(images, image_size, downsample, family, size, plugin, epochs, ema_decay, seed, storage, out)
 
 
-def finish(files: BaseFiles, name: str, images: int, plan: Plan, family: Family, console: Console) -> None:
+def finish(files: BaseFiles, name: str, images: int, plan: Plan, family: Family, console: Console) -> Base:
     """Write the base's search space, and say what guidance does for the base."""
     console.note("")
     path = files.checkpoint.parent / f"{family.space_name(name, plan.size)}.yaml"
@@ -117,7 +155,10 @@ def finish(files: BaseFiles, name: str, images: int, plan: Plan, family: Family,
     console.say(str(check))
     console.say(f"base: {to_uri(files.checkpoint)}")
     console.say(f"search: {command_line('python', '-m', 'cca_ray.tune', path)}")
+    return Base(files.checkpoint, path, check)
 
 
 if __name__ == "__main__":
     run(main)
+else:
+    callable_module(__name__)

@@ -99,7 +99,7 @@ class Registry(Generic[T]):
 
 FAMILIES: Registry[FamilyFacts] = Registry(
     "family",
-    {name: f"cca_ray.models.{name}_family:FAMILY" for name in ("llamagen", "var", "rar")},
+    {name: f"cca_ray.models.{name}_family:FAMILY" for name in ("llamagen", "var", "rar", "llamagen_t2i")},
 )
 OBJECTIVES: Registry[ObjectiveFacts] = Registry(
     "objective",

@@ -6,6 +6,7 @@ cca-ray report digits --out ~/report     into another folder
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,18 @@ from cca_ray.reporting.results import read_study
 from cca_ray.storage.mirror import push
 from cca_ray.terminal.console import StorageOption, complete_study, place, run
 from cca_ray.tracking.moving import follow, left_behind
+
+
+def make_report(storage: Path, names: Sequence[str], out: Path | None = None) -> Path:
+    """The page. What there is to say of an MLflow that has moved with its storage goes to stderr."""
+    studies = [read_study(storage, name) for name in names]
+    folder = out or storage / names[0] / "-with-".join(["report", *names[1:]])
+    page = write_report(studies, folder)
+    push(folder)
+    if left_behind(storage):
+        for line in follow(storage.resolve() / "mlflow.db", storage.resolve() / "mlartifacts"):
+            print(line, file=sys.stderr)
+    return page
 
 
 def main(
@@ -39,14 +52,7 @@ def main(
     if len(set(names)) < len(names):
         raise ConfigError(f"a study is named twice: {' '.join(names)}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    studies = [read_study(storage, name) for name in names]
-    folder = out or storage / names[0] / "-with-".join(["report", *names[1:]])
-    page = write_report(studies, folder)
-    push(folder)
-    if left_behind(storage):
-        for line in follow(storage.resolve() / "mlflow.db", storage.resolve() / "mlartifacts"):
-            print(line, file=sys.stderr)
-    print(shown(page))
+    print(shown(make_report(storage, names, out)))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ Anything unknown, mistyped or impossible is a `ConfigError` of one line: the fil
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -76,6 +76,27 @@ def parse(content: Any, name: str, source: str) -> StudyConfig:
         extra = allowed_keys(first["loc"], content) if first["type"] == "extra_forbidden" else ""
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ConfigError(f"{source}: {where}: {reason(error)}{extra}{more}") from None
+
+
+def as_settings(given: Mapping[str, object] | Sequence[str]) -> list[str]:
+    """Overrides as `--set` takes them: Python's `{"train.beta": 0.05}` is `train.beta=0.05`."""
+    if isinstance(given, str):
+        raise ConfigError(f"settings: expected a mapping, such as {{'train.beta': 0.05}}, not {given!r}")
+    if not isinstance(given, Mapping):
+        return list(given)
+    try:
+        return [f"{key}={json.dumps(value, default=plain)}" for key, value in given.items()]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"settings: {first_line(error)}") from None
+
+
+def plain(value: object) -> object:
+    """A number of NumPy's, or a path, as JSON has it. TypeError for what is neither."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if callable(item := getattr(value, "item", None)):
+        return item()
+    raise TypeError(f"{value!r} is no number, word, list or mapping")
 
 
 def override(content: Any, setting: str) -> None:

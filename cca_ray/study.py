@@ -30,6 +30,7 @@ from cca_ray.storage.mirror import pull, push
 from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.window import Window
+from cca_ray.tracking.pyfunc import write_champion
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.bases_ahead import bases_ahead
 from cca_ray.training.small_base import resolve
@@ -121,6 +122,7 @@ def finish_size(result: SizeResult, folder: Path, tracker: Tracker) -> SizeSumma
         pull(weights)
         shutil.copyfile(weights, winner)
     size = result.summary.model_copy(update={"checkpoint": to_uri(winner)})
+    write_champion(folder, folder.parent.parent, result.sampling, Path(result.tokenizer))
     tracker.file(size.mlflow.key, picture(folder / "samples.png", size, result.images))
     register_champion(tracker, size, f"{table([size])}\n\n{noise([size])}.")
     push(folder)

@@ -6,9 +6,9 @@ cca-ray train my_s.yaml --set train.objective=finetune --out runs/plain     the 
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +20,13 @@ from ray.util.queue import Empty, Queue
 from cca_ray.cluster.placement import in_this_process
 from cca_ray.cluster.queue import first_way
 from cca_ray.config import Train
-from cca_ray.contracts import TrialReport
+from cca_ray.contracts import RungScore, TrialReport
 from cca_ray.errors import ConfigError
 from cca_ray.inputs import DEFAULT_SPACES, find_space
-from cca_ray.space_file import load_config
+from cca_ray.space_file import as_settings, load_config
 from cca_ray.storage.mirror import reach
 from cca_ray.storage.uris import to_uri
+from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import Console, SpaceArgument, StorageOption, place, run
 from cca_ray.terminal.ray_session import ray_session
 from cca_ray.training.failures import innermost
@@ -105,6 +106,52 @@ def folder_name(name: str, train: Train) -> str:
     return f"{name}-{kind}-lr{train.learning_rate:g}"
 
 
+@dataclass(frozen=True)
+class FineTuned:
+    """What one fine-tuning left: its folder, its weights in the official format, its scores at the rungs."""
+
+    folder: Path
+    weights: Path
+    scores: tuple[RungScore, ...]
+
+
+@in_python
+def train(
+    space: str | Path = DEFAULT_SPACES[0],
+    lambda_: float | None = None,
+    lr: float | None = None,
+    storage: str | Path = "runs",
+    out: str | Path | None = None,
+    settings: Mapping[str, object] | Sequence[str] = (),
+    *,
+    quiet: bool = False,
+) -> FineTuned:
+    """Fine-tune once, outside a search, and score at the rungs.
+
+    `space`: a search space's file, or the name of a shipped one. `lambda_`, `lr`: the weight λ of the negative term and
+    the learning rate; by default `train.lambda` and `train.learning_rate`. `out`: the folder or URI of this run, by
+    default in the storage; what was interrupted there is resumed. `settings` override the search space, as in
+    `{"train.epochs": 2}`.
+    """
+    own = {"train.lambda": lambda_, "train.learning_rate": lr}
+    changes = [f"{key}={value}" for key, value in own.items() if value is not None]
+    config = load_config(find_space(str(space)), [*as_settings(settings), *changes])
+    console, storage, scores = Console(quiet=quiet), Path(storage), dict[int, RungScore]()
+    check_files(config)
+    reach(storage if out is None else Path(out), write=True)
+    config = resolve(config, storage, console.progress)
+    folder = storage / "train" / folder_name(config.name, config.train) if out is None else Path(out)
+
+    def hear(report: TrialReport) -> None:
+        console.say(describe(report))
+        if report.score:
+            scores[report.step] = report.score
+
+    fine_tune(Job(config, config.train, folder.resolve()), hear)
+    console.say(f"weights: {to_uri(folder / 'model.pt')}")
+    return FineTuned(folder, folder / "model.pt", tuple(scores.values()))
+
+
 def main(
     space: SpaceArgument = DEFAULT_SPACES[0],
     lambda_: Annotated[
@@ -123,17 +170,10 @@ def main(
     ] = None,
 ) -> None:
     """Fine-tune once and score at the rungs."""
-    settings = list(set_ or [])
-    settings += [f"train.lambda={lambda_}"] if lambda_ is not None else []
-    settings += [f"train.learning_rate={lr}"] if lr is not None else []
-    config, console = load_config(find_space(space), settings), Console()
-    check_files(config)
-    reach(out or storage, write=True)
-    config = resolve(config, storage, console.progress)
-    folder = out or storage / "train" / folder_name(config.name, config.train)
-    fine_tune(Job(config, config.train, folder.resolve()), lambda report: console.say(describe(report)))
-    console.say(f"weights: {to_uri(folder / 'model.pt')}")
+    train(space, lambda_, lr, storage, out, set_ or [])
 
 
 if __name__ == "__main__":
     run(main)
+else:
+    callable_module(__name__)

@@ -14,11 +14,9 @@ The same command continues a study that was stopped, however it was stopped.
 import logging
 import os
 import re
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -29,24 +27,26 @@ from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.queue import nodes_now
 from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.cluster.session import remove_leaked_groups
-from cca_ray.cluster.stopping import Stop, heeding_signals
+from cca_ray.cluster.stopping import Stop, end_process, heeding_signals, interrupt
 from cca_ray.config import MOST_SEED, StudyConfig
-from cca_ray.contracts import Contract, SizeSummary
-from cca_ray.errors import ConfigError, first_line, without_secrets
+from cca_ray.contracts import SizeSummary
+from cca_ray.errors import ConfigError, Incomplete, first_line, without_secrets
 from cca_ray.inputs import DEFAULT_SPACES, find_space
+from cca_ray.opened import Study as OpenStudy
 from cca_ray.registry import FAMILIES
+from cca_ray.reporting.outcome import Found, Told, show_end, where_to_look
 from cca_ray.reporting.plan import plan_of
-from cca_ray.reporting.summary import report_at_end, table
+from cca_ray.reporting.summary import report_at_end
 from cca_ray.reporting.text import closing
 from cca_ray.search.mlflow_pages import experiment_of, link_to_trials
-from cca_ray.space_file import fault_of_name, load_config
+from cca_ray.space_file import as_settings, fault_of_name, load_config
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import exists, reach
-from cca_ray.storage.uris import command_line, database_uri, to_uri
+from cca_ray.storage.uris import database_uri, to_uri
 from cca_ray.study import Budget, Sizes, Study
+from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import Console, StorageOption, complete_space, run
-from cca_ray.terminal.last_words import last_words
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
 from cca_ray.terminal.notify import news_of
 from cca_ray.terminal.notify import notify as tell
@@ -74,37 +74,6 @@ TrackingOption = Annotated[
         envvar="MLFLOW_TRACKING_URI", help="MLflow server or database.", show_default="an SQLite file in the storage"
     ),
 ]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a study ended with: its sizes, its report, how to look into MLflow, whose tables of trials open by links.
-
-    `no_report`, `left`: why there is no report, and what has not arrived in MLflow; empty if all is there.
-    """
-
-    folder: Path
-    sizes: list[SizeSummary]
-    report: Path | None
-    browse: str
-    no_report: str
-    left: str
-    tables: dict[str, str] = field(default_factory=dict)
-
-
-class Told(Contract):
-    """The outcome of a study as one JSON object. `told`: of each size, what won, by how much, at what cost.
-
-    `mlflow`: what has not arrived there; `no_report`: why there is no report. Both are empty if all is there.
-    """
-
-    study: str
-    folder: str
-    sizes: tuple[SizeSummary, ...]
-    told: tuple[str, ...]
-    where: dict[str, str]
-    mlflow: str = ""
-    no_report: str = ""
 
 
 def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
@@ -142,43 +111,11 @@ def fresh_name(name: str, storage: Path) -> str:
     return candidate
 
 
-def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
-    """What the study has left, and the commands that go on from there."""
-    folder, winners = found.folder, {size.size: size.checkpoint for size in found.sizes}
-    files = {Path(space).stem: space for space in spaces or DEFAULT_SPACES}
-    at: list[str | Path] = ["--storage", folder.parent] if folder.parent != Path("runs").resolve() else []
-    first, winner = next(iter(winners.items()))
-    return {
-        "summary": to_uri(folder / "summary.json"),
-        **{size: f"{to_uri(folder / size)}: winner.pt, samples.png" for size in winners},
-        **({"report": to_uri(found.report)} if found.report else {}),
-        "log": str(folder / LOG_FILE),
-        "browse": found.browse,
-        **found.tables,
-        "trials": command_line("optuna-dashboard", database_uri(folder / "study.db")),
-        "status": command_line("cca-ray", "status", folder.name, *at),
-        "sample": command_line("cca-ray", "sample", files[first], "--checkpoint", winner, *at),
-    }
-
-
-def show_end(console: Console, samples: int, end: Told) -> None:
-    """The tables, where to look, and last what a person should know; of a quiet study only the tables."""
-    width = shutil.get_terminal_size().columns if console.terminal else None
-    for metric in dict.fromkeys(metric for size in end.sizes for metric in size.shown):
-        sizes = [size for size in end.sizes if metric in size.metrics]
-        print(f"\n{metric.label} on fresh noise, {samples:,} samples\n{table(sizes, width, metric)}\n")
-    if console.quiet:
-        return
-    column = max(map(len, end.where))
-    print(*(f"{what:{column}}  {path}" for what, path in end.where.items()), "", sep="\n")
-    if end.sizes:
-        last_words(console, end.study, end.sizes, width)
-
-
 def search(
-    folder: Path, uri: str, configs: list[StudyConfig], budget: Budget, side_by_side: bool, console: Console
-) -> Found:
-    """Run the study in this folder. `uri`: of MLflow."""
+    folder: Path, uri: str, configs: list[StudyConfig], budget: Budget, side_by_side: bool, console: Console,
+    again: Callable[[int], None] = end_process,
+) -> Found:  # fmt: skip
+    """Run the study in this folder. `uri`: of MLflow. `again`: see `heeding_signals`."""
     name, storage, log, sizes = folder.name, folder.parent, folder / LOG_FILE, list[SizeSummary]()
     trackers: dict[str, Tracker] = {}
     driver = DriverStatus.of_this_process(name, tuple(config.name for config in configs), log)
@@ -201,7 +138,7 @@ def search(
             console.say("starting Ray")
             console.waiting("starting Ray")
             stop = Stop()
-            with ray_session(lambda: stop.ask(LOST_S), log, logging.INFO), heeding_signals(stop):
+            with ray_session(lambda: stop.ask(LOST_S), log, logging.INFO), heeding_signals(stop, again):
                 console.clear()
                 if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
                     remove_leaked_groups(console.say)
@@ -264,6 +201,71 @@ def folder_of(storage: Path, name: str, fresh: bool) -> Path:
     folder = storage / (fresh_name(name, storage) if fresh else name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def run_study(
+    name: str, fresh: bool, storage: Path, tracking_uri: str, configs: list[StudyConfig], budget: Budget,
+    side_by_side: bool, notify: str, console: Console, again: Callable[[int], None] = end_process,
+) -> Found:  # fmt: skip
+    """Open the study's folder, and search there, as its only driver."""
+    if "@" in tracking_uri and re.search(r"\s", tracking_uri) and not tracking_uri.startswith("sqlite:"):
+        raise ConfigError("--tracking-uri: its password holds a space; write %20 for it")  # it could not be hidden
+    folder = folder_of(storage, name, fresh)
+    console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; output in {to_uri(folder)}")
+    uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
+    with alone(folder), leased(folder), telling_trouble(notify, folder):
+        return search(folder, uri, configs, budget, side_by_side, console, again)
+
+
+def missing_of(found: Found, notify: str) -> list[str]:
+    """What has not become what was asked for, in lines. The user's command is told of the end."""
+    folder, missing = found.folder, [what for what in (found.no_report, found.left) if what]
+    trouble = tell(notify, news_of(folder.name, to_uri(folder), found.sizes, missing))
+    return [*missing, trouble] if trouble else missing
+
+
+@in_python
+def tune(
+    *spaces: str | Path,
+    name: str = "",
+    fresh: bool = False,
+    storage: str | Path = "runs",
+    tracking_uri: str = "",
+    trials: int | None = None,
+    minutes: float | None = None,
+    gpu_hours: float | None = None,
+    replicates: int | None = None,
+    max_concurrent: int | None = None,
+    side_by_side: bool = False,
+    seed: int | None = None,
+    settings: Mapping[str, object] | Sequence[str] = (),
+    notify: str = "",
+    quiet: bool = False,
+) -> OpenStudy:
+    """Search λ and learning rate for CCA, size after size; the same call continues what was stopped.
+
+    `spaces`: search spaces, files or names of shipped ones; by default the digits'. `settings` override them, as in
+    `{"train.beta": 0.05}`. `minutes`, `gpu_hours`: what the study may use. Everything else is as on the command line.
+    Raises Incomplete if all sizes have ended, but MLflow or the report lacks something.
+    """
+    given = {"trials": trials, "replicates": replicates, "max_concurrent": max_concurrent}
+    configs = load_spaces(list(map(str, spaces)), [*as_settings(settings), *settings_of(given, seed)])
+    budget, study = Budget(minutes, gpu_hours), name or default_name(configs, bool(spaces), seed)
+    found = run_study(
+        study,
+        fresh,
+        Path(storage),
+        tracking_uri,
+        configs,
+        budget,
+        side_by_side,
+        notify,
+        Console(quiet=quiet),
+        interrupt,
+    )
+    if missing := missing_of(found, notify):
+        raise Incomplete(f"{to_uri(found.folder)}: {'; '.join(missing)}")
+    return OpenStudy(found.folder)
 
 
 def main(
@@ -342,14 +344,9 @@ def main(
         shown = fresh_name(study, storage.resolve()) if fresh else study
         show(configs, plan_of(configs, storage.resolve(), shown, nodes_to_plan_for(), minutes, gpu_hours))
         return
-    if "@" in tracking_uri and re.search(r"\s", tracking_uri) and not tracking_uri.startswith("sqlite:"):
-        raise ConfigError("--tracking-uri: its password holds a space; write %20 for it")  # it could not be hidden
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
-    folder = folder_of(storage, study, fresh)
-    console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; output in {to_uri(folder)}")
-    uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
-    with alone(folder), leased(folder), telling_trouble(notify, folder):
-        found = search(folder, uri, configs, budget, side_by_side, console)
+    found = run_study(study, fresh, storage, tracking_uri, configs, budget, side_by_side, notify, console)
+    folder = found.folder
     sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, spaces or [])
     end = Told(
         study=folder.name,
@@ -364,12 +361,12 @@ def main(
         print(end.model_dump_json(indent=1))
     else:
         show_end(console, configs[-1].score.samples, end)
-    missing = [what for what in (found.no_report, found.left) if what]
-    missing += filter(None, [tell(notify, news_of(folder.name, end.folder, found.sizes, missing))])
-    if missing:
+    if missing := missing_of(found, notify):
         print(*(f"error: {what}" for what in missing), sep="\n", file=sys.stderr)
         raise typer.Exit(1)
 
 
 if __name__ == "__main__":
     run(main)
+else:
+    callable_module(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cca_ray.cluster.session import read_sign
+from cca_ray.cluster.sign import Sign
 from cca_ray.contracts import Score
 from cca_ray.data.encode import claim
 from cca_ray.data.official_npy import load_npy
@@ -141,7 +141,7 @@ def status(folder: Path) -> Made:
 
 def sign(folder: Path) -> Made:
     (folder / "alive-0").write_text(json.dumps({"pid": 1, "started": "2", "node": "abc"}))
-    return folder / "alive-0", lambda: read_sign(folder / "alive-0")
+    return folder / "alive-0", lambda: Sign.read(folder / "alive-0")
 
 
 KINDS = [kept_scores, score, statistics, images, codes, table, tokens, part, manifest, plan, finished, weights, summary,

@@ -3,6 +3,8 @@
 import ast
 import csv
 import importlib.util
+import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import cca_ray
 from benchmarks import cluster_sim
 from benchmarks.intervals import WORLDS, row
 from cca_ray import tune
@@ -181,11 +184,44 @@ def test_modules_and_files_of_ours_that_are_named_exist(page: Path):
     text = page.read_text(encoding="utf-8")
     for name in set(re.findall(r"`(cca_ray(?:\.\w+)+)`", text)):
         module, _, attribute = name.rpartition(".")
-        if name == GROUP:
+        if name == GROUP or attribute in cca_ray.__all__:
             continue
         assert importlib.util.find_spec(name if module == "cca_ray" else module), f"{page.name}: {name} {attribute}"
     for name in set(re.findall(r"`((?:cca_ray|tests|benchmarks|deploy|search_spaces|docs|examples)/[\w./-]+)`", text)):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def programs() -> list[tuple[str, str]]:
+    """Python that README, the docs and the notebooks show."""
+    block, found = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE), list[tuple[str, str]]()
+    for page in PAGES:
+        found += [(str(page.relative_to(ROOT)), text) for text in block.findall(page.read_text(encoding="utf-8"))]
+    for notebook in ROOT.glob("examples/*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        found += [(notebook.name, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    return found
+
+
+def called(program: str) -> list[tuple[str, ast.Call]]:
+    """The functions of `cca_ray` itself that it calls."""
+    calls = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)]
+    return [(call.func.attr, call) for call in calls
+            if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)
+            and call.func.value.id == "cca_ray"]  # fmt: skip
+
+
+CALLS = [(page, name, call) for page, program in programs() for name, call in called(program)]
+
+
+@pytest.mark.parametrize(("page", "name", "call"), CALLS, ids=map(str, range(len(CALLS))))
+def test_a_call_of_ours_has_arguments_that_there_are(page: str, name: str, call: ast.Call):
+    given = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+    inspect.signature(getattr(cca_ray, name)).bind(*call.args, **given)
+
+
+def test_no_call_of_ours_is_overlooked():
+    assert {name for _, name, _ in CALLS} >= {*cca_ray.VERBS, "open"}
+    assert {page for page, *_ in CALLS} >= {"README.md", "docs/python.md", "digits.ipynb"}
 
 
 def commit_exists(commit: str) -> bool:

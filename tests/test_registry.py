@@ -74,7 +74,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 def test_what_a_module_brings_is_there_by_its_name(write: Write):
     (info,) = load_plugins([write()])
-    assert FAMILIES.names() == ["llamagen", "var", "rar", "tiny"]
+    assert FAMILIES.names() == ["llamagen", "var", "rar", "llamagen_t2i", "tiny"]
     assert isinstance(family_of("tiny"), LlamaGenFamily)
     assert owner_of("family", "tiny") == info
     assert owner_of("family", "llamagen") is None
@@ -111,7 +111,7 @@ def test_two_modules_cannot_bring_the_same_name(write: Write):
 
 def test_what_is_not_there_is_told_with_what_is(write: Write):
     load_plugins([write()])
-    with pytest.raises(ValueError, match="unknown family 'mar': one of llamagen, var, rar, tiny"):
+    with pytest.raises(ValueError, match="unknown family 'mar': one of llamagen, var, rar, llamagen_t2i, tiny"):
         FAMILIES.get("mar")
 
 
@@ -126,7 +126,7 @@ def test_an_option_of_the_verbs_that_make_bases_and_tokens_names_plug_ins(
     ]
     for main, arguments, _ in of_verbs:
         unknown = invoke(main, [*arguments, "--family", "tiny"], capsys)
-        assert (unknown.code, unknown.err) == (2, "error: --family tiny: one of llamagen, var, rar\n")
+        assert (unknown.code, unknown.err) == (2, "error: --family tiny: one of llamagen, var, rar, llamagen_t2i\n")
     for main, arguments, mistake in of_verbs:
         found = invoke(main, [*arguments, "--family", "tiny", "--plugin", module], capsys)
         assert found.code == 2

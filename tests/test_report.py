@@ -11,7 +11,7 @@ from PIL import Image
 
 from cca_ray import report
 from cca_ray.contracts import FID, Difference, Edge, MetricInfo, MlflowNames, ModelScore, SizeSummary, StudySummary
-from cca_ray.reporting.results import read_study
+from cca_ray.reporting.results import picture_of, read_study
 from cca_ray.reporting.summary import TITLES, picture, report_at_end, table, write_summary
 from cca_ray.reporting.text import closing, warnings
 from cca_ray.search.mlflow_pages import experiment_name
@@ -92,6 +92,10 @@ def test_the_picture_shows_all_four_models(tmp_path: Path):
     with Image.open(picture(tmp_path / "samples.png", SIZE, images)) as image:
         assert image.width > 1000
         assert len(image.convert("L").getcolors() or []) > 100
+    for role in TITLES:
+        with Image.open(tmp_path / picture_of(role)) as image:
+            assert image.size == (251, 126)
+            np.testing.assert_array_equal(np.asarray(image)[1:25:3, 1:25:3], images[role][0])
 
 
 class Page(HTMLParser):
@@ -140,7 +144,7 @@ def test_every_trial_is_in_the_page_and_in_the_csv(storage: Path, page: Page):
     scored = [(row, trial) for row, trial in zip(rows, trials, strict=True) if trial.rungs]
     assert len(scored) == 19  # all but those that failed at once
     for row, trial in scored:
-        assert f">{trial.last(FID):.2f}<" in page.source
+        assert f">{trial.last(FID):.2f} ± {trial.error(FID):.2f}<" in page.source
         assert float(row[f"rung_{len(trial.rungs)}_fid"]) == trial.last(FID)
 
 

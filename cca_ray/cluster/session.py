@@ -1,6 +1,5 @@
 """Connecting to Ray, and giving back what it leaves reserved there for those that have ended."""
 
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from ray.util.state import list_jobs, list_placement_groups
 
 from cca_ray.cluster.address import Named, check_cluster, named_cluster
 from cca_ray.cluster.ray_compat import TUNE_SWITCHES, address_file, set_switches
+from cca_ray.cluster.sign import Sign
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.storage.mirror import listed, pull
 
@@ -112,23 +112,13 @@ def remove_leaked_groups(say: Callable[[str], None]) -> None:
         say(f"removed {len(leaked)} placement group(s) that dead studies had left behind")
 
 
-def read_sign(path: Path) -> dict[str, Any]:  # as `heartbeat` writes it, JSON
-    """Which process left this sign of life; nothing if the file is damaged."""
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError):
-        return {}
-
-
 def free_worker_group(folder: Path) -> bool:
     """Give back what the workers of the trial of this folder hold that are gone; whether there was anything.
 
     Ray Train leaves that to a helper, which fails where several Rays are on one machine, or by a race (Ray 2.60).
     """
-    signs = [read_sign(sign) for sign in listed(folder, "alive-*") if pull(sign)]
-    # Version 0.1.0 called it a gang.
-    ids = {id_ for sign in signs if (id_ := sign.get("group") or sign.get("gang"))}
-    return sum(removed(group_of(id_)) for id_ in ids) > 0
+    signs = [Sign.read(path) for path in listed(folder, "alive-*") if pull(path)]
+    return sum(removed(group_of(id_)) for id_ in {sign.group for sign in signs if sign and sign.group}) > 0
 
 
 def removed(group: PlacementGroup) -> bool:

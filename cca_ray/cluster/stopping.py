@@ -79,16 +79,29 @@ class Stop:
                 continue
 
 
+def end_process(number: int) -> None:
+    """As a signal that nobody heeds does."""
+    os._exit(128 + number)
+
+
+def interrupt(number: int) -> None:
+    """As Ctrl-C does in a program that is not ours to end."""
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def heeding_signals(stop: Stop) -> Iterator[None]:
-    """SIGINT or SIGTERM asks to stop; the second ends this process at once. For the main thread.
+def heeding_signals(stop: Stop, again: Callable[[int], None] = end_process) -> Iterator[None]:
+    """SIGINT or SIGTERM asks to stop; at the second `again` is called. In a thread that is not the main one: nothing.
 
     So does SIGHUP, of a terminal that was closed, unless `nohup` has it ignored.
     """
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
 
     def handle(number: int, frame: Any) -> None:
         if stop.wished.is_set():
-            os._exit(128 + number)
+            again(number)
         stop.ask()
 
     heard = [signal.SIGINT, signal.SIGTERM]

@@ -12,6 +12,7 @@ from cca_ray.cluster.device import card_is_lost
 from cca_ray.cluster.placement import is_out_of_memory
 from cca_ray.errors import first_line
 from cca_ray.models.base import Model
+from cca_ray.models.condition import Condition
 
 APART = 0.02  # of their length: no more may rounding move logits that another kernel has computed
 
@@ -25,17 +26,17 @@ class Decoder:
 
     def __init__(self, model: Model):
         self.model = model
-        self.labels = torch.empty(0)
+        self.condition: Condition = torch.empty(0)
         self.cache: Any = None  # each family has its own kind
 
-    def begin(self, labels: Tensor) -> None:
-        """A batch with these labels [B]."""
+    def begin(self, condition: Condition) -> None:
+        """A batch with this condition."""
         self.drop()  # first: there may be no room for two caches
-        self.labels, self.cache = labels, self.model.new_cache(len(labels))
+        self.condition, self.cache = condition, self.model.new_cache(len(condition))
 
     def step(self, step: int, last: Tensor | None) -> Tensor:
         """Logits of this step [B, count, V], good until the next; `last`: the tokens of the step before [B, count]."""
-        return self.model.decode(self.labels, last, step, self.cache)
+        return self.model.decode(self.condition, last, step, self.cache)
 
     def end(self) -> None:
         """Of a batch: its keys and values make room for its images."""
@@ -105,16 +106,16 @@ class GraphDecoder(Decoder):
 
     def drop(self) -> None:
         # A pool whose graphs have all died must not be used again: the next graphs get a recorder of their own.
-        self.cache, self.labels, self.rows = None, torch.empty(0), 0
+        self.cache, self.condition, self.rows = None, torch.empty(0), 0
         self.recorder: Recorder | None = None
         self.recorded: dict[int, Recorded] = {}
         self.logits: dict[int, Tensor] = {}  # by tokens a step: what the graphs of such steps write to
 
-    def begin(self, labels: Tensor) -> None:
-        if len(labels) > len(self.labels):
-            super().begin(labels.clone())
-        self.rows = len(labels)
-        self.labels[: self.rows] = labels
+    def begin(self, condition: Condition) -> None:
+        if len(condition) > len(self.condition):
+            super().begin(condition.clone())
+        self.rows = len(condition)
+        self.condition[: self.rows] = condition  # type: ignore[assignment]  # of the kind that the first was
 
     def step(self, step: int, last: Tensor | None) -> Tensor:
         if step not in self.recorded:
@@ -144,11 +145,11 @@ class GraphDecoder(Decoder):
     def recorded_and_eager(self, step: int, last: Tensor | None) -> tuple[Recorded, Tensor]:
         """The step, recorded, and what it gives without a recording where all tokens before it are 0."""
         self.recorder = self.recorder or self.new_recorder()
-        given = None if last is None else last.new_zeros(len(self.labels), *last.shape[1:])
+        given = None if last is None else last.new_zeros(len(self.condition), *last.shape[1:])
         read = copy(self.cache)  # a family may put new tensors in the place of those that the graph reads
-        shown = self.recorder.warmed(lambda: self.model.decode(self.labels, given, step, copy(self.cache)))
+        shown = self.recorder.warmed(lambda: self.model.decode(self.condition, given, step, copy(self.cache)))
         logits = self.logits.setdefault(shown.shape[1], torch.empty_like(shown))
         replay = self.recorder.record(
-            lambda: logits.copy_(self.model.decode(self.labels, given, step, self.cache)),
+            lambda: logits.copy_(self.model.decode(self.condition, given, step, self.cache)),
         )
         return Recorded(replay, given, read, logits), shown

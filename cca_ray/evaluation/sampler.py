@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cca_ray.evaluation.decoder import Decoder
 from cca_ray.models.base import Model, Tokenizer, finite
+from cca_ray.models.condition import Condition, joined, nulled
 
 CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 184 MB an image, twice that guided
 DRAWN = 2**24  # logits that tokens are drawn from at a time: VAR's last scale has 2²⁰ an image, eight bytes each here
@@ -144,13 +145,13 @@ def images_at_a_time(batch: int, cache_bytes: int, cache: int = CACHE_BYTES) -> 
 @torch.inference_mode()
 def sample_tokens(
     model: Model,
-    labels: Tensor,
+    condition: Condition,
     noise: Tensor,
     decoding: Decoding,
     cache: int = CACHE_BYTES,
     decoder: Decoder | None = None,
 ) -> Tensor:
-    """labels [B], noise [B, L] -> tokens [B, L]. Guidance runs both branches in one batch of 2B.
+    """A condition of B images, noise [B, L] -> tokens [B, L]. Guidance runs both branches in one batch of 2B.
 
     As many at a time as `cache` bytes of keys and values allow; streams are the images' own, so no image changes.
     `decoder`: the model's, kept from batch to batch where it has something to keep.
@@ -158,14 +159,14 @@ def sample_tokens(
     """
     decoder = decoder or Decoder(model)
     guided = decoding.guidance_scale != 1.0
-    batch = labels.shape[0]
+    batch = len(condition)
     at_a_time = images_at_a_time(batch, model.cache_bytes * (2 if guided else 1), cache)
     if batch > at_a_time:
-        parts = zip(labels.split(at_a_time), noise.split(at_a_time), strict=True)
+        parts = zip(condition.split(at_a_time), noise.split(at_a_time), strict=True)
         return torch.cat([sample_tokens(model, *part, decoding, cache, decoder) for part in parts])
     if guided:
-        labels = torch.cat([labels, torch.full_like(labels, model.null_label)])
-    decoder.begin(labels)
+        condition = joined(condition, nulled(condition, model.null_label))
+    decoder.begin(condition)
     tokens: list[Tensor] = []
     highest: list[Tensor] = []
     position = 0

@@ -1,6 +1,8 @@
-"""Images of a model under a study's protocol, written to files."""
+"""Images of a model under a study's protocol, kept or written to files."""
 
+import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,28 @@ from cca_ray.storage.files import atomically
 SHOWN = 400  # images of a grid, at most
 
 
-def write_samples(
+@dataclass(frozen=True)
+class Samples:
+    """Images and their labels, one each. In a notebook: a grid of the first ones."""
+
+    images: np.ndarray  # [N, H, W, 3] uint8
+    labels: np.ndarray  # [N]
+    columns: int  # of the grid: one a class, where there are no more than ten
+
+    def grid(self) -> Image.Image:
+        """A picture of the first images, at most `SHOWN`."""
+        return Image.fromarray(image_grid(self.images[:SHOWN], self.columns))
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.grid().save(file, "png")
+        return file.getvalue()
+
+    def __repr__(self) -> str:
+        return f"{len(self.images):,} images, {' × '.join(map(str, self.images.shape[1:3]))} pixels"
+
+
+def make_samples(
     config: ResolvedStudy,
     checkpoint: Path | None,
     count: int,
@@ -26,11 +49,12 @@ def write_samples(
     grid: Path | None,
     npz: Path | None,
     progress: Callable[[int, int], None],
-) -> int:
-    """Sample from a checkpoint (None: the base) into a grid of the first images, an `.npz`, or both.
+) -> Samples:
+    """Sample from a checkpoint (None: the base), also into a grid of the first images, an `.npz`, or both.
 
-    Returns how many images the grid shows, or would show. `progress` hears how many of `count` there are.
+    Of images that are written only the first `SHOWN` are kept. `progress` hears how many of `count` there are.
     """
+    kept = count if grid is npz is None else min(count, SHOWN)
     group = Group(device=local_device(config.placement))
     scoring = scoring_of(config, group.device)
     model = for_sampling(load_base(config, str(checkpoint) if checkpoint else None), config.placement, group)
@@ -44,7 +68,7 @@ def write_samples(
             array = batch.cpu().numpy()
             made += len(array)
             labels.append(classes.cpu().numpy())
-            shown.extend(array[: max(0, SHOWN - len(shown))])
+            shown.extend(array[: max(0, kept - len(shown))])
             progress(made, count)
             yield array
 
@@ -59,6 +83,7 @@ def write_samples(
     else:
         for _ in images():
             pass
+    samples = Samples(np.stack(shown), np.concatenate(labels)[:kept], min(scoring.num_classes, 10))
     if grid is not None:
-        Image.fromarray(image_grid(np.stack(shown), min(scoring.num_classes, 10))).save(grid)
-    return len(shown)
+        samples.grid().save(grid)
+    return samples

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from cca_ray.models.condition import Classes, Kind
 from cca_ray.models.dropout import Dropout
 
 
@@ -87,11 +88,13 @@ def channels_last(tokenizer: Tokenizer) -> None:
 
 
 class Model(nn.Module, ABC):
-    """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`: row t predicts token t.
+    """`model(condition, tokens [B, L]) -> logits [B, L, V]`: row t predicts token t.
 
-    Labels are 0 to `null_label`, which is no class: the null condition. Names of parameters are those of the official
-    files. A buffer that no checkpoint holds is not persistent. `exact`: how names end of what is sampled in float32
-    even where the weights are in bfloat16. `bare_file`: see `Tokenizer`.
+    A condition is a batch of what the model `takes`: labels [B], from 0 to `null_label`, which is no class: the null
+    condition; or `TextFeatures`. Its type is left open below, for each family takes one kind; most call it `labels`.
+
+    Names of parameters are those of the official files. A buffer that no checkpoint holds is not persistent. `exact`:
+    how names end of what is sampled in float32 even where the weights are in bfloat16. `bare_file`: see `Tokenizer`.
     """
 
     config: ModelConfig
@@ -117,7 +120,13 @@ class Model(nn.Module, ABC):
         """
 
     @property
+    def takes(self) -> Kind:
+        """Its kind of conditions: labels, unless a family says otherwise."""
+        return Classes(self.config.num_classes)
+
+    @property
     def null_label(self) -> int:
+        """What stands for the null condition among labels, and among numbers of captions."""
         return self.config.num_classes
 
     @abstractmethod
@@ -139,19 +148,19 @@ class Model(nn.Module, ABC):
             raise ValueError(f"{codes} codes, but the model has {self.config.vocab_size} tokens")
 
     @abstractmethod
-    def hidden(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def hidden(self, condition: Any, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """What the head takes, of all positions at once: [B, L, C]. Dropout: on embeddings and residual branches."""
 
-    def hidden_in_order(self, places: Tensor, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def hidden_in_order(self, places: Tensor, condition: Any, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """The same of tokens that come in an order of their own: `places` [B, L] says where in the image each lies.
 
         Row t predicts the t-th that comes. Only a model whose family has `any_order` can.
         """
         raise NotImplementedError(f"{type(self).__name__} knows raster order alone")
 
-    def forward(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def forward(self, condition: Any, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Logits [B, L, V] in float32, row t predicting token t."""
-        return self.head(self.hidden(labels, tokens, dropout)).float()
+        return self.head(self.hidden(condition, tokens, dropout)).float()
 
     @property
     @abstractmethod
@@ -171,7 +180,7 @@ class Model(nn.Module, ABC):
         """What the cache's keys and values take for one sequence."""
 
     @abstractmethod
-    def decode(self, labels: Tensor, last_tokens: Tensor | None, step: int, cache: Any) -> Tensor:
+    def decode(self, condition: Any, last_tokens: Tensor | None, step: int, cache: Any) -> Tensor:
         """Logits [B, count, V] of a step, given the tokens of the step before [B, count] (None at step 0)."""
 
     def guidance_at(self, scale: float, step: int) -> float:

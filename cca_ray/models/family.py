@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cca_ray.models.codebook import Codebook
 
 # Sizes of bases of someone's own images, about 0.1, 1 and 5 M parameters; for short S, M and L. In files they have
-# names of their own: there S and M are the tiny models of the embedded digits, and L is LlamaGen's official one.
+# names of their own: there S and M are tiny models for the embedded digits, and L is LlamaGen's official one.
 OWN_SIZES = ("small", "medium", "large")
 
 Fields = dict[str, Any]  # of a model's or tokenizer's config, by name: each family has its own

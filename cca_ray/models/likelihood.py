@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cca_ray.models.base import Model
+from cca_ray.models.condition import Condition
 from cca_ray.models.dropout import Dropout
 
 CHUNK = 2**26  # logits at a time: 256 MiB in float32
@@ -80,7 +81,7 @@ def sequence_logps(hidden: Tensor, head: nn.Linear, tokens: Tensor, chunk: int =
 
 
 class Scorer(nn.Module):
-    """`scorer(labels [B], tokens [B, L]) -> log p(tokens | label) [B]`: what training and its wrappers run.
+    """`scorer(condition, tokens [B, L]) -> log p(tokens | condition) [B]`: what training and its wrappers run.
 
     `places` [B, L]: where in the image each token lies, if they do not come in raster order.
 
@@ -92,10 +93,10 @@ class Scorer(nn.Module):
         self.model = model
 
     def forward(
-        self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None, places: Tensor | None = None
+        self, condition: Condition, tokens: Tensor, dropout: Dropout | None = None, places: Tensor | None = None
     ) -> Tensor:
         if places is None:
-            hidden = self.model.hidden(labels, tokens, dropout)
+            hidden = self.model.hidden(condition, tokens, dropout)
         else:
-            hidden = self.model.hidden_in_order(places, labels, tokens, dropout)
+            hidden = self.model.hidden_in_order(places, condition, tokens, dropout)
         return sequence_logps(hidden, self.model.head, tokens)

@@ -1,7 +1,8 @@
 """The LlamaGen GPT (Sun et al. 2024): class label + image tokens -> next-token logits.
 
 Parameter names are the official ones, so a checkpoint's state dict loads as it is.  The class label
-is the first position of the sequence; row t of the logits therefore predicts token t.
+is the first position of the sequence; row t of the logits therefore predicts token t.  `llamagen_t2i` has a text in
+its place, of many positions, not all of which may be seen.
 
 Shape suffixes: B batch, L image tokens, T positions (1 class + L - 1 tokens), C width, V vocabulary,
 H heads, D head width.
@@ -52,10 +53,10 @@ class LlamaGenConfig:
         return -(-int(2 * 4 * self.dim / 3) // self.multiple_of) * self.multiple_of
 
 
-def rope_table(grid: int, head_dim: int, base: float) -> Tensor:
-    """2-D rotary table [1 + grid², head_dim / 2, (cos, sin)].
+def rope_table(grid: int, head_dim: int, base: float, before: int = 1) -> Tensor:
+    """2-D rotary table [before + grid², head_dim / 2, (cos, sin)]; `before`: positions of the condition.
 
-    The class position's row is zero, not the identity, as in the official code: its query and key vanish.
+    Their rows are zero, not the identity, as in the official code: their queries and keys vanish.
     """
     half = head_dim // 2
     freqs = 1.0 / base ** (torch.arange(0, half, 2).float() / half)
@@ -63,7 +64,7 @@ def rope_table(grid: int, head_dim: int, base: float) -> Tensor:
     rows, columns = angles[:, None].expand(-1, grid, -1), angles[None].expand(grid, -1, -1)
     angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
     table = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return torch.cat([torch.zeros(1, half, 2), table])
+    return torch.cat([torch.zeros(before, half, 2), table])
 
 
 def rotate(x_BTHD: Tensor, table: Tensor) -> Tensor:
@@ -93,7 +94,11 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x_BTC: Tensor, table: Tensor, position: int, cache: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x_BTC: Tensor, table: Tensor, position: int, cache: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`mask`: which keys each query sees, [B, 1, queries, keys]; without it all up to its own position."""
         q, k, v = (y.unflatten(-1, (self.n_head, -1)) for y in self.wqkv(x_BTC).chunk(3, dim=-1))
         q, k = rotate(q, table), rotate(k, table)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -105,7 +110,8 @@ class Attention(nn.Module):
             k, v = keys[:, :, :end], values[:, :, :end]  # only what is filled: no mask over empty positions
             if (wider := keys.shape[-1] - width) > 0:  # by zeros, which change no product
                 q, scale = F.pad(q, (0, wider)), width**-0.5
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None, scale=scale)[..., :width]
+        causal = cache is None and mask is None
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)[..., :width]
         return self.wo(y.transpose(1, 2).flatten(-2))
 
 
@@ -130,9 +136,9 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, table: Tensor, position: int = 0, cache: tuple[Tensor, Tensor] | None = None,
-        drops: tuple[SiteDropout, SiteDropout] | None = None,
+        drops: tuple[SiteDropout, SiteDropout] | None = None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        y = self.attention(self.attention_norm(x), table, position, cache)
+        y = self.attention(self.attention_norm(x), table, position, cache, mask)
         x = x + (y if drops is None else drops[0](y))
         y = self.feed_forward(self.ffn_norm(x))
         return x + (y if drops is None else drops[1](y))
@@ -149,28 +155,33 @@ class LabelEmbedding(nn.Module):
         return self.embedding_table(labels)[:, None]
 
 
-class LlamaGen(Model):
-    """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`; label `num_classes` is the null condition."""
+class GridGPT(Model):
+    """What LlamaGen's models of classes and of texts share: all but the condition."""
 
     config: LlamaGenConfig
 
-    def __init__(self, config: LlamaGenConfig):
+    def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module):
         super().__init__(config)
-        self.cls_embedding = LabelEmbedding(config.num_classes, config.dim)
+        self.cls_embedding = cls_embedding
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.register_buffer("rope", self.rope_of(config), persistent=False)
+        self.register_buffer("rope", self.new_rope(), persistent=False)
         self.rope: Tensor
 
-    @staticmethod
-    def rope_of(config: LlamaGenConfig) -> Tensor:
-        return rope_table(config.grid, config.dim // config.n_head, config.rope_base)
+    @property
+    def condition_positions(self) -> int:
+        """Before the tokens."""
+        return 1
+
+    def new_rope(self) -> Tensor:
+        config = self.config
+        return rope_table(config.grid, config.dim // config.n_head, config.rope_base, self.condition_positions)
 
     def unfilled(self) -> Self:
         twin = super().unfilled()
-        twin.rope = self.rope_of(self.config)  # no checkpoint holds it
+        twin.rope = self.new_rope()  # no checkpoint holds it
         return twin
 
     @property
@@ -194,6 +205,35 @@ class LlamaGen(Model):
             elif parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02, generator=generator)
 
+    @property
+    def cached_width(self) -> int:
+        """Of a head in the cache: half precision's attention wants multiples of 8, and else copies all at each step."""
+        head = self.config.dim // self.config.n_head
+        return -(-head // 8) * 8 if self.tok_embeddings.weight.element_size() == 2 else head
+
+    @property
+    def cached_positions(self) -> int:
+        """Of a whole sequence: the condition, and all tokens but the last, which predicts none."""
+        return self.condition_positions + self.config.block_size - 1
+
+    @property
+    def cache_bytes(self) -> int:
+        config, numbers = self.config, self.config.n_head * self.cached_width
+        return 2 * config.n_layer * self.cached_positions * numbers * self.tok_embeddings.weight.element_size()
+
+    def new_cache(self, batch: int) -> Cache:
+        """Room for the keys and values of `batch` sequences, in the weights' dtype, on their device."""
+        config, weight = self.config, self.tok_embeddings.weight
+        shape = (batch, config.n_head, self.cached_positions, self.cached_width)
+        return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
+
+
+class LlamaGen(GridGPT):
+    """`model(labels [B], tokens [B, L]) -> logits [B, L, V]`; label `num_classes` is the null condition."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__(config, LabelEmbedding(config.num_classes, config.dim))
+
     def hidden(self, labels: Tensor, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         x = torch.cat([self.cls_embedding(labels), self.tok_embeddings(tokens[:, :-1])], dim=1)
         if dropout is not None:
@@ -202,23 +242,6 @@ class LlamaGen(Model):
         for number, layer in enumerate(self.layers):
             x = layer(x, table, drops=dropout.of_block(number) if dropout else None)
         return self.norm(x)
-
-    @property
-    def cached_width(self) -> int:
-        """Of a head in the cache: half precision's attention wants multiples of 8, and else copies all at each step."""
-        head = self.config.dim // self.config.n_head
-        return -(-head // 8) * 8 if self.tok_embeddings.weight.element_size() == 2 else head
-
-    @property
-    def cache_bytes(self) -> int:
-        config, numbers = self.config, self.config.n_head * self.cached_width
-        return 2 * config.n_layer * config.block_size * numbers * self.tok_embeddings.weight.element_size()
-
-    def new_cache(self, batch: int) -> Cache:
-        """Room for the keys and values of `batch` sequences, in the weights' dtype, on their device."""
-        config, weight = self.config, self.tok_embeddings.weight
-        shape = (batch, config.n_head, config.block_size, self.cached_width)
-        return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
 
     def decode(self, labels: Tensor, last_tokens: Tensor | None, step: int, cache: Cache) -> Tensor:
         """Logits [B, 1, V] for token `step`, given token `step - 1` [B, 1] (None at step 0) and the cache."""

@@ -18,8 +18,10 @@ PIXELS_A_TOKEN = 16  # along a side, of the official tokenizer
 
 
 SIZES = {
-    "S": dict(n_layer=2, n_head=2, dim=16, multiple_of=32),  # S and M are ours: the embedded digits
+    "S": dict(n_layer=2, n_head=2, dim=16, multiple_of=32),  # S, M, tiny and mini are ours: for the embedded digits
     "M": dict(n_layer=2, n_head=2, dim=24, multiple_of=32),
+    "tiny": dict(n_layer=2, n_head=2, dim=32, multiple_of=32),  # the default; of S and M, which are narrower,
+    "mini": dict(n_layer=2, n_head=4, dim=48, multiple_of=32),  # bases ended in one of several optima, by seed
     "small": dict(n_layer=3, n_head=4, dim=48, multiple_of=32),  # 0.1 M; these three are for one's own images
     "medium": dict(n_layer=5, n_head=4, dim=128, multiple_of=32),  # 1.1 M
     "large": dict(n_layer=6, n_head=8, dim=256, multiple_of=32),  # 5.0 M
@@ -41,13 +43,13 @@ class LlamaGenFamily(Family):
     name = "llamagen"
     sizes = SIZES
     passes = "one forward pass a token"
-    eager = Eager(981, 60, 46, 21, decoder_gflop=570)
+    eager: Eager | None = Eager(981, 60, 46, 21, decoder_gflop=570)
     layers = ("n_layer", "layers.")
     shapes = SHAPES
     image_size = 384
-    augmentations = ("ten-crop-1.1", "ten-crop-1.05")
+    augmentations: tuple[str, ...] = ("ten-crop-1.1", "ten-crop-1.05")
     official_codes = True
-    small_sizes = ("S", "M")
+    small_sizes: tuple[str, ...] = ("S", "M", "tiny", "mini")
 
     def parts(self) -> Parts:
         from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
@@ -105,7 +107,7 @@ class LlamaGenFamily(Family):
         return {"block_size": length}
 
     def template(self, size: str) -> str:
-        return f"digits_{size.lower()}" if size in self.small_sizes else "digits_m"
+        return "digits_s" if size in ("S", "tiny") else "digits_m"
 
     def space_name(self, images: str, size: str) -> str:
         return f"{images}_{size.lower()}"

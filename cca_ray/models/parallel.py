@@ -97,12 +97,12 @@ def run_compiled(model: Model, placement: Placement, device: torch.device, passe
     few.to(device)
     for block in few.stack:
         block.compile()
-    labels = torch.zeros(passes.rows, dtype=torch.int64, device=device)
+    condition = model.takes.blank(passes.rows, device)
     tokens = torch.zeros(passes.rows, model.config.block_size, dtype=torch.int64, device=device)
     keys = torch.arange(passes.rows, dtype=torch.int32, device=device)
     dropout = Dropout(passes.dropout, keys) if passes.dropout else None
     with torch.inference_mode(not is_trained(model)), autocast(placement, device):
-        hidden = few.hidden(labels, tokens, dropout)
+        hidden = few.hidden(condition, tokens, dropout)
     if is_trained(model):
         hidden.sum().backward()
 

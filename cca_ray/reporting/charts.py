@@ -15,6 +15,15 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from cca_ray.contracts import FID, MetricInfo, Role, SizeSummary
 from cca_ray.reporting.numbers import number, score, setting_name
+from cca_ray.reporting.places import (
+    bounds_of_scores,
+    height,
+    in_landscape,
+    in_parallel,
+    in_trade_off,
+    of_trade_off,
+    scored,
+)
 from cca_ray.reporting.results import SizeResults, TrialRow
 from cca_ray.reporting.settings import Bounds
 from cca_ray.reporting.style import (
@@ -24,7 +33,6 @@ from cca_ray.reporting.style import (
     LINE,
     MUTED,
     PAPER,
-    STEEP,
     WIDTH,
     apart_labels,
     canvas,
@@ -98,8 +106,8 @@ def landscape(size: SizeResults) -> Figure:
     other = names[1] if len(names) > 1 else None
 
     def place(trials: Sequence[TrialRow]) -> tuple[list[float], list[float]]:
-        whole = [t for t in trials if set(names) <= set(t.params)]  # one may have been killed before it had all
-        return [t.params[names[0]] for t in whole], [t.params[other] if other else t.last(size.metric) for t in whole]
+        found = [at for t in trials for at in in_landscape(size, t)]
+        return [x for x, _ in found], [y for _, y in found]
 
     if done:
         values = [t.last(size.metric) for t in done]
@@ -107,10 +115,9 @@ def landscape(size: SizeResults) -> Figure:
         mapped = axes.scatter(*place(done), c=values, cmap=colours, norm=norm, s=46, edgecolor=INK, linewidth=0.6)
         if other:
             coloured(figure, axes, mapped, size.metric.label)
-    stopped = [t for t in size.of("search", "PRUNED") if t.rungs]
-    axes.scatter(*place(stopped), s=34, facecolor="none", edgecolor=MUTED, linewidth=1)
+    axes.scatter(*place(size.of("search", "PRUNED")), s=34, facecolor="none", edgecolor=MUTED, linewidth=1)
     if other:
-        axes.scatter(*place(size.of("search", "FAIL")), s=34, marker="x", color=LIGHT["guided"], linewidth=1.4)
+        axes.scatter(*place(size.of("search", "FAIL")), s=34, marker="x", color=LIGHT["bad"], linewidth=1.4)
         axes.scatter(*place(size.of("search", "RUNNING")), s=34, marker="+", color=MUTED, linewidth=1)
     else:
         crossed(axes, place(size.of("search", "FAIL"))[0])
@@ -148,7 +155,7 @@ def key(axes: Axes, size: SizeResults) -> None:
     looks: dict[str, Look] = {
         "COMPLETE": {"label": "completed", "marker": "o", "markerfacecolor": LINE, "markeredgecolor": INK},
         "PRUNED": {"label": "stopped at a rung", "marker": "o", "markerfacecolor": "none", "markeredgecolor": MUTED},
-        "FAIL": {"label": "failed", "marker": "x", "markeredgecolor": LIGHT["guided"], "markeredgewidth": 1.4},
+        "FAIL": {"label": "failed", "marker": "x", "markeredgecolor": LIGHT["bad"], "markeredgewidth": 1.4},
         "RUNNING": {"label": "not finished", "marker": "+", "markeredgecolor": MUTED},
     }
     handles = [Line2D([], [], linestyle="", markersize=6, **look) for s, look in looks.items() if size.of("search", s)]
@@ -169,11 +176,7 @@ def circled(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
 def crossed(axes: Axes, x: Sequence[float]) -> None:
     """Trials that failed, and so have no score: at the upper edge."""
     edge: Look = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-    axes.scatter(x, [1.0] * len(x), **edge, marker="x", color=LIGHT["guided"], linewidth=1.4, s=30)
-
-
-def scored(size: SizeResults) -> list[TrialRow]:
-    return [t for t in size.of("search", "COMPLETE") if math.isfinite(t.last(size.metric))]
+    axes.scatter(x, [1.0] * len(x), **edge, marker="x", color=LIGHT["bad"], linewidth=1.4, s=30)
 
 
 @styled
@@ -239,21 +242,17 @@ def parallel(size: SizeResults) -> Figure:
     """Every completed trial a line over all that was searched, to its score: better is higher."""
     figure, axes = canvas()
     done, metric = scored(size), size.metric
-    scores = [t.last(metric) for t in done]
-    low, high = min(scores), max(scores)
-    if metric.lower_is_better:
-        high = float(np.quantile(scores, 0.9))
-    else:
-        low = float(np.quantile(scores, 0.1))
-    of_scores = Bounds(low=low, high=max(high, low * 1.01), log=high > STEEP * low)
-    colours, norm = steps_of_colour(scores, not metric.lower_is_better)
+    of_scores = bounds_of_scores(size)
+    colours, norm = steps_of_colour([t.last(metric) for t in done], not metric.lower_is_better)
     for t in sorted(done, key=lambda t: t is size.best):
-        at = height(of_scores, t.last(metric))
-        y = [height(bounds, t.params[name]) for name, bounds in size.space.items()]
         wins = t is size.best
-        axes.plot(range(len(y) + 1), [*y, 1 - at if metric.lower_is_better else at],
-                  color=LIGHT["tuned"] if wins else colours(norm(t.last(metric))),
-                  linewidth=2.6 if wins else 1, alpha=1 if wins else 0.85)  # fmt: skip
+        colour = LIGHT["tuned"] if wins else colours(norm(t.last(metric)))
+        axes.plot(
+            *zip(*in_parallel(size, t), strict=True),
+            color=colour,
+            linewidth=2.6 if wins else 1,
+            alpha=1 if wins else 0.85,
+        )
     for i, bounds in enumerate(size.space.values()):
         scale(axes, i, [(height(bounds, value), number(value)) for value in low_middle_high(bounds)])
     worst = of_scores.high if metric.lower_is_better else of_scores.low  # what is worse yet is drawn there
@@ -272,12 +271,6 @@ def parallel(size: SizeResults) -> Figure:
     return figure
 
 
-def height(bounds: Bounds, value: float) -> float:
-    """Where on an axis of these bounds, from 0 to 1."""
-    value, low, high = (math.log(v) if bounds.log else v for v in (value, bounds.low, bounds.high))
-    return min(max((value - low) / (high - low), 0.0), 1.0)
-
-
 def low_middle_high(bounds: Bounds) -> tuple[float, float, float]:
     middle = math.sqrt(bounds.low * bounds.high) if bounds.log else (bounds.low + bounds.high) / 2
     return bounds.low, middle, bounds.high
@@ -292,12 +285,6 @@ def scale(axes: Axes, x: float, labels: Sequence[tuple[float, str]]) -> None:
         axes.annotate(text, (x, y), **place, fontsize=8)
 
 
-def of_trade_off(size: SizeResults) -> tuple[MetricInfo, ...]:
-    """The two metrics whose trade-off is drawn: the first that were searched, or else that were measured."""
-    two = tuple(dict.fromkeys([*size.searched, *size.metrics]))[:2]
-    return tuple(metric for metric in size.metrics if metric in two)
-
-
 @styled
 def trade_off(size: SizeResults) -> Figure | None:
     """Two scores of every completed trial; the front, which no trial beats in both, is joined. None of one metric."""
@@ -306,7 +293,7 @@ def trade_off(size: SizeResults) -> Figure | None:
     figure, axes = canvas()
     across, up = of_trade_off(size)
     done, name = scored(size), next(iter(size.space))
-    points = np.array([[t.last(across), t.last(up)] for t in done])
+    points = np.array([in_trade_off(size, t)[0] for t in done])
     best = front(np.array([[across.cost(x), up.cost(y)] for x, y in points]))
     values = [t.params[name] for t in done]
     colours, norm = steps_of_setting(values)
@@ -322,8 +309,8 @@ def trade_off(size: SizeResults) -> Figure | None:
     if size.best:
         circled(axes, [size.best.last(across)], [size.best.last(up)])
     score_axis(axes.xaxis, points[:, 0].tolist())
-    apart_labels(figure, axes, labels, points.tolist())
     axes.set_xlabel(f"{across.label} ({SIDES[across.lower_is_better][0]})")
     axes.set_ylabel(f"{up.label} ({SIDES[up.lower_is_better][1]})")
     coloured(figure, axes, mapped, setting_name(name))
+    apart_labels(figure, axes, labels, points.tolist())  # last: the layout is over then
     return figure

@@ -1,6 +1,7 @@
 """The report: one HTML page that needs nothing beside it, and its figures and tables as files."""
 
 import base64
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,19 @@ from matplotlib.figure import Figure
 
 from cca_ray.contracts import MetricInfo, SizeSummary
 from cca_ray.inputs import SPACES
-from cca_ray.reporting import charts, tables, text
-from cca_ray.reporting.results import SizeResults, StudyResults
+from cca_ray.reporting import charts, places, tables, text
+from cca_ray.reporting.pictures import ALL_WIDTH, OF_TRIALS, Picture, of_model, of_trials
+from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow
+from cca_ray.reporting.spots import Spot
 from cca_ray.reporting.style import THEME, save
-from cca_ray.reporting.tables import Table, overviews, row_of, trial_of, write_csv
+from cca_ray.reporting.tables import Table, in_a_line, overviews, row_of, trial_of, write_csv
 from cca_ray.storage.files import atomically
 from cca_ray.storage.uris import command_line, to_uri
-from cca_ray.verdict import WORDS, worst
+from cca_ray.verdict import WORDS, scored, worst
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
+SCRIPTS = ("script.js", "linked.js")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,15 @@ class Part:
     svg: Markup
     title: str
     caption: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture of samples, and what it is of. `trial`: its name, if it is one's."""
+
+    picture: Picture
+    caption: str
+    trial: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,12 +57,14 @@ class SizePart:
     story: str
     winner: str  # its file; empty of an unfinished size
     command: str
-    picture: Markup | str
+    models: list[Sample]  # one a model, or one of all
     finalists: Table
     figures: list[Part]
     failures: list[str]
     cost: list[str]
     protocol: list[str]
+    samples: list[Sample]  # of trials
+    unshown: int  # trials that have been scored and have none here
     trials: Table
 
 
@@ -65,6 +80,8 @@ class Page:
     """What the template shows."""
 
     theme: dict[str, tuple[str, str]]
+    script: Markup
+    allowed: str  # the digest of the one script that a browser may run: a stranger's, should one ever get in, is none
     title: str
     warnings: list[str]
     overviews: list[Table]
@@ -76,6 +93,7 @@ def write_report(studies: Sequence[StudyResults], folder: Path) -> Path:
     """The page of these studies, in `folder` with its parts: SVG, PNG and CSV. Overwrites an earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
     several, sizes = len(studies) > 1, [(study, size) for study in studies for size in study.sizes]
+    room = OF_TRIALS // max(1, len(sizes))
     write_csv(folder / "sizes.csv", [row_of(study, size) for study in studies for size in study.summaries])
     write_csv(folder / "trials.csv", [trial_of(study, size, t) for study, size in sizes for t in size.trials])
     environment = Environment(
@@ -85,12 +103,15 @@ def write_report(studies: Sequence[StudyResults], folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
     page = Page(
         theme=THEME,
+        script=Markup(script),  # noqa: S704 (our own)
+        allowed=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         title=("Studies " if several else "Study ") + ", ".join(study.name for study in studies),
         warnings=text.warnings(studies),
         overviews=overviews(studies),
-        studies=[study_part(study, folder / study.name if several else folder, several) for study in studies],
+        studies=[study_part(study, folder / study.name if several else folder, several, room) for study in studies],
         files=f"Figures as SVG and PNG, tables as CSV: {shown(folder)}",
     )
     content = environment.get_template(PAGE).render(vars(page))
@@ -98,7 +119,8 @@ def write_report(studies: Sequence[StudyResults], folder: Path) -> Path:
     return folder / PAGE
 
 
-def study_part(study: StudyResults, folder: Path, several: bool) -> StudyPart:
+def study_part(study: StudyResults, folder: Path, several: bool, room: int) -> StudyPart:
+    """`room`: for a size."""
     done, figures = study.summaries, list[Part]()
     folder.mkdir(parents=True, exist_ok=True)
     for family in dict.fromkeys(size.family for size in done):
@@ -111,7 +133,7 @@ def study_part(study: StudyResults, folder: Path, several: bool) -> StudyPart:
         names = " and ".join(metric.label for metric in metrics)
         save(charts.by_size(done, metrics), folder / "sizes", f"{names} by size")
     return StudyPart(
-        text.lede(study), figures, [size_part(study, size, folder / size.name, several) for size in study.sizes]
+        text.lede(study), figures, [size_part(study, size, folder / size.name, several, room) for size in study.sizes]
     )
 
 
@@ -127,10 +149,12 @@ def caption_of(metric: MetricInfo, sizes: Sequence[SizeSummary]) -> str:
     return better + " Bars: the spread of one block of noise. Sizes of one protocol are joined." * spread
 
 
-def size_part(study: StudyResults, size: SizeResults, folder: Path, several: bool) -> SizePart:
+def size_part(study: StudyResults, size: SizeResults, folder: Path, several: bool, room: int) -> SizePart:
+    """`room`: characters for the samples of its trials."""
     folder.mkdir(parents=True, exist_ok=True)
     big, lines = text.tile(size)
-    winner = study.folder / size.name / "winner.pt"
+    winner, trials = study.folder / size.name / "winner.pt", tables.trials(size)
+    samples = trial_samples(study, size, room)
     return SizePart(
         anchor=f"{study.name}-{size.name}",
         title=f"{study.name}: {size.name}" if several else size.name,
@@ -142,13 +166,15 @@ def size_part(study: StudyResults, size: SizeResults, folder: Path, several: boo
         command=command_line(
             "python", "-m", "cca_ray.sample", space_of(size), "--checkpoint", shown(winner), "--out", "grid.png"
         ),
-        picture=Markup(embedded(size.picture)) if size.picture else "",  # noqa: S704 (base64)
+        models=model_samples(size),
         finalists=tables.finalists(size),
-        figures=search_figures(size, folder),
+        figures=search_figures(size, trials, folder),
         failures=text.failures(size),
         cost=text.cost(size),
         protocol=text.protocol(size),
-        trials=tables.trials(size),
+        samples=samples,
+        unshown=len([t for t in size.of("search") if t.rungs]) - len(samples),
+        trials=trials,
     )
 
 
@@ -163,55 +189,87 @@ def space_of(size: SizeResults) -> str:
     return size.name if (SPACES / f"{size.name}.yaml").exists() else f"{size.name}.yaml"
 
 
-def embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def model_samples(size: SizeResults) -> list[Sample]:
+    """Before and after; of a study of an earlier version, one picture of all."""
+    if not size.summary or not size.pictures:
+        whole = of_model(size.picture, ALL_WIDTH) if size.picture else None
+        return [Sample(whole, "")] if whole else []
+    names = {role: label.format(size.summary.objective_label) for role, (label, *_) in charts.MODELS.items()}
+    return [
+        Sample(picture, f"{names[role]}: {size.summary.headline.label} {scored(size.summary, role)}")
+        for role, path in size.pictures.items()
+        if (picture := of_model(path))
+    ]
 
 
-def part(figure: Figure, path: Path, title: str, caption: str, heading: str = "") -> Part:
+def trial_samples(study: StudyResults, size: SizeResults, room: int) -> list[Sample]:
+    """Of the search: the winner, what was completed, what was stopped, each from the best on; as far as they fit."""
+    trials = sorted(
+        (t for t in size.of("search") if t.rungs),
+        key=lambda t: (t is not size.best, t.state != "COMPLETE", size.metric.cost(t.last(size.metric))),
+    )
+    by_name = {t.name: t for t in trials}
+    return [
+        Sample(picture, f"trial {t.number}: {size.metric.label} {t.last(size.metric):.2f}", name)
+        for name, picture in of_trials(study.folder, trials, room).items()
+        if (t := by_name[name])
+    ]
+
+
+def part(figure: Figure, path: Path, title: str, caption: str, heading: str = "", spots: Sequence[Spot] = ()) -> Part:
     """A figure in the page and beside it. `heading`: its title in the page, if that is another."""
-    return Part(Markup(save(figure, path, title)), heading or title, caption)  # noqa: S704 (our own SVG)
+    return Part(Markup(save(figure, path, title, spots)), heading or title, caption)  # noqa: S704 (our own SVG)
 
 
-SEARCH: dict[str, tuple[str, Callable[[SizeResults], Figure | None], str]] = {
+Places = Callable[[SizeResults, TrialRow], Sequence[tuple[float, float]]]
+SEARCH: dict[str, tuple[str, Callable[[SizeResults], Figure | None], Places, str]] = {
     "landscape": (
         "Landscape",
         charts.landscape,
+        places.in_landscape,
         "All trials of the search by their settings, coloured by their score at the last rung. Trials that were "
         "stopped at a rung were scored on fewer images and have no colour.",
     ),
     "history": (
         "History",
         charts.history,
+        places.in_history,
         "Every trial from its first rung (upper ends, mostly) to its last; bars are two standard errors. The winner "
         "was chosen later, among the best, on fresh noise.",
     ),
     "rungs": (
         "Rungs",
         charts.rungs,
+        places.in_rungs,
         "Later rungs use more images, which by itself lowers FID. Trials with an open mark were stopped there.",
     ),
     "trade_off": (
         "Trade-off",
         charts.trade_off,
+        places.in_trade_off,
         "{across} against {up} at the last rung; no trial beats those on the line in both.",
     ),
     "parallel": (
         "Parallel coordinates",
         charts.parallel,
+        places.in_parallel,
         "Completed trials; the winner is thick. Better is higher at the right.",
     ),
 }
 OF_COMPLETED = ("parallel", "trade_off")  # what can only be drawn of completed trials
 
 
-def search_figures(size: SizeResults, folder: Path) -> list[Part]:
-    """Figures of the search; none before its first score."""
+def search_figures(size: SizeResults, trials: Table, folder: Path) -> list[Part]:
+    """Figures of the search; none before its first score. `trials`: the table that tells of each."""
     if not any(t.rungs for t in size.of("search")):
         return []
-    figures, done = {}, len(size.of("search", "COMPLETE"))
-    across, *more = (metric.label for metric in charts.of_trade_off(size))
-    for name, (title, draw, caption) in SEARCH.items():
+    figures, done = [], len(size.of("search", "COMPLETE"))
+    told = {row.trial: in_a_line(trials, row) for row in trials.rows}
+    across, *more = (metric.label for metric in places.of_trade_off(size))
+    for name, (title, draw, where, caption) in SEARCH.items():
         if (done or name not in OF_COMPLETED) and (figure := draw(size)) is not None:
+            found = {t.name: where(size, t) for t in size.of("search")}
+            spots = [Spot(trial, told[trial], path) for trial, path in found.items() if path]
             caption = caption.format(across=across, up="".join(more))
-            figures[name] = part(figure, folder / name, f"{size.name}: {title.lower()}", caption, title)
-    return list(figures.values())
+            figures.append(part(figure, folder / name, f"{size.name}: {title.lower()}", caption, title, spots))
+    return figures

@@ -17,7 +17,17 @@ import optuna
 from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
-from cca_ray.contracts import FID, INCEPTION_SCORE, OLD_OBJECTIVES, MetricInfo, RungScore, SizeSummary, StudySummary
+from cca_ray.contracts import (
+    FID,
+    INCEPTION_SCORE,
+    OLD_OBJECTIVES,
+    ROLES,
+    MetricInfo,
+    Role,
+    RungScore,
+    SizeSummary,
+    StudySummary,
+)
 from cca_ray.errors import first_line, reading, reason
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.reporting.settings import Bounds, Settings
@@ -57,14 +67,24 @@ class TrialRow:
             trial,
         )
 
+    @property
+    def name(self) -> str:
+        """Of all trials of a size it alone has it: `search-12`."""
+        return f"{self.arm}-{self.number}"
+
     def last(self, metric: MetricInfo) -> float:
         """Its score at the last rung that it reached; NaN if it reached none."""
         return self.rungs[-1].values[metric.name] if self.rungs else float("nan")
 
     def error(self, metric: MetricInfo) -> float:
-        """Standard error of its last score, by the jackknife; NaN where the metric has none."""
-        without = self.rungs[-1].without.get(metric.name, ()) if self.rungs else ()
-        return jackknife_error(np.array(without)) if without else float("nan")
+        """Standard error of its last score; NaN if it has none."""
+        return error_of(self.rungs[-1], metric) if self.rungs else float("nan")
+
+
+def error_of(rung: RungScore, metric: MetricInfo) -> float:
+    """Standard error of a score, by the jackknife; NaN where the metric has none."""
+    without = rung.without.get(metric.name, ())
+    return jackknife_error(np.array(without)) if without else float("nan")
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,8 @@ class SizeResults:
     metrics: tuple[MetricInfo, ...]
     trials: tuple[TrialRow, ...]
     summary: SizeSummary | None
-    picture: Path | None
+    picture: Path | None  # of the models that were compared, all in one
+    pictures: Mapping[Role, Path]  # one a model; of earlier versions there are none
     seconds: float  # of wall time, over all runs so far
     finished_at: int | None  # how many trials of the search, and again of finalists, had ended when it was finished
     id: str  # tells the study from another of its name; empty before it has begun
@@ -134,6 +155,11 @@ class SizeResults:
         return sum(t.seconds for t in self.trials)
 
 
+def picture_of(role: Role) -> str:
+    """The file, in a size's folder, of a model's samples."""
+    return f"samples-{role}.png"
+
+
 def label_of(objective: str) -> str:
     """Of an objective that no summary tells of: as people write it, if version 0.1.0 had it."""
     return OLD_OBJECTIVES.get(objective, objective)
@@ -182,6 +208,7 @@ def read_study(storage: Path, name: str) -> StudyResults:
 def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSummary | None) -> SizeResults:
     kept, picture = arms["search"].attributes, folder / size / "samples.png"
     pull(picture)
+    pictures = {role: path for role in ROLES if pull(path := folder / size / picture_of(role))} if summary else {}
     trials = tuple(TrialRow.of(arm, trial) for arm in get_args(ArmName) if arm in arms for trial in arms[arm].trials)
     settings = Settings.model_validate(kept["memory"])
     if summary and summary.objective != (name := settings.train.objective):  # version 0.1.0's rows say nothing of it
@@ -194,7 +221,9 @@ def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSumma
     accounts = arms["control"].attributes if "control" in arms else {}
     seconds, finished_at = seconds_of_size(accounts), accounts.get(COUNTED)
     shown = picture if picture.is_file() else None
-    return SizeResults(size, settings, metrics, trials, summary, shown, seconds, finished_at, accounts.get("id", ""))
+    return SizeResults(
+        size, settings, metrics, trials, summary, shown, pictures, seconds, finished_at, accounts.get("id", "")
+    )
 
 
 def read_summary(path: Path) -> StudySummary:

@@ -22,6 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from matplotlib.transforms import Bbox
 
 from cca_ray.reporting.numbers import number
+from cca_ray.reporting.spots import Spot, with_spots
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,12 +37,18 @@ THEME = {
     "guided": ("#c0500c", "#f29a56"),
     "control": ("#0b7a5a", "#4fc3a0"),
     "tuned": ("#0a68ad", "#62b1ee"),
-    "worse": ("#b3261e", "#ff8a80"),
+    "bad": ("#b3261e", "#ff8a80"),  # worse, or failed
+    "lit": ("#e8edf5", "#2a3140"),  # behind a row that is pointed at
 }
-# Steps of a scale, after viridis: what matters most, the first step, is what stands out most, in either theme.
+# Steps of a scale of scores, after viridis. The best is violet in either theme, and stands out most from the paper; the
+# worst is yellow. Dark: the same hues in OKLCH, the lightness the other way round.
 STEPS = ("#440154", "#462f7c", "#38578c", "#2b788e", "#1f998a", "#40ba72", "#94d741", "#f4e61e")
-DARK_STEPS = ("#f4e61e", "#94d741", "#40ba72", "#1f998a", "#2b788e", "#3f639a", "#51519f", "#68479b")
+DARK_STEPS = ("#eebbfe", "#c0affe", "#76a9fe", "#04a6ca", "#059788", "#028748", "#446c03", "#554f02")
+# Of a scale of settings, of which none is better: greys, the largest farthest from the paper.
+GREYS = ("#e2e8f2", "#c0c6d0", "#a0a5af", "#80868f", "#626770", "#454a52", "#2b2f37", "#12161d")
+DARK_GREYS = ("#2e333b", "#464b54", "#60656e", "#7b8089", "#969ca5", "#b3b9c3", "#d1d7e1", "#f0f5fe")
 THEME |= {f"step{i}": pair for i, pair in enumerate(zip(STEPS, DARK_STEPS, strict=True))}
+THEME |= {f"grey{i}": pair for i, pair in enumerate(zip(GREYS, DARK_GREYS, strict=True))}
 LIGHT = {name: light for name, (light, _) in THEME.items()}
 INK, MUTED, LINE, PAPER = (LIGHT[name] for name in ("ink", "muted", "line", "paper"))
 STYLE: dict[Any, Any] = {
@@ -110,9 +117,9 @@ def as_svg(figure: Figure, title: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
 
 
-def save(figure: Figure, path: Path, title: str) -> str:
+def save(figure: Figure, path: Path, title: str, spots: Sequence[Spot] = ()) -> str:
     """Write `path` as .svg, which follows the theme, and as .png on white; the element that goes into a page."""
-    svg = as_svg(figure, title)
+    svg = with_spots(as_svg(figure, title), figure, spots)
     figure.set_layout_engine("none")  # it is laid out: not a second time
     opening = svg.index(">") + 1
     path.with_suffix(".svg").write_text(svg[:opening] + dark_style() + svg[opening:], encoding="utf-8")
@@ -152,7 +159,7 @@ def steps_of_colour(values: Sequence[float], high_is_best: bool = False) -> tupl
     low, high = float(finite.min()), float(finite.max())
     low, high = (float(np.quantile(finite, 0.2)), high) if high_is_best else (low, float(np.quantile(finite, 0.8)))
     bounds = [float(t) for t in MaxNLocator(6, min_n_ticks=3).tick_values(low, max(high, low + 0.01 * abs(low)))]
-    colours = steps(len(bounds))
+    colours = steps(STEPS, len(bounds))
     extend: Any = "min" if high_is_best else "max"
     return ListedColormap(colours[::-1] if high_is_best else colours), BoundaryNorm(bounds, len(bounds), extend=extend)
 
@@ -165,12 +172,12 @@ def steps_of_setting(values: Sequence[float]) -> tuple[ListedColormap, BoundaryN
     else:
         ticks = LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)).tick_values(low, high)
         bounds = [low, *(float(t) for t in ticks if low * 1.1 < t < high / 1.1), high]
-    return ListedColormap(steps(len(bounds) - 1)), BoundaryNorm(bounds, len(bounds) - 1)
+    return ListedColormap(steps(GREYS, len(bounds) - 1)), BoundaryNorm(bounds, len(bounds) - 1)
 
 
-def steps(count: int) -> list[str]:
+def steps(scale: Sequence[str], count: int) -> list[str]:
     """So many of the scale, as far apart as they can be."""
-    return [STEPS[round(i * (len(STEPS) - 1) / max(count - 1, 1))] for i in range(count)]
+    return [scale[round(i * (len(scale) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cca_ray.contracts import MetricInfo, Role, SizeSummary, StudySummary
 from cca_ray.errors import first_line
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.reporting.page import write_report
-from cca_ray.reporting.results import read_study, read_summary
+from cca_ray.reporting.results import picture_of, read_study, read_summary
 from cca_ray.reporting.text import tuning
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push
@@ -90,11 +91,16 @@ def write_summary(folder: Path, sizes: Sequence[SizeSummary]) -> Path:
 
 
 def picture(path: Path, size: SizeSummary, images: Mapping[Role, np.ndarray], columns: int = 10) -> Path:
-    """The four models' first samples side by side; every column is a class, every place the same noise."""
+    """The four models' first samples side by side, and each in a file of its own, which the report can stack.
+
+    Every column is a class, every place the same noise.
+    """
     matplotlib.use("agg")
     figure, headline = Figure(figsize=(14, 2.5), layout="constrained"), size.headline
     for axes, (role, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
-        axes.imshow(image_grid(images[role][: 5 * columns], columns), interpolation="nearest")
+        grid = image_grid(images[role][: 5 * columns], columns)
+        Image.fromarray(grid).save(path.with_name(picture_of(role)))
+        axes.imshow(grid, interpolation="nearest")
         axes.set_title(f"{title.format(size.objective_label)}\n{headline.label} {size.value(role):.1f}", fontsize=11)
         axes.set_axis_off()
     judged = ", ".join(versus(size, other) for other in JUDGED)

@@ -3,12 +3,12 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cca_ray.contracts import ROLES, MetricInfo, Role, SizeSummary
+from cca_ray.contracts import ROLES, MetricInfo, Role, RungScore, SizeSummary
 from cca_ray.reporting.numbers import number, setting_name
-from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow
+from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, error_of
 from cca_ray.reporting.text import finalist_scored, tuning
 from cca_ray.storage.files import atomically
 from cca_ray.verdict import difference, in_short, noise, scored, with_spread
@@ -26,8 +26,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """`trial`: its name, if the row is one's."""
+
     cells: list[Cell]
     winner: bool = False
+    trial: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Table:
 
 
 EMPTY = Cell("", "")
+SPEAKING = ("arm", "state", "reason")  # columns whose cells say by themselves what they are
 
 
 def cell(text: str, value: str | float | None = None) -> Cell:
@@ -46,6 +50,20 @@ def cell(text: str, value: str | float | None = None) -> Cell:
 
 def real(value: float | None, form: str = ".2f") -> Cell:
     return EMPTY if value is None or math.isnan(value) else cell(f"{value:{form}}", value)
+
+
+def scored_at(rung: RungScore | None, metric: MetricInfo) -> Cell:
+    """`12.97 ± 0.31`, one standard error, if that is known; empty of a rung that was not reached."""
+    if rung is None or math.isnan(value := rung.values[metric.name]):
+        return EMPTY
+    error = error_of(rung, metric)
+    return cell(with_spread(value, None if math.isnan(error) else error), value)
+
+
+def in_a_line(table: Table, row: Row) -> str:
+    """A row in a line: `trial 3, search, complete, λ 1.2, …`."""
+    cells = [(column, cell.text) for column, cell in zip(table.columns, row.cells, strict=True) if cell.text]
+    return ", ".join(text if column in SPEAKING else f"{column} {text}" for column, text in cells)
 
 
 def overviews(studies: Sequence[StudyResults]) -> list[Table]:
@@ -120,10 +138,11 @@ def finalists(size: SizeResults) -> Table:
         wins = f.trial == done.winner.trial
         standing = "winner" if wins else "tied with the winner" if f.tied else ""
         settings = [number(f.params[name]) if name in f.params else "" for name in names]
-        rung = with_spread(at_last[f.trial].last(first), None) if f.trial in at_last else ""
+        rung = scored_at(at_last[f.trial].rungs[-1], first).text if f.trial in at_last else ""
         chose = with_spread(f.selection.values[first.name], f.selection.std.get(first.name)) if f.selection else ""
         scores = [finalist_scored(f, metric) for metric in metrics]
-        rows.append(Row([*map(cell, [str(f.trial), *settings, rung, chose, *scores, str(f.models), standing])], wins))
+        cells = [str(f.trial), *settings, rung, chose, *scores, str(f.models), standing]
+        rows.append(Row([*map(cell, cells)], wins, f"search-{f.trial}"))
     columns = {
         "trial": True, **{setting_name(name): True for name in names}, f"{first.label} at the last rung": True,
         f"{first.label} that selected": any(f.selection for f in done.finalists),
@@ -138,7 +157,7 @@ def finalists(size: SizeResults) -> Table:
         "further one, and one that lost without a tie on the first of the others alone."
     )
     return Table(
-        [list(columns)[i] for i in kept], [Row([row.cells[i] for i in kept], row.winner) for row in rows], note
+        [list(columns)[i] for i in kept], [replace(row, cells=[row.cells[i] for i in kept]) for row in rows], note
     )
 
 
@@ -151,20 +170,21 @@ def trials(size: SizeResults) -> Table:
     for t in size.trials:
         scores = [*t.rungs, *[None] * (rungs - len(t.rungs))]
         cells = [
-            cell(t.arm),
             cell(str(t.number)),
+            cell(t.arm),
             cell(t.state.lower()),
             *(cell(number(t.params[name]), t.params[name]) if name in t.params else EMPTY for name in names),
-            *(real(rung.values[first.name] if rung else None) for rung in scores),
-            *(real(t.last(metric)) for metric in others),
+            *(scored_at(rung, first) for rung in scores),
+            *(scored_at(t.rungs[-1] if t.rungs else None, metric) for metric in others),
             real(t.seconds, ".0f"),
             cell(t.reason),
         ]
-        rows.append(Row(cells, bool(size.summary) and t.arm == "search" and t is size.best))
+        rows.append(Row(cells, bool(size.summary) and t.arm == "search" and t is size.best, t.name))
     of_rungs = [f"{first.label} at rung {i + 1}" for i in range(rungs)]
     labels = [metric.label for metric in others]
-    columns = ["arm", "trial", "state", *map(setting_name, names), *of_rungs, *labels, "seconds", "reason"]
-    return Table(columns, rows)
+    columns = ["trial", "arm", "state", *map(setting_name, names), *of_rungs, *labels, "seconds", "reason"]
+    note = "± is one standard error of the sampling noise. Of other metrics than the first, the score at the last rung."
+    return Table(columns, rows, note)
 
 
 def row_of(study: StudyResults, size: SizeSummary) -> CsvRow:

@@ -22,7 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cca_ray.cluster.placement import in_this_process
 from cca_ray.cluster.queue import queue_of_the_cluster
 from cca_ray.cluster.ray_compat import actor_of, last_loss
-from cca_ray.cluster.session import free_worker_group, read_sign
+from cca_ray.cluster.session import free_worker_group
+from cca_ray.cluster.sign import Sign, started_at
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy, Train
 from cca_ray.search.ledger import Ledger
@@ -30,7 +31,7 @@ from cca_ray.search.listener import Listener, TrialInfo
 from cca_ray.storage.mirror import listed, pull, push_database, remove
 from cca_ray.storage.remote import upload
 from cca_ray.storage.uris import is_copy
-from cca_ray.training.heartbeat import started_at, stop_sign
+from cca_ray.training.heartbeat import stop_sign
 from cca_ray.training.job import Job
 from cca_ray.training.out_of_memory import shrink
 from cca_ray.training.reports import from_ray
@@ -192,11 +193,11 @@ class Watch(tune.Callback):
         """
         signs = listed(trial_folder(self.storage, info.key), "alive-*")
         for sign, written in signs.items():
-            if self.still(sign, written, now) and pull(sign) and (process := read_sign(sign)):
+            if self.still(sign, written, now) and pull(sign) and (process := Sign.read(sign)):
                 remove(sign)
-                there = NodeAffinitySchedulingStrategy(process["node"], soft=False)
-                kill = kill_process.options(scheduling_strategy=there).remote(process["pid"], process["started"])
-                self.killing[kill] = info, process["pid"]
+                there = NodeAffinitySchedulingStrategy(process.node, soft=False)
+                kill = kill_process.options(scheduling_strategy=there).remote(process.pid, process.started)
+                self.killing[kill] = info, process.pid
         actor = actor_of(trial)
         if self.still(trial.trial_id, (bool(signs), str(actor)), now) and self.alone and actor and not signs:
             del self.seen[trial.trial_id]

@@ -58,6 +58,7 @@ from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
 from cca_ray.storage.mirror import exists, pull, push_database
 from cca_ray.storage.uris import database_uri, is_copy, to_uri
 from cca_ray.tracking.origin import origin, versions
+from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.setup import total_steps
 from cca_ray.training.trial import trial_folder
@@ -98,10 +99,15 @@ class StudyContext:
 
 @dataclass(frozen=True)
 class SizeResult:
-    """The outcome for one size, and the first images of each model with the same noise."""
+    """The outcome for one size, and the first images of each model with the same noise.
+
+    `sampling`, `tokenizer`: what its winner needs to sample.
+    """
 
     summary: SizeSummary
     images: dict[Role, np.ndarray]
+    sampling: Settings
+    tokenizer: str
 
 
 class SizeStudy:
@@ -349,7 +355,8 @@ class SizeStudy:
             self.tell(f"{summary.prospect}")
         if tied := ties(summary):
             self.tell(f"tied with the winner: {'; '.join(readable(finalist.params) for finalist in tied)}")
-        return SizeResult(summary, {role: standing.images for role, standing in outcome.standings.items()})
+        images = {role: standing.images for role, standing in outcome.standings.items()}
+        return SizeResult(summary, images, Settings.of(config, self.data.meta), config.base.tokenizer)
 
 
 def with_seed(config: ResolvedStudy, seed: int) -> ResolvedStudy:

@@ -1,20 +1,15 @@
 """Signs of life, and when the workers of a trial pause together: to report, to write a checkpoint, to stop."""
 
-import json
 import os
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import ray
 
-from cca_ray.cluster.placement import (
-    in_this_process,
-)
+from cca_ray.cluster.placement import in_this_process
+from cca_ray.cluster.sign import Sign, started_at
 from cca_ray.config import ResolvedStudy
-from cca_ray.models.parallel import (
-    Group,
-)
+from cca_ray.models.parallel import Group
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import exists, patiently
 from cca_ray.storage.remote import upload
@@ -25,11 +20,6 @@ BEAT_S = 1.0  # how often the workers of a trial agree on what to do besides tra
 HEARTBEAT_S = 5.0  # a report at least this often, so that progress is visible
 WRITING_SHARE = 0.05  # of the time, that checkpoints may be under way
 SIGN_S, ASK_S = 10.0, 2.0  # at a URI: how often a sign of life is left there, and the wish to stop is asked for
-
-
-def started_at(pid: int) -> str:
-    """When a process of this machine began, by the system's clock ticks: with the pid, its name for good."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
 
 
 def stop_sign(config: ResolvedStudy) -> str:
@@ -49,10 +39,11 @@ class Pulse:
         self.group, self.checkpoint_s = group, 60 * placement.checkpoint_minutes  # the first worker's counts
         self.stop, self.life = job.folder.parent / stop_sign(job.config), job.folder / f"alive-{group.rank}"
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-        who = {"pid": os.getpid(), "started": started_at(os.getpid()), "node": node}
-        if not in_this_process(placement) and (group_held := ray.util.get_current_placement_group()):
-            who["group"] = group_held.id.hex()
-        patiently(lambda: atomically(self.life, lambda partial: partial.write_text(json.dumps(who))))
+        held = None if in_this_process(placement) else ray.util.get_current_placement_group()
+        who = Sign(
+            pid=os.getpid(), started=started_at(os.getpid()), node=node, group=held.id.hex() if held else ""
+        ).model_dump_json()
+        patiently(lambda: atomically(self.life, lambda partial: partial.write_text(who)))
         self.at_uri, self.sign_s = is_copy(self.life), min(SIGN_S, 60 * placement.hung_minutes / 4)
         self.signed = self.asked = time.monotonic()
         self.every, self.steps = 1, 0  # steps between two agreements; since the last one

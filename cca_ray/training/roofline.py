@@ -53,7 +53,7 @@ class Size(Load):
 def size_of(config: StudyConfig) -> Size | None:
     """None of sizes that are not official ones, and of families that have not been counted."""
     family = family_of(config.base.family)
-    if family.eager is None or config.base.size in {*family.small_sizes, *family.own_sizes()}:
+    if family.eager is None or config.base.embedded or config.base.size in {*family.small_sizes, *family.own_sizes()}:
         return None
     shape = family.official_shape(config.base.size)
     with torch.device("meta"):

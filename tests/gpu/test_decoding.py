@@ -6,7 +6,7 @@ import torch
 from benchmarks.gpu.images import half
 from benchmarks.gpu.made import Shape, model_of
 from cca_ray.evaluation.decoder import GraphDecoder
-from cca_ray.testing.family_conformance import check_decoder
+from cca_ray.testing.family_pair import check_decoder
 from tests.gpu.places import Place
 
 SPACES = ("llamagen_b", "var_d16")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cca_ray.models.llamagen_family import FAMILY as LLAMAGEN
+from cca_ray.models.llamagen_t2i_family import FAMILY as LLAMAGEN_T2I
 from cca_ray.models.rar_family import FAMILY as RAR
 from cca_ray.models.var import VARCache
 from cca_ray.models.var_family import FAMILY as VAR
@@ -10,6 +11,7 @@ from cca_ray.testing.family_conformance import FamilyConformance
 
 SMALL = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
 GRID_CODES = dict(codebook_size=32, z_channels=16, **SMALL)
+GRID_OF_TEXTS = dict(vocab_size=32, block_size=16, cls_token_num=5, caption_dim=12)
 GRID = dict(num_classes=10, vocab_size=32, block_size=16)
 PLAIN_CODES = dict(
     codebook_size=32, z_channels=8, hidden_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8
@@ -24,6 +26,10 @@ class TestLlamaGen(FamilyConformance):
 
 class TestLlamaGenOfASmallBase(FamilyConformance):
     family = LLAMAGEN
+
+
+class TestLlamaGenOfTexts(FamilyConformance):
+    family, tokenizer_config, model_config = LLAMAGEN_T2I, GRID_CODES, GRID_OF_TEXTS
 
 
 class TestVAR(FamilyConformance):

@@ -1,18 +1,34 @@
 """Figures of whatever may be searched, and what they are made of."""
 
 import re
+from colorsys import rgb_to_hsv
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from cca_ray.reporting import charts
 from cca_ray.reporting.numbers import number, score
 from cca_ray.reporting.page import SEARCH
 from cca_ray.reporting.results import SizeResults, read_study
-from cca_ray.reporting.style import LIGHT, STEPS, apart_labels, as_svg, canvas, save, spread, steps_of_colour
+from cca_ray.reporting.style import (
+    DARK_GREYS,
+    DARK_STEPS,
+    GREYS,
+    HEIGHT,
+    LIGHT,
+    STEPS,
+    THEME,
+    WIDTH,
+    apart_labels,
+    as_svg,
+    canvas,
+    save,
+    spread,
+    steps_of_colour,
+)
 from tests.studies import make_study
 
 SPACES = {
@@ -43,10 +59,13 @@ def the_size(folder: Path, **keywords: object) -> SizeResults:
 @pytest.mark.parametrize("settings", SPACES.values(), ids=SPACES)
 def test_whatever_was_searched_is_drawn(settings: list[str], tmp_path: Path):
     size = the_size(tmp_path, settings=settings)
-    for name, (_, draw, _) in SEARCH.items():
+    for name, (_, draw, _, _) in SEARCH.items():
         figure = draw(size)
         assert isinstance(figure, Figure)
         assert "NaN" not in as_svg(figure, name)
+        box = figure.get_tightbbox()  # in inches
+        assert min(box.min) > -0.05
+        assert (box.max < np.array([WIDTH, HEIGHT]) + 0.05).all()  # nothing is cut off
 
 
 def test_a_landscape_has_every_trial_of_the_search_and_rings_the_winner(tmp_path: Path):
@@ -99,6 +118,22 @@ def test_the_best_has_the_colour_that_stands_out_and_what_diverged_takes_no_room
     assert seen[16] != seen[18]
     colours, norm = steps_of_colour([1, 7, 8, 8.5, 9], high_is_best=True)
     assert (to_hex(colours(norm(9))), to_hex(colours(norm(1)))) == (STEPS[0], STEPS[-1])
+
+
+def test_a_colour_says_the_same_in_the_light_and_in_the_dark():
+    """The same hues, and what is strongest in one theme is strongest in the other."""
+    for light, dark in ((STEPS, DARK_STEPS), (GREYS, DARK_GREYS)):
+        hues = [[rgb_to_hsv(*to_rgb(colour))[0] for colour in scale] for scale in (light, dark)]
+        apart = np.abs(np.subtract(*hues))
+        assert max(np.minimum(apart, 1 - apart)) < 10 / 360 or light is GREYS
+        on_light, on_dark = (
+            np.array([np.dot(to_rgb(colour), (0.3, 0.6, 0.1)) for colour in scale]) for scale in (light, dark)
+        )
+        order = -1 if light is GREYS else 1  # of how far they are from the paper
+        assert (np.diff(order * on_light) > 0).all()
+        assert (np.diff(order * on_dark) < 0).all()
+    roles = [name for name in THEME if not name.startswith(("step", "grey"))]
+    assert len({THEME[name] for name in roles}) == len(roles)
 
 
 @pytest.mark.parametrize(

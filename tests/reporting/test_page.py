@@ -1,7 +1,6 @@
 """The report in a real browser: complete in both themes, on a desk and on a phone, without a network."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from PIL import Image
 
 from cca_ray.report import write_report
 from cca_ray.reporting.results import read_study
+from tests.browser import CHROMIUM
 from tests.studies import make_study
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
 THEMES = {"dark": 0, "light": 1}  # Blink's numbers
@@ -72,24 +71,3 @@ def test_the_page_has_the_colours_of_its_theme(page: Path, tmp_path: Path, theme
     assert paper > 250 if theme == "light" else paper < 30
     drawn = np.abs(pixels.astype(int) - paper) > 100  # text and figures, from top to bottom
     assert all(band.any() for band in np.array_split(drawn, 10))
-
-
-def test_a_click_sorts_a_table_by_numbers_and_another_the_other_way(page: Path, tmp_path: Path):
-    script = """<script>
-      const table = document.querySelectorAll("table.sortable")[1];
-      const read = () => [...table.tBodies[0].rows].map((row) => row.cells[6].dataset.value).join(" ");
-      const press = table.tHead.rows[0].cells[6].querySelector("button");
-      press.click(); document.body.dataset.up = read();
-      press.click(); document.body.dataset.down = read();
-      document.getElementById("theme").click();
-      document.body.dataset.theme = document.documentElement.dataset.theme;
-    </script></html>"""
-    clicked = tmp_path / "clicked.html"
-    clicked.write_text(page.read_text(encoding="utf-8").replace("</html>", script), encoding="utf-8")
-    dom, errors = browse(clicked, tmp_path, "light", "--dump-dom")
-    assert errors == ""
-    up, down = (re.findall(f'data-{way}="([^"]*)"', dom)[0].split() for way in ("up", "down"))
-    assert len(up) > 10
-    assert up == sorted(up, key=float)
-    assert down == up[::-1]
-    assert 'data-theme="dark"' in dom.split("<body", 1)[1].split(">", 1)[0]

@@ -57,4 +57,4 @@ def test_the_cluster_decides_how_many_run_at_a_time(tmp_path: Path):
 
 
 def test_the_weights_are_those_of_the_base_that_would_be_made():
-    assert parameters_of(load_config(find_space("digits_s"))) == 16_640
+    assert parameters_of(load_config(find_space("digits_s"))) == 43_520

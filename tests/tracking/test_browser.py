@@ -3,17 +3,13 @@
 Screenshots are kept in $CCA_RAY_SCREENSHOTS, if it is set.
 """
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -24,15 +20,12 @@ from cca_ray.space_file import parse
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles, with_files
 from cca_ray.verdict import verdict
+from tests.browser import CHROMIUM, DRIVER, MISSING, chromium, screenshots
 from tests.conftest import tiny_space
 from tests.search.test_mlflow_pages import Shown, finish
 from tests.tracking.test_tracker import Server, empty_mlflow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium with its driver here: apt-get install chromium chromium-driver"
-)
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
 WAIT_S = 60.0
 
 
@@ -40,13 +33,8 @@ class Browser:
     """Pages of one MLflow server."""
 
     def __init__(self, url: str, folder: Path):
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
-            options.add_argument(argument)
-        options.add_argument(f"--user-data-dir={folder / 'profile'}")
-        self.driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-        self.url, self.folder = url, Path(os.environ.get("CCA_RAY_SCREENSHOTS", folder))
+        self.driver = chromium(folder)
+        self.url, self.folder = url, screenshots(folder)
 
     def open(self, page: str, height: int = 1000) -> None:
         """What is below the window's end MLflow may not draw."""

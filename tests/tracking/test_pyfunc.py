@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from cca_ray.config import ResolvedStudy
+from cca_ray.errors import ConfigError
 from cca_ray.evaluation.scoring import load_base, load_tokens, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group
-from cca_ray.tracking.pyfunc import SETTINGS, Champion, Settings
+from cca_ray.tracking.pyfunc import SETTINGS, Champion, Settings, champion_in, packed_champion, write_champion
 from tests.conftest import MakeStudy
 
 
@@ -21,7 +22,7 @@ def champion_of(config: ResolvedStudy, folder: Path) -> Champion:
         shutil.copy(path, folder / part)
     meta = load_tokens(config.data.tokens).meta
     (folder / SETTINGS).write_text(Settings.of(config, meta).model_dump_json())
-    return Champion(folder)
+    return packed_champion(folder)
 
 
 @pytest.mark.parametrize("family", ["llamagen", "var", "rar"])
@@ -47,3 +48,24 @@ def test_an_image_depends_on_its_label_and_its_place_only(make_study: MakeStudy,
 def test_what_is_no_label_is_one_line(make_study: MakeStudy, tmp_path: Path, labels: list[Any]):
     with pytest.raises(ValueError, match="label: expected at least one, each from 0 to 9"):
         champion_of(make_study(), tmp_path).predict({"label": labels})
+
+
+def test_a_studys_folder_has_its_champion_wherever_the_storage_moves(make_study: MakeStudy, tmp_path: Path):
+    config, storage = make_study(), tmp_path / "runs"
+    (folder := storage / "study" / "tiny").mkdir(parents=True)
+    tokenizer = storage / "bases" / "tokenizer.pt"
+    tokenizer.parent.mkdir()
+    shutil.copy(config.base.tokenizer, tokenizer)
+    shutil.copy(config.base.checkpoint, folder / "winner.pt")
+    write_champion(folder, storage, Settings.of(config, load_tokens(config.data.tokens).meta), tokenizer)
+    expected = champion_of(config, tmp_path / "packed").sample([3, 1], seed=2)
+    moved = storage.rename(tmp_path / "moved")
+    champion = champion_in(moved / "study" / "tiny", moved)
+    np.testing.assert_array_equal(champion.sample([3, 1], seed=2), expected)
+    assert champion.classes == 10
+    (moved / "bases" / "tokenizer.pt").unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer\.pt: no such file"):
+        champion_in(moved / "study" / "tiny", moved)
+    (moved / "study" / "tiny" / "champion.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"champion\.json: does not say how to sample"):
+        champion_in(moved / "study" / "tiny", moved)

@@ -1,0 +1,78 @@
+"""What `tune` ends with, for a person and as JSON: the tables, where to look, what to do next."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cca_ray.contracts import Contract, SizeSummary
+from cca_ray.inputs import DEFAULT_SPACES
+from cca_ray.reporting.summary import table
+from cca_ray.storage.uris import command_line, database_uri, to_uri
+from cca_ray.terminal.console import Console
+from cca_ray.terminal.last_words import last_words
+from cca_ray.terminal.log_file import LOG_FILE
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a study ended with: its sizes, its report, how to look into MLflow, whose tables of trials open by links.
+
+    `no_report`, `left`: why there is no report, and what has not arrived in MLflow; empty if all is there.
+    """
+
+    folder: Path
+    sizes: list[SizeSummary]
+    report: Path | None
+    browse: str
+    no_report: str
+    left: str
+    tables: dict[str, str] = field(default_factory=dict)
+
+
+class Told(Contract):
+    """The outcome of a study as one JSON object. `told`: of each size, what won, by how much, at what cost.
+
+    `mlflow`: what has not arrived there; `no_report`: why there is no report. Both are empty if all is there.
+    """
+
+    study: str
+    folder: str
+    sizes: tuple[SizeSummary, ...]
+    told: tuple[str, ...]
+    where: dict[str, str]
+    mlflow: str = ""
+    no_report: str = ""
+
+
+def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
+    """What the study has left, and the commands that go on from there."""
+    folder, winners = found.folder, {size.size: size.checkpoint for size in found.sizes}
+    files = {Path(space).stem: space for space in spaces or DEFAULT_SPACES}
+    at: list[str | Path] = ["--storage", folder.parent] if folder.parent != Path("runs").resolve() else []
+    first, winner = next(iter(winners.items()))
+    return {
+        "summary": to_uri(folder / "summary.json"),
+        **{size: f"{to_uri(folder / size)}: winner.pt, samples.png" for size in winners},
+        **({"report": to_uri(found.report)} if found.report else {}),
+        "log": str(folder / LOG_FILE),
+        "browse": found.browse,
+        **found.tables,
+        "trials": command_line("optuna-dashboard", database_uri(folder / "study.db")),
+        "status": command_line("cca-ray", "status", folder.name, *at),
+        "sample": command_line("cca-ray", "sample", files[first], "--checkpoint", winner, *at),
+    }
+
+
+def show_end(console: Console, samples: int, end: Told) -> None:
+    """The tables, where to look, and last what a person should know; of a quiet study only the tables."""
+    width = shutil.get_terminal_size().columns if console.terminal else None
+    for metric in dict.fromkeys(metric for size in end.sizes for metric in size.shown):
+        sizes = [size for size in end.sizes if metric in size.metrics]
+        print(f"\n{metric.label} on fresh noise, {samples:,} samples\n{table(sizes, width, metric)}\n")
+    if console.quiet:
+        return
+    column = max(map(len, end.where))
+    print(*(f"{what:{column}}  {path}" for what, path in end.where.items()), "", sep="\n")
+    if end.sizes:
+        last_words(console, end.study, end.sizes, width)

@@ -1,0 +1,118 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cca_ray.evaluation.sampler import Decoding, sample_tokens
+from cca_ray.models.condition import TextFeatures, Texts, nulled
+from cca_ray.models.files import load_state
+from cca_ray.models.likelihood import Scorer
+from cca_ray.models.llamagen_t2i import LlamaGenT2I, LlamaGenT2IConfig
+from cca_ray.models.llamagen_t2i_family import FAMILY
+from cca_ray.models.official import build, load_official, parameters
+from tests.conftest import golden, golden_state
+
+TINY = LlamaGenT2IConfig(
+    dim=64, n_layer=2, n_head=4, vocab_size=64, block_size=16, multiple_of=32, cls_token_num=120, caption_dim=16
+)
+PROMPTS = [0, 1, 2, 4]  # of the official samples: of 120, 1, 30 and 7 words
+CONTENT = golden("llamagen_t2i_tiny.npz")
+TOKENS = torch.from_numpy(CONTENT["tokens"])
+
+
+def text(null: bool | None = None) -> TextFeatures:
+    """Of the golden file; all or none of it the null condition, if that is said."""
+    features, mask, masked = (torch.from_numpy(CONTENT[name]) for name in ("features", "mask", "null"))
+    return TextFeatures(features, mask, masked if null is None else torch.full_like(masked, null))
+
+
+def some(of: TextFeatures, rows: list[int]) -> TextFeatures:
+    return of.each(lambda tensor: tensor[rows])
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LlamaGenT2I:
+    model = LlamaGenT2I(TINY)
+    load_state(model, golden_state(CONTENT), "golden")
+    return model.requires_grad_(False)
+
+
+def test_logits_are_the_official_ones(tiny: LlamaGenT2I):
+    """Null conditions, in two of six rows, see as much of the null text as their captions have words."""
+    logits = tiny(text(), TOKENS)
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits, CONTENT["logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(Scorer(tiny)(text(), TOKENS), CONTENT["logps"].sum(1), rtol=1e-5)
+    np.testing.assert_allclose(-Scorer(tiny)(text(), TOKENS).sum() / TOKENS.numel(), CONTENT["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 7.5])
+def test_greedy_samples_are_the_official_ones(tiny: LlamaGenT2I, scale: float):
+    tokens = sample_tokens(
+        tiny, some(text(null=False), PROMPTS), torch.rand(4, 16, dtype=torch.float64), Decoding(scale, top_k=1)
+    )
+    np.testing.assert_array_equal(tokens, CONTENT[f"greedy_cfg{scale}"])
+
+
+def test_names_and_shapes_are_the_official_ones(tiny: LlamaGenT2I):
+    """Of the published size too, whose two files, for 256 and 512 pixels, differ in neither."""
+    expected = json.loads(str(CONTENT["manifest"]))
+    assert {name: list(tensor.shape) for name, tensor in tiny.state_dict().items()} == expected
+    for side, length in ((256, 256), (512, 1024)):
+        with torch.device("meta"):
+            model = build("llamagen_t2i", "XL", image_size=side)
+        expected = json.loads(str(CONTENT["manifest_XL"]))
+        assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == expected
+        assert parameters(model) == CONTENT["params_XL"]
+        assert (model.config.block_size, model.takes) == (length, Texts(120, 2048))
+
+
+def test_an_official_file_says_what_its_model_is_and_is_loaded_strictly(tmp_path):
+    state, more = golden_state(CONTENT), dict(n_head=4, multiple_of=32, n_layer=2, dim=64)
+    torch.save({"model": state, "steps": 5}, tmp_path / "t2i.pt")
+    assert LlamaGenT2IConfig(n_head=4, multiple_of=32, block_size=16, **FAMILY.content_of(state)) == TINY
+    load = dict(family="llamagen_t2i", size="S", checkpoint=tmp_path / "t2i.pt", length=16)
+    with pytest.raises(ValueError, match=r"t2i\.pt: its dim is 64, not the 16 of llamagen_t2i S"):
+        load_official(**load)
+    model = load_official(**load, **more)
+    np.testing.assert_allclose(Scorer(model)(text(), TOKENS).detach(), CONTENT["logps"].sum(1), rtol=1e-5)
+    torch.save({"model": {**state, "cls_embedding.extra": torch.zeros(1)}}, tmp_path / "t2i.pt")
+    with pytest.raises(ValueError, match=r"unexpected cls_embedding\.extra"):
+        load_official(**load, **more)
+    with pytest.raises(ValueError, match=r"missing cls_embedding\.embedding_table\.weight"):
+        load_official(**{**load, "family": "llamagen"}, **more)
+
+
+def test_what_stands_in_empty_positions_is_seen_by_nobody(tiny: LlamaGenT2I):
+    given = text()
+    noise = torch.randn(given.features.shape, generator=torch.Generator().manual_seed(0))
+    other = replace(given, features=torch.where(given.mask[..., None], given.features, noise))
+    torch.testing.assert_close(tiny(other, TOKENS), tiny(given, TOKENS))
+    shorter = replace(given, mask=given.mask & (torch.arange(120) == 119))
+    assert not torch.allclose(tiny(shorter, TOKENS)[0], tiny(given, TOKENS)[0])
+
+
+def test_the_null_condition_reads_no_word(tiny: LlamaGenT2I):
+    given = nulled(text(), tiny.null_label)
+    assert isinstance(given, TextFeatures)
+    other = replace(given, features=torch.zeros_like(given.features))
+    assert torch.equal(tiny(other, TOKENS), tiny(given, TOKENS))
+    assert not torch.allclose(tiny(text(null=False), TOKENS), tiny(given, TOKENS))
+
+
+def test_a_model_begins_as_the_official_one_does():
+    model = LlamaGenT2I(TINY)
+    model.initialize(torch.Generator().manual_seed(1))
+    null = model.get_buffer("cls_embedding.uncond_embedding")
+    assert null.std().item() == pytest.approx(16**-0.5, rel=0.1)
+    assert model.get_parameter("cls_embedding.cap_proj.fc1.weight").std().item() == pytest.approx(0.02, rel=0.1)
+    assert not model.output.weight.any()
+    assert "cls_embedding.uncond_embedding" not in dict(model.named_parameters())  # nothing trains it
+
+
+@pytest.mark.parametrize("fields", [{"num_classes": 10}, {"cls_token_num": 0}, {"caption_dim": 0}])
+def test_settings_that_build_no_model_are_refused(fields: dict):
+    with pytest.raises(ValueError, match="texts, not classes"):
+        replace(TINY, **fields)
