@@ -23,22 +23,19 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.common import Raw, options
-from cca_ray.cluster.placement import CARDS, IMAGES, Load, accelerator_of, exchange_seconds, memory_gib, ways
+from cca_ray.cluster.placement import CARDS, IMAGES, accelerator_of, memory_gib, ways
 from cca_ray.cluster.queue import DEMAND_S, grant, slots
 from cca_ray.cluster.queue import Node as Living
-from cca_ray.config import StudyConfig
 from cca_ray.evaluation.protocol import SHARD
-from cca_ray.evaluation.sampler import images_at_a_time
-from cca_ray.models.family import family_of
-from cca_ray.models.official import configure, parameters
 from cca_ray.placement_config import Accelerator, Placement
 from cca_ray.search.rungs import Mark, goes_on
 from cca_ray.space_file import load_config
+from cca_ray.training import roofline
 from cca_ray.training.heartbeat import WRITING_SHARE
 from cca_ray.training.reference_logps import PART_PAIRS
+from cca_ray.training.roofline import Size, image_seconds, training_seconds
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 PAPER = (  # the sizes of CCA's paper
@@ -46,14 +43,7 @@ PAPER = (  # the sizes of CCA's paper
     *("var_d16", "var_d20", "var_d24", "var_d30"),
 )
 NAMES = (*PAPER, "rar_b", "rar_l", "rar_xl", "rar_xxl")
-# Tokens -> pixels, an image, counted by torch's FlopCounterMode.
-DECODER_GFLOP = {"llamagen": 570, "var": 394, "rar": 187}
-INCEPTION_GFLOP = 11.4  # an image
 DRIVER_A_TRIAL = 0.0032 / 5  # CPU time of a heartbeat, measured (benchmarks/README.md), by seconds between two
-MATRIX_SHARE = 0.60  # of the peak, in the products of matrices of training; an assumption, as the next three
-MEMORY_SHARE = 0.80  # of the bandwidth, in the kernels between them
-LAUNCH_S = 5e-6  # from one launch to the next: what a kernel of a decoding step takes at least
-SAMPLING_MFU = 0.10  # share of the peak in decoding tokens and images, as docs/imagenet.md assumes
 TIE = 0.25  # scores nearer than this, in standard deviations of trials, are not told apart; an assumption
 HOUR, MINUTE = 3600.0, 60.0
 
@@ -63,122 +53,22 @@ class Machine:
     """A node of one type of card. The price is an assumption."""
 
     gpus: int
-    bandwidth_tb_s: float  # by NVIDIA's data sheets
     usd_an_hour: float  # a GPU, on demand
 
 
 MACHINES = {
-    "A40": Machine(4, 0.70, 1.10),
-    "L40S": Machine(8, 0.86, 1.90),
-    "A100": Machine(8, 1.56, 1.85),
-    "H100": Machine(8, 3.35, 4.90),
+    "A40": Machine(4, 1.10),
+    "L40S": Machine(8, 1.90),
+    "A100": Machine(8, 1.85),
+    "H100": Machine(8, 4.90),
 }
-
-
-@dataclass(frozen=True)
-class Eager:
-    """What a family does besides arithmetic, as its files say and uncompiled: counted by tests/traffic.py.
-
-    Training, there and back: bytes that kernels other than products of matrices and attention read and write.
-    """
-
-    channel_bytes: float  # a channel, layer and token; LlamaGen's has dropout, which is 270 of them
-    logit_bytes: float  # a number of the vocabulary and token
-    layer_kernels: int  # a layer and decoding step
-    step_kernels: int  # a decoding step, its draws included
-
-    def launches(self, layers: int) -> int:
-        return layers * self.layer_kernels + self.step_kernels
-
-
-EAGER = {"llamagen": Eager(981, 60, 46, 21), "var": Eager(464, 60, 32, 46), "rar": Eager(719, 60, 24, 25)}
-
-
-@dataclass(frozen=True)
-class Size(Load):
-    """A model size, counted on the model itself."""
-
-    config: StudyConfig
-    codes: int
-    passes: int  # of the model, to decode an image's tokens
-    cache_bytes: int  # keys and values of one sequence in bfloat16
-
-    @property
-    def name(self) -> str:  # of its search space
-        return self.config.name
-
-    @property
-    def family(self) -> str:
-        return self.config.base.family
-
-    @property
-    def forward_flop(self) -> float:
-        """Of one sequence: 2 a parameter and token, and attention. For LlamaGen within 4 % of 2·N·tokens.
-
-        Tokens meet no embeddings. VAR's AdaLN, a third of it, meets an image only once; RAR's meets every token.
-        """
-        adaptive, classes = (6 * self.layers + 2) * self.width * (self.width + 1), 1001 * self.width
-        once = {
-            "llamagen": classes + self.codes * self.width,
-            "var": classes + adaptive,
-            # Codes with the mask token, both tables of places, steps: their rows beyond the tokens, too.
-            "rar": classes + (self.codes + 1 + 2 * (self.tokens + 1024) + self.tokens + 100) * self.width,
-        }[self.family]
-        return self.tokens * (2.0 * (self.parameters - once) + 4.0 * self.tokens * self.width * self.layers)
-
-    @property
-    def forward_bytes(self) -> float:
-        """Of one sequence, a third of what training moves there and back."""
-        eager = EAGER[self.family]
-        channels, logits = self.width * self.layers * eager.channel_bytes, self.codes * eager.logit_bytes
-        return self.tokens * (channels + logits) / 3
 
 
 @cache
 def size_of(name: str) -> Size:
-    config = load_config(SPACES / f"{name}.yaml")
-    family = config.base.family
-    shape = configure(family, config.base.size, **({"image_size": 384} if family == "llamagen" else {}))
-    with torch.device("meta"):
-        model = family_of(family).parts().model(shape).bfloat16()
-    counted = (parameters(model), len(model.stack), shape.dim, shape.block_size)
-    kept = family_of(family).activation_bytes
-    steps = len(model.decode_steps)
-    return Size(*counted, config, shape.vocab_size, steps, model.cache_bytes, activation_bytes=kept)
-
-
-def training_seconds(size: Size, way: Placement, pairs: float, passes: int = 6) -> float:
-    """Of so many pairs with forward passes of one sequence each: three for each of a pair's two (6·N·D).
-
-    Products of matrices and the kernels between them take turns. What workers exchange, at every micro-batch if they
-    are parted and else at every step, is hidden behind a micro-batch as far as it goes.
-    """
-    type_ = accelerator_of(way)
-    card, bandwidth = CARDS[type_], MEMORY_SHARE * MACHINES[type_].bandwidth_tb_s * 1e12
-    pair = passes * (size.forward_flop / (MATRIX_SHARE * card.tflops * 1e12) + size.forward_bytes / bandwidth)
-    together = way.micro_batch or 1  # pairs
-    waiting = max(0.0, exchange_seconds(size, card, way.workers) - together * pair)
-    a_step = size.config.train.global_batch / way.workers
-    return pairs / way.workers * (pair + waiting / (together if way.strategy == "fsdp" else a_step))
-
-
-def image_seconds(size: Size, type_: str, guided: bool = False) -> float:
-    """Tokens, pixels and features of one image on one GPU; guidance doubles the tokens' part.
-
-    Tokens take the longest of arithmetic (2·N a token), launches and memory: at every pass the keys and values, half
-    filled on average, and, as the launches, once for all images of a batch, the weights.
-    """
-    branches = 1 + guided
-    together = images_at_a_time(SHARD, branches * size.cache_bytes)
-    read = size.passes * (branches * size.cache_bytes / 2 + 2.0 * size.parameters / together)
-    launches = size.passes * EAGER[size.family].launches(size.layers) / together
-    compute = SAMPLING_MFU * CARDS[type_].tflops * 1e12
-    tokens = (
-        branches * size.forward_flop / compute,
-        read / (MACHINES[type_].bandwidth_tb_s * 1e12),
-        launches * LAUNCH_S,
-    )
-    return max(tokens) + (DECODER_GFLOP[size.family] + INCEPTION_GFLOP) * 1e9 / compute
+    size = roofline.size_of(load_config(SPACES / f"{name}.yaml"))
+    assert size is not None
+    return size
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from cca_ray.terminal.console import PROGRAM, command, run_command
 
 VERBS = {
     "tune": "Search λ and learning rate for CCA, size after size.",
+    "plan": "Say what a study would take: trials, hours by card, wall time, disk space, money.",
     "status": "Show how a study is doing, or how it ended; without a name, list all studies of the storage.",
     "report": "Make the report of a study, finished or not, or of several side by side.",
     "clean": "Delete what no later run of a study needs; first show it.",

@@ -24,6 +24,7 @@ import typer
 import yaml
 
 from cca_ray.cluster.placement import check_cuts
+from cca_ray.cluster.queue import nodes_now
 from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.cluster.session import remove_leaked_groups
 from cca_ray.cluster.stopping import Stop, end_process, heeding_signals, interrupt
@@ -49,7 +50,7 @@ from cca_ray.terminal.console import Console, StorageOption, complete_space, run
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
 from cca_ray.terminal.notify import news_of
 from cca_ray.terminal.notify import notify as tell
-from cca_ray.terminal.ray_session import ray_session
+from cca_ray.terminal.ray_session import nodes_to_plan_for, ray_session
 from cca_ray.terminal.snapshot import DriverStatus
 from cca_ray.terminal.stream import native_stderr_to
 from cca_ray.terminal.window import Window
@@ -77,13 +78,20 @@ TrackingOption = Annotated[
 
 def load_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
     """The studies, small sizes of a family before large ones: what the small ones find is tried first by the next."""
+    configs = read_spaces(spaces, settings)
+    for config in configs:
+        check_files(config)
+    return configs
+
+
+def read_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
+    """The same, whether or not their files are there."""
     configs = [load_config(find_space(space), settings) for space in spaces or DEFAULT_SPACES]
     names = [config.name for config in configs]
     if len(set(names)) < len(names):
         raise ConfigError(f"two search spaces have the same name: {', '.join(names)}")
     for config in configs:
         check_cuts(config.placement, config.train.global_batch)
-        check_files(config)
     families = list(dict.fromkeys(config.base.family for config in configs))
     sizes = {family: list(FAMILIES.get(family).sizes) for family in families}
     return sorted(configs, key=lambda c: (families.index(c.base.family), sizes[c.base.family].index(c.base.size)))
@@ -134,6 +142,8 @@ def search(
                 console.clear()
                 if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
                     remove_leaked_groups(console.say)
+                for line in plan_of(configs, storage, name, nodes_now(), budget.minutes, budget.device_hours):
+                    console.say(line)
                 study = Study(name, folder, trackers, console, window)
                 sizes = Sizes(study, configs, budget, side_by_side, stop).run()
             console.waiting("making the report")
@@ -332,7 +342,7 @@ def main(
     budget, study = Budget(minutes, gpu_hours), name or default_name(configs, bool(spaces), seed)
     if dry_run:
         shown = fresh_name(study, storage.resolve()) if fresh else study
-        show(configs, plan_of(configs, storage.resolve(), shown, minutes, gpu_hours))
+        show(configs, plan_of(configs, storage.resolve(), shown, nodes_to_plan_for(), minutes, gpu_hours))
         return
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
     found = run_study(study, fresh, storage, tracking_uri, configs, budget, side_by_side, notify, console)

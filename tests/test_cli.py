@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
-from cca_ray import clean, evaluate, pretrain, report, sample, status, train, tune
+from cca_ray import clean, evaluate, plan, pretrain, report, sample, status, train, tune
 from cca_ray.models.official import build, load_tokenizer, save_official
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import command, run
@@ -108,11 +108,12 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
     assert outcome.code == 0
     assert [study["name"] for study in shown] == ["digits_s", "digits_m", "digits_var"]
     assert [study["search"]["trials"] for study in shown] == [5, 5, 5]
-    plan = [line[2:] for line in outcome.out.splitlines() if line.startswith("# ")]
-    assert plan[0] == f"study digits-seed3 in {tmp_path / 'runs' / 'digits-seed3'}: new"
-    assert plan[1].startswith("digits_s: 5 trials, 3 controls (up to 6 if the best is at an end), 2 at a time; then 3 ")
-    assert plan[2] == "  time: not known before a first trial; --minutes or --gpu-hours limits it"
-    assert re.fullmatch(r"  disk: about [\d.]+ MB \(8 trials × .* 5 times the weights\)", plan[3])
+    told = [line[2:] for line in outcome.out.splitlines() if line.startswith("# ")]
+    assert told[0] == f"study digits-seed3 in {tmp_path / 'runs' / 'digits-seed3'}: new"
+    assert told[1].startswith("digits_s: 5 trials, 3 controls (up to 6 if the best is at an end), 2 at a time; then 3 ")
+    assert told[2] == "  rungs: 900 images at 50 %, 1,800 images at 100 % of a trial"
+    assert told[3] == "  time: not known before a first trial; --minutes or --gpu-hours limits it"
+    assert re.fullmatch(r"  disk: about [\d.]+ MB \(8 trials × .* 5 times the weights\)", told[4])
     assert shown[0]["train"]["beta"] == 0.5
     assert shown[0]["train"]["weight_decay"] == 0.05
     assert (shown[0]["search"]["seed"], shown[0]["train"]["seed"]) == (3, 3)
@@ -435,7 +436,7 @@ def test_a_fault_of_ours_is_a_traceback_without_passwords(capsys):
     assert "KeyError: 'postgresql://user:***@host/db'" in outcome.err
 
 
-VERBS = [clean, evaluate, pretrain, report, sample, status, train, tune]
+VERBS = [clean, evaluate, plan, pretrain, report, sample, status, train, tune]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=[verb.__name__.rsplit(".", 1)[-1] for verb in VERBS])

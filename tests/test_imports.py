@@ -12,7 +12,7 @@ ORDER = [
     "errors", "contracts", "verdict", "registry", "placement_config", "config", "space_file", "storage", "inputs",
     "cluster", "models", "data", "evaluation", "training", "tracking", "champion", "search", "terminal", "reporting",
     "testing", "report", "pretrain", "prepare", "train", "sample", "evaluate", "status", "clean", "opened", "study",
-    "tune", "cli", "__main__",
+    "tune", "plan", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 

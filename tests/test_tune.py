@@ -167,6 +167,7 @@ def test_the_same_command_continues_after_an_interrupt_and_a_kill(base_files: Ba
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert output.splitlines()[-1] == "interrupted; run the same command again to continue"
+    assert "tiny: 3 trials, 1 control, 1 at a time" in output  # what it would take
     assert statuses(tmp_path)
     assert "RUNNING" not in statuses(tmp_path)
 

@@ -27,14 +27,15 @@ class Card:
     memory_gib: float
     tflops: float
     link_gb_s: float
+    bandwidth_tb_s: float  # of its memory, by its maker's data sheet
 
 
 # By the names of Ray's label. AWS has no A40; its 48 GB class is the L40S. A100: the smaller of its two kinds.
 CARDS = {
-    "A40": Card(48, 150, 3.1),
-    "L40S": Card(48, 362, 12),
-    "A100": Card(40, 312, 300),
-    "H100": Card(80, 989, 450),
+    "A40": Card(48, 150, 3.1, 0.70),
+    "L40S": Card(48, 362, 12, 0.86),
+    "A100": Card(40, 312, 300, 1.56),
+    "H100": Card(80, 989, 450, 3.35),
 }
 
 

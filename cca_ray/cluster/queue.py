@@ -5,6 +5,8 @@ order; so the queue is kept here, by one actor for all studies on a cluster, and
 Ray for it.
 """
 
+import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 
-from cca_ray.cluster.placement import TYPE, accelerator_of, devices, ways, worker_resources
+from cca_ray.cluster.placement import CARDS, TYPE, accelerator_of, devices, ways, worker_resources
 from cca_ray.cluster.ray_compat import ON_THE_HEAD
 from cca_ray.placement_config import CPU, Placement
 
@@ -48,6 +51,13 @@ def nodes_now() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def node_here() -> Node:
+    """This machine, as it would be a node of a Ray of its own."""
+    cards, name = torch.cuda.device_count(), torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    type_ = next((type_ for type_ in CARDS if re.search(rf"\b{type_}\b", name)), CPU)
+    return Node(type_, float(os.cpu_count() or 1), float(cards))
 
 
 def may_grow(nodes: Sequence[Node]) -> bool:

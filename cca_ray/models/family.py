@@ -34,6 +34,23 @@ def letter(size: str) -> str:
 
 
 @dataclass(frozen=True)
+class Eager:
+    """What official models of a family do besides the products of matrices of training, uncompiled, as counted.
+
+    Training, there and back: bytes that kernels other than products of matrices and attention read and write.
+    """
+
+    channel_bytes: float  # a channel, layer and token; LlamaGen's has dropout, which is 270 of them
+    logit_bytes: float  # a number of the vocabulary and token
+    layer_kernels: int  # a layer and decoding step
+    step_kernels: int  # a decoding step, its draws included
+    decoder_gflop: float  # of the tokenizer, from an image's tokens to its pixels
+
+    def launches(self, layers: int) -> int:
+        return layers * self.layer_kernels + self.step_kernels
+
+
+@dataclass(frozen=True)
 class Parts:
     """The classes of a family. The configs are frozen dataclasses: see `base.ModelConfig`, `base.TokenizerConfig`."""
 
@@ -55,6 +72,7 @@ class Family(ABC):
     passes: str  # what sampling an image without guidance costs, in words: "one forward pass a token"
     needs_codes: bool = False  # whether a model is of no use before it is given its tokenizer
     activation_bytes: int = 57  # that training in bfloat16 keeps, a channel, layer and token: at most, of all sizes
+    eager: Eager | None = None  # what `plan` estimates the time of official sizes from; None: it does not
     any_order: bool = False  # whether a model can be trained on tokens in any order: see `Model.hidden_in_order`
 
     # How a file is recognised.
@@ -83,6 +101,14 @@ class Family(ABC):
         if unknown := sorted(set(overrides) - allowed):
             raise ValueError(f"unknown override {unknown[0]!r} of {self.name}: one of {', '.join(sorted(allowed))}")
         return kind(**{**self.sizes[size], **overrides})
+
+    def official_shape(self, size: str) -> Any:
+        """The config of an official size, for images of the usual size."""
+        return self.configure(size)
+
+    def met_once(self, shape: Any) -> int:
+        """How many parameters of a model of this config tokens do not meet, or an image only once."""
+        return 1001 * int(shape.dim)  # the classes'
 
     def content_of(self, state: Mapping[str, Tensor]) -> Fields:
         """What names and shapes in an official file say of its model: fields of the config."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cca_ray.models.family import Family, Fields, Parts, channel_multiples
+from cca_ray.models.family import Eager, Family, Fields, Parts, channel_multiples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,6 +43,7 @@ class LlamaGenFamily(Family):
     name = "llamagen"
     sizes = SIZES
     passes = "one forward pass a token"
+    eager = Eager(981, 60, 46, 21, decoder_gflop=570)
     layers = ("n_layer", "layers.")
     shapes = SHAPES
     image_size = 384
@@ -55,6 +56,12 @@ class LlamaGenFamily(Family):
         from cca_ray.models.llamagen_vq import LlamaGenVQ, VQConfig
 
         return Parts(LlamaGen, LlamaGenConfig, LlamaGenVQ, VQConfig)
+
+    def official_shape(self, size: str) -> Any:
+        return self.configure(size, image_size=self.image_size)
+
+    def met_once(self, shape: Any) -> int:
+        return super().met_once(shape) + int(shape.vocab_size * shape.dim)  # the codes'
 
     def configure(self, size: str, **overrides: Any) -> Any:
         """Overrides: fields of the config, or `image_size` in pixels (256, 384, 512, ...)."""

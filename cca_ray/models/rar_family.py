@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cca_ray.models.family import Family, Fields, Parts, channel_multiples
+from cca_ray.models.family import Eager, Family, Fields, Parts, channel_multiples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +39,7 @@ class RARFamily(Family):
     name = "rar"
     sizes = SIZES
     passes = "one forward pass a token"
+    eager = Eager(719, 60, 24, 25, decoder_gflop=187)
     activation_bytes = 83  # counted by hooks on saved tensors; XXL's, whose MLP is the widest
     any_order = True
     layers = ("n_layer", "blocks.")
@@ -52,6 +53,12 @@ class RARFamily(Family):
         from cca_ray.models.rar import RAR, RARConfig
 
         return Parts(RAR, RARConfig, MaskGITVQGAN, MaskGITConfig)
+
+    def met_once(self, shape: Any) -> int:
+        """Codes with the mask token, both tables of places, steps: their rows beyond the tokens, too."""
+        tokens = shape.block_size
+        rows = shape.vocab_size + 1 + 2 * (tokens + 1024) + tokens + 100
+        return super().met_once(shape) + int(rows * shape.dim)
 
     def content_of(self, state: Mapping[str, Tensor]) -> Fields:
         """Tokens an image, where the tables are as long as the official ones or as those of small models."""

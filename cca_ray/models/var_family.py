@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cca_ray.models.family import Family, Fields, Parts, channel_multiples
+from cca_ray.models.family import Eager, Family, Fields, Parts, channel_multiples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +40,7 @@ class VARFamily(Family):
     name = "var"
     sizes = SIZES
     passes = "one forward pass a scale of its token pyramid"
+    eager = Eager(464, 60, 32, 46, decoder_gflop=394)
     needs_codes = True  # the model's input is made of them
     layers = ("depth", "blocks.")
     shapes = SHAPES
@@ -52,6 +53,10 @@ class VARFamily(Family):
         from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
 
         return Parts(VAR, VARConfig, VARVQVAE, VARVQConfig)
+
+    def met_once(self, shape: Any) -> int:
+        adaptive = (6 * shape.depth + 2) * shape.dim * (shape.dim + 1)  # a third of all; of RAR's, tokens meet each
+        return super().met_once(shape) + int(adaptive)
 
     def content_of(self, state: Mapping[str, Tensor]) -> Fields:
         found = super().content_of(state)

@@ -1,52 +1,75 @@
-"""What a study would do, before it does it: trials, time, disk; new, or continued from where."""
+"""What a study would do, before it does it: trials, hours, money, time, disk; new, or continued from where."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from optuna.trial import TrialState
+
+from cca_ray.cluster.queue import Node
 from cca_ray.config import StudyConfig
 from cca_ray.data.labelled_images import digits
 from cca_ray.models.family import family_of
 from cca_ray.models.official import parameters
-from cca_ray.reporting.results import SizeResults, StudyResults, read_study, studies_in
-from cca_ray.search.budget import final_seconds
-from cca_ray.search.records import ENDED_NAMES
-from cca_ray.storage.uris import local_path, to_uri
+from cca_ray.placement_config import CPU
+from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study, studies_in
+from cca_ray.search.forecast import HOUR, Speed, Work, at_once, speeds_by_arithmetic, wall_hours
+from cca_ray.search.records import ENDED_NAMES, device_seconds_of
+from cca_ray.storage.uris import is_copy, local_path, to_uri
 from cca_ray.training.small_networks import blank_model, blank_tokenizer
+
+Prices = Mapping[str, float]  # of an hour, by type of card; of any other card under the empty name
+MOST_STUDIES = 20  # of a storage that are read for how long a trial takes; at a URI, a few
 
 
 def plan_of(
-    configs: Sequence[StudyConfig], storage: Path, name: str, minutes: float | None, hours: float | None
+    configs: Sequence[StudyConfig],
+    storage: Path,
+    name: str,
+    nodes: Sequence[Node],
+    minutes: float | None = None,
+    hours: float | None = None,
+    prices: Prices | None = None,
 ) -> list[str]:
-    """Lines for people. `minutes`, `hours`: the budget."""
-    known = {study.name: study for study in known_studies(storage, name)}
-    study = known.get(name)
+    """Lines for people. `nodes`: of the cluster, as it is now; `minutes`, `hours`: the budget."""
+    known = list(known_studies(storage, name, [config.name for config in configs]))
+    study = next((study for study in known if study.name == name), None)
     ended = sum(t.state in ENDED_NAMES for size in study.sizes for t in size.trials) if study else 0
     state = f"continued; {ended} trials have ended" if study else "new"
     lines = [f"study {name} in {to_uri(storage / name)}: {state}"]
     for config in configs:
         before = size_named(config.name, [study] if study else [])
-        like = before or size_named(config.name, list(known.values()))
+        other = next((study for study in known if size_named(config.name, [study])), None)
+        speeds = speeds_by_arithmetic(config)
+        if other and (measured := speeds_measured(config, size_named(config.name, [other]), other.name)):
+            speeds = [*measured, *(speed for speed in speeds if speed.card not in {m.card for m in measured})]
+        done = sum(t.state in ENDED_NAMES for t in before.trials) if before else 0
+        work = Work.of(config, done, finished=bool(before and before.summary))
         lines.append(f"{config.name}: {trials(config)}")
-        lines += [f"  time: {time(config, before, like)}", f"  disk: {disk(config)}"]
+        lines.append(f"  rungs: {rungs(config)}")
+        lines += [f"  {line}" for line in cost(work, speeds, prices or {})]
+        lines += [f"  time: {time(config, work, speeds, nodes)}", f"  disk: {disk(config)}"]
     given = " and ".join(f"{value:g} {unit}" for value, unit in ((minutes, "minutes"), (hours, "GPU-hours")) if value)
     if given:
         lines.append(f"budget: {given} for all sizes together; no trial begins that would exceed it")
     return lines
 
 
-def known_studies(storage: Path, name: str) -> list[StudyResults]:
-    """Those that can be read, that of this name first: the others tell how long a trial takes."""
+def known_studies(storage: Path, name: str, sizes: Sequence[str]) -> Iterator[StudyResults]:
+    """Those that can be read, that of this name first; others until all sizes are known: they tell the time."""
     try:
         names = sorted(studies_in(storage), key=lambda other: other != name)
     except (ValueError, OSError):
-        return []
-    found = []
-    for each in names:
+        return
+    unknown = set(sizes)
+    for each in names[: 3 if is_copy(storage) else MOST_STUDIES]:
+        if not unknown:
+            return
         try:
-            found.append(read_study(storage, each))
+            study = read_study(storage, each)
         except (ValueError, OSError):
             continue
-    return found
+        unknown -= {size for size in sizes if size_named(size, [study])}
+        yield study
 
 
 def size_named(name: str, studies: Sequence[StudyResults]) -> SizeResults | None:
@@ -66,18 +89,98 @@ def trials(config: StudyConfig) -> str:
     )
 
 
-def time(config: StudyConfig, before: SizeResults | None, like: SizeResults | None) -> str:
-    """By what the trials of the same size took, in this study or in another one of this storage."""
-    if like is None:
+def rungs(config: StudyConfig) -> str:
+    return ", ".join(f"{rung.samples:,} images at {100 * rung.at:.3g} %" for rung in config.rungs) + " of a trial"
+
+
+def speeds_measured(config: StudyConfig, like: SizeResults | None, study: str) -> list[Speed]:
+    """By card, of completed trials of a size of this name and family that ran on one type of card alone."""
+    if like is None or like.settings.base.family != config.base.family:
+        return []
+    by_card: dict[str, list[TrialRow]] = {}
+    for trial in like.trials:
+        if trial.state == TrialState.COMPLETE.name and trial.seconds and trial.rungs and len(cards_of(trial)) == 1:
+            by_card.setdefault(next(iter(cards_of(trial))), []).append(trial)
+    return [
+        speed_of(some, card, config.train.epochs / like.settings.train.epochs, study) for card, some in by_card.items()
+    ]
+
+
+def cards_of(trial: TrialRow) -> Mapping[str, float]:
+    """Its seconds of one card, by type; version 0.1.0 had none of processors."""
+    return device_seconds_of(trial.frozen) or {CPU: trial.seconds}
+
+
+def speed_of(some: Sequence[TrialRow], card: str, longer: float, study: str) -> Speed:
+    """By what these trials took on this card; a new one trains so much longer."""
+    training = dict[bool, list[float]]()
+    scoring = 0.0
+    for trial in some:
+        share = sum(rung.scoring_seconds for rung in trial.rungs) / trial.seconds
+        hours = cards_of(trial)[card] / HOUR
+        scoring += share * hours
+        training.setdefault(trial.arm == "control", []).append(max(0.0, 1 - share) * hours * longer)
+    means = {control: sum(hours) / len(hours) for control, hours in training.items()}
+    image = scoring / sum(rung.samples for trial in some for rung in trial.rungs)
+    mean = sum(trial.seconds for trial in some) / len(some)
+    return Speed(
+        card,
+        trial=means.get(False, means.get(True, 0.0)),
+        control=means.get(True, means.get(False, 0.0)),
+        image=image,
+        guided=2 * image,
+        source=f"measured: {len(some)} trial{'s' * (len(some) > 1)} of study {study} took {words(mean / HOUR)} each",
+    )
+
+
+def cost(work: Work, speeds: Sequence[Speed], prices: Prices) -> list[str]:
+    """A line a type of card: what is left if all of it ran there, and no trial were stopped at a rung."""
+    lines = []
+    for speed in speeds:
+        training, scoring = work.training(speed), work.rungs(speed) + work.final(speed)
+        whole, price = training + scoring, prices.get(speed.card, prices.get("") if speed.card != CPU else None)
+        money = f"; {amount(whole * price)} at {price:g} an hour" if price is not None else ""
+        share, unit = 100 * scoring / whole if whole else 0.0, "core" if speed.card == CPU else "card"
+        lines.append(
+            f"on {speed.card}: {words(whole)} of one {unit} if no rung stops a trial (training {words(training)}, "
+            f"scoring {words(scoring)}: {share:.0f} %){money}; {speed.source}"
+        )
+    return lines
+
+
+def amount(money: float) -> str:
+    return f"{money:,.0f}" if money >= 100 else f"{money:.2f}"
+
+
+def time(config: StudyConfig, work: Work, speeds: Sequence[Speed], nodes: Sequence[Node]) -> str:
+    """Wall time on these nodes, if all are free."""
+    if not (work.trials or work.controls or any(work.final_images)):
+        return "nothing is left to do"
+    if not speeds:
         return "not known before a first trial; --minutes or --gpu-hours limits it"
-    ended = [t for t in like.trials if t.state in ENDED_NAMES]
-    mean = sum(t.seconds for t in ended) / len(ended)
-    planned = config.search.trials + len(config.control.learning_rates)
-    done = sum(t.state in ENDED_NAMES for t in before.trials) if before else 0
-    left = max(0, planned - done) * mean / config.search.max_concurrent
-    left += final_seconds(config, [rung for t in ended for rung in t.rungs]) if not (before and before.summary) else 0
-    of = f"{len(ended)} trials took {mean:.0f} s each, here" + (" before" if before else " in another study")
-    return f"about {left / 60:.0f} minutes ({of}); making a small base comes on top"
+    most = min(config.search.max_concurrent, work.trials + work.controls)
+    if not (placed := at_once(config.placement, max(1, most), nodes)):
+        return f"not known: no trial has room on {in_all(nodes)}, as it is now"
+    wall = wall_hours(config, work, speeds, nodes)
+    if wall is None:
+        return f"not known for {in_all(nodes)}"
+    made = "; making a small base comes on top" if config.base.embedded else ""
+    return f"about {words(wall)} on {in_all(nodes)}, {len(placed)} trials at a time{made}"
+
+
+def in_all(nodes: Sequence[Node]) -> str:
+    """`8 H100, 2 CPU`: what these nodes have."""
+    have: dict[str, float] = {}
+    for node in nodes:
+        have[node.type] = have.get(node.type, 0.0) + (node.gpus or node.cpus)
+    return ", ".join(f"{count:g} {type_}" for type_, count in sorted(have.items()))
+
+
+def words(hours: float) -> str:
+    """As people say it, to two or three digits."""
+    if hours >= 2:
+        return f"{hours:,.{int(hours < 10)}f} hours"
+    return f"{60 * hours:.0f} minutes" if 60 * hours >= 2 else f"{HOUR * hours:.0f} s"
 
 
 def disk(config: StudyConfig) -> str:

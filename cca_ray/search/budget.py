@@ -47,14 +47,18 @@ def affordable(limits: Limits, now: float, used: Used, final: float, devices: fl
     return wall <= limits.seconds and in_all <= limits.device_seconds
 
 
+def final_samples(config: StudyConfig) -> tuple[int, int]:
+    """How many images the final comparison scores, if no finalist is surely behind: without guidance, and with it."""
+    score = config.score
+    models, with_winner = score.finalists * (1 + config.search.replicates), bool(score.winner_guidance_scales)
+    plain = len(config.control.learning_rates) + score.blocks * (models + 2 + models)  # chosen; base, control, all
+    guided = len(score.guidance_scales + score.winner_guidance_scales) + score.blocks * (1 + with_winner)
+    return score.samples * plain, score.samples * guided
+
+
 def final_seconds(config: StudyConfig, rungs: Sequence[RungScore]) -> float:
-    """What the final comparison should take, from the time that these scores at rungs took."""
+    """What the final comparison should take, from the time that these scores at rungs took; guided ones take twice."""
     if not rungs:
         return 0.0
-    score = config.score
-    a_sample = sum(rung.scoring_seconds for rung in rungs) / sum(rung.samples for rung in rungs)
-    models = score.finalists * (1 + config.search.replicates)
-    chosen = 1 + 2 + 1 + (2 if score.winner_guidance_scales else 0)  # base, guided (at twice the cost), control
-    choosing = 2 * len(score.guidance_scales + score.winner_guidance_scales) + len(config.control.learning_rates)
-    blocks = choosing + score.blocks * (models + chosen + models)  # the finalists to choose, then all to be shown
-    return a_sample * score.samples * blocks
+    plain, guided = final_samples(config)
+    return (plain + 2 * guided) * sum(rung.scoring_seconds for rung in rungs) / sum(rung.samples for rung in rungs)

@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from cca_ray.cluster.address import heeding_cluster
+from cca_ray.cluster.queue import Node, node_here, nodes_now
 from cca_ray.cluster.session import start_ray
 from cca_ray.errors import RayEnded
 from cca_ray.terminal.stream import native_stderr_to
@@ -48,3 +49,11 @@ def ray_session(
             ray.shutdown()
             raise
         ray.shutdown()
+
+
+def nodes_to_plan_for() -> list[Node]:
+    """Of the cluster that RAY_ADDRESS names; else this machine, without a Ray of our own."""
+    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+        return [node_here()]
+    with ray_session():
+        return nodes_now()

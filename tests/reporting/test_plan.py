@@ -2,27 +2,58 @@
 
 from pathlib import Path
 
+from cca_ray.cluster.queue import Node
 from cca_ray.inputs import find_space
-from cca_ray.reporting.plan import parameters_of, plan_of
+from cca_ray.reporting.plan import parameters_of, plan_of, words
 from cca_ray.space_file import load_config
 from tests.studies import make_study
+
+HERE = [Node("CPU", 2.0, 0.0)]
 
 
 def test_a_study_that_was_begun_is_continued_and_its_trials_tell_the_time(tmp_path: Path):
     make_study(tmp_path / "mine", finished=False)
-    configs = [load_config(find_space("digits_s"), ["search.trials=30"])]
-    head, trials, time, disk = plan_of(configs, tmp_path, "mine", None, None)
+    settings = ["search.trials=30", "score.guidance_scales=[1.5, 2]"]
+    configs = [load_config(find_space("digits_s"), settings)]
+    head, trials, rungs, cost, time, disk = plan_of(configs, tmp_path, "mine", HERE)
     assert head == f"study mine in {tmp_path / 'mine'}: continued; 13 trials have ended"
     assert trials.startswith("digits_s: 30 trials, 3 controls")
-    # 20 of 33 are left, 4 s each, two at a time; the comparison at half a second for what the rungs scored.
-    assert "13 trials took 4 s each, here before" in time
+    assert rungs == "  rungs: 900 images at 50 %, 1,800 images at 100 % of a trial"
+    # 20 of 33 are left. Each trains for 3 s and is scored for 1, on 2,700 images; the comparison scores 27 x 1,800, and
+    # 5 x 1,800 with guidance.
+    assert cost == (
+        "  on CPU: 105 s of one core if no rung stops a trial (training 60 s, scoring 45 s: 43 %); "
+        "measured: 11 trials of study mine took 4 s each"
+    )
+    assert time == "  time: about 52 s on 2 CPU, 2 trials at a time; making a small base comes on top"
     assert disk.startswith("  disk: about ")
-    other = plan_of(configs, tmp_path, "new", 10, 2.5)
+    other = plan_of(configs, tmp_path, "new", HERE, 10, 2.5, {"": 3.0, "CPU": 0.5})
     assert other[0].endswith("/new: new")
-    assert "13 trials took 4 s each, here in another study" in other[2]
+    assert "at 0.5 an hour; measured: 11 trials of study mine took 4 s each" in other[3]
     assert (
         other[-1] == "budget: 10 minutes and 2.5 GPU-hours for all sizes together; no trial begins that would exceed it"
     )
+    longer = [load_config(find_space("digits_s"), [*settings, "train.epochs=80"])]
+    epochs = configs[0].train.epochs
+    assert f"training {words(60 * 80 / epochs / 3600)}" in plan_of(longer, tmp_path, "mine", HERE)[3]
+
+
+def test_of_a_finished_study_nothing_is_left(tmp_path: Path):
+    make_study(tmp_path / "mine")
+    lines = plan_of([load_config(find_space("digits_s"), ["search.trials=10"])], tmp_path, "mine", HERE)
+    assert "  time: nothing is left to do" in lines
+
+
+def test_the_cluster_decides_how_many_run_at_a_time(tmp_path: Path):
+    """Four trials of B at a time have room on eight H100s, one on one; none on a processor."""
+    configs = [load_config(find_space("llamagen_b"), ["placement.accelerators=[{type: H100, micro_batch: 64}]"])]
+
+    def time_on(*nodes: Node) -> str:
+        return plan_of(configs, tmp_path, "new", nodes, prices={"": 2.0, "H100": 4.9})[-2]
+
+    assert ", 4 trials at a time" in time_on(Node("H100", 64, 8))
+    assert ", 1 trials at a time" in time_on(Node("H100", 64, 1))
+    assert time_on(*HERE) == "  time: not known: no trial has room on 2 CPU, as it is now"
 
 
 def test_the_weights_are_those_of_the_base_that_would_be_made():

@@ -97,6 +97,23 @@ def test_a_driver_that_is_killed_about_a_decision_keeps_it(make_config: MakeStud
         assert outcome(drive(config, Storage(content))) == expected, write
 
 
+@pytest.mark.parametrize("rungs", ["surely_worse", "posterior"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_one_trial_at_a_time_a_study_is_the_same_again(make_config: MakeStudy, sampler: str, rungs: str):
+    """From its start; killed when a trial has just begun, at some of them; and finished, with nothing left to write."""
+    config = config_of(make_config, sampler=sampler, rungs=rungs, trials=5)
+    undisturbed, copies = copies_at(config, ("key",))
+    expected = outcome(undisturbed)
+    assert len(copies) == len(expected) == 6
+    for write, content in {"nothing": b"", **dict([*copies.items()][3::2])}.items():
+        assert outcome(drive(config, Storage(content))) == expected, write
+    storage = undisturbed.arms[0].storage
+    assert isinstance(storage, Storage)
+    written = list[str]()
+    assert outcome(drive(config, Storage(storage.connection.serialize(), written.append))) == expected
+    assert not written
+
+
 @pytest.mark.parametrize("step", [STEPS // 2, STEPS])
 def test_no_trial_ends_by_a_score_that_could_not_be_written(make_config: MakeStudy, step: int):
     """Neither stopped at a rung nor completed, though the database can be written again by then."""

@@ -1,0 +1,118 @@
+"""What the study of one size takes before it begins: by the speed that was measured, or else by arithmetic.
+
+All trials count as whole ones: how many a rung will stop, nobody knows before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cca_ray.cluster.placement import CARDS, IMAGES, accelerator_of, devices, ways
+from cca_ray.cluster.queue import Node, grant, slots
+from cca_ray.config import StudyConfig
+from cca_ray.placement_config import CPU, Placement
+from cca_ray.search.budget import final_samples
+from cca_ray.training import roofline
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a size on one type of card, in hours of one card; of a core, where the type is CPU.
+
+    `source`: how it is known, in words.
+    """
+
+    card: str
+    trial: float  # training alone
+    control: float
+    image: float  # sampled and scored
+    guided: float  # the same with guidance
+    source: str
+    table: float = 0.0  # of the reference model's log-likelihoods, once
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to do of a size: trials, and images to score; of the final comparison without guidance, and with."""
+
+    trials: int
+    controls: int
+    rung_images: int
+    final_images: tuple[int, int]
+    begun: bool = False  # then the reference's table is there
+
+    @staticmethod
+    def of(config: StudyConfig, ended: int = 0, finished: bool = False) -> "Work":
+        """`ended`: how many controls and trials have; controls are the first."""
+        controls, search = len(config.control.learning_rates), config.search
+        trials = search.trials + config.score.finalists * search.replicates
+        left = max(0, trials + controls - ended)
+        return Work(
+            trials=min(left, trials),
+            controls=max(0, left - trials),
+            rung_images=left * sum(rung.samples for rung in config.rungs),
+            final_images=(0, 0) if finished and not left else final_samples(config),
+            begun=ended > 0,
+        )
+
+    def training(self, speed: Speed) -> float:
+        """Hours of one card."""
+        table = 0.0 if self.begun else speed.table
+        return self.trials * speed.trial + self.controls * speed.control + table
+
+    def rungs(self, speed: Speed) -> float:
+        return self.rung_images * speed.image
+
+    def final(self, speed: Speed) -> float:
+        plain, guided = self.final_images
+        return plain * speed.image + guided * speed.guided
+
+
+def speeds_by_arithmetic(config: StudyConfig) -> list[Speed]:
+    """On each card of the placement's table; none of a size that is not an official one."""
+    size = roofline.size_of(config)
+    if size is None:
+        return []
+    pairs, found = IMAGES * config.train.epochs, []
+    for way in ways(config.placement):
+        if (card := accelerator_of(way)) in CARDS:
+            alone = way.model_copy(update={"workers": 1})  # as parts of the table are computed
+            trial, control, table = (
+                roofline.training_seconds(size, on, pairs, passes) * on.workers / HOUR
+                for on, passes in ((way, 6), (way, 3), (alone, 2))
+            )
+            image, guided = (roofline.image_seconds(size, card, guided=guided) / HOUR for guided in (False, True))
+            found.append(Speed(card, trial, control, image, guided, "by arithmetic for ImageNet, not measured", table))
+    return found
+
+
+def at_once(placement: Placement, most: int, nodes: Sequence[Node]) -> list[Placement]:
+    """How the first trials would be placed on nodes that are free: at most so many at a time."""
+    return list(grant({f"{i}": ways(placement) for i in range(most)}, [], nodes).values())
+
+
+def card_of(way: Placement, nodes: Sequence[Node]) -> str:
+    """On which cards a trial placed so runs."""
+    if accelerator_of(way) or not way.gpus:
+        return accelerator_of(way) or CPU
+    return next((node.type for node in nodes if node.gpus), CPU)
+
+
+def wall_hours(config: StudyConfig, work: Work, speeds: Sequence[Speed], nodes: Sequence[Node]) -> float | None:
+    """On these nodes, if all are free. None if no trial has room there, or its speed is not known."""
+    by_card = {speed.card: speed for speed in speeds}
+    placed = at_once(config.placement, config.search.max_concurrent, nodes)
+    if not placed or any(card_of(way, nodes) not in by_card for way in placed):
+        return None
+    trials, rate = work.trials + work.controls, 0.0  # rate: shares of the trials' phase an hour
+    for way in placed[:trials]:
+        speed = by_card[card_of(way, nodes)]
+        rate += devices(way) / (work.training(speed) + work.rungs(speed))
+    singles = {card_of(way, nodes): way.model_copy(update={"workers": 1}) for way in ways(config.placement)}
+    final = sum(  # the same of the final comparison's, whose parts each take one card
+        slots(way, nodes) * devices(way) / hours
+        for card, way in singles.items()
+        if card in by_card and (hours := work.final(by_card[card]))
+    )
+    return sum(1 / of_phase for of_phase in (rate, final) if of_phase)

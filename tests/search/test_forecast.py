@@ -1,0 +1,63 @@
+"""What a study should take by arithmetic agrees with the simulation of clusters, which counts it job by job."""
+
+import pytest
+
+from benchmarks.cluster_sim import HOUR, Plan, Study
+from benchmarks.cluster_sim import size_of as simulated
+from cca_ray.cluster.placement import accelerator_of, ways
+from cca_ray.cluster.queue import Node
+from cca_ray.config import StudyConfig
+from cca_ray.inputs import find_space
+from cca_ray.search.forecast import Speed, Work, speeds_by_arithmetic, wall_hours
+from cca_ray.space_file import load_config
+
+
+def config_of(name: str) -> StudyConfig:
+    return load_config(find_space(name))
+
+
+@pytest.mark.parametrize("name", ["llamagen_b", "var_d30", "rar_l"])
+def test_hours_of_training_and_of_scoring_are_those_of_the_simulation(name: str):
+    """But for the time to add up FIDs."""
+    study = Study(simulated(name), Plan(fid=0.0))
+    jobs = [job for stage, _ in study.all_stages() for job in stage]
+    config, work = study.config, Work.of(study.config)
+    ways_by_card = {accelerator_of(way): way for way in ways(config.placement)}
+    for speed in speeds_by_arithmetic(config):
+        way = ways_by_card[speed.card]
+        training, scoring = (
+            sum(
+                phase.seconds(study.size, way if job.gang else way.model_copy(update={"workers": 1}), study.plan)
+                * (way.workers if job.gang else 1)
+                for job in jobs for phase in job.phases if bool(phase.samples) == samples
+            ) / HOUR
+            for samples in (False, True)
+        )  # fmt: skip
+        assert work.training(speed) == pytest.approx(training, rel=0.02)
+        assert work.rungs(speed) + work.final(speed) == pytest.approx(scoring, rel=0.1)  # whole rounds of a group
+
+
+def test_a_size_that_is_not_an_official_one_has_no_arithmetic():
+    assert speeds_by_arithmetic(config_of("digits_s")) == []
+
+
+def test_twice_the_cards_halve_the_time_as_long_as_there_are_trials():
+    config = config_of("llamagen_b")
+    work, speeds = Work.of(config), [Speed("H100", trial=2.0, control=1.0, image=1e-5, guided=2e-5, source="")]
+    one, two, many = (wall_hours(config, work, speeds, [Node("H100", 64, n)]) for n in (1, 2, 64))
+    plain, guided = work.final_images
+    assert one == pytest.approx(16 * 2.0 + 3 * 1.0 + 1e-5 * (work.rung_images + plain + 2 * guided))
+    assert two is not None
+    assert one == pytest.approx(2 * two)
+    assert many is not None
+    assert 0 < many < two
+    assert wall_hours(config, work, speeds, [Node("A100", 64, 8)]) is None
+    last = Work(trials=1, controls=0, rung_images=0, final_images=(0, 0))
+    assert wall_hours(config, last, speeds, [Node("H100", 64, 8)]) == 2.0
+
+
+def test_what_has_ended_is_not_counted_again():
+    config = config_of("llamagen_b")
+    assert (Work.of(config, 2).trials, Work.of(config, 2).controls) == (16, 1)
+    assert (Work.of(config, 7).trials, Work.of(config, 7).controls) == (12, 0)
+    assert Work.of(config, 19, finished=True) == Work(0, 0, 0, (0, 0), begun=True)

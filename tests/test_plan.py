@@ -1,0 +1,27 @@
+"""The verb `plan`."""
+
+from pathlib import Path
+
+import pytest
+
+from cca_ray import plan
+from tests.test_cli import invoke
+
+
+def test_it_tells_hours_and_money_by_card_without_any_weights(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["llamagen_b", "--storage", str(tmp_path), "--price", "H100=4.9", "--price", "2"]
+    outcome = invoke(plan.main, arguments, capsys)
+    assert outcome.code == 0, outcome.err
+    on = {line.split(":")[0].strip(): line for line in outcome.out.splitlines() if line.startswith("  on ")}
+    assert [*on] == ["on A40", "on L40S", "on A100", "on H100"]
+    assert "at 4.9 an hour; by arithmetic for ImageNet, not measured" in on["on H100"]
+    assert "at 2 an hour" in on["on A40"]
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("price", ["cheap", "H100=", "-1", "nan", "A40=inf"])
+def test_a_price_that_is_none_is_refused(price: str, capsys):
+    outcome = invoke(plan.main, ["llamagen_b", f"--price={price}"], capsys)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: --price {price}: expected what an hour of a GPU costs")
