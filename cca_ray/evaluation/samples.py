@@ -60,5 +60,5 @@ def write_samples(
         for _ in images():
             pass
     if grid is not None:
-        Image.fromarray(image_grid(np.stack(shown), min(scoring.num_classes, 10))).save(grid)
+        Image.fromarray(image_grid(np.stack(shown), scoring.columns)).save(grid)
     return len(shown)

@@ -17,6 +17,7 @@ from cca_ray.config import ResolvedStudy
 from cca_ray.contracts import Contract
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
+from cca_ray.models.condition import Classes
 from cca_ray.models.family import family_of
 from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group, for_sampling
@@ -90,7 +91,9 @@ class Champion:
 
         Row i has the noise of image i of that seed, whatever the other labels are. ValueError for an unknown label.
         """
-        labels, classes = np.asarray(model_input["label"], dtype=np.int64).reshape(-1), self.model.config.num_classes
+        if not isinstance(self.model.takes, Classes):
+            raise ValueError("this model takes texts, not labels: sample from it with `cca-ray sample`")
+        labels, classes = np.asarray(model_input["label"], dtype=np.int64).reshape(-1), self.model.takes.count
         if not len(labels) or labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"label: expected at least one, each from 0 to {classes - 1}")
         noise = uniforms(int((params or {}).get("seed", 0)), np.arange(len(labels)), sum(self.model.decode_steps))
