@@ -179,6 +179,7 @@ class Sizes:
             study.console.progress(what, done, total)
 
         try:
+            study.window.doing(config.name, "getting its base ready")
             self.await_base(config)
             used = used_before(study.folder / "study.db", self.began) if self.budget.bound else UsedBefore()
             resolved = resolve(config, study.folder.parent, progress)

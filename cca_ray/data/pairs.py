@@ -5,7 +5,7 @@ null mask, an order of the tokens.  Nothing depends on the number of workers or 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from cca_ray.config import TokenOrder
 from cca_ray.data.moving import moved
 from cca_ray.data.tokens import TokenSet
+from cca_ray.models.condition import Condition, TextFeatures, joined
 
 ORDER, CROP, NULL, PLACES = 0, 1, 2, 3  # one stream of random numbers for each purpose
 
@@ -75,7 +76,8 @@ def steps_per_epoch(images: int, global_batch: int) -> int:
 class Batch:
     """tokens [B, L]; labels, negative_labels [B] (null label where null); null [B] bool; index [B] of the image,
     which finds rows in tables and stays on the CPU; places [B, L]: where in the image each token lies, if not in
-    raster order."""
+    raster order; texts, negative_texts: of the captions whose numbers the labels are, if they are. Where null, both
+    are the null condition of the image's own caption: a family's may tell how many words that has."""
 
     index: Tensor
     tokens: Tensor
@@ -83,15 +85,34 @@ class Batch:
     negative_labels: Tensor
     null: Tensor
     places: Tensor | None = None
+    texts: TextFeatures | None = None
+    negative_texts: TextFeatures | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        there = {name: moved(t, device) for name, t in vars(self).items() if t is not None and name != "index"}
-        return replace(self, **there)
+        def there(tensor: Tensor) -> Tensor:
+            return moved(tensor, device)
 
-    def both(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Labels, tokens and places of the images under their true conditions, then the same under the negative."""
+        return Batch(
+            index=self.index,
+            tokens=there(self.tokens),
+            labels=there(self.labels),
+            negative_labels=there(self.negative_labels),
+            null=there(self.null),
+            places=None if self.places is None else there(self.places),
+            texts=None if self.texts is None else self.texts.each(there),
+            negative_texts=None if self.negative_texts is None else self.negative_texts.each(there),
+        )
+
+    @property
+    def condition(self) -> Condition:
+        """The true one."""
+        return self.labels if self.texts is None else self.texts
+
+    def both(self) -> tuple[Condition, Tensor, Tensor | None]:
+        """Conditions, tokens and places of the images under their true conditions, then the same under the negative."""
         places = None if self.places is None else torch.cat([self.places, self.places])
-        return torch.cat([self.labels, self.negative_labels]), torch.cat([self.tokens, self.tokens]), places
+        negative = self.negative_labels if self.negative_texts is None else self.negative_texts
+        return joined(self.condition, negative), torch.cat([self.tokens, self.tokens]), places
 
 
 def gather(data: TokenSet, plan: EpochPlan, index: np.ndarray) -> Batch:
@@ -100,6 +121,11 @@ def gather(data: TokenSet, plan: EpochPlan, index: np.ndarray) -> Batch:
     if plan.shuffled is not None:
         places = places_of(*plan.shuffled, index, tokens.shape[1])
         tokens = np.take_along_axis(tokens, places, axis=1)
+    texts = negative_texts = None
+    if data.captions is not None:
+        own, null = data.labels[index], plan.null[index]
+        texts = data.captions.of(own, null)
+        negative_texts = data.captions.of(np.where(null, own, plan.negative_labels[index]), null)
     return Batch(
         index=torch.from_numpy(index),
         tokens=torch.from_numpy(tokens),
@@ -107,6 +133,8 @@ def gather(data: TokenSet, plan: EpochPlan, index: np.ndarray) -> Batch:
         negative_labels=torch.from_numpy(plan.negative_labels[index]),
         null=torch.from_numpy(plan.null[index]),
         places=None if places is None else torch.from_numpy(places),
+        texts=texts,
+        negative_texts=negative_texts,
     )
 
 

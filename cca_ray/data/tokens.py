@@ -1,15 +1,13 @@
 """Token sets: a folder of `part-*.parquet` and a `manifest.json`, which is written last.
 
-A row is an image: its label and its tokens, crop after crop, as uint16.  A folder without a manifest is
-half-written and never read; a part that does not match the manifest is an error.
+A row is an image: its label and its tokens, crop after crop, as uint16.  In a set with captions the label is the
+number of the image's caption: see `captions`.  A folder without a manifest is half-written and never read; a part that
+does not match the manifest is an error.
 """
 
-import fcntl
 import hashlib
 import json
-import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
+from cca_ray.data.captions import CaptionMeta, Captions, read_captions
 from cca_ray.data.moving import moved
+from cca_ray.data.unpacking import unpacked
 from cca_ray.errors import ConfigError, reading
 from cca_ray.models.base import Tokenizer
 from cca_ray.storage.files import atomically
@@ -43,17 +43,34 @@ class TokenMeta(BaseModel):
     crops: int  # crops an image
     image_size: int  # pixels along a side
     augmentations: tuple[str, ...]  # one name a crop
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # none in a set with captions
+    captions: CaptionMeta | None = None
+
+    @property
+    def conditions(self) -> int:
+        """How many there are: classes, or captions."""
+        return self.captions.count if self.captions else len(self.class_names)
+
+    @property
+    def kind(self) -> str:
+        """Of conditions, in the words of `models.condition`."""
+        return str(self.captions or f"{len(self.class_names)} classes")
+
+    @model_serializer(mode="wrap")
+    def without_captions(self, usual: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Of classes as in earlier versions, for their digests are of this."""
+        return {key: value for key, value in usual(self).items() if key != "captions" or value is not None}
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """labels [N] int64, tokens [N, crops, length] uint16, and what names them."""
+    """labels [N] int64, tokens [N, crops, length] uint16, what names them, and the captions, if labels are theirs."""
 
     labels: np.ndarray
     tokens: np.ndarray
     meta: TokenMeta
     digest: str
+    captions: Captions | None = None
 
 
 def to_input(images: np.ndarray) -> torch.Tensor:
@@ -236,46 +253,11 @@ def read_token_set(folder: str | Path, large: int = LARGE) -> TokenSet:
 
     shape = (sum(rows), meta.crops, meta.length)
     if 2 * np.prod(shape) <= large:
-        labels, tokens = zip(*content(), strict=True)
-        return TokenSet(np.concatenate(labels).astype(np.int64), np.concatenate(tokens), meta, digest)
-    return TokenSet(*unpacked(own_cache() / digest, shape, content), meta, digest)
-
-
-def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A new `.npy` of uint16, mapped. Its room is claimed now: writing to a map on a full disk kills the process."""
-    header = {"descr": "<u2", "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        start = file.tell()
-        try:
-            os.posix_fallocate(file.fileno(), 0, start + 2 * math.prod(shape))
-        except OSError as error:
-            path.unlink()
-            raise ValueError(
-                f"{path}: no room for {2 * math.prod(shape) / 1e9:.1f} GB of unpacked tokens ({error.strerror}); "
-                "set CCA_RAY_CACHE to a folder with more"
-            ) from None
-    return np.memmap(path, dtype="<u2", mode="r+", offset=start, shape=shape)
-
-
-def unpacked(
-    folder: Path, shape: tuple[int, ...], content: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """labels, and tokens mapped from a file; the first process of the node writes it, the others wait."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    tokens_file, labels_file = folder / "tokens.npy", folder / "labels.npy"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not labels_file.exists():  # written last
-            tokens = mapped(tokens_file, shape)
-            labels, row = [], 0
-            for part_labels, part_tokens in content():
-                tokens[row : row + len(part_labels)] = part_tokens
-                labels.append(part_labels.astype(np.int64))
-                row += len(part_labels)
-            del tokens  # written and unmapped
-            partial = folder / "labels.partial.npy"
-            np.save(partial, np.concatenate(labels))
-            partial.replace(labels_file)
-    with reading(folder, "damaged; delete it to unpack the token set again"):
-        return np.load(labels_file), np.load(tokens_file, mmap_mode="r")
+        columns = [np.concatenate(column) for column in zip(*content(), strict=True)]
+        labels, tokens = columns[0].astype(np.int64), columns[1]
+    else:
+        labels, tokens = unpacked(own_cache() / digest, shape, content)
+    captions = read_captions(folder, meta.captions) if meta.captions else None
+    if captions is not None and not (labels.min() >= 0 and labels.max() < len(captions.texts)):
+        raise ValueError(f"{folder}: an image's caption is none of the {len(captions.texts)}; make the token set again")
+    return TokenSet(labels, tokens, meta, digest, captions)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-ADDED = ("guidance_power", "last_temperature", "plugins")  # since version 0.1.0
+ADDED = ("guidance_power", "last_temperature", "plugins", "captions")  # since version 0.1.0
 SHARD = 256  # images a shard: states are merged by shard, so a sum does not depend on who made which
 
 
@@ -34,6 +34,7 @@ class Protocol(BaseModel):
     guidance_power: float = 0.0
     last_temperature: float | None = None
     plugins: tuple[str, ...] = ()  # the code of others that took part: module, version, digest of its source
+    captions: str = ""  # digest of the token set whose images' captions are sampled; of classes none
 
     @property
     def id(self) -> str:

@@ -83,7 +83,7 @@ def make_samples(
     else:
         for _ in images():
             pass
-    samples = Samples(np.stack(shown), np.concatenate(labels)[:kept], min(scoring.num_classes, 10))
+    samples = Samples(np.stack(shown), np.concatenate(labels)[:kept], scoring.columns)
     if grid is not None:
         samples.grid().save(grid)
     return samples

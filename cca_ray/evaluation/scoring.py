@@ -19,6 +19,7 @@ from cca_ray.config import DEFAULT_METRICS, ResolvedStudy
 from cca_ray.contracts import Score
 from cca_ray.data.tokens import TokenSet, read_token_set
 from cca_ray.errors import ConfigError
+from cca_ray.evaluation.conditions import CaptionsOfImages
 from cca_ray.evaluation.decoder import Decoder, GraphDecoder, NoGraphs
 from cca_ray.evaluation.features import Extractor, FeatureArrays, extract, load_extractor
 from cca_ray.evaluation.jackknife import fewest_left, jackknife_groups
@@ -36,6 +37,7 @@ from cca_ray.evaluation.sampler import (
 )
 from cca_ray.evaluation.thrift import Thrift
 from cca_ray.models.base import Model, Tokenizer, channels_last
+from cca_ray.models.condition import Condition
 from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_official, load_tokenizer
@@ -53,10 +55,24 @@ class Scoring:
     tokenizer: Tokenizer
     extractor: Extractor
     reference: Reference
-    num_classes: int
+    num_classes: int  # 1 where conditions are captions, which come in no rounds
     image_size: int  # pixels along a side of a decoded image
     graphs: bool = False  # whether decoding steps are CUDA graphs
     metrics: tuple[AnyMetric, ...] = ()
+    captions: CaptionsOfImages | None = None
+
+    @property
+    def columns(self) -> int:
+        """Of a picture of samples: one a class, where there are no more than ten."""
+        return 10 if self.captions else min(self.num_classes, 10)
+
+    def drawn(self, protocol: Protocol, index: np.ndarray) -> tuple[Tensor, Condition]:
+        """The conditions of these samples: labels, or numbers of captions, and what the model is given."""
+        if self.captions is None:
+            labels = labels_of(protocol.labels, protocol.seed, index, self.num_classes)
+            return labels, labels
+        numbers = self.captions.drawn(protocol.labels, protocol.seed, index)
+        return numbers, self.captions.texts(numbers)
 
 
 @dataclass(frozen=True)
@@ -82,20 +98,21 @@ def load_scoring(
     """Kept between the trials of one process."""
     for path in (tokenizer, features, reference):
         pull(Path(path))
-    meta, statistics = load_tokens(tokens).meta, Reference.load(reference)
+    data, statistics = load_tokens(tokens), Reference.load(reference)
     extractor = load_extractor(features, trust_torchscript)
     decoder = load_tokenizer(family, tokenizer)
-    if digest_of_weights(decoder) != meta.tokenizer:
+    if digest_of_weights(decoder) != data.meta.tokenizer:
         raise ValueError(f"{tokenizer}: is not the tokenizer that made {tokens}; prepare the tokens with this one")
     if extractor.width != len(statistics.mean):
         raise ValueError(
             f"{reference}: statistics of {len(statistics.mean)} features, but {features} gives {extractor.width}"
         )
-    classes, size = len(meta.class_names), meta.image_size
+    captions = CaptionsOfImages(data.captions, data.labels, data.digest) if data.captions else None
+    classes, size = 1 if captions else len(data.meta.class_names), data.meta.image_size
     decoder.to(device)
     if device.type == "cuda":
         channels_last(decoder)
-    return Scoring(decoder, extractor.to(device), statistics, classes, size, graphs)
+    return Scoring(decoder, extractor.to(device), statistics, classes, size, graphs, captions=captions)
 
 
 def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:
@@ -136,11 +153,11 @@ def load_base(config: ResolvedStudy, checkpoint: str | None = None) -> Model:
         if file is not None:
             pull(Path(file))
     model = load_official(config.base.family, config.base.size, path, codes, length=meta.length)
-    wanted = (meta.length, meta.codebook_size, len(meta.class_names))
-    found = (model.config.block_size, model.config.vocab_size, model.config.num_classes)
+    wanted = (meta.length, meta.codebook_size, meta.kind)
+    found = (model.config.block_size, model.config.vocab_size, str(model.takes))
     if found != wanted:
         raise ValueError(
-            f"{path}: models {found[0]} tokens of {found[1]} codes and {found[2]} classes, but "
+            f"{path}: models {found[0]} tokens of {found[1]} codes and {found[2]}, but "
             f"{config.data.tokens} holds {wanted[0]} of {wanted[1]} and {wanted[2]}"
         )
     return model
@@ -175,6 +192,7 @@ def protocol_of(
         guidance_power=config.score.guidance_power if guidance_scale != 1 else 0.0,
         last_temperature=config.score.last_temperature,
         plugins=tuple(map(str, config.plugins_used())),
+        captions=scoring.captions.digest if scoring.captions else "",
     )
 
 
@@ -192,17 +210,18 @@ def sample_shards(
     decoding = Decoding(**{field.name: getattr(protocol, field.name) for field in fields(Decoding)})
     for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
         index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
-        labels = labels_of(protocol.labels, protocol.seed, index, scoring.num_classes).to(group.device)
+        labels, condition = scoring.drawn(protocol, index)
+        labels, condition = labels.to(group.device), condition.to(group.device)
         noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
 
-        def images(share: int, labels: Tensor = labels, noise: Tensor = noise) -> Tensor:
+        def images(share: int, condition: Condition = condition, noise: Tensor = noise) -> Tensor:
             nonlocal decoder
             try:
-                tokens = sample_tokens(model, labels, noise, decoding, cache // share, decoder)
+                tokens = sample_tokens(model, condition, noise, decoding, cache // share, decoder)
             except NoGraphs as error:
                 LOG.warning("decoding is not recorded as CUDA graphs here: slower, with the same images (%s)", error)
                 decoder = Decoder(model)  # the graphs' memory goes with the one before
-                tokens = sample_tokens(model, labels, noise, decoding, cache // share, decoder)
+                tokens = sample_tokens(model, condition, noise, decoding, cache // share, decoder)
             return decode_images(scoring.tokenizer, tokens, protocol.image_size, PIXELS_AT_A_TIME // share)
 
         yield index, thrift(images, lambda: decoder.drop()), labels

@@ -91,7 +91,7 @@ def data_set_of(config: ResolvedStudy, data: TokenSet) -> DataSet:
     }
     profile = {
         "images": len(data.labels),
-        "classes": len(meta.class_names),
+        "captions" if meta.captions else "classes": meta.conditions,
         "crops": meta.crops,
         "tokens": meta.length,
         "codebook_size": meta.codebook_size,

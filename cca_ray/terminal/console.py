@@ -29,6 +29,7 @@ from cca_ray.errors import COLOURS, ConfigError, RayEnded, user_message, without
 from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import local_path
 from cca_ray.terminal.pace import Pace
+from cca_ray.terminal.patience import Patience
 from cca_ray.terminal.stream import lenient_output
 
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
@@ -103,6 +104,8 @@ class Console:
         self.tasks: dict[str, TaskID] = {}
         self.paces: dict[str, Pace] = {}
         self.noted = ""
+        self.patience: Patience | None = None
+        self.said = self.started  # the last line
         self.lock = threading.RLock()  # MLflow's thread speaks too
 
     def say(self, text: str) -> None:
@@ -111,6 +114,7 @@ class Console:
         if self.quiet:
             return
         with self.lock:
+            self.said = time.monotonic()
             self.close_bars()
             line = f"{time.monotonic() - self.started:5.0f} s  {text}"
             if self.live is not None:
@@ -154,9 +158,14 @@ class Console:
             self.bars.stop()
             self.bars, self.tasks = None, {}
 
-    def keep_below(self, draw: Callable[[], RenderableType]) -> None:
-        """On a terminal: keep this, drawn anew twice a second, below all lines, until `clear`."""
+    def keep_below(self, draw: Callable[[], RenderableType], doing: Callable[[], tuple[str, str]]) -> None:
+        """On a terminal: keep this, drawn anew twice a second, below all lines, until `clear`.
+
+        Elsewhere, what is being done, as a phase and a line, is said when nothing else has been for a while.
+        """
         with self.lock:
+            if not self.terminal and not self.quiet and self.patience is None:
+                self.patience = Patience(doing, lambda: self.said, self.say)
             if self.terminal and self.live is None:
                 self.close_bars()
                 self.live = Live(get_renderable=draw, console=self.rich, refresh_per_second=2, transient=True)
@@ -164,14 +173,21 @@ class Console:
                 self.rich.show_cursor(True)  # who ends at once, at a second Ctrl-C, would leave it hidden
 
     def waiting(self, what: str) -> None:
-        """On a terminal: show what is being done, and for how long, until `clear`."""
+        """Show what is being done, and for how long, until `clear`."""
         since = time.monotonic()
-        self.keep_below(lambda: Text(f"        {what}, {time.monotonic() - since:.0f} s", "dim"))
+
+        def told() -> str:
+            return f"{what}, {time.monotonic() - since:.0f} s"
+
+        self.keep_below(lambda: Text(f"        {told()}", "dim"), lambda: (what, f"still {told()}"))
 
     def clear(self) -> None:
         """Take away what is kept below the lines."""
         with self.lock:
             live, self.live = self.live, None
+            if self.patience is not None:
+                self.patience.end()
+                self.patience = None
         if live is not None:  # outside of the lock, which the thread that draws may want
             live.stop()
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from cca_ray.terminal.snapshot import COMPARING, DriverStatus, SizeSnapshot
 
+MOST_IN_LINE = 3  # of the same, in a line
 MOST_ROWS = 12  # of running trials, of all sizes; more than a terminal holds would push the rest away
 STATES = {"COMPLETE": "completed", "PRUNED": "stopped", "FAIL": "failed"}
 
@@ -98,6 +99,27 @@ def last_lines(driver: DriverStatus) -> list[RenderableType]:
     searching = any(snapshot.phase != COMPARING for snapshot in driver.snapshots)
     lines: list[RenderableType] = [cluster_line(driver)] if searching else []
     return lines + ([Text(f"MLflow   {driver.mlflow}", "yellow")] if driver.mlflow else [])
+
+
+def in_a_line(driver: DriverStatus, now: float) -> tuple[str, str]:
+    """The phases of all sizes at work, and how they stand."""
+    begun = {snapshot.size for snapshot in driver.snapshots}
+    before = {size: doing for size, doing in driver.doing.items() if size not in begun}
+    phases = [what for what, _ in before.values()] + [snapshot.phase for snapshot in driver.snapshots]
+    lines = [f"{size}  still {what}, {duration(now - since)}" for size, (what, since) in before.items()]
+    lines += [size_in_a_line(snapshot, now) for snapshot in driver.snapshots]
+    return "; ".join(phases), "; ".join(lines)
+
+
+def size_in_a_line(snapshot: SizeSnapshot, now: float) -> str:
+    if snapshot.phase == COMPARING:
+        return f"{snapshot.size}  still in the {COMPARING}, {duration(now - snapshot.at)}"
+    at_work = [
+        f"{trial.arm} #{trial.number} {f'step {trial.step}/{trial.total}' if trial.total else 'starts'}"
+        for trial in snapshot.at_work[:MOST_IN_LINE]
+    ]
+    more = len(snapshot.at_work) - len(at_work)
+    return f"{snapshot.size}  still at work: {', '.join(at_work + [f'{more} more'] * bool(more)) or 'no trial'}"
 
 
 def view(driver: DriverStatus, now: float) -> RenderableType:

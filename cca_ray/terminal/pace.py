@@ -2,7 +2,7 @@
 
 import math
 
-EVERY_S = 60.0
+FIRST_S, EVERY_S = 5.0, 60.0  # between lines: at first, and from then on twice as long each time, up to this
 LONG_S = 30.0  # less is not worth words
 
 
@@ -10,12 +10,14 @@ class Pace:
     """Of one thing that is made: since when, and how much of it had been done before."""
 
     def __init__(self, now: float, done: int):
-        self.began, self.said, self.before, self.quarter = now, now, done, 0
+        self.began, self.said, self.before, self.quarter, self.wait = now, now, done, 0, FIRST_S
 
     def due(self, now: float, done: int, total: int) -> bool:
-        """Whether another quarter is done, or a minute has passed since the last line."""
+        """Whether another quarter is done, or nothing was said for long."""
         quarter = 4 * done // total
-        if quarter == self.quarter and now - self.said < EVERY_S:
+        if now - self.said >= self.wait:
+            self.wait = min(2 * self.wait, EVERY_S)
+        elif quarter == self.quarter:
             return False
         self.quarter, self.said = quarter, now
         return True

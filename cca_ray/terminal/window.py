@@ -14,7 +14,7 @@ from cca_ray.cluster.queue import in_use_now
 from cca_ray.search.ledger import Ledger
 from cca_ray.storage.mirror import push, remove
 from cca_ray.terminal.console import Console
-from cca_ray.terminal.live_view import view
+from cca_ray.terminal.live_view import in_a_line, view
 from cca_ray.terminal.snapshot import STATUS, DriverStatus, SizeSnapshot
 from cca_ray.terminal.snapshot_of import snapshot_of
 
@@ -79,7 +79,7 @@ class Window:
             self.asked = now
             with suppress(RayError):
                 self.tell(cluster=in_use_now())
-        self.console.keep_below(lambda: view(self.driver, time.time()))
+        self.console.keep_below(lambda: view(self.driver, time.time()), lambda: in_a_line(self.driver, time.time()))
         return self.console.terminal
 
     def doing(self, size: str, what: str) -> None:
@@ -89,7 +89,7 @@ class Window:
             now = {size: (what, time.time())} if what else {}
             self.driver = self.driver.model_copy(update={"doing": {**others, **now}})
         if what:
-            self.console.keep_below(lambda: view(self.driver, time.time()))
+            self.console.keep_below(lambda: view(self.driver, time.time()), lambda: in_a_line(self.driver, time.time()))
 
     def replace(self, size: str, snapshot: SizeSnapshot | None) -> None:
         """How this size stands; None: it is not at work."""

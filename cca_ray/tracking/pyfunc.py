@@ -19,6 +19,7 @@ from cca_ray.contracts import Contract
 from cca_ray.data.tokens import TokenMeta
 from cca_ray.errors import ConfigError, reading
 from cca_ray.evaluation.sampler import Decoding, decode_images, sample_tokens, uniforms
+from cca_ray.models.condition import Classes
 from cca_ray.models.family import family_of
 from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group, for_sampling
@@ -98,9 +99,10 @@ class Champion:
 
     @property
     def classes(self) -> int:
-        """How many there are; labels count from 0."""
-        classes: int = self.model.config.num_classes
-        return classes
+        """How many there are; labels count from 0. ValueError if the model takes texts."""
+        if not isinstance(self.model.takes, Classes):
+            raise ValueError("this model takes texts, not labels: sample from it with `cca-ray sample`")
+        return self.model.takes.count
 
     def sample(self, labels: Sequence[int] | np.ndarray, seed: int = 0) -> np.ndarray:
         """Images [N, H, W, 3] uint8 of these labels [N].

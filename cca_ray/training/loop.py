@@ -74,7 +74,7 @@ def rung_steps(config: ResolvedStudy, total: int) -> dict[int, int]:
 
 def save_grid(images: np.ndarray, scoring: Scoring, path: Path) -> None:
     """images [N, H, W, 3] uint8, a column a class where there are no more than ten."""
-    picture = Image.fromarray(image_grid(images, min(scoring.num_classes, 10)))
+    picture = Image.fromarray(image_grid(images, scoring.columns))
     patiently(lambda: atomically(path, lambda partial: picture.save(partial, "png")))
 
 

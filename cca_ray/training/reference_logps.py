@@ -84,8 +84,8 @@ def pair_logps(scorer: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
     `scorer`: a `Scorer`, or one that is wrapped for several workers.
     """
-    labels, tokens, places = batch.both()
-    positive, negative = scorer(labels, tokens, None, places).chunk(2)
+    condition, tokens, places = batch.both()
+    positive, negative = scorer(condition, tokens, None, places).chunk(2)
     return positive, negative
 
 

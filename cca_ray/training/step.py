@@ -35,9 +35,9 @@ def model_logps(loop: Loop, batch: Batch, epoch: int) -> tuple[Tensor, Tensor | 
     """log p [B] under the true and, for an objective with pairs, under the negative conditions, in one forward pass."""
     dropout = dropout_of(loop, batch, epoch)
     if not loop.objective.pairs:
-        return loop.scorer(batch.labels, batch.tokens, dropout, batch.places), None
-    labels, tokens, places = batch.both()
-    positive, negative = loop.scorer(labels, tokens, dropout, places).chunk(2)
+        return loop.scorer(batch.condition, batch.tokens, dropout, batch.places), None
+    condition, tokens, places = batch.both()
+    positive, negative = loop.scorer(condition, tokens, dropout, places).chunk(2)
     return positive, negative
 
 

@@ -7,7 +7,7 @@ def test_the_protocol_id_names_everything_a_score_depends_on():
     changes = {"extractor": "c", "reference": "c", "samples": 101, "seed": 1, "image_size": 9, "guidance_scale": 1.5,
                "temperature": 0.9, "top_k": 5, "top_p": 0.9, "labels": "random", "resize": "bicubic",
                "precision": "bfloat16", "guidance_power": 2.75, "last_temperature": 0.5,
-               "plugins": ("mine 1.0 abc",)}  # fmt: skip
+               "plugins": ("mine 1.0 abc",), "captions": "d"}  # fmt: skip
     ids = {protocol.model_copy(update={key: value}).id for key, value in changes.items()}
     assert set(changes) == set(Protocol.model_fields)
     assert len(ids | {protocol.id}) == len(changes) + 1

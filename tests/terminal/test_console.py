@@ -50,9 +50,11 @@ def test_a_note_is_said_beside_progress_with_the_time_left(monkeypatch: pytest.M
         console.progress("model", done, 80)
         console.note(f"validation loss {5 - done / 10:.1f}")
     assert [line.split(" s  ")[1] for line in stream.getvalue().splitlines()] == [
-        "model  7 %, validation loss 4.5, about 13 min left",  # after a minute
-        "model  15 %, validation loss 3.9, about 12 min left",
-        "model  22 %, validation loss 3.3, about 11 min left",
+        "model  1 %, validation loss 5.0, about 14 min left",
+        "model  2 %, validation loss 4.9, about 13 min left",
+        "model  5 %, validation loss 4.7, about 13 min left",
+        "model  10 %, validation loss 4.3, about 12 min left",
+        "model  17 %, validation loss 3.7, about 11 min left",
         "model  25 %, validation loss 3.1, about 10 min left",
         "model  32 %, validation loss 2.5, about 9 min left",
         "model  40 %, validation loss 1.9, about 8 min left",
@@ -69,7 +71,7 @@ def test_a_note_is_said_beside_progress_with_the_time_left(monkeypatch: pytest.M
 
 def test_what_is_kept_below_is_gone_in_the_end_and_the_lines_stay(terminal: Terminal):
     console = Console(terminal)
-    console.keep_below(lambda: Text("3 of 5 trials"))
+    console.keep_below(lambda: Text("3 of 5 trials"), lambda: ("search", "3 of 5"))
     console.say("a line that is longer than the eighty columns of this terminal, and is not to be cut into two of them")
     console.clear()
     console.say("the next")
@@ -100,7 +102,7 @@ def test_while_something_is_waited_for_a_terminal_counts_the_seconds(
 def test_elsewhere_nothing_is_kept_below():
     stream = io.StringIO()
     console = Console(stream)
-    console.keep_below(lambda: Text("3 of 5 trials"))
+    console.keep_below(lambda: Text("3 of 5 trials"), lambda: ("search", "3 of 5"))
     console.clear()
     assert stream.getvalue() == ""
 
@@ -110,7 +112,7 @@ def test_a_quiet_console_says_nothing(terminal: Terminal):
         console = Console(stream, quiet=True)
         console.say("a line")
         console.progress("tokens", 1, 1)
-        console.keep_below(lambda: Text("3 of 5 trials"))
+        console.keep_below(lambda: Text("3 of 5 trials"), lambda: ("search", "3 of 5"))
         assert stream.getvalue() == ""
 
 

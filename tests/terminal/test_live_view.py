@@ -7,8 +7,8 @@ from rich.console import Console as RichConsole
 
 from cca_ray.contracts import FID
 from cca_ray.terminal.console import Console
-from cca_ray.terminal.live_view import MOST_ROWS, duration, view
-from cca_ray.terminal.snapshot import STATUS, AtWork, Best, DriverStatus, SizeSnapshot, read_driver_status
+from cca_ray.terminal.live_view import MOST_ROWS, duration, in_a_line, view
+from cca_ray.terminal.snapshot import COMPARING, STATUS, AtWork, Best, DriverStatus, SizeSnapshot, read_driver_status
 from cca_ray.terminal.window import Window
 from tests.test_tune import wait_until
 
@@ -49,6 +49,19 @@ def test_a_running_study_at_80_columns():
     assert second.startswith(" search #6")
     assert best_line == "best     FID 16.50  λ=100 lr=2.0e-05  (search #4)"
     assert cluster == "cluster  CPU 2/8 in use; GPU 4/6 in use; workers: 4 on A40"
+
+
+def test_where_there_is_no_terminal_a_line_says_how_it_stands():
+    starts = at_work(6).model_copy(update={"total": 0})
+    many = driver(at_work(5), starts, at_work(7), at_work(8), at_work(9))
+    line = "digits_s  still at work: search #5 step 50/100, search #6 starts, search #7 step 50/100, 2 more"
+    assert in_a_line(many, NOW) == ("search", line)
+    begins = many.model_copy(update={"doing": {"digits_m": ("starting the trials", NOW - 12)}})
+    assert in_a_line(begins, NOW) == (
+        "starting the trials; search",
+        f"digits_m  still starting the trials, 0:12; {line}",
+    )
+    assert in_a_line(driver(phase=COMPARING), NOW) == (COMPARING, "digits_s  still in the final comparison, 0:10")
 
 
 def test_a_trial_that_has_not_reported_yet_and_a_long_name_fit_a_line():
