@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SETTINGS = {
     "pretrain.epochs": 3, "pretrain.tokenizer_epochs": 1, "pretrain.feature_epochs": 1, "pretrain.variants": 1,
-    "train.epochs": 1, "rungs": [{"at": 0.5, "samples": 100}, {"at": 1.0, "samples": 200}],
+    "train.epochs": 1, "search.max_concurrent": 1, "rungs": [{"at": 0.5, "samples": 100}, {"at": 1.0, "samples": 200}],
     "score.samples": 200, "score.blocks": 1, "score.finalists": 2, "score.guidance_scales": [1.5],
     "score.widen_guidance": 0, "control.learning_rates": [3e-3], "control.widen": 0,
 }  # fmt: skip
@@ -31,7 +31,7 @@ def test_the_notebook_runs_and_shows_progress_trials_samples_and_report(tmp_path
     run = notebook()
     (given,) = (cell for cell in run.cells if "settings = {}" in cell.source)
     given.source = given.source.replace("settings = {}", f"settings = {SETTINGS}")
-    NotebookClient(run, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(run, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     def outputs(begin: str) -> list[nbformat.NotebookNode]:
         (cell,) = (cell for cell in run.cells if cell.cell_type == "code" and cell.source.startswith(begin))
