@@ -9,7 +9,8 @@ import pytest
 
 # Files of the package's own folder stand here by their names; the verbs at the door come last.
 ORDER = [
-    "errors", "contracts", "verdict", "registry", "placement_config", "config", "space_file", "storage", "inputs",
+    "errors", "contracts", "verdict", "registry", "placement_config", "search_config",
+    "config", "space_file", "storage", "inputs",
     "cluster", "models", "data", "evaluation", "training", "tracking", "champion", "search", "terminal", "reporting",
     "testing", "report", "pretrain", "prepare", "train", "sample", "evaluate", "status", "clean", "opened", "study",
     "tune", "plan", "cli", "__main__",
