@@ -60,7 +60,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "unknown size": (
         changed("base.size", "XS"),
-        "base: size 'XS' of llamagen: one of S, M, small, medium, large, B, L, XL, XXL, 3B",
+        "base: size 'XS' of llamagen: one of S, M, tiny, mini, small, medium, large, B, L, XL, XXL, 3B",
     ),
     "unknown metric": (changed("score.metrics", ["fid", "lpips"]), "score.metrics: unknown metric 'lpips': one of fid"),
     "a metric twice": (changed("score.metrics", ["fid", "fid"]), "score.metrics: names fid twice"),
