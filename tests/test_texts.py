@@ -1,5 +1,6 @@
 """The whole way of a study whose conditions are texts: digits with captions, from tokens to an official file."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from cca_ray.data.labelled_images import LabelledImages
 from cca_ray.data.pairs import gather, plan_epoch
 from cca_ray.data.tokens import TokenMeta, TokenSet, encode_images, read_token_set
 from cca_ray.models.condition import nulled
-from cca_ray.models.files import digest_of_weights, write_atomically
+from cca_ray.models.files import digest_of_weights, read_checkpoint, write_atomically
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.llamagen_family import FAMILY
 from cca_ray.models.official import build, save_official
@@ -25,6 +26,7 @@ from cca_ray.training.loop import fine_tune
 from cca_ray.training.small_networks import Making, feature_settings, reference_of, train_features, train_tokenizer
 from tests.captioned import WIDTH, WORDS, captioned, write_captioned
 from tests.conftest import some_digits, tiny_space
+from tests.test_official import assert_official_and_moved, verb
 
 EPOCHS = 60
 SETTINGS = Pretrain(image_size=16, downsample=4, codebook_size=32, tokenizer_width=8, tokenizer_epochs=4,
@@ -119,3 +121,19 @@ def test_a_fine_tuning_on_captions_is_the_same_however_the_batch_is_cut(files: P
     margins = rows[0][:, 3]
     assert margins[0] == pytest.approx(0, abs=1e-3)
     assert margins[-3:].mean() > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_of_texts_is_tuned_and_comes_out_as_an_official_file(files: Path, tmp_path: Path):
+    before, _ = read_checkpoint(files / "model.pt")
+    path = space(files)
+    verb("tune", path, "--name", "texts", "--storage", tmp_path / "runs", "--max-concurrent", "1")
+    (size,) = json.loads((tmp_path / "runs" / "texts" / "summary.json").read_text())["sizes"]
+    assert (size["family"], size["trials"]) == ("llamagen_t2i", 2)
+    for role in ("base", "guided", "control", "tuned"):
+        assert np.isfinite(size["models"][role]["values"]["fid"])
+    winner = tmp_path / "runs" / "texts" / "captioned" / "winner.pt"
+    assert_official_and_moved(winner, before)
+    verb("sample", path, "--checkpoint", winner, "--count", "12", "--npz", tmp_path / "samples.npz")
+    assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (12, 16, 16, 3)
