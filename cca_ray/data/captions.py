@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cca_ray.errors import reading
 from cca_ray.models.condition import TextFeatures
+from cca_ray.storage.arrays import read_array
 from cca_ray.storage.files import atomically
 
 TEXTS, FEATURES = "captions.parquet", "features.npy"
@@ -66,8 +67,8 @@ def read_t5(files: Sequence[str | Path]) -> list[np.ndarray]:
     """
     found: list[np.ndarray] = []
     for file in files:
-        with reading(file, "not the features of a caption"):
-            array = np.load(file, allow_pickle=False)
+        with reading(file, "not the features of a caption"), open(file, "rb") as opened:
+            array = read_array(opened)
         if array.ndim != 3 or len(array) != 1 or not array.shape[1] or array.dtype.kind != "f":
             raise ValueError(f"{file}: holds {array.dtype} {list(array.shape)}, not features [1, words, width]")
         if not np.isfinite(array).all():
