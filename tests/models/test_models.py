@@ -11,8 +11,8 @@ SMALL = dict(num_classes=10, vocab_size=64, block_size=16)
 @pytest.mark.parametrize(
     ("arguments", "overrides", "message"),
     [
-        (("vqgan", "S"), {}, "unknown family 'vqgan': one of llamagen, var, rar"),
-        (("llamagen", "XS"), {}, "unknown size 'XS' of llamagen: one of S, M, tiny, mini, small, medium, large, B, L, XL, XXL, 3B"),
+        (("vqgan", "S"), {}, "unknown family 'vqgan': one of llamagen, "),
+        (("llamagen", "XS"), {}, "unknown size 'XS' of llamagen: one of S, M, tiny, mini, small, medium, large, B, "),
         (("llamagen", "S"), {"depth": 3}, "unknown override 'depth'"),
         (("llamagen", "S"), {"block_size": 15}, "must be a square"),
         (("llamagen", "S"), {"image_size": 250}, "multiple of 16 pixels"),
