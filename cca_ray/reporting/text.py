@@ -78,6 +78,7 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
             for other, name in names.items()
         ),
         f"trial {done.winner.trial}, {readable(done.winner.params)}; {hours(size)}",
+        *([sentence(f"{done.prospect}")] if done.prospect else []),
         *["± is sampling noise only: one training seed; --replicates 2 adds training noise"]
         * (done.winner.models == 1),
     ]

@@ -7,6 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cca_ray.contracts import CHANCE_OF, Prospect
 from cca_ray.terminal.snapshot import COMPARING, DriverStatus, SizeSnapshot
 
 MOST_IN_LINE = 3  # of the same, in a line
@@ -72,6 +73,15 @@ def best_line(snapshot: SizeSnapshot) -> Text:
     return Text.assemble("best     ", (score, "bold green"), f"  {best.settings}  (search #{best.number})")
 
 
+def next_line(prospect: Prospect | None) -> list[Text]:
+    """What another trial should bring, if there is something to say."""
+    if prospect is None:
+        return []
+    gain, chance = 100 * prospect.expected_gain, 100 * prospect.chance
+    much = f"by more than {100 * CHANCE_OF:.0f} %: chance {chance:.0f} %"
+    return [Text(f"next     improves the best by {gain:.1f} % on average; {much}", "dim")]
+
+
 def cluster_line(driver: DriverStatus) -> Text:
     """What is in use, and by this study of each type of card."""
     parts = [f"{kind} {used:g}/{total:g} in use" for kind, (used, total) in driver.cluster.items()]
@@ -91,7 +101,7 @@ def size_view(driver: DriverStatus, snapshot: SizeSnapshot, now: float) -> list[
         below: RenderableType = Text(f" {what}, for {duration(now - snapshot.at)}")
     else:
         below = trials_table(snapshot, now, max(1, MOST_ROWS // len(driver.snapshots)))
-    return [headline(snapshot, now), below, best_line(snapshot)]
+    return [headline(snapshot, now), below, best_line(snapshot), *next_line(snapshot.prospect)]
 
 
 def last_lines(driver: DriverStatus) -> list[RenderableType]:

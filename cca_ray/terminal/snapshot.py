@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from cca_ray.contracts import MetricInfo
+from cca_ray.contracts import MetricInfo, Prospect
 
 STATUS = "status.json"  # in a study's folder, while it runs
 COMPARING = "final comparison"  # a phase
@@ -60,6 +60,7 @@ class SizeSnapshot(Frozen):
     arms: dict[str, tuple[int, int]] = {}  # by arm, how many trials have ended, of how many
     at_work: tuple[AtWork, ...]
     best: Best | None
+    prospect: Prospect | None = None  # of another trial of the search; None before there are a few
     seconds_left: float | None  # as of `at`; None where nothing can be said yet
     at: float  # Unix time
 

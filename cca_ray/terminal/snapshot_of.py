@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-from cca_ray.contracts import MetricInfo
+from cca_ray.contracts import MetricInfo, Prospect
 from cca_ray.registry import metric_info
-from cca_ray.search.arms import trials_of
+from cca_ray.search.arms import Arm, trials_of
+from cca_ray.search.gp_sampler import prospect
 from cca_ray.search.ledger import Ledger, Running
 from cca_ray.search.records import ENDED, readable, rung_scores, seconds_of
 from cca_ray.terminal.snapshot import COMPARING, AtWork, Best, SizeSnapshot
@@ -36,6 +37,7 @@ def snapshot_of(ledger: Ledger, before: SizeSnapshot | None = None) -> SizeSnaps
         at_work=at_work,
         metric=metric,
         best=best_trial(search.ended(TrialState.COMPLETE), metric),
+        prospect=None if comparing else prospect_of(ledger, search),
         seconds_left=None if comparing else seconds_left(ledger, trials, at_work),
         at=time.time(),
     )
@@ -59,6 +61,13 @@ def at_work_of(running: Running) -> AtWork:
         seconds_left=None if pace is None else pace * (total - step),
         reported=running.reported,
     )
+
+
+def prospect_of(ledger: Ledger, search: Arm) -> Prospect | None:
+    """What another trial should bring, from as many completed ones on as the grace at a rung."""
+    if search.name != "search" or len(search.ended(TrialState.COMPLETE)) < ledger.config.search.grace_trials:
+        return None
+    return prospect(search.question(search.study.get_trials(deepcopy=False), search.begun()))
 
 
 def best_trial(completed: Sequence[FrozenTrial], metric: MetricInfo) -> Best | None:

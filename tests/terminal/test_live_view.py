@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 
-from cca_ray.contracts import FID
+from cca_ray.contracts import FID, Prospect
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.live_view import MOST_ROWS, duration, in_a_line, view
 from cca_ray.terminal.snapshot import COMPARING, STATUS, AtWork, Best, DriverStatus, SizeSnapshot, read_driver_status
@@ -49,6 +49,14 @@ def test_a_running_study_at_80_columns():
     assert second.startswith(" search #6")
     assert best_line == "best     FID 16.50  λ=100 lr=2.0e-05  (search #4)"
     assert cluster == "cluster  CPU 2/8 in use; GPU 4/6 in use; workers: 4 on A40"
+
+
+def test_what_another_trial_should_bring_is_below_the_best():
+    running = driver(at_work(5))
+    promising = running.snapshots[0].model_copy(update={"prospect": Prospect(expected_gain=0.0123, chance=0.1)})
+    *_, best_line, next_line, cluster = drawn(running.model_copy(update={"snapshots": (promising,)}))
+    assert next_line == "next     improves the best by 1.2 % on average; by more than 3 %: chance 10 %"
+    assert (best_line[:4], cluster[:7]) == ("best", "cluster")
 
 
 def test_where_there_is_no_terminal_a_line_says_how_it_stands():

@@ -6,12 +6,13 @@ import optuna
 import pytest
 
 from cca_ray.inputs import find_space
+from cca_ray.search.arms import open_arms
 from cca_ray.search.ledger import Ledger
 from cca_ray.space_file import load_config
 from cca_ray.terminal.snapshot import SizeSnapshot
 from cca_ray.terminal.snapshot_of import snapshot_of
 from cca_ray.tracking.tracker import Tracker
-from tests.search.ledgers import Told, at_rung, heartbeat, new_ledger
+from tests.search.ledgers import DIGESTS, Told, at_rung, heartbeat, new_ledger
 
 
 @pytest.fixture
@@ -65,6 +66,18 @@ def test_what_is_left_is_trials_as_long_as_those_before_and_the_final_comparison
     for name in ("b", "c"):
         complete(ledger, name, 5.0)
     assert snapshot_of(ledger).phase == "final comparison"
+
+
+def test_from_a_few_trials_on_it_is_told_what_another_should_bring():
+    config = load_config(find_space("digits_s"), ["control.learning_rates=[1e-3]", "control.widen=0"])
+    ledger = Ledger(config, open_arms(config, "study", optuna.storages.InMemoryStorage(), DIGESTS))
+    complete(ledger, "control", 5.0)
+    for number in range(config.search.grace_trials):
+        assert snapshot_of(ledger).prospect is None
+        complete(ledger, f"{number}", 5.0 - 0.5 * number)
+    prospect = snapshot_of(ledger).prospect
+    assert prospect is not None
+    assert 0 < prospect.chance < 1
 
 
 def test_between_two_trials_only_those_at_work_are_looked_at_again(ledger: Ledger):

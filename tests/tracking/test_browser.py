@@ -3,80 +3,22 @@
 Screenshots are kept in $CCA_RAY_SCREENSHOTS, if it is set.
 """
 
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from selenium.common.exceptions import TimeoutException
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
 from cca_ray.search.mlflow_pages import CHAMPION, ended_filter, experiment_of, registered_name
 from cca_ray.space_file import parse
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles, with_files
 from cca_ray.verdict import verdict
-from tests.browser import CHROMIUM, DRIVER, MISSING, chromium, screenshots
+from tests.browser import CHROMIUM, DRIVER, MISSING, Browser
 from tests.conftest import tiny_space
 from tests.search.test_mlflow_pages import Shown, finish
 from tests.tracking.test_tracker import Server, empty_mlflow
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
-WAIT_S = 60.0
-
-
-class Browser:
-    """Pages of one MLflow server."""
-
-    def __init__(self, url: str, folder: Path):
-        self.driver = chromium(folder)
-        self.url, self.folder = url, screenshots(folder)
-
-    def open(self, page: str, height: int = 1000) -> None:
-        """What is below the window's end MLflow may not draw."""
-        self.driver.set_window_size(1500, height)
-        self.driver.get("about:blank")  # a change after # alone would not load anew
-        self.driver.get(f"{self.url}/#{page}{'&' if '?' in page else '?'}workflowType=machine_learning")
-
-    def text(self) -> str:
-        return self.driver.find_element(By.TAG_NAME, "body").text
-
-    def wait_for(self, *words: str) -> None:
-        """Until the page shows all of these."""
-        try:
-            WebDriverWait(self.driver, WAIT_S).until(lambda _: all(word in self.text() for word in words))
-        except TimeoutException:  # the page as it is now, not as it was when the wait began
-            pytest.fail(f"no {' or '.join(words)} in:\n{self.text()}")
-
-    def all(self, selector: str, least: int = 1) -> list[WebElement]:
-        """Elements by a CSS selector, when there are so many."""
-        WebDriverWait(self.driver, WAIT_S).until(
-            lambda _: len(self.driver.find_elements(By.CSS_SELECTOR, selector)) >= least, selector
-        )
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def picture(self, step: int) -> bytes:
-        """The samples of this step, as a PNG: by the number beside the slider."""
-        (number,) = self.all("input[type=number]")
-        number.click()
-        number.send_keys(Keys.CONTROL, "a")
-        number.send_keys(str(step), Keys.TAB)
-        (image,) = self.all(f"img[src*='step%2B{step}%2B']")
-        WebDriverWait(self.driver, WAIT_S).until(lambda _: image.get_property("naturalWidth"))
-        return image.screenshot_as_png
-
-    def shoot(self, name: str) -> None:
-        for chat in self.driver.find_elements(
-            By.CSS_SELECTOR, "[data-component-id='mlflow.assistant.chat_panel.close']"
-        ):
-            chat.click()  # which covers a third of the page
-        time.sleep(1)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.driver.save_screenshot(str(self.folder / f"{name}.png"))
 
 
 @pytest.fixture(scope="module")
