@@ -216,6 +216,16 @@ class Watch(tune.Callback):
             listener.on_trial_hang(info, self.limit_s, what)
 
 
+class Silent(tune.ProgressReporter):
+    """Tune's own for notebooks wipes what the cell has shown, whatever `verbose` says."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: list[Any], done: bool, *system: str) -> None:
+        pass
+
+
 class Ending(tune.Stopper):
     """Ends Tune some seconds after the ledger was halted, whether or not the trials have written their checkpoints."""
 
@@ -302,6 +312,7 @@ def tuner(
             callbacks=[Watch(ledger, storage, 60 * placement.hung_minutes, placer, turn)],
             stop=Ending(ledger),
             verbose=0,
+            progress_reporter=Silent(),
         ),
     )
 
