@@ -19,7 +19,7 @@ from tests.tracking.test_tracker import Server
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SIZE = "digits_m"  # whose samples and pages are shown
 WIDTH = 1200  # pixels of a picture of MLflow
-HEIGHTS = {"size": (860, 860), "trial": (3200, 2560)}  # of the browser's window, and how much of it is kept
+HEIGHTS = {"size": (860, 860), "trial": (3200, 2330)}  # of the browser's window, and how much of it is kept
 CHARTS = {"size": 0, "trial": 8}
 SHOWN = {"size": ("final/fid_cca", "Logged models"), "trial": ("loss", "fid", "samples")}
 
