@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -95,7 +94,6 @@ def picture(path: Path, size: SizeSummary, images: Mapping[Role, np.ndarray], co
 
     Every column is a class, every place the same noise.
     """
-    matplotlib.use("agg")
     figure, headline = Figure(figsize=(14, 2.5), layout="constrained"), size.headline
     for axes, (role, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
         grid = image_grid(images[role][: 5 * columns], columns)
