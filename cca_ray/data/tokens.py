@@ -23,6 +23,7 @@ from cca_ray.data.moving import moved
 from cca_ray.data.unpacking import unpacked
 from cca_ray.errors import ConfigError, reading
 from cca_ray.models.base import Tokenizer
+from cca_ray.models.condition import Classes
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull, push, remove
 from cca_ray.storage.uris import own_cache, path_below
@@ -54,7 +55,7 @@ class TokenMeta(BaseModel):
     @property
     def kind(self) -> str:
         """Of conditions, in the words of `models.condition`."""
-        return str(self.captions or f"{len(self.class_names)} classes")
+        return str(self.captions or Classes(len(self.class_names)))
 
     @model_serializer(mode="wrap")
     def without_captions(self, usual: SerializerFunctionWrapHandler) -> dict[str, object]:

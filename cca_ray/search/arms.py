@@ -11,7 +11,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.config import PATHS, Range, StudyConfig, Train, same, without_others
+from cca_ray.contracts import Prospect
 from cca_ray.registry import METRICS, SAMPLERS
+from cca_ray.search.gp_sampler import prospect
 from cca_ray.search.records import ENDED, ArmName
 from cca_ray.search.samplers import Distribution, Earlier, Question, Sampler
 from cca_ray.search.widening import next_rate
@@ -139,6 +141,10 @@ class Arm:
             random_trials=self.random_trials,
             earlier=[found for size in self.smaller() if (found := self.earlier(size))],
         )
+
+    def prospect(self) -> Prospect | None:
+        """What another trial should bring, by all that is known now."""
+        return prospect(self.question(self.study.get_trials(deepcopy=False), self.begun()))
 
     def earlier(self, smaller: Smaller) -> Earlier | None:
         """The trials of a smaller size, from the same storage; None if it searched by another objective."""

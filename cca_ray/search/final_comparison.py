@@ -34,7 +34,6 @@ from cca_ray.registry import OBJECTIVES
 from cca_ray.search.arms import Arm
 from cca_ray.search.cards import CardEffect, OnCard, card_effects
 from cca_ray.search.cleaning import WEIGHTS, best_trials
-from cca_ray.search.gp_sampler import prospect
 from cca_ray.search.records import rung_scores
 from cca_ray.search.standings import Contender, Standing, contested, difference, winner_of
 from cca_ray.search.widening import edge_of_control, edge_of_guidance, edges_of_search, next_scale
@@ -335,6 +334,6 @@ def summarize(
         device_hours=sum(device_hours.values()),
         device_hours_by_type=dict(device_hours),
         machine=machine,
-        prospect=prospect(search.question(search.study.get_trials(deepcopy=False), search.begun())),
+        prospect=search.prospect(),
         mlflow=mlflow,
     )

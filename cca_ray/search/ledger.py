@@ -19,7 +19,7 @@ from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.search import budget
 from cca_ray.search.arms import Arm, trials_of
 from cca_ray.search.budget import Limits, Used
-from cca_ray.search.gp_sampler import prospect, worth_going_on
+from cca_ray.search.gp_sampler import worth_going_on
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.records import (
     ATTEMPTS,
@@ -350,7 +350,7 @@ class Ledger:
         limit = self.config.search.stop_when
         if limit is None or len(arm.ended(TrialState.COMPLETE)) < self.config.search.grace_trials:
             return True
-        found = prospect(arm.question(arm.study.get_trials(deepcopy=False), arm.begun()))
+        found = arm.prospect()
         if found is None or found.expected_gain >= limit.expected_gain:
             return True
         if not self.used_up:

@@ -9,7 +9,6 @@ from optuna.trial import FrozenTrial, TrialState
 from cca_ray.contracts import MetricInfo, Prospect
 from cca_ray.registry import metric_info
 from cca_ray.search.arms import Arm, trials_of
-from cca_ray.search.gp_sampler import prospect
 from cca_ray.search.ledger import Ledger, Running
 from cca_ray.search.records import ENDED, readable, rung_scores, seconds_of
 from cca_ray.terminal.snapshot import COMPARING, AtWork, Best, SizeSnapshot
@@ -67,7 +66,7 @@ def prospect_of(ledger: Ledger, search: Arm) -> Prospect | None:
     """What another trial should bring, from as many completed ones on as the grace at a rung."""
     if search.name != "search" or len(search.ended(TrialState.COMPLETE)) < ledger.config.search.grace_trials:
         return None
-    return prospect(search.question(search.study.get_trials(deepcopy=False), search.begun()))
+    return search.prospect()
 
 
 def best_trial(completed: Sequence[FrozenTrial], metric: MetricInfo) -> Best | None:
