@@ -79,8 +79,12 @@ class Window:
             self.asked = now
             with suppress(RayError):
                 self.tell(cluster=in_use_now())
-        self.console.keep_below(lambda: view(self.driver, time.time()), lambda: in_a_line(self.driver, time.time()))
+        self.keep_below()
         return self.console.terminal
+
+    def keep_below(self) -> None:
+        """How the study stands, below all lines; where there is no terminal, in a line now and then."""
+        self.console.keep_below(lambda: view(self.driver, time.time()), lambda: in_a_line(self.driver, time.time()))
 
     def doing(self, size: str, what: str) -> None:
         """What is done for a size before its first trial; nothing: it is done."""
@@ -89,7 +93,7 @@ class Window:
             now = {size: (what, time.time())} if what else {}
             self.driver = self.driver.model_copy(update={"doing": {**others, **now}})
         if what:
-            self.console.keep_below(lambda: view(self.driver, time.time()), lambda: in_a_line(self.driver, time.time()))
+            self.keep_below()
 
     def replace(self, size: str, snapshot: SizeSnapshot | None) -> None:
         """How this size stands; None: it is not at work."""
