@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from cca_ray.config import StudyConfig
 from cca_ray.errors import ConfigError, first_line, without_secrets
@@ -73,7 +73,7 @@ def misfit(config: StudyConfig, size: SizeResults) -> str:
         return f"it did not search {', '.join(missing)}"
     if missing := [name for name in metrics if name not in {metric.name for metric in size.metrics}]:
         return f"it did not measure {', '.join(missing)}"
-    if not any(trial.state == TrialState.COMPLETE.name for trial in size.of("search")):
+    if not any(trial.state == TrialState.COMPLETE for trial in usable_of(config, size)):
         return "no trial of it is completed"
     if parameters_of(config, size) is None:
         return "an earlier version began it and did not finish, so that the size of its model is not known"
@@ -85,14 +85,18 @@ def parameters_of(config: StudyConfig, size: SizeResults) -> int | None:
     return 0 if size.parameters is None and size.settings.base.size == config.base.size else size.parameters
 
 
+def usable_of(config: StudyConfig, size: SizeResults) -> list[FrozenTrial]:
+    space, metrics = space_of(config), config.search.metrics
+    return [row.frozen for row in size.of("search") if usable(row.frozen, space, metrics)]
+
+
 def lesson_of(config: StudyConfig, name: str, size: SizeResults) -> Lesson:
     """Of a size that fits."""
-    space, metrics = space_of(config), config.search.metrics
-    trials = [row.frozen for row in size.of("search") if usable(row.frozen, space, metrics)]
-    completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    trials, metrics = usable_of(config, size), config.search.metrics
     if size.summary and size.metric.name == metrics[0]:
         best = size.summary.winner.params
     else:
+        completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         best = min(completed, key=lambda trial: Mark.of(rung_scores(trial)[-1], metrics).costs[0]).params
     parameters, rungs = parameters_of(config, size), tuple(rung.at for rung in size.settings.rungs)
     assert parameters is not None

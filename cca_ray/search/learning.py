@@ -14,7 +14,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cca_ray.contracts import Contract
-from cca_ray.search.records import RUNG, rung_scores
+from cca_ray.search.records import ENDED, RUNG, rung_scores
 from cca_ray.search.rungs import Mark
 from cca_ray.search.samplers import Distribution, Earlier
 
@@ -23,7 +23,6 @@ LESSON = "lesson"  # the attribute of a trial there: the number of the size that
 # How many doublings of the parameters another study is like, beside those of its size: its data, schedule or protocol
 # may be others. With fewer, an optimum that moved is found late; with more, one that stayed is.
 AWAY = 4.0
-SCORED = (TrialState.COMPLETE, TrialState.PRUNED)  # states of trials that something is learnt from
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ class Learnt(Contract):
 
 
 def usable(trial: FrozenTrial, space: Mapping[str, Distribution], metrics: Sequence[str]) -> bool:
-    """Whether a trial of another search tells something of ours: it has scores by our metrics, at such settings."""
+    """Whether a trial of another search tells something of ours: it has ended, with scores by our metrics."""
     return (
-        trial.state in SCORED
+        trial.state in ENDED
         and trial.params.keys() >= space.keys()
         and not any(values.log and trial.params[name] <= 0 for name, values in space.items())
         and bool(scores := rung_scores(trial))

@@ -9,11 +9,12 @@ from cca_ray.space_file import load_config
 from tests.studies import make_study
 
 HERE = [Node("CPU", 2.0, 0.0)]
+CONTROLS = "control.learning_rates=[3e-4, 1e-3, 3e-3]"
 
 
 def test_a_study_that_was_begun_is_continued_and_its_trials_tell_the_time(tmp_path: Path):
     make_study(tmp_path / "mine", finished=False)
-    settings = ["search.trials=30", "score.guidance_scales=[1.5, 2]"]
+    settings = ["search.trials=30", CONTROLS, "score.guidance_scales=[1.5, 2]"]
     configs = [load_config(find_space("digits_s"), settings)]
     head, trials, rungs, cost, time, disk = plan_of(configs, tmp_path, "mine", HERE)
     assert head == f"study mine in {tmp_path / 'mine'}: continued; 13 trials have ended"
@@ -40,7 +41,7 @@ def test_a_study_that_was_begun_is_continued_and_its_trials_tell_the_time(tmp_pa
 
 def test_of_a_finished_study_nothing_is_left(tmp_path: Path):
     make_study(tmp_path / "mine")
-    lines = plan_of([load_config(find_space("digits_s"), ["search.trials=10"])], tmp_path, "mine", HERE)
+    lines = plan_of([load_config(find_space("digits_s"), ["search.trials=10", CONTROLS])], tmp_path, "mine", HERE)
     assert "  time: nothing is left to do" in lines
 
 

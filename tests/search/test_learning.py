@@ -233,9 +233,9 @@ def test_only_trials_with_scores_at_such_settings_teach():
     point = {"lambda": 30.0, "learning_rate": 1e-3}
     assert usable(trial(point), BOX, ["fid"])
     assert usable(trial(point, TrialState.PRUNED, [30.0]), BOX, ["fid"])
-    assert not usable(trial(point, TrialState.FAIL), BOX, ["fid"])
+    assert usable(trial(point, TrialState.FAIL, [30.0]), BOX, ["fid"])
+    assert not usable(trial(point, TrialState.FAIL, []), BOX, ["fid"])
     assert not usable(trial(point, TrialState.RUNNING), BOX, ["fid"])
-    assert not usable(trial(point, TrialState.PRUNED, []), BOX, ["fid"])
     assert not usable(trial(point), BOX, ["fid", "kid"])
     assert not usable(trial(point), {**BOX, "beta": FloatDistribution(0, 1)}, ["fid"])
     diverged = trial(point, TrialState.PRUNED, [30.0])
