@@ -213,6 +213,7 @@ def test_a_search_that_has_begun_learns_nothing_more_and_says_so(
     for config in (other, none):
         again = opened(config, storage, gone)
         assert again.question([], 0).earlier == arm.question([], 0).earlier
+        assert len(again.question([], 0).earlier[0].trials) == 12
     learnt = learnt_by(storage, size)
     assert learnt.told(("before",)) == "learnt from s of before (12 trials)"
     assert learnt.told(("b", "c")) == (
