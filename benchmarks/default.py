@@ -131,8 +131,11 @@ class Spread:
         return Spread(mean, max(0.0, (between - within) / studies) ** 0.5, of_studies)
 
     def __str__(self) -> str:
-        spreads = ("?" if std is None else f"{std:.1f}" for std in (self.between_bases, self.between_studies))
-        return " ± ".join([f"{self.mean:.1f}", *spreads])
+        """`?` stands for the std between bases where only that between studies is known."""
+        known = [self.between_bases, self.between_studies]
+        while known and known[-1] is None:
+            known.pop()
+        return " ± ".join([f"{self.mean:.1f}", *("?" if std is None else f"{std:.1f}" for std in known)])
 
 
 def by_base(rows: Sequence[Row]) -> list[tuple[tuple[str, int], list[Row]]]:
@@ -156,7 +159,10 @@ RATIOS: dict[str, Callable[[Row], float]] = {
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One row a size: mean ± std between bases ± std between studies of a base; of ratios median and largest."""
+    """One row a size: mean ± std between bases ± std between studies of a base, as far as they are known.
+
+    Of ratios the median and the largest.
+    """
     lines = [
         f"| size | parameters | {' | '.join([*VALUES, *RATIOS])} |",
         "|" + "---|" * (2 + len(VALUES) + len(RATIOS)),
@@ -202,7 +208,7 @@ def made_of(rows: Sequence[Row]) -> str:
     return (
         f"{len(by_base(rows))} bases a size ({len({row.base for row in rows})} seeds × {len(arithmetics)} arithmetics: "
         f"{', '.join(arithmetics)}), {len({row.seed for row in rows})} study seeds. ± std between bases ± std between "
-        f"studies of a base (?: of one nothing is known). {minutes:.1f} minutes a study, besides the bases. "
+        f"studies of a base, where there are several. {minutes:.1f} minutes a study, besides the bases. "
         f"{', '.join(sorted({row.processor for row in rows}))}; "
         f"commit {', '.join(sorted({row.commit for row in rows}))}"
     )

@@ -89,7 +89,7 @@ def test_the_rayjob_runs_our_command_on_our_ray():
     assert refused_by_verb(shlex.split(spec["entrypoint"])) == ""
     version = spec["rayClusterSpec"]["rayVersion"]
     assert ray.__version__.startswith(version.rsplit(".", 1)[0])
-    assert f"FROM rayproject/ray:{version}-" in (ROOT / "deploy" / "Dockerfile").read_text()
+    assert f"\nray=={version} " in (ROOT / "deploy" / "requirements.lock").read_text()
 
 
 @pytest.mark.parametrize("name", UNITS)

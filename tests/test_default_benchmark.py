@@ -47,9 +47,9 @@ def test_bases_of_unequal_numbers_of_studies_are_weighed_as_they_should():
 
 
 def test_what_one_base_or_one_study_cannot_tell_is_not_told():
-    assert "| 50.0 ± ? ± ? |" in table([replace(ROW, fid_base=50.0)])
+    assert "| 50.0 |" in table([replace(ROW, fid_base=50.0)])
     assert "| 50.0 ± ? ± 1.4 |" in table([replace(ROW, fid_base=x, seed=i) for i, x in enumerate((49.0, 51.0))])
-    assert "| 50.0 ± 1.4 ± ? |" in table([replace(ROW, fid_base=x, base=i) for i, x in enumerate((49.0, 51.0))])
+    assert "| 50.0 ± 1.4 |" in table([replace(ROW, fid_base=x, base=i) for i, x in enumerate((49.0, 51.0))])
     assert promises([ROW]).splitlines()[-1].endswith("| 0 of 0 |")
 
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import cca_ray
-from benchmarks import cluster_sim
+from benchmarks import cluster_sim, default
 from benchmarks.intervals import WORLDS, row
 from cca_ray import tune
 from cca_ray.cli import VERBS, group
@@ -268,6 +268,11 @@ def test_the_intervals_of_the_benchmarks_page_are_those_of_its_raw_results():
     assert list(found) == list(WORLDS)
     assert [line for name, studies in found.items() if (line := row(name, studies)) not in page] == []
     assert {len(studies) for studies in found.values()} == {400}
+
+
+def test_the_readmes_table_is_that_of_its_raw_results():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert default.table(default.read_rows(default.ROWS)) in page
 
 
 def test_figures_without_a_way_to_check_them_are_not_taken(tmp_path: Path):

@@ -64,9 +64,12 @@ def test_a_line_without_version_or_hash_is_found_out(line: str):
         entries(f"{LOCK}{line}\n")
 
 
-def test_the_ray_that_is_locked_is_that_of_the_image():
+def test_the_ray_that_is_locked_is_ours_and_the_image_has_the_python_of_the_lock():
+    """What the image brings of Ray is replaced by it."""
     version = versions("3.11")["ray"]
-    assert f"FROM rayproject/ray:{version}-py311" in (ROOT / "deploy" / "Dockerfile").read_text()
+    image = re.search(r"^FROM rayproject/ray:[\d.]+-(py\d+)-gpu@", (ROOT / "deploy" / "Dockerfile").read_text(), re.M)
+    assert image
+    assert image[1] == "py311"
     assert ray.__version__.rpartition(".")[0] == version.rpartition(".")[0]
 
 

@@ -160,7 +160,7 @@ def test_what_a_stranger_wrote_is_shown_as_he_wrote_it(report: Report):
     assert report.tip()["reason"] == EVIL
     assert report.all("#tip script") == []
     label = report.all(f".spot[data-trial='{FAILED}']")[0].get_attribute("aria-label") or ""
-    assert label == f"trial 11, search, fail, λ 20, learning rate 0.001, seconds 4, {EVIL}"
+    assert label == f"trial 11, search, fail, λ 60, learning rate 0.001, seconds 4, {EVIL}"
     assert report.errors() == []
 
 
