@@ -129,6 +129,7 @@ class Search(Strict):
     sampler: str = "tpe"  # what proposes settings: gp, tpe, random
     random_trials: int | None = Field(None, ge=0)  # before tpe starts to model; None: six
     rungs: Literal["surely_worse", "posterior"] = "surely_worse"  # which trials stop at a rung
+    learn_from: tuple[str, ...] = ()  # earlier studies, by name, path or URI, whose trials are known from the start
     stop_when: StopWhen | None = None  # None: after `trials`, or with the budget
     grace_trials: int = Field(4, ge=1)  # a rung stops no trial before this many have been scored there
     keep: float = Field(0.5, gt=0, le=1)  # share of the trials at a rung that goes on, and what cannot be told apart
@@ -140,6 +141,16 @@ class Search(Strict):
         if name not in SAMPLERS.names():
             raise ValueError(f"unknown sampler {name!r}: one of {', '.join(SAMPLERS.names())}")
         return name
+
+    @field_validator("learn_from")
+    @classmethod
+    def names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for i, name in enumerate(names):
+            if not name.strip():
+                raise ValueError("one is empty; expected names, paths or URIs of studies")
+            if name in names[:i]:
+                raise ValueError(f"names {name} twice")
+        return names
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -18,11 +18,13 @@ from cca_ray.cluster.placement import GIB, in_this_process
 from cca_ray.cluster.stopping import LOOK_S, Stop
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import SizeSummary
+from cca_ray.reporting.lessons import lessons_for
 from cca_ray.reporting.results import read_database
 from cca_ray.reporting.summary import picture, table, write_summary
 from cca_ray.search.accounts import seconds_of_study
 from cca_ray.search.arms import Smaller
 from cca_ray.search.budget import Limits
+from cca_ray.search.learning import Lesson
 from cca_ray.search.mlflow_pages import experiment_of, register_champion
 from cca_ray.search.records import used_device_seconds
 from cca_ray.search.size_study import SizeResult, SizeStudy, StudyContext
@@ -197,9 +199,15 @@ class Sizes:
         def smaller() -> list[Smaller]:
             return smaller_sizes(self.sizes(number), config.base.family)
 
+        def lessons() -> Sequence[Lesson]:
+            taught = lessons_for(config, study.folder)
+            for line in taught.left_out:
+                study.console.say(f"{config.name}  nothing is learnt from {line}")
+            return taught.lessons
+
         def work() -> None:
             try:
-                outcome: SizeResult | BaseException = SizeStudy(resolved, context, limits, smaller).run()
+                outcome: SizeResult | BaseException = SizeStudy(resolved, context, limits, smaller, lessons).run()
             except BaseException as error:
                 outcome = error
             self.ended.put((config, outcome))

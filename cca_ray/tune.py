@@ -34,6 +34,7 @@ from cca_ray.errors import ConfigError, Incomplete, first_line, without_secrets
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.opened import Study as OpenStudy
 from cca_ray.registry import FAMILIES
+from cca_ray.reporting.lessons import check_lessons
 from cca_ray.reporting.outcome import Found, Told, show_end, where_to_look
 from cca_ray.reporting.plan import plan_of
 from cca_ray.reporting.summary import report_at_end
@@ -188,8 +189,11 @@ def default_name(configs: Sequence[StudyConfig], chosen: bool, seed: int | None)
     return name + (f"-seed{seed}" if seed else "")
 
 
-def folder_of(storage: Path, name: str, fresh: bool) -> Path:
-    """The study's folder, made if it is not there. ConfigError if the name or the storage does not do."""
+def folder_of(storage: Path, name: str, fresh: bool, configs: Sequence[StudyConfig] = ()) -> Path:
+    """The study's folder, made if it is not there.
+
+    ConfigError if the name or the storage does not do, or if these sizes cannot learn what they should.
+    """
     if fault := fault_of_name(name):
         raise ConfigError(f"--name {name}: {fault}")
     if IN_A_JOB in os.environ and not storage.is_absolute():
@@ -199,6 +203,7 @@ def folder_of(storage: Path, name: str, fresh: bool) -> Path:
     storage = storage.resolve()  # trials run in directories of their own
     reach(storage, write=True)
     folder = storage / (fresh_name(name, storage) if fresh else name)
+    check_lessons(configs, folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -210,7 +215,7 @@ def run_study(
     """Open the study's folder, and search there, as its only driver."""
     if "@" in tracking_uri and re.search(r"\s", tracking_uri) and not tracking_uri.startswith("sqlite:"):
         raise ConfigError("--tracking-uri: its password holds a space; write %20 for it")  # it could not be hidden
-    folder = folder_of(storage, name, fresh)
+    folder = folder_of(storage, name, fresh, configs)
     console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; output in {to_uri(folder)}")
     uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
     with alone(folder), leased(folder), telling_trouble(notify, folder):

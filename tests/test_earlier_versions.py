@@ -16,6 +16,12 @@ import optuna
 import pytest
 
 from cca_ray import report, sample, status, tune
+from cca_ray.reporting.lessons import lessons_for
+from cca_ray.search.arms import open_arms
+from cca_ray.search.records import rung_scores
+from cca_ray.search.size_study import open_storage
+from cca_ray.space_file import load_config
+from tests.search.ledgers import DIGESTS
 from tests.test_cli import invoke
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "studies-0.1.0.tar.xz"
@@ -85,6 +91,20 @@ def test_a_finished_study_is_reported_and_its_status_told(left: Path, capsys):
     assert content["state"] == "finished"
     assert "λ=8.92 lr=4.0e-04 won, trial " in content["sizes"][0]["verdict"]
     assert "FID 3.02 ± 0.22 without guidance" in content["sizes"][0]["verdict"]
+
+
+def test_finished_and_interrupted_studies_teach(moved: Path):
+    """How large the model of an unfinished one is was not kept; it is of our size."""
+    config, folder = load_config(moved / "finished.yaml", ["search.learn_from=[finished, interrupted]"]), moved / "new"
+    finished, interrupted = lessons_for(config, moved / "runs" / "new").lessons
+    assert f"{finished.best['lambda']:.3g}" == "8.92"
+    assert (finished.parameters > 0, interrupted.parameters) == (True, 0)
+    folder.mkdir()
+    storage = open_storage(folder / "study.db")
+    search = open_arms(config, "new", storage, DIGESTS, lessons=lambda: [finished, interrupted])[1]
+    known = search.question([], 0).earlier
+    assert [len(one.trials) for one in known] == [len(finished.trials), len(interrupted.trials)]
+    assert all(rung_scores(trial)[-1].values["fid"] > 0 for one in known for trial in one.trials)
 
 
 def test_a_finished_study_is_finished_again_without_a_trial_or_a_score_anew(left: Path, capsys):

@@ -11,6 +11,7 @@ from cca_ray.data.labelled_images import digits
 from cca_ray.models.family import family_of
 from cca_ray.models.official import parameters
 from cca_ray.placement_config import CPU
+from cca_ray.reporting.lessons import would_learn
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study, studies_in
 from cca_ray.search.forecast import HOUR, Speed, Work, at_once, speeds_by_arithmetic, wall_hours
 from cca_ray.search.records import ENDED_NAMES, device_seconds_of
@@ -46,6 +47,8 @@ def plan_of(
         work = Work.of(config, done, finished=bool(before and before.summary))
         lines.append(f"{config.name}: {trials(config)}")
         lines.append(f"  rungs: {rungs(config)}")
+        begun = next((size.learnt for size in study.sizes if size.name == config.name), None) if study else None
+        lines += [f"  {line}" for line in would_learn(config, storage / name, begun)]
         lines += [f"  {line}" for line in cost(work, speeds, prices or {})]
         lines += [f"  time: {time(config, work, speeds, nodes)}", f"  disk: {disk(config)}"]
     given = " and ".join(f"{value:g} {unit}" for value, unit in ((minutes, "minutes"), (hours, "GPU-hours")) if value)

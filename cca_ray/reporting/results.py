@@ -32,7 +32,8 @@ from cca_ray.errors import first_line, reading, reason
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.reporting.settings import Bounds, Settings
 from cca_ray.search.accounts import COUNTED, seconds_of_size
-from cca_ray.search.records import METRICS, ArmName, rung_scores
+from cca_ray.search.learning import LEARNT, Learnt
+from cca_ray.search.records import METRICS, PARAMETERS, ArmName, rung_scores
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
 from cca_ray.storage.uris import database_uri, is_copy, to_uri
 from cca_ray.verdict import best_of
@@ -104,6 +105,8 @@ class SizeResults:
     seconds: float  # of wall time, over all runs so far
     finished_at: int | None  # how many trials of the search, and again of finalists, had ended when it was finished
     id: str  # tells the study from another of its name; empty before it has begun
+    parameters: int | None  # of the model; None of an unfinished study of version 0.1.0
+    learnt: Learnt  # from earlier studies, at its start
 
     @cached_property
     def searched(self) -> tuple[MetricInfo, ...]:
@@ -222,7 +225,18 @@ def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSumma
     seconds, finished_at = seconds_of_size(accounts), accounts.get(COUNTED)
     shown = picture if picture.is_file() else None
     return SizeResults(
-        size, settings, metrics, trials, summary, shown, pictures, seconds, finished_at, accounts.get("id", "")
+        size,
+        settings,
+        metrics,
+        trials,
+        summary,
+        shown,
+        pictures,
+        seconds,
+        finished_at,
+        accounts.get("id", ""),
+        summary.parameters if summary else kept.get(PARAMETERS),
+        Learnt.of(arms[LEARNT].attributes) if LEARNT in arms else Learnt(),
     )
 
 
@@ -258,7 +272,10 @@ class Kept:
 
 
 def read_database(path: Path) -> dict[str, dict[str, Kept]]:
-    """The Optuna studies by size and arm, from a copy of the file, so that nothing is ever written to it."""
+    """The Optuna studies by size and arm, from a copy of the file, so that nothing is ever written to it.
+
+    Beside the arms is, of a size that learnt from earlier studies, what it keeps of that, without their trials.
+    """
     with TemporaryDirectory(prefix="cca_ray-") as scratch:
         try:
             storage = optuna.storages.RDBStorage(database_uri(snapshot(path, Path(scratch))))
@@ -267,7 +284,7 @@ def read_database(path: Path) -> dict[str, dict[str, Kept]]:
                 for name in optuna.get_all_study_names(storage):
                     _, size, arm = name.rsplit("/", 2)
                     study = optuna.load_study(study_name=name, storage=storage)
-                    trials = tuple(study.get_trials(deepcopy=False))
+                    trials = () if arm == LEARNT else tuple(study.get_trials(deepcopy=False))  # they are of others
                     kept.setdefault(size, {})[arm] = Kept(study.user_attrs, trials)
             finally:
                 storage.engine.dispose()

@@ -17,6 +17,7 @@ class Bounds(Light):
 
 class Base(Light):
     family: str
+    size: str
 
 
 class Train(Light):

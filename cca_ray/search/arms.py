@@ -14,12 +14,21 @@ from cca_ray.config import PATHS, Range, StudyConfig, Train, same, without_other
 from cca_ray.contracts import Prospect
 from cca_ray.registry import METRICS, SAMPLERS
 from cca_ray.search.gp_sampler import prospect
-from cca_ray.search.records import ENDED, ArmName
+from cca_ray.search.learning import (
+    Lessons,
+    earlier_of,
+    learn,
+    learnt_by,
+    nearest_first,
+    no_lessons,
+    usable,
+)
+from cca_ray.search.records import ENDED, PARAMETERS, ArmName
 from cca_ray.search.samplers import Distribution, Earlier, Question, Sampler
 from cca_ray.search.widening import next_rate
 
 # Of `search`: what is tried, what goes on and when it ends, which change no trial's result.
-CHOOSING = ("sampler", "random_trials", "rungs", "stop_when")
+CHOOSING = ("sampler", "random_trials", "rungs", "stop_when", "learn_from")
 TRIES = 20  # draws for a point that has not been run
 MOST_POINTS = 10_000  # of a space of whole numbers, of which no more than all are tried
 # Settings that came after version 0.1.0, whose studies do not say them: where they are not used, none does.
@@ -49,6 +58,11 @@ def distribution(train: Train, name: str, bounds: Range) -> Distribution:
     return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
 
 
+def space_of(config: StudyConfig) -> dict[str, Distribution]:
+    """What is searched."""
+    return {key: distribution(config.train, key, bounds) for key, bounds in config.search.space.items()}
+
+
 def draw(trial: optuna.Trial, name: str, values: Distribution) -> None:
     """Give the trial a value of this name, unless it has one."""
     if isinstance(values, IntDistribution):
@@ -62,7 +76,7 @@ class Arm:
     """Trials of one kind: the search, the control's few learning rates, or finalists trained again.
 
     `metrics`: what it minimizes. `rungs`: shares of a trial where it is scored. `parameters`: of the model. `widen`:
-    how many learning rates may be tried beyond the first ones, which are `given`.
+    how many learning rates may be tried beyond the first ones, which are `given`. `learnt`: from earlier studies.
     """
 
     name: ArmName
@@ -77,6 +91,7 @@ class Arm:
     rungs: tuple[float, ...] = (1.0,)
     parameters: int = 1
     smaller: WarmStart = no_warm_start
+    learnt: Sequence[Earlier] = ()
     given: tuple[float, ...] = ()
     widen: int = 0
 
@@ -139,7 +154,7 @@ class Arm:
             number=number,
             seed=(1000 * self.seed + number + 500 * again) % 2**32,
             random_trials=self.random_trials,
-            earlier=[found for size in self.smaller() if (found := self.earlier(size))],
+            earlier=[*self.learnt, *(found for size in self.smaller() if (found := self.earlier(size)))],
         )
 
     def prospect(self) -> Prospect | None:
@@ -154,7 +169,8 @@ class Arm:
         if ours["train"]["objective"] != theirs["train"]["objective"]:
             return None
         rungs = tuple(rung["at"] for rung in theirs["rungs"])
-        return Earlier(study.get_trials(deepcopy=False), rungs, math.log2(self.parameters / smaller.parameters))
+        trials = [t for t in study.get_trials(deepcopy=False) if usable(t, self.space, self.metrics)]
+        return Earlier(trials, rungs, math.log2(self.parameters / smaller.parameters))
 
     def taken_up(self, number: int) -> optuna.Trial:
         """The trial of this number that was interrupted. What it already has stays; only what is missing is drawn.
@@ -205,6 +221,13 @@ def cost_names(metrics: Sequence[str]) -> list[str]:
     return [metric.label if metric.lower_is_better else f"-{metric.label}" for metric in found]
 
 
+def has_begun(storage: optuna.storages.BaseStorage, name: str) -> bool:
+    """Whether this size's search was opened once, to its end: its first points wait then, or have been tried."""
+    if f"{name}/search" not in optuna.get_all_study_names(storage):
+        return False
+    return "memory" in optuna.load_study(study_name=f"{name}/search", storage=storage).user_attrs
+
+
 def open_arm(
     storage: optuna.storages.BaseStorage,
     name: str,
@@ -245,22 +268,31 @@ def open_arms(
     digests: Mapping[str, str],
     smaller: WarmStart = no_warm_start,
     parameters: int = 1,
+    lessons: Lessons = no_lessons,
 ) -> list[Arm]:
     """Create or load control and search. What smaller sizes found comes after the first points, or once it is known.
 
-    `digests` name what lies in the files: base, tokens and protocol. `parameters`: how many the model has.
+    `digests` name what lies in the files: base, tokens and protocol. `parameters`: how many the model has. `lessons`:
+    what is learnt from earlier studies, before the search begins and never again; their best points are first points.
     """
     search, rates, memory = config.search, config.control.learning_rates, memory_of(config, digests)
-    space = {key: distribution(config.train, key, bounds) for key, bounds in search.space.items()}
+    space, size = space_of(config), f"{name}/{config.name}"
+    if has_begun(storage, size):
+        learnt = learnt_by(storage, size)
+    else:
+        learnt = learn(storage, size, search.learn_from, lessons, space, search.metrics)
+    points = [*search.first_points, *(within(space, found.best) for found in nearest_first(learnt.sizes, parameters))]
     widen = config.control.widen if len(rates) > 1 else 0  # one alone is someone's choice, not a grid
     beyond = (max(rates) / min(rates)) ** widen  # no step is wider than all of them
     control = Range.model_construct(low=min(rates) / beyond, high=max(rates) * beyond, log=True)
     control_space = {"learning_rate": distribution(config.train, "learning_rate", control)}
 
-    name, metrics = f"{name}/{config.name}", search.metrics
-    controls = open_arm(storage, name, "control", control_space, [{"learning_rate": r} for r in rates], memory)
+    metrics = search.metrics
+    controls = open_arm(storage, size, "control", control_space, [{"learning_rate": r} for r in rates], memory)
     trials = min(search.trials, len(whole_points(space)) or search.trials)
-    searched = open_arm(storage, name, "search", space, search.first_points, memory, metrics)
+    searched = open_arm(storage, size, "search", space, points, memory, metrics)
+    if PARAMETERS not in searched.user_attrs:  # for those who learn from it before it has a summary
+        searched.set_user_attr(PARAMETERS, parameters)
     return [
         Arm("control", controls, storage, control_space, len(rates), given=rates, widen=widen),
         Arm(
@@ -276,6 +308,7 @@ def open_arms(
             tuple(rung.at for rung in config.rungs),
             parameters,
             smaller,
+            earlier_of(storage, size, learnt, parameters),
         ),
     ]
 

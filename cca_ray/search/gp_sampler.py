@@ -1,6 +1,6 @@
-"""The sampler `gp`: what to try next by a Gaussian process of all scores so far, those of rungs and smaller sizes too.
+"""The sampler `gp`: what to try next by a Gaussian process of all scores so far, those of rungs too.
 
-Its only memory is the trials. The same trials give the same proposal.
+Smaller sizes and earlier studies count as well. Its only memory is the trials: the same ones give the same proposal.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from cca_ray.search.samplers import TPE, Distribution, Earlier, Question
 from cca_ray.search.surface import Points, Surface
 
 KNEE = 0.3  # what is worse than the best by more than this share counts less and less: it only says where not to look
-MOST = 150  # scores that the surface is computed from; of more, the best
+MOST = 150  # scores that the surface is computed from; of more, the best, its own before others'
 SPREAD = 256  # points over the whole space among which the next is looked for
 BEST = 6  # trials about which is looked
 NEAR, REACH = 16, (0.08, 0.25)  # points about each of the best trials, and how far from it
@@ -168,8 +168,9 @@ def knowledge(question: Question, box: Box) -> Data | None:
     if not parts:
         return None
     data = Data.joined(parts)
-    if len(data.values) > MOST:
-        data = data.of(np.sort(np.argsort(data.values, kind="stable")[:MOST]))
+    if len(data.values) > MOST:  # its own come first, for a large study that it learns from could push them all out
+        others_last = np.lexsort((data.values, data.points.group >= MOST_RUNGS))
+        data = data.of(np.sort(others_last[:MOST]))
     return data
 
 

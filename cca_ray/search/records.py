@@ -16,6 +16,7 @@ ENDED_NAMES = tuple(state.name for state in ENDED)
 STORAGE_ERRORS = (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 KEEP_S = 5.0  # how often what runs is written down as far as it has come, for a driver that is killed
 METRICS = "metrics"  # the attribute of a search that keeps what is measured; version 0.1.0 kept none
+PARAMETERS = "parameters"  # of those of a search: how many its model has; earlier versions kept them in summaries alone
 ATTEMPTS = "attempts"  # the attribute of a trial that keeps what each of its attempts took
 RUNG = "rung "  # begins the names of the attributes that keep a trial's scores, one a rung
 DECISION = "after rung "  # of those that keep what was decided there; written before the score: none lacks it

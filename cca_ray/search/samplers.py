@@ -17,7 +17,10 @@ Distribution = FloatDistribution | IntDistribution
 
 @dataclass(frozen=True)
 class Earlier:
-    """The search of a smaller size of the family. `doublings`: of the parameters, from it to the one at work."""
+    """The search of a smaller size of the family, or of an earlier study.
+
+    `doublings`: of the parameters, from it to the one at work; another study is further away.
+    """
 
     trials: Sequence[FrozenTrial]
     rungs: tuple[float, ...]

@@ -41,6 +41,7 @@ from cca_ray.search.final_comparison import (
     summarize,
     weights_of,
 )
+from cca_ray.search.learning import Lessons, learnt_by, no_lessons
 from cca_ray.search.ledger import Ledger, Say
 from cca_ray.search.mlflow_listener import MlflowListener, true_ends
 from cca_ray.search.mlflow_pages import (
@@ -113,7 +114,7 @@ class SizeResult:
 class SizeStudy:
     """The study of one size. Ray must be running.
 
-    `smaller`: the sizes of the family that are done.
+    `smaller`: the sizes of the family that are done. `lessons`: what earlier studies have to teach, if it begins now.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class SizeStudy:
         context: StudyContext,
         limits: Limits | None = None,
         smaller: WarmStart = no_warm_start,
+        lessons: Lessons = no_lessons,
     ):
         """Whatever can be wrong with the files or the placement is said before anything is written: ValueError."""
         self.config, self.context, self.limits, started = config, context, limits or Limits(), time.monotonic()
@@ -140,7 +142,8 @@ class SizeStudy:
             del model
             self.database = context.folder / "study.db"
             self.storage = open_storage(self.database)
-            self.arms = open_arms(config, context.name, self.storage, self.digests, smaller, self.parameters)
+            self.arms = open_arms(config, context.name, self.storage, self.digests, smaller, self.parameters, lessons)
+            self.learnt = learnt_by(self.storage, f"{context.name}/{config.name}")
             self.memory = self.arms[0].study  # keeps what is known of the whole size
             self.keep_s = UPLOAD_S if is_copy(self.database) else KEEP_S
             self.clock = RunClock(self.memory, self.begun, self.keep_s, started)
@@ -236,6 +239,8 @@ class SizeStudy:
         config, context = self.config, self.context
         self.describe_run()
         self.tell(f"{self.parameters:,} parameters, {len(self.data.labels):,} images, {self.steps} steps per trial")
+        if told := self.learnt.told(config.search.learn_from):
+            self.tell(told)
         if found := ledger.found():
             self.tell(found)
         self.check_weights()
@@ -257,6 +262,8 @@ class SizeStudy:
         config, tracker, key = self.config, self.context.tracker, self.key
         tracker.describe(experiment_tags(config))
         tags = {"study": self.context.name, "family": config.base.family, "dataset": self.data_set.name}
+        if self.learnt.sizes:
+            tags["learnt_from"] = str(self.learnt)
         tracker.run(key, f"{self.context.name}/{config.name}", tags={**tags, **origin(), **versions()})
         tracker.data_set(key, self.data_set)
         show_unfinished(tracker, key, "Running")

@@ -14,7 +14,7 @@ CONTROLS = "control.learning_rates=[3e-4, 1e-3, 3e-3]"
 
 def test_a_study_that_was_begun_is_continued_and_its_trials_tell_the_time(tmp_path: Path):
     make_study(tmp_path / "mine", finished=False)
-    settings = ["search.trials=30", "score.guidance_scales=[1.5, 2]", CONTROLS]
+    settings = ["search.trials=30", CONTROLS, "score.guidance_scales=[1.5, 2]"]
     configs = [load_config(find_space("digits_s"), settings)]
     head, trials, rungs, cost, time, disk = plan_of(configs, tmp_path, "mine", HERE)
     assert head == f"study mine in {tmp_path / 'mine'}: continued; 13 trials have ended"

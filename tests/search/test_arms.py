@@ -98,6 +98,23 @@ def test_warm_start_points_are_tried_after_the_first_points(
     assert len(again.study.trials) == 2
 
 
+def test_a_smaller_size_that_did_not_measure_what_is_searched_teaches_its_best_point_alone(
+    storage: optuna.storages.RDBStorage, make_config: MakeStudy
+):
+    _, smaller = open_arms(make_config().model_copy(update={"name": "smaller"}), "study", storage, DIGESTS)
+    done = ask(smaller)
+    done.set_user_attr("rung 0", score_of(10, {"fid": 9.0, "inception_score": 2.0}).model_dump())
+    smaller.study.tell(done, 9.0)
+    points = [Smaller("smaller", done.params, 1000)]
+    both = ["fid", "kid"]
+    for metric, known in (("kid", 0), ("fid", 1)):
+        config = make_config(search={"metric": metric, "sampler": "gp"}, score={"metrics": both})
+        config = config.model_copy(update={"name": metric})
+        _, search = open_arms(config, "study", storage, DIGESTS, lambda: points)
+        assert [ask(search).params, ask(search).number] == [done.params, 1]
+        assert len(search.question([], 0).earlier[0].trials) == known
+
+
 def test_whole_numbers_are_searched_as_whole_numbers():
     train = Train()
     assert isinstance(distribution(train, "epochs", Range(low=1, high=8)), optuna.distributions.IntDistribution)

@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cca_ray.search.gp_sampler import APART, GP, Box, common_noise
+from cca_ray.search.gp_sampler import APART, GP, MOST, MOST_RUNGS, Box, common_noise, knowledge
 from cca_ray.search.samplers import Distribution, Earlier, Question
 from tests.search.ledgers import score_of
 
@@ -94,6 +94,17 @@ def test_what_a_smaller_size_found_is_where_the_next_begins():
     smaller = Earlier(searched(12, {"lambda": 50.0, "learning_rate": 2e-4}), RUNGS, doublings=1.0)
     first = dict(GP.propose(question([], earlier=[smaller])))
     assert apart(first, {"lambda": 50.0, "learning_rate": 2e-4}) < 0.35
+
+
+def test_its_own_scores_count_before_the_many_of_others():
+    """A large study that it learns from could push them all out, for they are worse."""
+    grid = [{"lambda": a, "learning_rate": b} for a in np.geomspace(1, 100, 20) for b in np.geomspace(1e-4, 1e-2, 10)]
+    large = Earlier([trial(i, p, scores=[9.0, 8.0]) for i, p in enumerate(grid)], RUNGS, doublings=4.0)
+    own = [trial(i, p, scores=[13.0, 10.0 + i]) for i, p in enumerate(grid[:4])]
+    data = knowledge(question(own, earlier=[large]), Box(SPACE))
+    assert data is not None
+    assert len(data.values) == MOST
+    assert (data.points.group < MOST_RUNGS).sum() == 2 * len(own)
 
 
 def test_stopped_trials_are_known_by_their_rungs():
