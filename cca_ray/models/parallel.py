@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -28,6 +24,9 @@ from cca_ray.models.base import Model
 from cca_ray.models.dropout import Dropout
 from cca_ray.models.likelihood import Scorer
 from cca_ray.placement_config import Placement
+
+if TYPE_CHECKING:  # most of a second, which a process that only scores does not spend
+    from torch.distributed.tensor import DTensor
 
 LOG = logging.getLogger(__name__)
 
@@ -126,13 +125,7 @@ def distribute(model: Model, placement: Placement, group: Group, passes: Passes)
             layer.compile()
     scorer = Scorer(model)
     if group.world > 1 and placement.strategy == "fsdp":
-        mesh = init_device_mesh(group.device.type, (group.world,))
-        half = precision(placement, group.device) == torch.bfloat16
-        for layer in model.stack:
-            for part in of_matrices(layer) if half else ():
-                fully_shard(part, mesh=mesh, mp_policy=AS_AUTOCAST)
-            fully_shard(layer, mesh=mesh)  # the rest of it
-        fully_shard(scorer, mesh=mesh)  # what is left: embeddings, last norm, head
+        shard(scorer, precision(placement, group.device), group)
         return scorer
     scorer.to(group.device)
     if group.world == 1 or not trained:
@@ -141,8 +134,19 @@ def distribute(model: Model, placement: Placement, group: Group, passes: Passes)
     return DistributedDataParallel(scorer, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-# Weights are gathered in bfloat16, their gradients are summed in float32. What goes in stays as it is.
-AS_AUTOCAST = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+def shard(scorer: Scorer, kind: torch.dtype, group: Group) -> None:
+    """Cut the model over the workers, in place (FSDP2), for passes in this precision."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(group.device.type, (group.world,))
+    # Weights are gathered in bfloat16, their gradients are summed in float32. What goes in stays as it is.
+    as_autocast = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for layer in scorer.model.stack:
+        for part in of_matrices(layer) if kind == torch.bfloat16 else ():
+            fully_shard(part, mesh=mesh, mp_policy=as_autocast)
+        fully_shard(layer, mesh=mesh)  # the rest of it
+    fully_shard(scorer, mesh=mesh)  # what is left: embeddings, last norm, head
 
 
 def of_matrices(layer: nn.Module) -> list[nn.Module]:
@@ -164,21 +168,28 @@ def gradients_wait(scorer: nn.Module, wanted: bool) -> AbstractContextManager[No
     return scorer.no_sync() if wanted and isinstance(scorer, DistributedDataParallel) else nullcontext()
 
 
+def is_parted(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is cut over the workers."""
+    return hasattr(tensor, "full_tensor")
+
+
 def local(tensor: Tensor) -> Tensor:
     """This worker's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_parted(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of it, on every worker."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_parted(tensor) else tensor
 
 
 def parted(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor cut, and placed, as `like` is."""
     tensor = tensor.to(like.device)
-    if not isinstance(like, DTensor):
+    if not is_parted(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -214,12 +225,16 @@ def for_sampling(model: Model, placement: Placement, group: Group) -> Model:
 
 def state_of(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Whole states of model and optimizer, by parameter name: the same file whatever the strategy. On rank 0."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_state_dict(model, optimizer, options=options)
 
 
 def restore(model: nn.Module, optimizer: Optimizer, states: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
     """Take up what `state_of` returned, in place, parted as this model is."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
     weights, moments = states
     set_state_dict(
         model,

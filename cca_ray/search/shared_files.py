@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 from ray.util import ActorPool
 
 from cca_ray.cluster.placement import accelerator_of, ways
@@ -23,14 +25,28 @@ PAIRING = {"null_ratio", "seed"}  # what the pairs, and so the reference's table
 SAY_EVERY_S = 10.0
 
 
-def base_grid(config: ResolvedStudy, storage: Path, stop: Stop, made_of: str) -> Path:
-    """The picture of the base's samples. `made_of` names weights and protocol, and so the file."""
-    path = storage / config.name / f"base-{made_of}.png"
-    if not pull(path):
+@dataclass(frozen=True)
+class BaseGrid:
+    """The picture of the base's samples, which a worker draws while other files are made."""
+
+    path: Path
+    drawing: ray.ObjectRef | None  # None: it is there
+
+    @classmethod
+    def begun(cls, config: ResolvedStudy, storage: Path, made_of: str) -> "BaseGrid":
+        """`made_of` names weights and protocol, and so the file."""
+        path = storage / config.name / f"base-{made_of}.png"
+        if pull(path):
+            return cls(path, None)
         packed = Job(config, config.train, storage).packed()
-        stop.get([as_worker(draw_base, config.placement).remote(packed, to_uri(path))])
-        pull(path)
-    return path
+        return cls(path, as_worker(draw_base, config.placement).remote(packed, to_uri(path)))
+
+    def ready(self, stop: Stop) -> Path:
+        """Its file, once it is drawn."""
+        if self.drawing is not None:
+            stop.get([self.drawing])
+            pull(self.path)
+        return self.path
 
 
 def workers_now(config: ResolvedStudy) -> int:

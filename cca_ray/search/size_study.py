@@ -54,7 +54,7 @@ from cca_ray.search.mlflow_pages import (
 )
 from cca_ray.search.ray_tune import TableOf, run_trials
 from cca_ray.search.records import ENDED, KEEP_S, METRICS, readable, used_device_seconds
-from cca_ray.search.shared_files import base_grid, reference_table
+from cca_ray.search.shared_files import BaseGrid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
 from cca_ray.storage.mirror import exists, pull, push_database
 from cca_ray.storage.uris import database_uri, is_copy, to_uri
@@ -245,8 +245,9 @@ class SizeStudy:
             self.tell(found)
         self.check_weights()
         if not ledger.done():
+            grid = self.begin_grid()
             table = self.table_for(config)
-            self.run_all(ledger, lambda train: table)
+            self.run_all(ledger, lambda train: table, grid)
         replicates = self.replicate() if config.search.replicates else None
         context.show(ledger)
         self.tell("scoring base, guided base, control and finalists on fresh noise")
@@ -296,12 +297,15 @@ class SizeStudy:
         self.context.doing(config.name, "scoring the pairs with the reference model")
         return reference_table(config, self.digests["base"], self.data, root, self.context.say, self.context.stop)
 
-    def run_all(self, ledger: Ledger, table_of: TableOf) -> None:
+    def begin_grid(self) -> BaseGrid:
+        return BaseGrid.begun(self.config, self.context.folder, self.base_id)
+
+    def run_all(self, ledger: Ledger, table_of: TableOf, grid: BaseGrid) -> None:
         """The trials that are left, with everyone told who wants to know."""
         context, config = self.context, self.config
         context.doing(config.name, "starting the trials")
-        grid, view = base_grid(config, context.folder, context.stop, self.base_id), LiveView(ledger, context.show)
-        mlflow = MlflowListener(context.tracker, config, self.key, self.data_set, grid)
+        view, picture = LiveView(ledger, context.show), grid.ready(context.stop)
+        mlflow = MlflowListener(context.tracker, config, self.key, self.data_set, picture)
         ledger.listeners += [view, Lines(context.say, view), mlflow]
         run_trials(config, ledger, table_of, context.folder, stop=context.stop)
 
@@ -321,8 +325,9 @@ class SizeStudy:
         ledger = Ledger(config, [arm], keep_s=self.keep_s)
         context.tracker.settle(self.key, true_ends(self.key, [*self.arms, arm]))
         if not ledger.done():
+            grid = self.begin_grid()
             tables = {seed: self.table_for(with_seed(config, seed)) for seed in seeds}
-            self.run_all(ledger, lambda train: tables.get(train.seed))
+            self.run_all(ledger, lambda train: tables.get(train.seed), grid)
         return study
 
     def result(self, outcome: Outcome) -> SizeResult:
