@@ -231,6 +231,7 @@ def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_
     log = (runs / "tiny" / "log.txt").read_text()
     assert "Ray's own log files are in /" in log
     assert "ray._private.worker: Started a local Ray instance" in log
+    assert "Failed to fetch metrics" not in log
     assert "WARNING" not in shown
 
     command = [sys.executable, "-m", "cca_ray", "tune", *arguments, "--json", "--quiet"]

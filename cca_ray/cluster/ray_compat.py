@@ -21,6 +21,7 @@ TUNE_SWITCHES = {
 TRAIN_SWITCHES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}  # a worker that has ended is noticed at once
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of what `ray job submit` runs
 DATA_PROGRESS = "ray.data._internal.progress"  # the logger that tells that it will not tell
+TUNE_RESULTS = "ray.tune.analysis.experiment_analysis"  # the logger that misses the copies above, a line a trial
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # an environment variable of Ray's C++ side, 60 if it is not set
 ERRORS_THREAD = "ray_listen_error_messages"  # prints what Ray's daemons complain of to stdout, whatever its settings
 NEVER_RAN = "The actor never ran"  # how Ray tells of a process that it could not start
@@ -31,6 +32,11 @@ def set_switches(switches: Mapping[str, str]) -> None:
     """In the environment of this process; what is set there already stays."""
     for name, value in switches.items():
         os.environ.setdefault(name, value)
+
+
+def quiet_tune() -> None:
+    """Tune reads its copies of the results when it ends, and warns that there are none."""
+    logging.getLogger(TUNE_RESULTS).setLevel(logging.ERROR)
 
 
 def quiet_data() -> None:

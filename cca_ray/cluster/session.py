@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.state import list_jobs, list_placement_groups
 
 from cca_ray.cluster.address import Named, check_cluster, named_cluster
-from cca_ray.cluster.ray_compat import TUNE_SWITCHES, address_file, set_switches
+from cca_ray.cluster.ray_compat import TUNE_SWITCHES, address_file, quiet_tune, set_switches
 from cca_ray.cluster.sign import Sign
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.storage.mirror import listed, pull
@@ -34,6 +34,7 @@ def start_ray(level: int = logging.ERROR) -> str:
     processes have their log files.
     """
     set_switches(TUNE_SWITCHES)
+    quiet_tune()
     logging.getLogger("ray").setLevel(level)
     refuse_odd_temporary_folder()
     cluster = named_cluster()

@@ -23,10 +23,12 @@ from cca_ray.cluster.ray_compat import (
     NEVER_RAN,
     ON_THE_HEAD,
     TRAIN_SWITCHES,
+    TUNE_RESULTS,
     TUNE_SWITCHES,
     actor_of,
     last_loss,
     quiet_data,
+    quiet_tune,
     set_switches,
     worker_group_startup_timeout_error,
     wrapped_error,
@@ -75,6 +77,12 @@ def test_ray_data_tells_of_its_progress_by_this_logger():
     importlib.import_module(f"{DATA_PROGRESS}.base_progress")  # else mend DATA_PROGRESS
     quiet_data()
     assert logging.getLogger(DATA_PROGRESS).level == logging.ERROR
+
+
+def test_tune_tells_by_this_logger_that_it_kept_no_results():
+    assert importlib.import_module(TUNE_RESULTS).logger.name == TUNE_RESULTS  # else mend TUNE_RESULTS
+    quiet_tune()
+    assert logging.getLogger(TUNE_RESULTS).level == logging.ERROR
 
 
 def test_the_error_of_a_group_that_did_not_start_is_there():
