@@ -130,6 +130,7 @@ def test_a_champion_still_loads_and_makes_the_same_images(left: Path, capsys):
     np.testing.assert_array_equal(np.load(npz)["arr_0"], made)
 
 
+@pytest.mark.nightly
 def test_an_interrupted_study_goes_on_where_it_was_and_sends_what_waited(left: Path, capsys):
     before = trials_of(left, "interrupted")["search"]
     assert [trial.state.name for trial in before] == ["COMPLETE", "COMPLETE", "RUNNING"]

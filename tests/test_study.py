@@ -114,7 +114,7 @@ def outcomes(folder: Path, study: str) -> dict[str, Any]:
     return {size["size"]: {key: size[key] for key in keys} for size in sizes}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_sizes_side_by_side_stop_together_and_find_what_they_find_alone(base_files: BaseFiles, tmp_path: Path):
     points = [{"lambda": value, "learning_rate": 1e-3} for value in (1.0, 2.0, 4.0)]  # warm-start points come too late

@@ -342,7 +342,8 @@ def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: 
     assert {r.info.status for r in runs} == {"FINISHED"}
 
 
-@pytest.mark.parametrize("objective", ["dpo", pytest.param("finetune", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("objective", ["dpo", "finetune"])
 def test_other_objectives_are_searched_the_same_way(study: Study, make_study: MakeStudy, objective: str):
     space = {"learning_rate": {"low": 1e-4, "high": 1e-2}}
     search = {"trials": 2, "space": space, "metric": "both"}

@@ -154,7 +154,8 @@ def test_rar_gives_the_same_whatever_the_micro_batch_and_the_order(make_study: M
     assert score_at(raster[-1]).protocol == score_at(one[-1]).protocol  # in raster order both are sampled
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.nightly), "fsdp"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_var_gives_the_same_on_two_workers(make_study: MakeStudy, tmp_path: Path, ray_here: None, strategy: str):
     config = make_study(family="var", train=LIVE)
     one = run(config, tmp_path / "a")
