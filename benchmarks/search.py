@@ -37,9 +37,10 @@ from cca_ray.training.trial import trial_folder
 
 SPACE, FRESH = "digits_m", range(9001, 9006)  # the search space; seeds of noise that no trial was scored on
 WAYS = {
-    "TPE, rungs (the default)": [],
-    "TPE, no rungs": ["search.keep=1.0"],
-    "random": ["search.random_trials=10000", "search.keep=1.0"],
+    "gp, rungs (the default)": [],
+    "TPE, rungs": ["search.sampler=tpe"],
+    "TPE, no rungs": ["search.sampler=tpe", "search.keep=1.0"],
+    "random": ["search.sampler=random", "search.keep=1.0"],
 }
 
 

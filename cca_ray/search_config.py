@@ -126,7 +126,7 @@ class Search(Strict):
     trials: int = Field(20, ge=1)
     replicates: int = Field(0, ge=0)  # training seeds with which every finalist is trained again
     max_concurrent: int = Field(2, ge=1)
-    sampler: str = "tpe"  # what proposes settings: gp, tpe, random
+    sampler: str = "gp"  # what proposes settings: gp, tpe, random
     random_trials: int | None = Field(None, ge=0)  # before tpe starts to model; None: six
     rungs: Literal["surely_worse", "posterior"] = "surely_worse"  # which trials stop at a rung
     learn_from: tuple[str, ...] = ()  # earlier studies, by name, path or URI, whose trials are known from the start

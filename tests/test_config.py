@@ -146,7 +146,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
 def test_shipped_spaces_are_valid(name: str):
     config = load_config(find_space(name))
     assert config.name == name
-    assert config.search.trials >= 12
+    assert config.search.trials >= 8
 
 
 def test_numbers_may_be_written_as_people_write_them(tmp_path: Path):

@@ -191,7 +191,7 @@ def test_how_a_study_proposes_may_change(storage: optuna.storages.RDBStorage, ma
     assert open_arms(make_config(search={"sampler": "gp"}), "study", storage, DIGESTS)[1].study.user_attrs
 
 
-def test_the_default_sampler_proposes_what_optuna_would(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
+def test_tpe_proposes_what_optuna_would(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
     config = make_config(search={"trials": 12, "random_trials": 3, "seed": 7, "sampler": "tpe"})
     _, search = open_arms(config, "study", storage, DIGESTS)
     for number in range(12):
