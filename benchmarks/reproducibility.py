@@ -1,7 +1,6 @@
 """How equal is a fine-tuning that is done again: in another process, in parts, by other workers, threads, arithmetics?
 
-    python -m benchmarks.reproducibility                 # digits_s
-    python -m benchmarks.reproducibility digits_var
+    python -m benchmarks.reproducibility                 # digits_s and digits_var
 
 One base; one fine-tuning as it is, on one thread; the same under one difference after the other. An arithmetic is a
 set of vector instructions that PyTorch may use (ATEN_CPU_CAPABILITY): it rounds sums as another processor would.
@@ -56,9 +55,12 @@ class Outcome:
 
     def distance(self, other: "Outcome") -> float:
         """Of all weights together, relative to their length."""
-        apart = sum((a - other.weights[name]).double().square().sum() for name, a in self.weights.items())
-        length = sum(a.double().square().sum() for a in self.weights.values())
-        return float((apart / length) ** 0.5)
+        ours, theirs = self.learnt(), other.learnt()
+        return float((ours - theirs).norm() / ours.norm())
+
+    def learnt(self) -> torch.Tensor:
+        """All weights in one row, without the constants of a mask."""
+        return torch.cat([w.double().flatten() for _, w in sorted(self.weights.items()) if w.isfinite().all()])
 
     def equal_images(self, other: "Outcome") -> int:
         return int((self.images == other.images).all(axis=(1, 2, 3)).sum())
@@ -87,7 +89,7 @@ def outcome_of(way: Way, space: str, settings: list[str], count: int, storage: P
 
 def main(words: list[str] | None = None) -> None:
     parser = options(__doc__)
-    parser.add_argument("space", nargs="?", default="digits_s")
+    parser.add_argument("spaces", nargs="*", default=["digits_s", "digits_var"])
     parser.add_argument("--count", type=int, default=1000, help="images to compare")
     arguments = parser.parse_args(words)
     ways: Sequence[Way] = WAYS
@@ -95,15 +97,16 @@ def main(words: list[str] | None = None) -> None:
     if arguments.smoke:
         settings, ways, count = [*settings, *set_options(TINY)], (WAYS[0], WAYS[2]), 20
     raw = Raw(arguments.raw, "space", "way", "distance", "equal_images", "images", "fid")
-    print(f"| {arguments.space} | weights apart, relative | equal images of {count:,} | FID |\n|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        first: Outcome | None = None
-        for way in ways:
-            outcome = outcome_of(way, arguments.space, settings, count, Path(folder))
-            first = first or outcome
-            distance, equal = first.distance(outcome), first.equal_images(outcome)
-            raw.add(arguments.space, way.name, distance, equal, count, outcome.fid)
-            print(f"| {way.name} | {distance:.1e} | {equal:,} | {outcome.fid:.2f} |", flush=True)
+    print(f"| | weights apart, relative | equal images of {count:,} | FID |\n|---|---|---|---|")
+    for space in arguments.spaces:
+        with tempfile.TemporaryDirectory() as folder:
+            first: Outcome | None = None
+            for way in ways:
+                outcome = outcome_of(way, space, settings, count, Path(folder))
+                first = first or outcome
+                distance, equal = first.distance(outcome), first.equal_images(outcome)
+                raw.add(space, way.name, distance, equal, count, outcome.fid)
+                print(f"| {space}, {way.name} | {distance:.1e} | {equal:,} | {outcome.fid:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
