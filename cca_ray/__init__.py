@@ -35,10 +35,12 @@ __all__ = [*PLACES, *VERBS, "__version__"]
 
 def __getattr__(name: str) -> Any:
     """The public names, each imported when it is first used."""
-    if name in VERBS:
-        return import_module(f"cca_ray.{name}")
-    if name in PLACES:
-        return getattr(import_module(f"cca_ray.{PLACES[name]}"), name)
+    if name in VERBS or name in PLACES:
+        from cca_ray.terminal.hints import without_hints
+
+        with without_hints():
+            module = import_module(f"cca_ray.{PLACES.get(name, name)}")
+        return module if name in VERBS else getattr(module, name)
     raise AttributeError(f"module 'cca_ray' has no attribute {name!r}")
 
 

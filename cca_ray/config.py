@@ -239,7 +239,7 @@ class StudyConfig(Strict):
         if self.base.embedded is None and not (self.data.tokens and self.score.features and self.score.reference):
             raise ValueError("without an embedded base, data.tokens, score.features and score.reference must be given")
         if self.data.order != "raster" and not FAMILIES.get(self.base.family).any_order:
-            raise ValueError(f"data.order: {self.data.order}: {self.base.family} knows raster order alone")
+            raise ValueError(f"data.order: {self.data.order}: {self.base.family} supports raster order only")
         searched = self.search.metrics
         if not searched or len(set(searched)) < len(searched) or not set(searched) <= set(self.score.metrics):
             raise ValueError(f"search.metric: expected one or more of score.metrics: {', '.join(self.score.metrics)}")

@@ -236,7 +236,7 @@ class Prospect(Contract):
 
     def __str__(self) -> str:
         return (
-            f"another trial should improve the best by {100 * self.expected_gain:.1f} %, and by more than "
+            f"another trial should improve the best by {100 * self.expected_gain:.1f} % on average, and by more than "
             f"{100 * CHANCE_OF:.0f} % with a probability of {100 * self.chance:.0f} %"
         )
 

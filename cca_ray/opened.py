@@ -16,6 +16,7 @@ from cca_ray.reporting.results import SizeResults, StudyResults, read_study, rea
 from cca_ray.reporting.tables import trial_of
 from cca_ray.status import StudyStatus, in_a_line, look
 from cca_ray.storage.uris import is_copy, local_path, to_uri
+from cca_ray.terminal.hints import without_hints
 
 if TYPE_CHECKING:
     import pandas
@@ -108,7 +109,8 @@ class Study:
 
     def champion(self, size: str | None = None) -> "Champion":
         """The winner of a size, which may be left out if there is one size: `champion.sample([0, 1, 2], seed=0)`."""
-        from cca_ray.tracking.pyfunc import champion_in
+        with without_hints():
+            from cca_ray.tracking.pyfunc import champion_in
 
         finished = [summary.size for summary in self.summary.sizes]
         wanted = finished[0] if size is None and len(finished) == 1 else size

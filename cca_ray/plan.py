@@ -39,7 +39,10 @@ def prices_of(given: list[str]) -> Prices:
 def main(
     spaces: SpacesArgument = None,
     name: Annotated[
-        str, typer.Option(help="Name of the study; of an existing one, what is left.", show_default="as of tune")
+        str,
+        typer.Option(
+            help="Name of the study; for an existing one, the plan is for what is left.", show_default="as of tune"
+        ),
     ] = "",
     storage: StorageOption = Path("runs"),
     trials: Annotated[
@@ -47,14 +50,19 @@ def main(
     ] = None,
     replicates: Annotated[
         int | None,
-        typer.Option(min=0, help="Training seeds more of every finalist.", show_default="search.replicates"),
+        typer.Option(
+            min=0, help="Number of further training seeds for each finalist.", show_default="search.replicates"
+        ),
     ] = None,
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Number of concurrent trials.", show_default="search.max_concurrent")
     ] = None,
     price: Annotated[
         list[str] | None,
-        typer.Option(metavar="[TYPE=]NUMBER", help="What an hour of a GPU costs, of this type or of any; repeatable."),
+        typer.Option(
+            metavar="[TYPE=]NUMBER",
+            help="Price of an hour of a GPU: H100=2.5 for one type, 2.5 for all others; repeatable.",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting, such as train.epochs=2; repeatable.")

@@ -159,7 +159,7 @@ class Search(Strict):
     @model_validator(mode="after")
     def one_metric(self) -> Self:
         if self.stop_when and len(self.metrics) > 1:
-            raise ValueError("stop_when: of several metrics there is no single gain; want one metric")
+            raise ValueError("stop_when: needs one search metric, because several have no single gain")
         return self
 
     @model_validator(mode="after")

@@ -96,7 +96,7 @@ def plain(value: object) -> object:
         return str(value)
     if callable(item := getattr(value, "item", None)):
         return item()
-    raise TypeError(f"{value!r} is no number, word, list or mapping")
+    raise TypeError(f"{value!r} is not a number, word, list or mapping")
 
 
 def override(content: Any, setting: str) -> None:
@@ -141,7 +141,7 @@ def fault_of_name(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+", name):
         return "letters, digits, '.', '_' and '-' only"
     if name.startswith("-") or not name.strip("."):
-        return "expected one that is no option and no '.' or '..'"
+        return "expected a name that is not '.' or '..' and does not begin with '-'"
     if len(name.encode()) > LONGEST_NAME:
         return f"at most {LONGEST_NAME} bytes"
     return f"{name} is the name of a file that studies write" if name in OURS else ""

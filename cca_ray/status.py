@@ -1,4 +1,4 @@
-"""How studies stand that run elsewhere, were stopped, or have ended. Their folders are only read.
+"""The state of studies that run elsewhere, were stopped, or have ended. Their folders are only read.
 
 cca-ray status                       all studies of a storage, in a line each
 cca-ray status digits
@@ -226,12 +226,12 @@ def list_studies(storage: Path) -> Listed:
 
 
 def in_a_line(size: SizeStatus) -> str:
-    """`digits_s ✓ better`, `digits_m running, search 5/14`."""
+    """`digits_s ✓ better`, `digits_m running, 5 search trials ended`."""
     if size.outcome:
         return f"{size.size} {MARKS[worst(size.outcome)]} {WORDS[worst(size.outcome)]}"
     search = size.trials.get("search", {})
     ended = sum(search.get(state, 0) for state in ENDED_NAMES)
-    return f"{size.size} {size.state}" + f", {ended} trials of the search" * bool(search)
+    return f"{size.size} {size.state}" + f", {ended} search trials ended" * bool(search)
 
 
 def table_of(listed: Listed) -> RenderableType:

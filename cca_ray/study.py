@@ -202,7 +202,7 @@ class Sizes:
         def lessons() -> Sequence[Lesson]:
             taught = lessons_for(config, study.folder)
             for line in taught.left_out:
-                study.console.say(f"{config.name}  nothing is learnt from {line}")
+                study.console.say(f"{config.name}  cannot learn from {line}")
             return taught.lessons
 
         def work() -> None:

@@ -169,17 +169,33 @@ def told(edge: Edge) -> str:
 
 
 def advice(sizes: Sequence[SizeSummary]) -> list[str]:
-    """What to do next, a line each: where to look for better, what is worse, what would make it surer."""
+    """What to do next, a line each, of every size: where to look for better, what to use, what would make it surer."""
     lines = [
         f"{size.size}: {name_of(edge)} is at {place_of(edge)}: {options_of(edge)}"
         for size in sizes
         for edge in size.edges
     ]
-    if worse := [size.size for size in sizes if worst(size) < 0 and not size.edges]:
-        lines.append(f"{', '.join(worse)}: more --trials, or keep the model that is better")
+    inside = [size for size in sizes if not size.edges]
+    for step in dict.fromkeys(sorted(map(next_step, inside), key=STEPS.index)):
+        lines.append(f"{', '.join(size.size for size in inside if next_step(size) == step)}: {step}")
     if any(size.winner.models == 1 for size in sizes):
         lines.append("one training seed per size: --replicates 2 adds training noise")
     return lines
+
+
+PLAIN, GUIDED, EQUAL, USE = STEPS = (  # the most urgent first
+    "plain fine-tuning did better: was the base trained to its end? If so, search wider ranges",
+    "worse than guidance: search on with more --trials, or keep guidance",
+    "equal within noise: use winner.pt, or search on with more --trials",
+    "better than both: use winner.pt",
+)
+
+
+def next_step(size: SizeSummary) -> str:
+    """Of a size whose settings lie inside what was tried."""
+    if compared(size, "control") < 0:
+        return PLAIN
+    return {-1: GUIDED, 0: EQUAL, 1: USE}[worst(size)]
 
 
 def best_in_optuna(size: SizeSummary) -> TradeOff | None:

@@ -98,7 +98,7 @@ def test_a_verb_is_sent_to_other_processes_by_its_name():
         ("tune", {"trials": "many"}, "trials: input should be a valid integer"),
         ("tune", {"settings": {"train.bete": 1}}, "train.bete: unknown key; allowed: "),
         ("tune", {"settings": "train.beta=1"}, "settings: expected a mapping, such as {'train.beta': 0.05}"),
-        ("tune", {"settings": {"train.beta": object()}}, "is no number, word, list or mapping"),
+        ("tune", {"settings": {"train.beta": object()}}, "is not a number, word, list or mapping"),
         ("tune", {"name": "it's"}, "--name it's: letters, digits"),
         ("tune", {"storage": "s3://user:geheim@bucket/runs"}, "storage: s3://...@bucket/runs: the URI has credentials"),
         ("sample", {"count": 0}, "count: expected at least 1, not 0"),

@@ -99,7 +99,7 @@ BAD: dict[str, tuple[Any, str]] = {
         "data.tokens, score.features and score.reference must be given",
     ),
     "an order that a family does not know": (
-        changed("data", {"order": "random"}), "data.order: random: llamagen knows raster order alone",
+        changed("data", {"order": "random"}), "data.order: random: llamagen supports raster order only",
     ),
     "downsample of three": (changed("pretrain.downsample", 3), "power of two"),
 }  # fmt: skip

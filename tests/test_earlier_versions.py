@@ -161,7 +161,8 @@ def test_an_interrupted_study_whose_storage_moved_goes_on_there(moved: Path, mon
     before, old = trials_of(moved, "interrupted")["search"], set(Path(MADE_AT).rglob("*"))
     on = invoke(tune.main, [space, "--name", "interrupted", "--storage", str(runs)], capsys)
     assert on.code == 0, on.out + on.err
-    assert f"MLflow: the storage was at {MADE_AT}/runs and is at {runs}: the records of 9 runs, 6 models and" in on.out
+    line = f"MLflow: the storage has moved from {MADE_AT}/runs to {runs}: updated the records of 9 runs, 6 models and"
+    assert line in on.out
     assert "could not log" not in on.out
     after = trials_of(moved, "interrupted")["search"]
     assert [trial.state.name for trial in after] == ["COMPLETE"] * 3

@@ -37,6 +37,8 @@ def test_the_notebook_runs_and_shows_progress_trials_samples_and_report(tmp_path
         (cell,) = (cell for cell in run.cells if cell.cell_type == "code" and cell.source.startswith(begin))
         return list(cell.outputs)
 
+    said = [output.get("text", "") for cell in run.cells for output in cell.get("outputs", [])]
+    assert not any("ipywidgets" in text for text in said)
     searched = outputs("study = cca_ray.tune")
     assert "starting Ray" in "".join(output.text for output in searched if output.output_type == "stream")
     assert searched[-1].data["text/plain"].startswith("study notebook in ")

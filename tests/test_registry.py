@@ -141,7 +141,7 @@ def test_what_a_family_says_of_itself_needs_no_torch():
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.strip() == (
         "['S', 'M', 'tiny', 'mini', 'small', 'medium', 'large', 'B', 'L', 'XL', 'XXL', '3B'] "
-        "one forward pass a scale of its token pyramid False"
+        "one forward pass per scale of its token pyramid False"
     )
 
 

@@ -158,7 +158,7 @@ def test_the_page_says_who_won_by_how_much_and_how_to_sample(storage: Path, page
     assert "tied with 1 other finalist" in page.text
     assert f"cca_ray.sample digits_s --checkpoint {storage}/one/digits_s/winner.pt --out grid.png" in page.text
     assert "0.05 GPU-hours (A40 0.04, H100 0.01)" in page.text
-    assert "with guidance it takes two" in page.text
+    assert "with guidance two, one" in page.text
 
 
 def test_a_winner_at_an_end_and_a_size_that_is_worse_are_loud_and_finalists_have_both_their_scores(tmp_path: Path):
@@ -173,7 +173,7 @@ def test_a_winner_at_an_end_and_a_size_that_is_worse_are_loud_and_finalists_have
     assert "bad, digits_s: the learning rate, 0.0011, lies at the lower end of what was searched" in page.text
     assert 'class="tile worse"' in page.source
     assert '<p class="worse">✗ WORSE than the guided base' in page.source
-    assert page.text.count("FID that selected") == 2  # the column, and what it is
+    assert page.text.count("FID at selection") == 2  # the column, and what it is
     assert ">15.12 ± 0.30<" in page.source
     assert ">FID reported<" in page.source
     assert ">FID at the last rung<" in page.source

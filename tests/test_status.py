@@ -139,7 +139,7 @@ def test_without_a_name_all_studies_are_listed(storage: Path, capsys):
     assert outcome.code == 0
     rows = {line.split()[0]: line for line in outcome.out.splitlines()}
     assert re.search("finished +digits_s ✓ better", rows["whole"])
-    assert re.search("stopped +digits_s stopped, 12 trials of the search", rows["half"])
+    assert re.search("stopped +digits_s stopped, 12 search trials ended", rows["half"])
     assert "not a readable study" in rows["torn"]
     content = json.loads(invoke(status.main, ["--json", "--storage", str(storage)], capsys).out)
     assert [study["state"] for study in content["studies"]] == ["stopped", "finished"]

@@ -160,17 +160,26 @@ def test_the_headline_names_every_size_and_begins_with_those_that_are_worse():
     )
 
 
-def test_who_is_worse_or_at_an_end_or_stands_on_one_seed_is_told_what_to_do():
+def test_of_every_size_it_is_told_what_to_do():
     edge = Edge(of="lambda", value=0.52, low=0.5, high=20, end="low", setting="search.space.lambda.low=0.08")
     good, equal, bad = three_sizes()
-    lines = advice([good.model_copy(update={"edges": (edge,)}), equal, bad])
+    lost = good.model_copy(update={"size": "d", "differences": {"control": bad.differences["guided"]}})
+    lines = advice([good.model_copy(update={"edges": (edge,)}), lost, equal, bad])
     assert lines == [
         "a: λ is at the lower end of what was searched (0.5 to 20): --fresh --set search.space.lambda.low=0.08",
-        "c: more --trials, or keep the model that is better",
+        "d: plain fine-tuning did better: was the base trained to its end? If so, search wider ranges",
+        "c: worse than guidance: search on with more --trials, or keep guidance",
+        "b: equal within noise: use winner.pt, or search on with more --trials",
         "one training seed per size: --replicates 2 adds training noise",
     ]
-    again = [size.model_copy(update={"winner": size.winner.model_copy(update={"models": 3})}) for size in (good, equal)]
-    assert advice(again) == []
+    again = [
+        size.model_copy(update={"winner": size.winner.model_copy(update={"models": 3}), "size": name})
+        for size, name in ((good, "a"), (equal, "b"), (good, "c"))
+    ]
+    assert advice(again) == [
+        "b: equal within noise: use winner.pt, or search on with more --trials",
+        "a, c: better than both: use winner.pt",
+    ]
 
 
 def test_an_edge_is_told_with_an_option_that_a_shell_takes():

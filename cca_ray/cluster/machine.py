@@ -39,14 +39,17 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def revision() -> str:
+FULL = 40  # digits of a commit
+
+
+def revision(digits: int = 12) -> str:
     """The commit of the checkout that this package lies in, `-dirty` if the package was changed; empty without one."""
     if not (PACKAGE.parent / ".git").exists():
         return ""
     git = ["git", "-C", str(PACKAGE.parent)]
     try:
         found = subprocess.run(  # noqa: S603 (our words)
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+            [*git, "rev-parse", f"--short={digits}", "HEAD"], capture_output=True, text=True, timeout=10, check=True
         )
         same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", PACKAGE.name], timeout=10)  # noqa: S603
         return found.stdout.strip() + ("-dirty" if same.returncode else "")

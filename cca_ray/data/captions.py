@@ -72,7 +72,7 @@ def read_t5(files: Sequence[str | Path]) -> list[np.ndarray]:
         if array.ndim != 3 or len(array) != 1 or not array.shape[1] or array.dtype.kind != "f":
             raise ValueError(f"{file}: holds {array.dtype} {list(array.shape)}, not features [1, words, width]")
         if not np.isfinite(array).all():
-            raise ValueError(f"{file}: holds what is no number")
+            raise ValueError(f"{file}: holds values that are not numbers")
         if found and found[0].shape[1] != array.shape[2]:
             raise ValueError(f"{file}: is {array.shape[2]} wide, but {files[0]} is {found[0].shape[1]}")
         found.append(array[0])

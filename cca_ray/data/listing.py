@@ -318,7 +318,7 @@ def with_labels(
                     f"expected at most {LONGEST_NAME:,}"
                 )
             if numeric_classes and not classes and not (name.isascii() and name.isdecimal()):
-                raise ConfigError(f"{where}: --numeric-classes, but the class {name!r} is no number")
+                raise ConfigError(f"{where}: --numeric-classes, but the class {name!r} is not a number")
         names = tuple(classes or sorted((str(key) for key in keys), key=int if numeric_classes else None))
         by_look = {look(name): i for i, name in enumerate(names)}
         if len(by_look) < len(names):

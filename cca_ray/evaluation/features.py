@@ -173,7 +173,7 @@ def load_extractor(path: str | Path, trust_torchscript: bool = False) -> Extract
     for name in EXTRACTORS.names():
         kind = EXTRACTORS.get(name)
         if not isinstance(kind, ExtractorKind):
-            raise ValueError(f"extractor {name!r}: is no cca_ray.evaluation.features.ExtractorKind")
+            raise ValueError(f"extractor {name!r}: is not a cca_ray.evaluation.features.ExtractorKind")
         if kind.recognises(file):
             return frozen(kind.load(file), owner_of("extractor", name))
     if file.program is None and isinstance(file.checkpoint, str):

@@ -112,7 +112,7 @@ def metric_named(name: str) -> AnyMetric:
     """ValueError if there is none of this name, or if it is no metric."""
     metric = METRICS.get(name)
     if not isinstance(metric, Metric):
-        raise ValueError(f"metric {name!r}: is no cca_ray.evaluation.metric.Metric")
+        raise ValueError(f"metric {name!r}: is not a cca_ray.evaluation.metric.Metric")
     return metric
 
 

@@ -18,7 +18,7 @@ class NoRoom(RuntimeError):
     """Memory that is too small for scoring. Nothing that training does at a time would help."""
 
     def __init__(self) -> None:
-        super().__init__("memory runs out in scoring, with few images at a time too; use a card with more")
+        super().__init__("memory runs out in scoring, even with few images at a time; use a card with more")
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class Model(nn.Module, ABC):
 
         Row t predicts the t-th that comes. Only a model whose family has `any_order` can.
         """
-        raise NotImplementedError(f"{type(self).__name__} knows raster order alone")
+        raise NotImplementedError(f"{type(self).__name__} supports raster order only")
 
     def forward(self, condition: Any, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Logits [B, L, V] in float32, row t predicting token t."""

@@ -69,7 +69,7 @@ class Family(ABC):
     kind = "family"
     name: str
     sizes: Mapping[str, Mapping[str, Any]]  # from small to large: fields of the model's config
-    passes: str  # what sampling an image without guidance costs, in words: "one forward pass a token"
+    passes: str  # what sampling an image without guidance costs, in words: "one forward pass per token"
     needs_codes: bool = False  # whether a model is of no use before it is given its tokenizer
     activation_bytes: int = 57  # that training in bfloat16 keeps, a channel, layer and token: at most, of all sizes
     eager: Eager | None = None  # what `plan` estimates the time of official sizes from; None: it does not

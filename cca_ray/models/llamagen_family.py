@@ -42,7 +42,7 @@ SHAPES = {
 class LlamaGenFamily(Family):
     name = "llamagen"
     sizes = SIZES
-    passes = "one forward pass a token"
+    passes = "one forward pass per token"
     eager: Eager | None = Eager(981, 60, 46, 21, decoder_gflop=570)
     layers = ("n_layer", "layers.")
     shapes = SHAPES

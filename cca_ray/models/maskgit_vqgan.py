@@ -40,7 +40,9 @@ class MaskGITConfig:
         """Tokens an image of so many pixels a side. ValueError if it has no whole number."""
         side, rest = divmod(image_size, self.downsample)
         if rest or not side:
-            raise ValueError(f"image size {image_size}: want a multiple of the tokenizer's {self.downsample} pixels")
+            raise ValueError(
+                f"image size {image_size}: expected a multiple of the tokenizer's {self.downsample} pixels"
+            )
         return side**2
 
     @property

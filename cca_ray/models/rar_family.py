@@ -38,7 +38,7 @@ SHAPES = {
 class RARFamily(Family):
     name = "rar"
     sizes = SIZES
-    passes = "one forward pass a token"
+    passes = "one forward pass per token"
     eager = Eager(719, 60, 24, 25, decoder_gflop=187)
     activation_bytes = 83  # counted by hooks on saved tensors; XXL's, whose MLP is the widest
     any_order = True

@@ -39,7 +39,7 @@ SHAPES = {
 class VARFamily(Family):
     name = "var"
     sizes = SIZES
-    passes = "one forward pass a scale of its token pyramid"
+    passes = "one forward pass per scale of its token pyramid"
     eager = Eager(464, 60, 32, 46, decoder_gflop=394)
     needs_codes = True  # the model's input is made of them
     layers = ("depth", "blocks.")

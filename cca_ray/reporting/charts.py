@@ -59,6 +59,15 @@ LABELLED = 20  # points that carry their values, at most
 Look = dict[str, Any]  # matplotlib's keywords
 
 
+def labelled(values: Sequence[float]) -> list[float]:
+    """Of these, in order, those that have room for a number below a logarithmic axis."""
+    room, kept = 0.1 * math.log(values[-1] / values[0]), list[float]()
+    for value in values:
+        if not kept or math.log(value / kept[-1]) > room:
+            kept.append(value)
+    return kept
+
+
 @styled
 def by_size(sizes: Sequence[SizeSummary], metrics: Sequence[MetricInfo] = (FID,)) -> Figure:
     """The paper's figure: scores of finished sizes against their parameters; a row a family, a column a metric."""
@@ -85,7 +94,7 @@ def draw_by_size(axes: Axes, sizes: Sequence[SizeSummary], metric: MetricInfo) -
         looks |= {"elinewidth": 0.9, "capsize": 2, "linewidth": 1.8 if role == "tuned" else 1.2}
         axes.errorbar(x, y, error if len(error) == len(y) else None, **looks)
     log_axis(axes.xaxis, min(x), max(x))
-    axes.xaxis.set_major_locator(FixedLocator(x))
+    axes.xaxis.set_major_locator(FixedLocator(labelled(x)))
     axes.set_xlim(min(x) / 1.35, max(x) * 1.2)
     if metric.lower_is_better:
         axes.set_ylim(bottom=0)

@@ -39,7 +39,9 @@ def lessons_for(config: StudyConfig, folder: Path) -> Taught:
             else:
                 found.append(lesson_of(config, name, size))
         if not found:
-            raise ConfigError(f"{where}: nothing can be learnt there: {'; '.join(misfits) or 'no trial has ended'}")
+            raise ConfigError(
+                f"{where}: there is nothing to learn from there: {'; '.join(misfits) or 'no trial has ended'}"
+            )
         lessons += found
         left_out += misfits
     return Taught(tuple(lessons), tuple(left_out))
@@ -66,7 +68,7 @@ def misfit(config: StudyConfig, size: SizeResults) -> str:
     """Why nothing can be learnt of it; empty if something can."""
     theirs, metrics = size.settings, config.search.metrics
     if theirs.base.family != config.base.family:
-        return f"it is of the family {theirs.base.family}, not {config.base.family}"
+        return f"its family is {theirs.base.family}, not {config.base.family}"
     if theirs.train.objective != config.train.objective:
         return f"its objective is {theirs.train.objective}, not {config.train.objective}"
     if missing := [name for name in config.search.space if name not in theirs.search.space]:
@@ -74,9 +76,9 @@ def misfit(config: StudyConfig, size: SizeResults) -> str:
     if missing := [name for name in metrics if name not in {metric.name for metric in size.metrics}]:
         return f"it did not measure {', '.join(missing)}"
     if not any(trial.state == TrialState.COMPLETE for trial in usable_of(config, size)):
-        return "no trial of it is completed"
+        return "none of its trials was completed"
     if parameters_of(config, size) is None:
-        return "an earlier version began it and did not finish, so that the size of its model is not known"
+        return "an earlier version began it and did not finish it, so the size of its model is unknown"
     return ""
 
 
@@ -115,7 +117,7 @@ def would_learn(config: StudyConfig, folder: Path, begun: Learnt | None) -> list
         return []
     taught = lessons_for(config, folder)
     learnt = Learnt(named=named, sizes=tuple(map(LearntSize.of, taught.lessons)))
-    return [f"learns from {learnt}", *(f"not from {line}" for line in taught.left_out)]
+    return [f"learns from {learnt}", *(f"cannot learn from {line}" for line in taught.left_out)]
 
 
 def check_lessons(configs: Iterable[StudyConfig], folder: Path) -> None:

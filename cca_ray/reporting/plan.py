@@ -53,7 +53,7 @@ def plan_of(
         lines += [f"  time: {time(config, work, speeds, nodes)}", f"  disk: {disk(config)}"]
     given = " and ".join(f"{value:g} {unit}" for value, unit in ((minutes, "minutes"), (hours, "GPU-hours")) if value)
     if given:
-        lines.append(f"budget: {given} for all sizes together; no trial begins that would exceed it")
+        lines.append(f"budget: {given} for all sizes together; no trial starts that would exceed it")
     return lines
 
 
@@ -84,8 +84,8 @@ def size_named(name: str, studies: Sequence[StudyResults]) -> SizeResults | None
 def trials(config: StudyConfig) -> str:
     search, score, rates = config.search, config.score, len(config.control.learning_rates)
     widens = rates > 1 and config.control.widen > 0
-    more = f" (up to {rates + config.control.widen} if the best is at an end)" if widens else ""
-    again = f", {search.replicates} further training seeds of each finalist" if search.replicates else ""
+    more = f" (up to {rates + config.control.widen} if the best rate is at the edge)" if widens else ""
+    again = f", {search.replicates} further training seeds for each finalist" if search.replicates else ""
     return (
         f"{search.trials} trials, {rates} control{'s' * (rates > 1)}{more}, {search.max_concurrent} at a time; then "
         f"{score.finalists} finalists on {2 * score.blocks} × {score.samples:,} images{again}"
@@ -145,8 +145,8 @@ def cost(work: Work, speeds: Sequence[Speed], prices: Prices) -> list[str]:
         money = f"; {amount(whole * price)} at {price:g} an hour" if price is not None else ""
         share, unit = 100 * scoring / whole if whole else 0.0, "core" if speed.card == CPU else "card"
         lines.append(
-            f"on {speed.card}: {words(whole)} of one {unit} if no rung stops a trial (training {words(training)}, "
-            f"scoring {words(scoring)}: {share:.0f} %){money}; {speed.source}"
+            f"on {speed.card}: {words(whole)} on one {unit} if no trial is stopped at a rung (training "
+            f"{words(training)}, scoring {words(scoring)}: {share:.0f} %){money}; {speed.source}"
         )
     return lines
 
@@ -158,16 +158,16 @@ def amount(money: float) -> str:
 def time(config: StudyConfig, work: Work, speeds: Sequence[Speed], nodes: Sequence[Node]) -> str:
     """Wall time on these nodes, if all are free."""
     if not (work.trials or work.controls or any(work.final_images)):
-        return "nothing is left to do"
+        return "nothing left to do"
     if not speeds:
-        return "not known before a first trial; --minutes or --gpu-hours limits it"
+        return "unknown until a first trial has run; --minutes or --gpu-hours sets a limit"
     most = min(config.search.max_concurrent, work.trials + work.controls)
     if not (placed := at_once(config.placement, max(1, most), nodes)):
-        return f"not known: no trial has room on {in_all(nodes)}, as it is now"
+        return f"unknown: no trial fits on {in_all(nodes)} as it is now"
     wall = wall_hours(config, work, speeds, nodes)
     if wall is None:
         return f"not known for {in_all(nodes)}"
-    made = "; making a small base comes on top" if config.base.embedded else ""
+    made = "; plus the time to make a small base" if config.base.embedded else ""
     return f"about {words(wall)} on {in_all(nodes)}, {len(placed)} trials at a time{made}"
 
 
@@ -195,12 +195,13 @@ def disk(config: StudyConfig) -> str:
     else:
         weights = 4.0 * parameters_of(config)
     if not weights:
-        return "not known: the base's weights are not on this machine"
+        return "unknown: the base's weights are not on this machine"
     copies = 1 + 3 + bool(config.train.ema_decay)
     count = config.search.trials + len(config.control.learning_rates)
     whole = count * copies * weights
     unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if whole >= s or u == "kB")
-    return f"about {whole / size:.2g} {unit} ({count} trials × weights and checkpoint, {copies} times the weights)"
+    of_each = f"weights and checkpoint, {copies} times the size of the weights"
+    return f"about {whole / size:.2g} {unit} ({count} trials × {of_each})"
 
 
 def parameters_of(config: StudyConfig) -> int:

@@ -105,8 +105,8 @@ def overview(sizes: Sequence[tuple[str, SizeSummary]], metric: MetricInfo) -> Ta
     )  # fmt: skip
     note = (
         f"{metric.label}, mean over fresh blocks of noise; {alike}. {noise([size for _, size in sizes])}. A difference "
-        "is of the same blocks, with its 95 % interval; ≈ equal: that contains 0. × is the ratio of two models' means. "
-        "Hours are those of GPUs, or of CPUs where a trial has no GPU."
+        "is between scores on the same blocks, with its 95 % interval; ≈ equal: the interval contains 0. × is the ratio"
+        " of two models' means. Hours are those of GPUs, or of CPUs where a trial has no GPU."
     )
     return Table(columns, [Row([row[name] for name in columns]) for row in rows], note)
 
@@ -145,16 +145,16 @@ def finalists(size: SizeResults) -> Table:
         rows.append(Row([*map(cell, cells)], wins, f"search-{f.trial}"))
     columns = {
         "trial": True, **{setting_name(name): True for name in names}, f"{first.label} at the last rung": True,
-        f"{first.label} that selected": any(f.selection for f in done.finalists),
+        f"{first.label} at selection": any(f.selection for f in done.finalists),
         **{f"{metric.label} reported": True for metric in metrics}, "models": True, "": True,
     }  # fmt: skip
     kept = [i for i, shown in enumerate(columns.values()) if shown]
     note = (
-        f"The last rung made these trials finalists. {first.label} that selected is a mean over fresh blocks of noise: "
-        "what two standard errors there cannot tell from the best ties with it, and of ties the cheaper wins, then the "
-        "better mean. What is reported is a mean over other blocks, which selected nothing, so the winner need not be "
-        "the best there. A finalist that was surely behind after the first block that selects was scored on no "
-        "further one, and one that lost without a tie on the first of the others alone."
+        f"The last rung made these trials finalists. {first.label} at selection is a mean over fresh blocks of noise. "
+        "Finalists within two standard errors of the best tie with it; among ties the cheapest wins, then the one "
+        "with the better mean. The reported score is a mean over other blocks, which were not used to select, so the "
+        "winner need not be the best there. A finalist that was clearly behind after the first block was scored on "
+        "no further one for selection, and one that lost without a tie on one block only for the report."
     )
     return Table(
         [list(columns)[i] for i in kept], [replace(row, cells=[row.cells[i] for i in kept]) for row in rows], note

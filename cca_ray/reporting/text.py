@@ -38,7 +38,9 @@ def lede(study: StudyResults) -> str:
     if len(done) == 1:
         text = f"{study.name}: {verdict_in_words(done[0])}."
     else:
-        text = f"{study.name}: sampling without guidance, at half its cost, after {tuning(done)}. {headline(done)}"
+        text = (
+            f"{study.name}: after {tuning(done)} the models sample without guidance, at half the cost. {headline(done)}"
+        )
     left = len(study.sizes) - len(done)
     return text + (f" {left} of its sizes have not finished." if left else "")
 
@@ -140,9 +142,9 @@ def device_hours(size: SizeSummary) -> str:
 def cost(size: SizeResults) -> list[str]:
     """Of sampling and of the search."""
     known = size.family in FAMILIES.names()
-    passes = FAMILIES.get(size.family).passes if known else "one forward pass a step"
+    passes = FAMILIES.get(size.family).passes if known else "one forward pass per step"
     sampling = (
-        f"Sampling: without guidance, as after {size.objective}, an image takes {passes}; with guidance it takes two, "
+        f"Sampling: without guidance, as after {size.objective}, an image takes {passes}; with guidance two, "
         "one of them without the condition. Counted in passes: no times were measured."
     )
     used = f"Search: {hours(size)}, including the control"
@@ -191,15 +193,15 @@ def protocol(size: SizeResults) -> list[str]:
     scores = f"{', '.join(most)} and {last}" if most else last
     beta = "" if train.beta is None else f" β {train.beta:g},"
     return [
-        f"Protocol {size.protocol}: {scores} of {scoring.samples:,} images a block of noise, "
+        f"Protocol {size.protocol}: {scores} of {scoring.samples:,} images per block of noise, "
         f"{classes} labels, {warmth}, {cut}{sized}. Scores are means over {blocks} fresh "
-        f"block{'s' * (blocks > 1)} not used for any choice; as many others selected the guidance scale, the "
+        f"block{'s' * (blocks > 1)} not used for any choice; as many other blocks selected the guidance scale, the "
         f"control and the winner. {covers}",
         f"The search scored its trials at {rungs}, all on the same labels and noise. A trial that is within two "
         f"standard errors of those that continue also continues, and so do the first {search.grace_trials} trials.",
         f"Guidance scales tried on the base{power}: {scales}{chosen}. The control is plain fine-tuning with the same "
         f"steps, data order and EMA, and the best of the learning rates {rates}. Where the search did not set them: "
-        f"objective {train.objective},{beta} {train.global_batch} images a step, {train.epochs} "
+        f"objective {train.objective},{beta} {train.global_batch} images per step, {train.epochs} "
         f"epoch{'s' * (train.epochs > 1)}, EMA {train.ema_decay:g}.",
     ]
 

@@ -243,6 +243,6 @@ def run_command(command: Any, arguments: list[str] | None = None, program: str |
             print("interrupted; run the same command again to continue", file=sys.stderr)
         out.flush()
         if out.failed:
-            print(f"error: what was written to stdout is lost: {out.lost}", file=sys.stderr)
+            print(f"error: output to stdout was lost: {out.lost}", file=sys.stderr)
             code = code or 1
     sys.exit(code or 0)

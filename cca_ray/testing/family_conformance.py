@@ -168,7 +168,7 @@ class FamilyConformance:
         model, (condition, tokens) = pair.model, pair.some(2)
         raster = torch.arange(pair.length).expand(2, -1)
         if not self.family.any_order:
-            with pytest.raises(NotImplementedError, match="raster order alone"):
+            with pytest.raises(NotImplementedError, match="raster order only"):
                 model.hidden_in_order(raster, condition, tokens)
             return
         torch.testing.assert_close(model.hidden_in_order(raster, condition, tokens), model.hidden(condition, tokens))

@@ -95,8 +95,8 @@ def follow(database: Path, artifacts: Path) -> list[str]:
             before, after = (json.dumps({"uri": f"{storage.parent}/"})[:-2] for storage in (folder, artifacts))
             rewrite(connection, "datasets", "dataset_source", before, after)
             lines.append(
-                f"MLflow: the storage was at {folder.parent} and is at {artifacts.parent}: the records of "
-                f"{counts[0]} runs, {counts[1]} models and {counts[2]} versions follow it"
+                f"MLflow: the storage has moved from {folder.parent} to {artifacts.parent}: updated the records of "
+                f"{counts[0]} runs, {counts[1]} models and {counts[2]} versions"
             )
     return lines
 

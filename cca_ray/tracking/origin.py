@@ -14,7 +14,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from cca_ray import __version__
-from cca_ray.cluster.machine import LIBRARIES, revision
+from cca_ray.cluster.machine import FULL, LIBRARIES, revision
 from cca_ray.cluster.ray_compat import IN_A_JOB
 
 PROGRAM = "cca-ray tune"
@@ -30,7 +30,7 @@ def origin() -> dict[str, str]:
         MLFLOW_USER: user(),
         "version": __version__,
     }
-    if commit := revision():
+    if commit := revision(FULL):
         tags |= {MLFLOW_GIT_COMMIT: commit.removesuffix(DIRTY), MLFLOW_GIT_DIRTY: str(commit.endswith(DIRTY)).lower()}
     return tags
 

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from cca_ray.cluster import machine
-from cca_ray.cluster.machine import machine_here, revision
+from cca_ray.cluster.machine import FULL, machine_here, revision
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,5 +51,6 @@ def test_a_checkout_has_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "--message", "a")
     assert revision() == git(tmp_path, "rev-parse", "--short=12", "HEAD").strip()
+    assert revision(FULL) == git(tmp_path, "rev-parse", "HEAD").strip()
     (package / "a.py").write_text("a = 2\n")
     assert revision() == git(tmp_path, "rev-parse", "--short=12", "HEAD").strip() + "-dirty"

@@ -403,5 +403,5 @@ def test_the_order_of_numbers_is_told_where_it_surprises(tmp_path: Path):
     assert "0, 10, 2, ... have the labels 0, 1, 2" in as_text.surprise
     assert (as_numbers.class_names, as_numbers.surprise) == (("0", "2", "10"), "")
     assert list_images(str(write_tree(tmp_path / "words"))).surprise == ""
-    with pytest.raises(ConfigError, match="--numeric-classes, but the class 'cat' is no number"):
+    with pytest.raises(ConfigError, match="--numeric-classes, but the class 'cat' is not a number"):
         list_images(str(tmp_path / "words"), numeric_classes=True)

@@ -87,7 +87,7 @@ class NotOurs:
 
 def test_what_is_no_metric_is_refused_by_name(not_ours: Any):
     assert metric_named("fid").label == "FID"
-    with pytest.raises(ValueError, match=r"metric 'not_ours': is no cca_ray\.evaluation\.metric\.Metric"):
+    with pytest.raises(ValueError, match=r"metric 'not_ours': is not a cca_ray\.evaluation\.metric\.Metric"):
         metric_named("not_ours")
     with pytest.raises(ValueError, match="nothing"):
         metric_named("nothing")

@@ -78,5 +78,5 @@ def test_latents_that_are_no_numbers_have_no_codes(factor: float):
 def test_settings_that_build_no_tokenizer_are_refused():
     with pytest.raises(ValueError, match="hidden_channels 12 must be a multiple of norm_groups"):
         MaskGITConfig(hidden_channels=12, norm_groups=8)
-    with pytest.raises(ValueError, match="image size 250: want a multiple of the tokenizer's 16 pixels"):
+    with pytest.raises(ValueError, match="image size 250: expected a multiple of the tokenizer's 16 pixels"):
         MaskGITConfig().length(250)

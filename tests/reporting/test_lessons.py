@@ -73,7 +73,7 @@ def test_a_study_that_has_not_finished_teaches_what_it_has(runs: Path):
 @pytest.mark.parametrize(
     ("space", "settings", "why"),
     [
-        ("digits_var", [], "it is of the family llamagen, not var"),
+        ("digits_var", [], "its family is llamagen, not var"),
         ("digits_m", ["train.objective=dpo", "search.space={beta: {low: 0.01, high: 1}}", "search.first_points=[]"],
          "its objective is cca, not dpo"),
         ("digits_m", ["search.space.epochs={low: 10, high: 40}", "search.space.beta={low: 0.01, high: 1}",
@@ -85,7 +85,7 @@ def test_a_size_that_does_not_fit_teaches_nothing(space: str, settings: list[str
     with pytest.raises(ConfigError) as refused:
         lessons_for(learner("before", space=space, settings=settings), runs / "new")
     assert str(refused.value) == (
-        f"{space}: search.learn_from: before: nothing can be learnt there: digits_s of before: {why}"
+        f"{space}: search.learn_from: before: there is nothing to learn from there: digits_s of before: {why}"
     )
 
 
@@ -95,8 +95,8 @@ def test_of_a_study_with_several_sizes_those_that_fit_teach(runs: Path):
     make_study(runs / "begun", completed=0, finished=False)
     taught = lessons_for(learner("before"), runs / "new")
     assert [lesson.size for lesson in taught.lessons] == ["digits_s"]
-    assert taught.left_out == ("digits_var of before: it is of the family var, not llamagen",)
-    with pytest.raises(ConfigError, match="digits_s of begun: no trial of it is completed"):
+    assert taught.left_out == ("digits_var of before: its family is var, not llamagen",)
+    with pytest.raises(ConfigError, match="digits_s of begun: none of its trials was completed"):
         lessons_for(learner("before", "begun"), runs / "new")
 
 
@@ -141,7 +141,7 @@ def test_the_plan_says_what_would_be_learnt_and_then_what_was(runs: Path):
 
     assert told(config) == [
         "learns from digits_s of before (11 trials)",
-        "not from digits_var of before: it is of the family var, not llamagen",
+        "cannot learn from digits_var of before: its family is var, not llamagen",
     ]
     begin(config, runs / "new")
     shutil.rmtree(runs / "before")

@@ -23,16 +23,16 @@ def test_a_study_that_was_begun_is_continued_and_its_trials_tell_the_time(tmp_pa
     # 20 of 33 are left. Each trains for 3 s and is scored for 1, on 2,700 images; the comparison scores 27 x 1,800, and
     # 5 x 1,800 with guidance.
     assert cost == (
-        "  on CPU: 105 s of one core if no rung stops a trial (training 60 s, scoring 45 s: 43 %); "
+        "  on CPU: 105 s on one core if no trial is stopped at a rung (training 60 s, scoring 45 s: 43 %); "
         "measured: 11 trials of study mine took 4 s each"
     )
-    assert time == "  time: about 52 s on 2 CPU, 2 trials at a time; making a small base comes on top"
+    assert time == "  time: about 52 s on 2 CPU, 2 trials at a time; plus the time to make a small base"
     assert disk.startswith("  disk: about ")
     other = plan_of(configs, tmp_path, "new", HERE, 10, 2.5, {"": 3.0, "CPU": 0.5})
     assert other[0].endswith("/new: new")
     assert "at 0.5 an hour; measured: 11 trials of study mine took 4 s each" in other[3]
     assert (
-        other[-1] == "budget: 10 minutes and 2.5 GPU-hours for all sizes together; no trial begins that would exceed it"
+        other[-1] == "budget: 10 minutes and 2.5 GPU-hours for all sizes together; no trial starts that would exceed it"
     )
     longer = [load_config(find_space("digits_s"), [*settings, "train.epochs=80"])]
     epochs = configs[0].train.epochs
@@ -42,7 +42,7 @@ def test_a_study_that_was_begun_is_continued_and_its_trials_tell_the_time(tmp_pa
 def test_of_a_finished_study_nothing_is_left(tmp_path: Path):
     make_study(tmp_path / "mine")
     lines = plan_of([load_config(find_space("digits_s"), ["search.trials=10", CONTROLS])], tmp_path, "mine", HERE)
-    assert "  time: nothing is left to do" in lines
+    assert "  time: nothing left to do" in lines
 
 
 def test_the_cluster_decides_how_many_run_at_a_time(tmp_path: Path):
@@ -54,7 +54,7 @@ def test_the_cluster_decides_how_many_run_at_a_time(tmp_path: Path):
 
     assert ", 4 trials at a time" in time_on(Node("H100", 64, 8))
     assert ", 1 trials at a time" in time_on(Node("H100", 64, 1))
-    assert time_on(*HERE) == "  time: not known: no trial has room on 2 CPU, as it is now"
+    assert time_on(*HERE) == "  time: unknown: no trial fits on 2 CPU as it is now"
 
 
 def test_the_weights_are_those_of_the_base_that_would_be_made():

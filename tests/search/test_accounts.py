@@ -68,7 +68,7 @@ def test_runs_that_were_killed_interrupted_or_failed_count_and_one_with_nothing_
     assert 0.3 < runs_of(memory.user_attrs)[2].seconds < took[2]
     assert total == seconds_of_size(memory.user_attrs)
 
-    with RunClock(memory, lambda: trials, mark_s=0.05) as clock:  # the same command again: nothing is left to do
+    with RunClock(memory, lambda: trials, mark_s=0.05) as clock:  # the same command again: nothing left to do
         time.sleep(0.2)
         assert clock.finish() == total
     assert seconds_of_size(open_memory(path).user_attrs) == total

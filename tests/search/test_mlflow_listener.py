@@ -43,7 +43,7 @@ def test_mlflow_gets_the_load_the_memory_and_at_the_last_rung_a_model(
     assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("cca-ray tune", "LOCAL")
     assert tags["mlflow.user"]
     assert tags["version"] == __version__
-    assert re.fullmatch(r"([0-9a-f]{12})?", tags.get("mlflow.source.git.commit", ""))  # none outside of a checkout
+    assert re.fullmatch(r"([0-9a-f]{40})?", tags.get("mlflow.source.git.commit", ""))  # none outside of a checkout
     (model,) = client.search_logged_models([tracker.experiment_id])
     assert model.name == "tiny control 000 lr=1·0e-03"
     assert {(m.key, m.value, m.step, m.dataset_digest) for m in model.metrics} == {

@@ -2,7 +2,7 @@
 
 import io
 
-from cca_ray.contracts import Difference, Edge
+from cca_ray.contracts import Difference, Edge, SizeSummary
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.last_words import beside, last_words
 from tests.studies import summary_of
@@ -20,9 +20,7 @@ def test_the_last_twelve_lines_say_of_each_size_what_it_is_how_sure_and_what_nex
         summary_of("digits_m", differences={"guided": differing(-1.0), "control": differing(-6.6)}),
         summary_of("digits_var", differences={"guided": differing(3.6), "control": differing(-6.6)}),
     ]
-    stream = io.StringIO()
-    last_words(Console(stream), "digits", sizes, 80)
-    lines = stream.getvalue().splitlines()
+    lines = said(sizes)
     assert max(map(len, lines)) <= 80
     last = "\n".join(lines[-12:])
     assert "digits_s    FID 17.10  ≈ equal to guided 18.00: -0.10 (95 %: -0.40 to +0.20)" in last
@@ -30,10 +28,36 @@ def test_the_last_twelve_lines_say_of_each_size_what_it_is_how_sure_and_what_nex
     assert "digits_var  FID 17.10  ✗ WORSE than guided 18.00: +3.60 (95 %: +3.30 to +3.90)" in last
     assert last.count("✓ better than control 23.70: -6.60 (95 %: -6.90 to -6.30)") == 3
     assert "next: digits_s: λ is at the lower end of what was searched (0.5 to 20)" in last
-    assert "next: digits_var: more --trials" in last
+    assert "next: digits_m: better than both: use winner.pt" in last
+    assert "next: digits_var: worse than guidance: search on with more --trials" in last
     assert "search.space.lambda.low=0.08" in last
     assert "next: one training seed" in last
-    assert "Against the guided base: ✗ WORSE: digits_var; ≈ equal: digits_s;" in stream.getvalue()
+    assert "Against the guided base: ✗ WORSE: digits_var; ≈ equal: digits_s;" in "\n".join(lines)
+
+
+def test_of_many_sizes_each_has_a_line_so_that_twelve_hold_them_all():
+    names = [f"llamagen_{name}" for name in ("b", "l", "xl", "xxl", "3b")] + [f"var_d{n}" for n in (16, 20, 24, 30)]
+    sizes = [
+        summary_of(name, differences={"guided": differing(guided), "control": differing(-6.5)})
+        for name, guided in zip(names, [-5, -1, 0.1, 3.6, 1.5, 1, 1, 1, 1], strict=True)
+    ]
+    lines = said(sizes[:5])
+    assert max(map(len, lines)) <= 80
+    first = lines.index("winner minus other, 95 % interval of FID:") + 1
+    assert lines[first : first + 5] == [
+        "llamagen_b    guided ✓ better -5.30 to -4.70  control ✓ better -6.80 to -6.20",
+        "llamagen_l    guided ✓ better -1.30 to -0.70  control ✓ better -6.80 to -6.20",
+        "llamagen_xl   guided ≈ equal  -0.20 to +0.40  control ✓ better -6.80 to -6.20",
+        "llamagen_xxl  guided ✗ WORSE  +3.30 to +3.90  control ✓ better -6.80 to -6.20",
+        "llamagen_3b   guided ✗ WORSE  +1.20 to +1.80  control ✓ better -6.80 to -6.20",
+    ]
+    assert [name for name in names if name not in "\n".join(said(sizes)[-12:])] == []
+
+
+def said(sizes: list[SizeSummary], width: int = 80) -> list[str]:
+    stream = io.StringIO()
+    last_words(Console(stream), "digits", sizes, width)
+    return stream.getvalue().splitlines()
 
 
 def test_a_size_of_version_0_1_0_is_told_by_its_ratio():

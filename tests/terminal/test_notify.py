@@ -20,7 +20,10 @@ def test_the_command_reads_the_outcome(tmp_path: Path):
     assert (content["event"], content["study"]) == ("finished", "digits")
     assert content["sizes"] == {"digits_s": {"guided": "better", "control": "better"}}
     assert content["headline"].startswith("Against the guided base: ✓ better: digits_s.")
-    assert content["next"] == ["one training seed per size: --replicates 2 adds training noise"]
+    assert content["next"] == [
+        "digits_s: better than both: use winner.pt",
+        "one training seed per size: --replicates 2 adds training noise",
+    ]
     assert news_of("a", "b", [summary_of()], ["no report"]).event == "incomplete"
 
 

@@ -87,7 +87,7 @@ def test_a_reader_that_has_seen_enough_ends_nothing(tmp_path: Path):
 def test_a_full_disk_behind_the_output_ends_nothing_and_is_told(tmp_path: Path):
     done = shell("> /dev/full", tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "error: what was written to stdout is lost: [Errno 28] No space left on device\n"
+    assert done.stderr == "error: output to stdout was lost: [Errno 28] No space left on device\n"
     assert (tmp_path / "done").read_text() == "done"
 
 

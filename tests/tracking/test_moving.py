@@ -74,8 +74,8 @@ def test_records_follow_their_storage(storage: Path, tmp_path: Path, lines: list
     assert text(contents(tracker, of_run=False)) == after
     assert after.count(str(there)) == 3
     assert lines == [
-        f"MLflow: the storage was at {storage} and is at {there}: the records of 2 runs, 1 models and 1 versions "
-        "follow it"
+        f"MLflow: the storage has moved from {storage} to {there}: updated the records of 2 runs, 1 models and 1 "
+        "versions"
     ]
     stale = [name for *name, value in names_of(there / "mlflow.db") if str(storage) in value or storage.name in value]
     assert not stale
@@ -116,7 +116,8 @@ def test_a_finished_study_that_was_moved_says_what_to_run_and_then_its_champion_
     assert (there / "mlflow.db").read_bytes() == before
     made = invoke(report.main, ["hand", "--storage", str(there)], capsys)
     assert made.code == 0
-    assert made.err.startswith(f"MLflow: the storage was at {storage} and is at {there}: the records of 2 runs")
+    moved = f"MLflow: the storage has moved from {storage} to {there}: updated the records of 2 runs"
+    assert made.err.startswith(moved)
     assert told() == ""
     mlflow.set_tracking_uri(f"sqlite:///{there / 'mlflow.db'}")
     assert Path(download_artifacts("models:/digits@champion")).is_relative_to(there)
