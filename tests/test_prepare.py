@@ -24,9 +24,10 @@ from cca_ray.evaluation.reference_making import make_reference
 from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.models.files import digest_of_weights, write_atomically
 from cca_ray.models.official import load_tokenizer
-from cca_ray.prepare import Pace, wait_for_gpus
+from cca_ray.prepare import wait_for_gpus
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
+from cca_ray.terminal.images_done import Pace
 from tests.evaluation.test_inception import Nvidias
 from tests.processes import begin
 from tests.test_cli import invoke
