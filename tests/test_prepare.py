@@ -316,9 +316,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    arguments = [{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments]
+    assert_refused([{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments], message, capsys)
+
+
+def assert_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, and nothing is left here."""
     outcome = invoke(prepare.main, arguments, capsys)
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path().iterdir()) == []

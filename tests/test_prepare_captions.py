@@ -17,6 +17,7 @@ from cca_ray.models.likelihood import Scorer
 from cca_ray.models.official import build
 from tests.captioned import WIDTH, embedded
 from tests.test_cli import invoke
+from tests.test_prepare import assert_refused
 
 TEXTS = ["one cat", "two very small dogs", "an emu", "one cat", "a dog"]
 COUNT = 10
@@ -147,9 +148,4 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    arguments = [{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments]
-    outcome = invoke(prepare.main, arguments, capsys)
-    assert outcome.code == 2
-    assert message in outcome.err
-    assert outcome.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert_refused([{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments], message, capsys)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cca_ray.data.captioned import CaptionedImages, list_captioned
+from cca_ray.data.listing import list_images
 from cca_ray.errors import ConfigError
 
 # By image; two share a caption, and one looks like another, which Unicode writes in two ways.
@@ -128,6 +129,14 @@ def test_another_text_or_another_number_is_another_collection(tmp_path: Path):
     (tmp_path / "images" / "z.txt").write_text("one dog")
     other = list_captioned(str(tmp_path / "images")).images.digest
     assert other != found.images.digest
+
+
+def test_parquet_files_of_images_alone_are_listed_where_no_class_is_wanted(tmp_path: Path):
+    """For reference statistics, and to find the captions of their rows."""
+    pq.write_table(pa.table({"image": [png(0), png(1)]}), tmp_path / "p.parquet")
+    assert [entry.name for entry in list_images(str(tmp_path), labelled=False).entries] == ["row 0", "row 1"]
+    with pytest.raises(ConfigError, match=r"p.parquet: no column label or cls; it has image"):
+        list_images(str(tmp_path))
 
 
 def altered(table: str, change: Callable[[list[dict[str, object]]], object]) -> Callable[[Path], CaptionedImages]:
