@@ -29,8 +29,8 @@ from cca_ray.data.token_set_making import tokenize
 from cca_ray.data.tokens import TokenMeta, to_input, write_part
 from cca_ray.models.files import read_checkpoint
 from cca_ray.models.official import build_tokenizer, save_official
-from cca_ray.prepare import Pace
 from cca_ray.terminal.console import Console
+from cca_ray.terminal.images_done import Pace
 
 AUGMENTATION = ["ten-crop-1.1"]
 MANY = 12  # images an encoder

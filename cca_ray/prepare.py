@@ -4,10 +4,10 @@ cca-ray prepare imagenet/train --tokenizer vq_ds16_c2i.pt --out lg384
 cca-ray prepare imagenet/train --family var --tokenizer vae.pth --out var256
 cca-ray prepare imagenet/val --features inception.pth --reference val256.npz
 cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384     what the official code made
+cca-ray prepare photos --family llamagen_t2i --tokenizer vq_ds16_t2i.pt --text-features t5 --out t2i256     captions
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from cca_ray.cluster.queue import may_grow, nodes_now
 from cca_ray.data.images import AUGMENTATIONS, crops_of
 from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import import_npy
-from cca_ray.data.token_set_making import tokenize, tokens_an_image
+from cca_ray.data.token_set_making import Texts, tokenize, tokens_an_image
 from cca_ray.data.tokens import MANIFEST, UNREADABLE, Counts
 from cca_ray.errors import ConfigError, reading
 from cca_ray.evaluation.features import load_extractor
@@ -36,31 +36,8 @@ from cca_ray.storage.mirror import pull, reach
 from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import Console, place, run
+from cca_ray.terminal.images_done import Pace
 from cca_ray.terminal.ray_session import ray_session
-
-SAY_EVERY_S = 10.0
-
-
-class Pace:
-    """Progress with images/s and the time left."""
-
-    def __init__(self, console: Console):
-        self.console, self.started, self.before, self.said = console, time.monotonic(), -1, -SAY_EVERY_S
-
-    def __call__(self, done: int, total: int, unreadable: int) -> None:
-        now = time.monotonic()
-        if self.before < 0:
-            self.before, self.started = done, now
-            if done:
-                self.console.say(f"{done:,} of {total:,} images were done before")
-            return
-        rate = (done - self.before) / max(now - self.started, 1e-9)
-        if now - self.said < SAY_EVERY_S and done < total:
-            return
-        self.said = now
-        left = f"  {(total - done) / rate / 60:,.0f} min left" if done < total else ""
-        lost = f"  {unreadable} unreadable" if unreadable else ""
-        self.console.say(f"{done:,}/{total:,} images  {rate:,.1f} images/s{left}{lost}")
 
 
 def wait_for_gpus(count: int, say: Callable[[str], None]) -> None:
@@ -172,15 +149,31 @@ def checked_family(name: str, npy: list[Path]) -> Family:
     return family
 
 
+def check_texts(family: Family, texts: Texts, of_classes: list[str], tokens: bool) -> None:
+    """ConfigError if options of captions are given to a family of classes, or the other way, or some are missing."""
+    given = {"captions": texts.captions, "caption-key": texts.key, "text-features": texts.features,
+             "text-encoder": texts.encoder}  # fmt: skip
+    of_texts = [name for name, value in given.items() if value is not None]
+    if of_texts and not (family.text_positions and tokens):
+        raise ConfigError(f"--{of_texts[0]} is for the token set (--out) of a family of texts, such as llamagen_t2i")
+    if family.text_positions and of_classes:
+        raise ConfigError(f"--{of_classes[0]}: {family.name} takes captions, not classes")
+    if family.text_positions and tokens and (texts.features is None) == (texts.encoder is None):
+        raise ConfigError(
+            f"a token set for {family.name} needs features of its captions: give either --text-features FOLDER, with "
+            "those of a T5 in files, or --text-encoder FOLDER, with a T5 that is run here"
+        )
+
+
 def check_files(
-    classes: Path | None, tokenizer: Path | None, features: Path | None, tokens: Tokens | None,
+    classes: Path | None, tokenizer: Path | None, features: Path | None, encoder: Path | None, tokens: Tokens | None,
     statistics: Statistics | None,
 ) -> list[str] | None:  # fmt: skip
     """ConfigError, before anything starts, if a file cannot be read, or what is wanted cannot be written or made.
 
     The names of the classes, if they are given.
     """
-    for given in (classes, tokenizer, features):
+    for given in (classes, tokenizer, features, encoder):
         if given is not None:
             pull(given)
     if tokens is not None:
@@ -207,16 +200,21 @@ def from_npy(roots: list[Path], names: list[str] | None, tokens: Tokens, console
 
 
 def from_images(
-    source: Source, tokens: Tokens | None, statistics: Statistics | None, limit: int, gpus: int, nodes: Nodes,
-    console: Console,
+    source: Source, texts: Texts | None, tokens: Tokens | None, statistics: Statistics | None, limit: int, gpus: int,
+    nodes: Nodes, console: Console,
 ) -> None:  # fmt: skip
     """Token set, statistics, or both, of a collection; `limit`: images that may be skipped."""
     images, labelled = source.images, tokens is not None
-    listing = list_images(images, source.classes, nodes.map, labelled, source.label_key, source.numeric_classes)
+    captioning = texts.of(images, nodes.map) if texts else None
+    if captioning is not None:
+        listing, conditions = captioning.images.images, f" with {len(captioning.images.captions):,} captions"
+    else:
+        listing = list_images(images, source.classes, nodes.map, labelled, source.label_key, source.numeric_classes)
+        conditions = f" of {len(set(listing.labels.tolist())):,} classes" * labelled
     if labelled and listing.surprise:
         console.say(listing.surprise)
     nodes.connect()
-    console.say(f"{len(listing.entries):,} images of {len(set(listing.labels.tolist())):,} classes: {images}")
+    console.say(f"{len(listing.entries):,} images{conditions}: {images}")
     wait_for_gpus(gpus, console.say)
     cards = int(ray.cluster_resources().get("GPU", 0))
     console.say(f"working on {cards} GPUs" if cards else "working on the CPU: there is no GPU in this Ray cluster")
@@ -226,7 +224,7 @@ def from_images(
             pull(tokens.out)
             digest = tokenize(
                 listing, tokens.family, tokens.tokenizer, tokens.size, tokens.augmentations, tokens.out,
-                tokens.part_images, limit, Pace(console), source.allow_empty_classes,
+                tokens.part_images, limit, Pace(console), source.allow_empty_classes, captioning,
             )  # fmt: skip
         if counts := counts_of(tokens.out):
             console.say(str(counts))
@@ -276,6 +274,10 @@ def prepare(
     label_key: str | None = None,
     numeric_classes: bool = False,
     allow_empty_classes: bool = False,
+    captions: str | Path | None = None,
+    caption_key: str | None = None,
+    text_features: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     npy: Sequence[str | Path] | None = None,
     features: str | Path | None = None,
     reference: str | Path | None = None,
@@ -290,28 +292,35 @@ def prepare(
     """Make a token set (`out`), reference statistics (`reference`), or both, from images; an unfinished one continues.
 
     `images`: class folders, or .tar or .parquet shards, a path or a URI. A token set needs a `tokenizer`, statistics a
-    feature network (`features`). `npy`: the folders that the official code left, instead of images.
+    feature network (`features`). `npy`: the folders that the official code left, instead of images.  For a family of
+    texts the images have `captions`, and those have `text_features` or a `text_encoder` (see docs/captions.md).
     """
     images = None if images is None else str(images)
     folders = [Path(folder) for folder in npy or ()]
-    paths = (None if path is None else Path(path) for path in (tokenizer, out, classes, features, reference))
-    codes, tokens_at, names_in, network, statistics_at = paths
+    given = (tokenizer, out, classes, features, reference, text_encoder)
+    codes, tokens_at, names_in, network, statistics_at, encoder = (None if p is None else Path(p) for p in given)
     check(images, folders, codes, tokens_at, network, statistics_at)
     load_plugins(plugin or [])
     kind, tokens, statistics = checked_family(family, folders), None, None
+    table, of_texts = (None if p is None else str(p) for p in (captions, text_features))
+    texts = Texts(table, caption_key, of_texts, encoder, kind.text_positions)
+    by_class = {"classes": classes, "label-key": label_key, "numeric-classes": numeric_classes,
+                "allow-empty-classes": allow_empty_classes}  # fmt: skip
+    check_texts(kind, texts, [name for name, value in by_class.items() if value], tokens_at is not None)
     size, augmentations = image_size or kind.image_size, augment or kind.augmentations
     crops_of(augmentations, size)
     if tokens_at is not None and codes is not None:
         tokens = Tokens(family, codes, size, augmentations, tokens_at, part_images)
     if statistics_at is not None and network is not None:
         statistics = Statistics(network, reference_size, statistics_at, trust_torchscript)
-    names, console = check_files(names_in, codes, network, tokens, statistics), Console(quiet=quiet)
+    names, console = check_files(names_in, codes, network, encoder, tokens, statistics), Console(quiet=quiet)
     if folders and tokens is not None:
         from_npy(folders, names, tokens, console)
     if images is not None:
         source = Source(images, names, label_key, numeric_classes, allow_empty_classes)
         with ExitStack() as session:
-            from_images(source, tokens, statistics, max_unreadable, gpus, Nodes(session), console)
+            wanted = texts if tokens is not None and texts.positions else None
+            from_images(source, wanted, tokens, statistics, max_unreadable, gpus, Nodes(session), console)
     return Prepared(tokens_at, statistics_at)
 
 
@@ -356,6 +365,28 @@ def main(
     allow_empty_classes: Annotated[
         bool, typer.Option("--allow-empty-classes", help="Continue even if no image of a class can be read.")
     ] = False,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Captions of the images, for a family of texts: .csv, .json, .jsonl, .parquet, or a folder of .jsonl.",
+            show_default="x.txt beside x.jpg, or a Parquet column",
+        ),
+    ] = None,
+    caption_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Field or column of the caption (text/1: the second of a list), or a field of x.json beside x.jpg.",
+            show_default="text or caption",
+        ),
+    ] = None,
+    text_features: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Folder or URI of the captions' features: x.npy for x.jpg.")
+    ] = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(parser=place, metavar="PATH", help="Folder of a T5 that computes them; needs transformers."),
+    ] = None,
     npy: Annotated[list[Path] | None, typer.Option(help="Import the official .npy folders; repeatable.")] = None,
     features: Annotated[
         Path | None, typer.Option(parser=place, metavar="PATH", help="Feature network for --reference.")
@@ -385,8 +416,8 @@ def main(
     """Make a token set, reference statistics, or both, from images."""
     prepare(
         images, family, plugin, tokenizer, out, image_size, augment, classes, label_key, numeric_classes,
-        allow_empty_classes, npy, features, reference, trust_torchscript, reference_size, part_images, max_unreadable,
-        gpus,
+        allow_empty_classes, captions, caption_key, text_features, text_encoder, npy, features, reference,
+        trust_torchscript, reference_size, part_images, max_unreadable, gpus,
     )  # fmt: skip
 
 

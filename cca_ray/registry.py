@@ -44,6 +44,10 @@ class FamilyFacts(Named, Protocol):
     def any_order(self) -> bool:
         """Whether it can be trained on tokens in any order."""
 
+    @property
+    def text_positions(self) -> int:
+        """Of a text that its models take for a condition; 0: they take classes."""
+
 
 class ObjectiveFacts(Named, Protocol):
     """What a search space must know of an objective; `training.objectives.Objective` is the whole."""

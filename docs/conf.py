@@ -16,7 +16,7 @@ import cca_ray
 ROOT = Path(__file__).resolve().parents[1]
 CONTENTS = {
     "Using it": ["docs/python", "docs/api", "docs/terminal", "docs/mlflow", "docs/search", "docs/pretrain"],
-    "Large models, clusters": ["docs/imagenet", "docs/cluster", "docs/scale", "docs/gpu"],
+    "Large models, clusters": ["docs/imagenet", "docs/captions", "docs/cluster", "docs/scale", "docs/gpu"],
     "Changing it": ["docs/extend", "CONTRIBUTING", "tests/README", "tests/NIGHTLY", "tests/chaos/README",
                     "benchmarks/README", "CHANGELOG"],
 }  # fmt: skip

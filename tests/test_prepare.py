@@ -24,9 +24,10 @@ from cca_ray.evaluation.reference_making import make_reference
 from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.models.files import digest_of_weights, write_atomically
 from cca_ray.models.official import load_tokenizer
-from cca_ray.prepare import Pace, wait_for_gpus
+from cca_ray.prepare import wait_for_gpus
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
+from cca_ray.terminal.images_done import Pace
 from tests.evaluation.test_inception import Nvidias
 from tests.processes import begin
 from tests.test_cli import invoke
@@ -315,9 +316,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    arguments = [{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments]
+    assert_refused([{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments], message, capsys)
+
+
+def assert_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, and nothing is left here."""
     outcome = invoke(prepare.main, arguments, capsys)
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path().iterdir()) == []

@@ -5,9 +5,11 @@ Beside the parts of the set lie `captions.parquet`, a row a caption (its text, h
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,6 @@ from pydantic import BaseModel, ConfigDict
 
 from cca_ray.errors import reading
 from cca_ray.models.condition import TextFeatures
-from cca_ray.storage.arrays import read_array
 from cca_ray.storage.files import atomically
 
 TEXTS, FEATURES = "captions.parquet", "features.npy"
@@ -60,46 +61,56 @@ class Captions:
         return TextFeatures(torch.from_numpy(features), torch.from_numpy(mask), torch.from_numpy(null))
 
 
-def read_t5(files: Sequence[str | Path]) -> list[np.ndarray]:
-    """Features of captions [words, C], as LlamaGen's script leaves those of a T5: a `.npy` [1, words, C] each.
-
-    ValueError, naming the file, if it holds anything else, or what is no number.
-    """
-    found: list[np.ndarray] = []
-    for file in files:
-        with reading(file, "not the features of a caption"), open(file, "rb") as opened:
-            array = read_array(opened)
-        if array.ndim != 3 or len(array) != 1 or not array.shape[1] or array.dtype.kind != "f":
-            raise ValueError(f"{file}: holds {array.dtype} {list(array.shape)}, not features [1, words, width]")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{file}: holds values that are not numbers")
-        if found and found[0].shape[1] != array.shape[2]:
-            raise ValueError(f"{file}: is {array.shape[2]} wide, but {files[0]} is {found[0].shape[1]}")
-        found.append(array[0])
-    return found
-
-
 def write_captions(
-    folder: Path, texts: Sequence[str], features: Sequence[np.ndarray], positions: int, encoder: str
+    folder: Path, texts: Sequence[str], features: Iterable[np.ndarray], positions: int, encoder: str
 ) -> CaptionMeta:
-    """Both files, for `TokenMeta`. ValueError if a caption has no features, or two have features of two widths."""
-    if len(texts) != len(features) or len({array.shape[1:] for array in features}) != 1:
-        raise ValueError(f"{len(texts)} captions and {len(features)} arrays [words, width] of them: expected one each")
-    if empty := [text for text, array in zip(texts, features, strict=True) if not len(array)]:
-        raise ValueError(f"the caption {empty[0]!r} has no features")
-    words = pa.array([len(array) for array in features], pa.int32())
-    table = pa.table({"text": pa.array(texts, pa.string()), "words": words})
-    atomically(folder / TEXTS, lambda partial: pq.write_table(table, partial, compression="zstd"))
+    """Both files, for `TokenMeta`; `features` [words, C] of each text, one after the other.
+
+    ValueError if a caption has none, or two have features of two widths or types.
+    """
+    words: list[int] = []
+    first = np.zeros((0, 0), np.float32)
 
     def write(partial: Path) -> None:
+        nonlocal first
+        begin = 0
         with partial.open("wb") as file:
-            np.save(file, np.concatenate(features))
+            for text, array in zip_longest(texts, features):
+                if text is None or array is None:
+                    raise ValueError(f"{len(texts)} captions, but not as many arrays [words, width]: expected one each")
+                first = first if begin else array
+                refuse_odd(text, array, first)
+                if not begin:
+                    write_header(file, array[:0])
+                    begin = file.tell()
+                words.append(len(array))
+                file.write(np.ascontiguousarray(array).tobytes())
+            file.seek(0)
+            write_header(file, np.broadcast_to(first[:1], (sum(words), first.shape[1])))
+            assert file.tell() == begin, "NumPy leaves room in a header for the first axis to grow"
 
     atomically(folder / FEATURES, write)
+    table = pa.table({"text": pa.array(texts, pa.string()), "words": pa.array(words, pa.int32())})
+    atomically(folder / TEXTS, lambda partial: pq.write_table(table, partial, compression="zstd"))
     return CaptionMeta(
-        count=len(texts), positions=positions, width=features[0].shape[1], encoder=encoder,
+        count=len(texts), positions=positions, width=first.shape[1], encoder=encoder,
         sha256=(sha256_of(folder / TEXTS), sha256_of(folder / FEATURES)),
     )  # fmt: skip
+
+
+def write_header(file: IO[bytes], array: np.ndarray) -> None:
+    """Of a `.npy` of this shape and type."""
+    fields = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+
+
+def refuse_odd(text: str, array: np.ndarray, first: np.ndarray) -> None:
+    """ValueError if the features of a caption are none, or not like those of the first."""
+    if not len(array):
+        raise ValueError(f"the caption {text[:40]!r} has no features")
+    if (array.dtype, array.shape[1:]) != (first.dtype, first.shape[1:]):
+        found, expected = (f"{a.dtype} [words, {', '.join(map(str, a.shape[1:]))}]" for a in (array, first))
+        raise ValueError(f"the caption {text[:40]!r} has features {found}, others {expected}")
 
 
 def sha256_of(path: Path) -> str:

@@ -244,7 +244,7 @@ def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: 
     try:
         with filesystem.open_input_file(path) as file:
             if not path.lower().endswith(".tar"):
-                return Shard(tuple(list_parquet(file, path, label_key)), Counter())
+                return Shard(tuple(list_parquet(file, path, label_key, labelled)), Counter())
             found = list_tar(file, path, is_image, frozenset(classes or ()), label_key, labelled)
             images = (Entry(path, image.start, image.length, image.key, image.name) for image in found.images)
             return Shard(tuple(images), found.passed_over)
@@ -259,8 +259,8 @@ def column(schema: pa.Schema, what: str, path: str) -> str:
     return found[0]
 
 
-def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
-    """Rows of `image` (bytes, or a struct with `bytes`, as of Hugging Face) and `label` (number or name)."""
+def list_parquet(file: Any, path: str, label_key: str | None, labelled: bool) -> list[Entry]:
+    """Rows of `image` (bytes, or a struct with `bytes`, as of Hugging Face) and, if `labelled`, of `label`."""
     parquet = pq.ParquetFile(file)
     schema = parquet.schema_arrow
     if parquet.metadata.num_rows > file.size() // LEAST_IMAGE_BYTES:  # each would be an object here
@@ -270,6 +270,17 @@ def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise ConfigError(f"{path}: its images are {kind}; expected bytes, or a struct with bytes")
+    labels = labels_of(file, path, schema, label_key) if labelled else ["any"] * parquet.metadata.num_rows
+    places = [(row, group) for group in range(parquet.num_row_groups)
+              for row in range(parquet.metadata.row_group(group).num_rows)]  # fmt: skip
+    return [
+        Entry(path, row, group, key, f"row {number}")
+        for number, ((row, group), key) in enumerate(zip(places, labels, strict=True))
+    ]
+
+
+def labels_of(file: Any, path: str, schema: pa.Schema, label_key: str | None) -> list[Any]:
+    """Row by row. ConfigError if one is neither a number nor a name."""
     if label_key is not None and label_key not in schema.names:
         raise ConfigError(f"{path}: no column {label_key!r}; it has {', '.join(schema.names)}")
     labels = keys_of(file, label_key or column(schema, "label", path))
@@ -277,12 +288,7 @@ def list_parquet(file: Any, path: str, label_key: str | None) -> list[Entry]:
         found = labels[bad[0]]
         what = "no label" if found in (None, "") else f"the label {str(found)[:40]}"
         raise ConfigError(f"{path}: row {bad[0]} has {what}; expected a class number or name")
-    places = [(row, group) for group in range(parquet.num_row_groups)
-              for row in range(parquet.metadata.row_group(group).num_rows)]  # fmt: skip
-    return [
-        Entry(path, row, group, key, f"row {number}")
-        for number, ((row, group), key) in enumerate(zip(places, labels, strict=True))
-    ]
+    return labels
 
 
 def keys_of(file: Any, name: str) -> list[Any]:

@@ -1,20 +1,77 @@
 """A collection of images -> a token set, by Ray Data on all nodes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cca_ray.data.captioned import CaptionedImages, list_captioned
+from cca_ray.data.captions import FEATURES, TEXTS, CaptionMeta, sha256_of, write_captions
 from cca_ray.data.encode import Encode, Progress, ReadImages, claim, stream_parts, write_stream
 from cca_ray.data.images import crops_of
 from cca_ray.data.listing import Listing
+from cca_ray.data.text_features import KEPT, FeatureFiles, FeatureSource, T5Features
 from cca_ray.data.tokens import TokenMeta, count_images
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, reading
 from cca_ray.models.base import Tokenizer
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_tokenizer
 from cca_ray.registry import owner_of
+from cca_ray.storage.files import atomically
+from cca_ray.storage.mirror import listed, remove
 from cca_ray.storage.uris import to_uri
+
+CAPTIONS = "captions.json"  # says that the files of captions are all there
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """What makes a token set one of captions. positions: of a text, of the models that are to read it."""
+
+    images: CaptionedImages
+    source: FeatureSource
+    positions: int
+
+    @property
+    def plan(self) -> Mapping[str, object]:
+        """See `plan_of`."""
+        return {"captions": self.images.digest, "text features": self.source.digest, "text positions": self.positions}
+
+    def made(self, out: Path) -> CaptionMeta:
+        """The captions and their features, in the folder of a token set that was begun; once."""
+        path = out / CAPTIONS
+        if path.exists():
+            with reading(path, "damaged; delete it to make it again"):
+                meta = CaptionMeta.model_validate_json(path.read_text())
+            if meta.sha256 == (sha256_of(out / TEXTS), sha256_of(out / FEATURES)):
+                return meta
+        features = self.source.features(self.images.captions, out)
+        meta = write_captions(out, self.images.texts, features, self.positions, self.source.name)
+        atomically(path, lambda partial: partial.write_text(meta.model_dump_json()))
+        for computed in listed(out, f"{KEPT}-*.npz"):
+            remove(computed)
+        return meta
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where captions are (see `list_captioned`), and who gives their features: files, or a T5 in a folder."""
+
+    captions: str | None
+    key: str | None
+    features: str | None
+    encoder: Path | None
+    positions: int
+
+    def of(self, images: str, each: Callable[..., Iterable[Any]] = map) -> Captioning:
+        """ConfigError if an image has no caption, or a caption no features."""
+        captioned = list_captioned(images, self.captions, self.key, each)
+        if self.encoder is not None:
+            return Captioning(captioned, T5Features(self.encoder, self.positions), self.positions)
+        assert self.features is not None
+        return Captioning(captioned, FeatureFiles(self.features, captioned.captions), self.positions)
 
 
 def cut_into_parts(count: int, size: int) -> list[np.ndarray]:
@@ -51,16 +108,19 @@ def plan_of(source: str, meta: TokenMeta, part_images: int) -> Mapping[str, obje
 
 def tokenize(
     listing: Listing, family: str, tokenizer: Path, size: int, augmentations: Sequence[str], out: Path,
-    part_images: int, limit: int, progress: Progress, allow_empty: bool = False,
+    part_images: int, limit: int, progress: Progress, allow_empty: bool = False, captioning: Captioning | None = None,
 ) -> str:  # fmt: skip
-    """Make the token set of a collection; returns its digest.
+    """Make the token set of a collection, of classes or, `captioning`, of captions; returns its digest.
 
     ConfigError if more than `limit` images cannot be read, none can, or, unless `allow_empty`, none of a class.
     """
     crops = crops_of(augmentations, size)
     meta = token_meta(load_tokenizer(family, tokenizer), size, [crop.name for crop in crops], listing.class_names)
-    if finished := claim(out, plan_of(listing.digest, meta, part_images)):
+    plan = plan_of(listing.digest, meta, part_images)
+    if finished := claim(out, {**plan, **captioning.plan} if captioning else plan):
         return finished
+    if captioning is not None:
+        meta = meta.model_copy(update={"captions": captioning.made(out)})
     squares = list(dict.fromkeys(crop.square for crop in crops))
     owner = owner_of("family", family)
     plugins = [owner.module] if owner else []

@@ -129,10 +129,12 @@ class Counts:
     fewest: int  # images taken of the smallest class
     fewest_class: str
     passed_over: Mapping[str, int]  # files that are no images by their names, by suffix
+    captions: int = 0  # of the images taken; where there are some, there are no classes
 
     def __str__(self) -> str:
         text = f"{self.seen:,} images: {self.taken:,} taken, {self.unreadable:,} unreadable; "
-        text += f"at least {self.fewest:,} a class ({self.fewest_class})"
+        of_classes = f"at least {self.fewest:,} a class ({self.fewest_class})"
+        text += f"{self.captions:,} captions" if self.captions else of_classes
         if self.passed_over:
             kinds = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in self.passed_over.items())
             text += f"; {sum(self.passed_over.values()):,} files are no images by their names: {kinds}"
@@ -147,9 +149,12 @@ def count_images(
     ConfigError if none could be read or, unless it is allowed, none of a class that had some.
     """
     taken = np.concatenate([read_labels(part_path(folder, number)) for number in range(parts)])
-    had, has = (np.bincount(some, minlength=len(meta.class_names)) for some in (labels, taken))
     if not len(taken):
         raise ConfigError(f"{folder}: not one of {len(labels):,} images can be read; see {folder / UNREADABLE}")
+    lost_images = len(labels) - len(taken)
+    if meta.captions is not None:
+        return Counts(len(labels), len(taken), lost_images, 0, "", passed_over, captions=len(np.unique(taken)))
+    had, has = (np.bincount(some, minlength=len(meta.class_names)) for some in (labels, taken))
     lost = [meta.class_names[i] for i in np.flatnonzero((had > 0) & (has == 0))]
     if lost and not allow_empty:
         raise ConfigError(
@@ -158,9 +163,7 @@ def count_images(
         )
     there = np.flatnonzero(has)
     smallest = there[has[there].argmin()]
-    return Counts(
-        len(labels), len(taken), len(labels) - len(taken), int(has[smallest]), meta.class_names[smallest], passed_over
-    )
+    return Counts(len(labels), len(taken), lost_images, int(has[smallest]), meta.class_names[smallest], passed_over)
 
 
 def read_footer(path: Path) -> tuple[int, list[str]]:
@@ -189,7 +192,8 @@ def finish_token_set(folder: Path, meta: TokenMeta, parts: int, counts: Counts |
     digest = hashlib.sha256(json.dumps([meta.model_dump_json(), entries]).encode()).hexdigest()[:16]
     manifest = {"digest": digest, "meta": meta.model_dump(), "parts": entries, "unreadable": len(unreadable)}
     if counts is not None:
-        manifest["images"] = asdict(counts)
+        # Of classes as in earlier versions.
+        manifest["images"] = {key: value for key, value in asdict(counts).items() if key != "captions" or value}
     atomically(folder / MANIFEST, lambda partial: partial.write_text(json.dumps(manifest, indent=1)))
     return digest
 

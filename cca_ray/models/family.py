@@ -82,6 +82,7 @@ class Family(ABC):
     # Defaults of `prepare`.
     image_size: int  # pixels along a side
     augmentations: tuple[str, ...]  # see `data.images.crops_of`
+    text_positions: int = 0  # of a text, of its official models; 0: their conditions are classes
     official_codes: bool = False  # whether the official code leaves tokens in .npy files, for `--npy`
 
     # Small bases, which `pretrain` makes; without sizes the methods below are not called. Those of the embedded digits;

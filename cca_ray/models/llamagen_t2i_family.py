@@ -20,7 +20,8 @@ class LlamaGenT2IFamily(LlamaGenFamily):
     sizes = T2I_SIZES
     shapes = T2I_SHAPES
     image_size = 256
-    augmentations = ("centre",)
+    augmentations = ("centre",)  # as its training script, which knows no other
+    text_positions = 120
     official_codes = False
     eager = None  # not counted
     small_sizes = ()  # `pretrain` makes bases of classes

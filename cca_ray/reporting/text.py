@@ -166,6 +166,15 @@ def failures(size: SizeResults) -> list[str]:
     ]
 
 
+def conditions_of(size: SizeResults) -> tuple[str, str]:
+    """What the images of a score are of, at length and in a word."""
+    balanced = size.settings.score.labels == "balanced"
+    if size.family in FAMILIES.names() and FAMILIES.get(size.family).text_positions:
+        often = "as often as images have them" if balanced else "of images drawn at random"
+        return f"captions of the token set, {often}", "captions"
+    return f"{'class-balanced' if balanced else 'random'} labels", "labels"
+
+
 def protocol(size: SizeResults) -> list[str]:
     """How scores were made, from the study's settings."""
     scoring, train, search = size.settings.score, size.settings.train, size.settings.search
@@ -188,16 +197,16 @@ def protocol(size: SizeResults) -> list[str]:
     covers = f"{noise([size.summary])}." if size.summary else ""
     tried = {t.params["learning_rate"] for t in size.of("control") if "learning_rate" in t.params}
     rates = ", ".join(map(number, sorted(tried.union(size.settings.control.learning_rates))))
-    classes = "class-balanced" if scoring.labels == "balanced" else "random"
+    conditions, short = conditions_of(size)
     *most, last = (metric.label for metric in size.metrics)
     scores = f"{', '.join(most)} and {last}" if most else last
     beta = "" if train.beta is None else f" β {train.beta:g},"
     return [
         f"Protocol {size.protocol}: {scores} of {scoring.samples:,} images per block of noise, "
-        f"{classes} labels, {warmth}, {cut}{sized}. Scores are means over {blocks} fresh "
+        f"{conditions}, {warmth}, {cut}{sized}. Scores are means over {blocks} fresh "
         f"block{'s' * (blocks > 1)} not used for any choice; as many other blocks selected the guidance scale, the "
         f"control and the winner. {covers}",
-        f"The search scored its trials at {rungs}, all on the same labels and noise. A trial that is within two "
+        f"The search scored its trials at {rungs}, all on the same {short} and noise. A trial that is within two "
         f"standard errors of those that continue also continues, and so do the first {search.grace_trials} trials.",
         f"Guidance scales tried on the base{power}: {scales}{chosen}. The control is plain fine-tuning with the same "
         f"steps, data order and EMA, and the best of the learning rates {rates}. Where the search did not set them: "

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.contracts import ROLES, Role, SizeSummary
 from cca_ray.data.tokens import TokenMeta, TokenSet
-from cca_ray.registry import metric_info
+from cca_ray.registry import FAMILIES, metric_info
 from cca_ray.search.final_comparison import Outcome, headline_of
 from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
@@ -87,7 +87,7 @@ def data_set_of(config: ResolvedStudy, data: TokenSet) -> DataSet:
     meta = data.meta
     columns = {
         "features": tensor("tokens", "uint16", [meta.crops, meta.length]),
-        "targets": tensor("label", "int64", []),
+        "targets": tensor("caption" if meta.captions else "label", "int64", []),
     }
     profile = {
         "images": len(data.labels),
@@ -181,6 +181,8 @@ def register_champion(tracker: Tracker, summary: SizeSummary, table: str) -> Non
     said = verdict(summary)
     tracker.register(summary.mlflow.winner_key, name, CHAMPION, f"{said}. {what}", tags)
     more = [*(f"**{told(edge)}**" for edge in summary.edges), *filter(None, [why_another(summary)])]
-    load = f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}").predict({{"label": [0, 1]}})'
-    paragraphs = [f"**{said}.**", table, f"Winner: {what}", *more, f"    {load}", note_of_trials(parent)]
+    load = f'    mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}").predict({{"label": [0, 1]}})'
+    if FAMILIES.get(summary.family).text_positions:
+        load = "The model takes texts, which MLflow cannot give it: sample from it with `cca-ray sample`."
+    paragraphs = [f"**{said}.**", table, f"Winner: {what}", *more, load, note_of_trials(parent)]
     tracker.note(parent, "\n\n".join(paragraphs))

@@ -43,7 +43,7 @@ def read_array(file: IO[bytes], most: int | None = None) -> np.ndarray:
     return array
 
 
-def read_arrays(path: str | Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_arrays(path: str | Path | IO[bytes], wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Of an `.npz`, those whose names begin so."""
     found: dict[str, np.ndarray] = {}
     with ZipFile(path) as archive:

@@ -1,18 +1,26 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cca_ray.cluster.placement import Load, ways_by_arithmetic
 from cca_ray.evaluation.sampler import Decoding, sample_tokens
 from cca_ray.models.condition import TextFeatures, Texts, nulled
+from cca_ray.models.dropout import Dropout
 from cca_ray.models.files import load_state
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.llamagen_t2i import LlamaGenT2I, LlamaGenT2IConfig
 from cca_ray.models.llamagen_t2i_family import FAMILY
-from cca_ray.models.official import build, load_official, parameters
+from cca_ray.models.official import build, configure, load_official, parameters
+from cca_ray.space_file import load_config
 from tests.conftest import golden, golden_state
+from tests.test_cluster_files import in_words
+from tests.traffic import traffic
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = LlamaGenT2IConfig(
     dim=64, n_layer=2, n_head=4, vocab_size=64, block_size=16, multiple_of=32, cls_token_num=120, caption_dim=16
@@ -116,3 +124,40 @@ def test_a_model_begins_as_the_official_one_does():
 def test_settings_that_build_no_model_are_refused(fields: dict):
     with pytest.raises(ValueError, match="texts, not classes"):
         replace(TINY, **fields)
+
+
+def bytes_of_training(layers: int, rows: int) -> int:
+    """In bfloat16, with dropout, of all but products of matrices and attention."""
+    own = dict(dim=768, n_head=12, n_layer=layers, multiple_of=256, vocab_size=32, block_size=16)
+    model = build("llamagen_t2i", "S", **own, caption_dim=16, cls_token_num=24)
+    condition, tokens = model.takes.blank(rows, torch.device("cpu")), torch.zeros(rows, 16).long()
+    dropout = Dropout(0.1, torch.arange(rows, dtype=torch.int32))
+
+    def there_and_back() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.hidden(condition, tokens, dropout)
+        hidden.sum().backward()
+
+    return traffic(there_and_back).bytes
+
+
+def test_a_layer_moves_as_many_bytes_as_the_hours_of_the_documentation_count():
+    two, one = (bytes_of_training(layers, 4) - bytes_of_training(layers, 2) for layers in (2, 1))
+    assert (two - one) / (2 * (24 + 16 - 1) * 768) == pytest.approx(1001, rel=0.002)
+    assert "1,001 bytes a channel, layer and position" in (ROOT / "docs" / "captions.md").read_text()
+
+
+@pytest.mark.parametrize(("pixels", "codes"), [(256, 256), (512, 1024)])
+def test_the_documentation_and_the_file_have_the_ways_of_the_arithmetic(pixels: int, codes: int):
+    """Text takes positions too."""
+    with torch.device("meta"):
+        count = parameters(LlamaGenT2I(configure("llamagen_t2i", "XL", block_size=codes)))
+    load = Load(count, 36, 1280, 120 + codes)
+    found = {way.type: way for way in ways_by_arithmetic(load, 256)}
+    cells = [in_words(found[type_], load) for type_ in ("A40", "L40S", "A100", "H100")]
+    page = (ROOT / "docs" / "captions.md").read_text()
+    assert f"| {pixels} pixels | {' | '.join(cells)} |" in page
+    if pixels == 256:
+        config = load_config(path := ROOT / "search_spaces" / "llamagen_t2i_xl.yaml")
+        assert config.placement.accelerators == tuple(found.values())
+        assert f"({count / 1e6:.1f} M parameters" in path.read_text()

@@ -47,6 +47,20 @@ def test_how_guidance_and_temperature_grow_is_said_where_they_do(study: Path):
     assert "tried on the base (growing over the steps, power 2.75): " in protocol(size)[2]
 
 
+def test_captions_are_no_labels(study: Path):
+    (size,) = read_study(study.parent, "hand").sizes
+    assert "class-balanced labels, " in protocol(size)[0]
+    assert "all on the same labels and noise" in protocol(size)[1]
+    of_texts = replace(size, settings=size.settings.model_copy(
+        update={"base": size.settings.base.model_copy(update={"family": "llamagen_t2i"})}))  # fmt: skip
+    for drawn, said in (("balanced", "as often as images have them"), ("random", "of images drawn at random")):
+        score = size.settings.score.model_copy(update={"labels": drawn})
+        text = protocol(replace(of_texts, settings=of_texts.settings.model_copy(update={"score": score})))
+        assert f"captions of the token set, {said}, " in text[0]
+        assert "all on the same captions and noise" in text[1]
+        assert not any(word in " ".join(text) for word in ("class", "label"))
+
+
 def test_of_an_unfinished_study_the_best_is_that_of_the_last_rung(tmp_path: Path):
     make_study(tmp_path / "half", finished=False)
     (size,) = read_study(tmp_path, "half").sizes

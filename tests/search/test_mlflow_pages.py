@@ -15,8 +15,9 @@ from cca_ray.config import StudyConfig
 from cca_ray.contracts import SizeSummary
 from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group
+from cca_ray.reporting.results import read_study
 from cca_ray.reporting.summary import report_at_end, table
-from cca_ray.search.mlflow_pages import experiment_of, registered_name, trials_filter
+from cca_ray.search.mlflow_pages import experiment_of, register_champion, registered_name, trials_filter
 from cca_ray.search.size_study import SizeStudy, StudyContext
 from cca_ray.space_file import parse
 from cca_ray.storage.uris import local_path
@@ -25,6 +26,7 @@ from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import verdict
 from tests.conftest import MakeStudy, tiny_space
+from tests.studies import make_study
 from tests.tracking.test_tracker import contents, server, the_server
 
 __all__ = ["server", "the_server"]  # fixtures
@@ -212,3 +214,30 @@ def predicts(shown: Shown) -> None:
         assert (found.shape, found.dtype) == ((20, 8, 8, 3), np.uint8)
         np.testing.assert_array_equal(found, images.cpu().numpy())
     assert model.predict({"label": [7, 3]}).shape == (2, 8, 8, 3)
+
+
+class Noted(Tracker):
+    """Keeps the note, and writes nothing."""
+
+    def __init__(self) -> None:
+        self.said = ""
+
+    def register(self, *arguments: object) -> None:
+        pass
+
+    def note(self, key: str, text: str) -> None:
+        self.said = text
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "unsaid"),
+    [("llamagen", "mlflow.pyfunc.load_model(", "texts"), ("llamagen_t2i", "The model takes texts", "label")],
+)
+def test_the_note_of_a_model_says_how_to_sample_from_it(family: str, said: str, unsaid: str, tmp_path: Path):
+    (size,) = read_study(make_study(tmp_path / "hand").parent, "hand").sizes
+    assert size.summary is not None
+    tracker = Noted()
+    names = size.summary.mlflow.model_copy(update={"key": "study/digits_s/x"})
+    register_champion(tracker, size.summary.model_copy(update={"family": family, "mlflow": names}), "table")
+    assert said in tracker.said
+    assert unsaid not in tracker.said

@@ -1,0 +1,222 @@
+"""Where captions are found, whatever the form: the same images, texts and numbers."""
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cca_ray.data.captioned import CaptionedImages, list_captioned
+from cca_ray.data.listing import list_images
+from cca_ray.errors import ConfigError
+
+# By image; two share a caption, and one looks like another, which Unicode writes in two ways.
+TEXTS = {
+    "a/x.png": "two cats",
+    "a/y.png": "one dog\n",
+    "b/x.png": " two cats",
+    "z.png": "caf\u00e9",
+    "w.png": "cafe\u0301",
+}
+ORDER = sorted(TEXTS)  # a/x, a/y, b/x, w, z
+NUMBERS = [2, 1, 2, 0, 0]
+
+
+def png(number: int) -> bytes:
+    made = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(made, "PNG")
+    return made.getvalue()
+
+
+def images(folder: Path) -> Path:
+    for number, name in enumerate(ORDER):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(number))
+    return folder
+
+
+def sidecars(folder: Path) -> CaptionedImages:
+    for name, text in TEXTS.items():
+        (images(folder) / name).with_suffix(".txt").write_text(text)
+    return list_captioned(str(folder))
+
+
+def json_beside(folder: Path) -> CaptionedImages:
+    for name, text in TEXTS.items():
+        (images(folder) / name).with_suffix(".json").write_text(json.dumps({"texts": ["no", text]}))
+    return list_captioned(str(folder), key="texts/1")
+
+
+def tar(folder: Path) -> CaptionedImages:
+    folder.mkdir()
+    with tarfile.open(folder / "00000.tar", "w") as archive:
+        for number, name in enumerate(ORDER):
+            for ending, content in ((".png", png(number)), (".txt", TEXTS[name].encode()), (".json", b"{}")):
+                entry = tarfile.TarInfo(name.removesuffix(".png") + ending)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    return list_captioned(str(folder))
+
+
+def parquet(folder: Path) -> CaptionedImages:
+    folder.mkdir()
+    rows = pa.table({"image": [png(i) for i in range(len(ORDER))], "caption": [TEXTS[name] for name in ORDER]})
+    pq.write_table(rows, folder / "p.parquet", row_group_size=2)
+    return list_captioned(str(folder))
+
+
+def csv_table(folder: Path) -> CaptionedImages:
+    with (images(folder) / "metadata.csv").open("w", newline="") as file:  # as Hugging Face's image folders have it
+        rows = csv.writer(file)
+        rows.writerows([["file_name", "text"], *TEXTS.items()])
+    return list_captioned(str(folder), str(folder / "metadata.csv"))
+
+
+def json_table(folder: Path) -> CaptionedImages:
+    (table := folder.with_suffix(".json")).write_text(json.dumps(TEXTS))
+    return list_captioned(str(images(folder)), str(table))
+
+
+def parquet_table(folder: Path) -> CaptionedImages:
+    rows = pa.table({"path": list(TEXTS), "text": list(TEXTS.values())})
+    pq.write_table(rows, table := folder.with_name("captions.parquet"))
+    return list_captioned(str(images(folder)), str(table))
+
+
+def llamagens(folder: Path) -> CaptionedImages:
+    """As its scripts read them: several files, whole paths, several captions an image."""
+    (lists := folder.with_name("lists")).mkdir()
+    for part, names in (("0", ORDER[:2]), ("1", ORDER[2:])):
+        lines = [json.dumps({"image_path": str(folder / n), "text": [TEXTS[n], "a long one"]}) + "\n" for n in names]
+        (lists / f"{part}.jsonl").write_text("".join(lines))
+    return list_captioned(str(images(folder)), str(lists), "text/0")
+
+
+FORMS: list[tuple[Callable[[Path], CaptionedImages], list[str]]] = [
+    (sidecars, ["w", "a/y", "a/x"]),
+    (json_beside, ["w", "a/y", "a/x"]),
+    (tar, ["00000/w", "00000/a/y", "00000/a/x"]),
+    (parquet, ["p/3", "p/1", "p/0"]),
+    (csv_table, ["w", "a/y", "a/x"]),
+    (json_table, ["w", "a/y", "a/x"]),
+    (parquet_table, ["w", "a/y", "a/x"]),
+    (llamagens, ["1/1", "0/1", "0/0"]),
+]
+
+
+@pytest.mark.parametrize(("form", "places"), FORMS, ids=[form.__name__ for form, _ in FORMS])
+def test_captions_are_found_in_every_form(form: Callable[[Path], CaptionedImages], places: list[str], tmp_path: Path):
+    found = form(tmp_path / "images")
+    assert found.texts == ["cafe\u0301", "one dog", "two cats"]
+    assert found.images.labels.tolist() == NUMBERS
+    assert found.images.class_names == ()
+    assert [caption.place for caption in found.captions] == places  # of features: of the first image with each
+    assert found.images.passed_over == ()
+
+
+def test_another_text_or_another_number_is_another_collection(tmp_path: Path):
+    found = sidecars(tmp_path / "images")
+    assert sidecars(tmp_path / "images").digest == found.digest
+    (tmp_path / "images" / "z.txt").write_text("cafes")
+    assert list_captioned(str(tmp_path / "images")).digest != found.digest
+    (tmp_path / "images" / "z.txt").write_text("one dog")
+    other = list_captioned(str(tmp_path / "images")).images.digest
+    assert other != found.images.digest
+
+
+def test_parquet_files_of_images_alone_are_listed_where_no_class_is_wanted(tmp_path: Path):
+    """For reference statistics, and to find the captions of their rows."""
+    pq.write_table(pa.table({"image": [png(0), png(1)]}), tmp_path / "p.parquet")
+    assert [entry.name for entry in list_images(str(tmp_path), labelled=False).entries] == ["row 0", "row 1"]
+    with pytest.raises(ConfigError, match=r"p.parquet: no column label or cls; it has image"):
+        list_images(str(tmp_path))
+
+
+def altered(table: str, change: Callable[[list[dict[str, object]]], object]) -> Callable[[Path], CaptionedImages]:
+    """A table in a file of this name, changed."""
+
+    def make(folder: Path) -> CaptionedImages:
+        rows: list[dict[str, object]] = [{"image": name, "text": text} for name, text in TEXTS.items()]
+        change(rows)
+        (path := folder.with_name(table)).write_text("\n".join(map(json.dumps, rows)))
+        return list_captioned(str(images(folder)), str(path))
+
+    return make
+
+
+def without_one(folder: Path) -> CaptionedImages:
+    sidecars(folder)
+    (folder / "a" / "y.txt").unlink()
+    return list_captioned(str(folder))
+
+
+def with_(content: bytes, key: str | None = None) -> Callable[[Path], CaptionedImages]:
+    """One caption's file holds this."""
+
+    def make(folder: Path) -> CaptionedImages:
+        (sidecars if key is None else json_beside)(folder)
+        (folder / "w").with_suffix(".txt" if key is None else ".json").write_bytes(content)
+        return list_captioned(str(folder), key=key)
+
+    return make
+
+
+def tar_without(folder: Path) -> CaptionedImages:
+    tar(folder)
+    return list_captioned(str(folder), key="caption")
+
+
+def all_alike(folder: Path) -> CaptionedImages:
+    for name in TEXTS:
+        (images(folder) / name).with_suffix(".txt").write_text("a photo")
+    return list_captioned(str(folder))
+
+
+def of_shards_in_a_table(folder: Path) -> CaptionedImages:
+    parquet(folder)
+    return list_captioned(str(folder), "captions.csv")
+
+
+def no_column(folder: Path) -> CaptionedImages:
+    parquet(folder)
+    return list_captioned(str(folder), key="label")
+
+
+MISTAKES = [
+    (without_one, "a/y.png: no caption: there is no y.txt beside it; see --captions"),
+    (with_(b"  \n"), "w.txt: expected a caption, found '  \\n'"),
+    (with_(b"\xff\xfe\x00"), "w.txt: not UTF-8 text"),
+    (with_(b"x" * (2**20 + 1)), "w.txt: more than 1,048,576 bytes; expected a caption"),
+    (with_(b"{}", "texts/1"), "w.json: no field 'texts/1' (it has nothing); see --caption-key"),
+    (with_(b'{"texts": ["a", "b"]}', "texts"), "texts' is a list of 2; --caption-key texts/0 takes the first of it"),
+    (with_(b"{", "texts/1"), "w.json: not JSON"),
+    (tar_without, "00000.tar: a/x.json: no field 'caption' (it has nothing); see --caption-key"),
+    (all_alike, "all images have the caption 'a photo'; expected at least 2, because negatives are the captions of"),
+    (of_shards_in_a_table, "--captions captions.csv: is for images in folders; shards hold their own captions"),
+    (no_column, "p.parquet: no column label; it has image, caption"),
+    (altered("t.jsonl", lambda rows: rows.pop(0)), "t.jsonl: has no caption of "),
+    (altered("t.jsonl", lambda rows: rows.append(rows[1])), "t.jsonl: row 5: a second caption of a/y.png"),
+    (altered("t.jsonl", lambda rows: rows.append({"image": "q.png", "text": "q"})), "row 5: no image q.png in "),
+    (altered("t.jsonl", lambda rows: rows[2].pop("image")), "t.jsonl: row 2: names no image; expected a field"),
+    (altered("t.jsonl", lambda rows: rows[2].pop("text")), "t.jsonl: row 2: no field 'text' (it has image)"),
+    (altered("t.jsonl", lambda rows: rows[2].update(text=["a", "b"])), "row 2: 'text' is a list of 2; --caption-key"),
+    (altered("t.json", len), "t.json: not a table of captions"),
+    (altered("t.xlsx", len), "t.xlsx: expected .csv, .json, .jsonl or .parquet, or a folder of .jsonl files"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), MISTAKES, ids=range(len(MISTAKES)))
+def test_a_caption_that_is_missing_is_one_line(
+    make: Callable[[Path], CaptionedImages], message: str, tmp_path: Path
+):  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        make(tmp_path / "images")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
