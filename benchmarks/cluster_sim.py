@@ -30,7 +30,9 @@ from cca_ray.cluster.queue import DEMAND_S, grant, slots
 from cca_ray.cluster.queue import Node as Living
 from cca_ray.evaluation.protocol import SHARD
 from cca_ray.placement_config import Accelerator, Placement
+from cca_ray.search import blocks
 from cca_ray.search.rungs import Mark, goes_on
+from cca_ray.search.standings import Contender
 from cca_ray.space_file import load_config
 from cca_ray.training import roofline
 from cca_ray.training.heartbeat import WRITING_SHARE
@@ -78,6 +80,7 @@ class Plan:
     trials: int | None = None  # of a size; None: as the files say
     max_concurrent: int | None = None  # trials of one size at a time; None: as the files say
     side_by_side: bool = False  # all sizes of a family at once; else from small to large. Families are side by side
+    ahead: bool = True  # the base is scored beside trials; else after them
     seed: int = 0
     start_delay: float = 5 * MINUTE  # from the autoscaler's wish to a node that works; paid
     idle: float = 10 * MINUTE  # before a node is given back (cluster.yaml)
@@ -139,6 +142,7 @@ class Job:
     phases: list[Phase]
     gang: bool = False  # a trial; else a task on one GPU
     number: int = 0
+    of_base: bool = False  # a block that needs no trial
     place: int = -1  # in the line, which it keeps
     since: float = 0.0  # waits
     at: int = 0  # the phase
@@ -148,6 +152,11 @@ class Job:
     segment: Segment | None = None
     losses: int = 0
     attempt: int = 0  # tells events of this stay from those of earlier ones
+
+    @property
+    def last(self) -> bool:
+        """Whether it only takes what no trial wants, as `search.ahead.LastInQueue` does."""
+        return self.of_base and self.study.searches
 
     @property
     def trains(self) -> bool:
@@ -177,8 +186,14 @@ class Draw(Mark):
         return bool(self.costs[0] < other.costs[0] - TIE)
 
 
+AFTER_TRIALS = 3  # stages: first blocks of the finalists, further ones, table
+
+
 class Study:
-    """The search of one size: reference, trials with rungs, final comparison in stages; hands out jobs."""
+    """The search of one size: reference, trials with rungs, final comparison in stages; hands out jobs.
+
+    Beside the trials and what comes after them, the base is scored in stages of its own.
+    """
 
     def __init__(self, size: Size, plan: Plan):
         self.size, self.config, self.plan = size, size.config, plan
@@ -186,7 +201,8 @@ class Study:
         self.single = [way.model_copy(update={"workers": 1}) for way in self.ways]  # as cca_ray.cluster.queue.as_worker
         self.scored: defaultdict[int, list[Mark]] = defaultdict(list)  # by rung
         self.stages = deque(self.all_stages())  # one after the other
-        self.open = 0  # jobs that have begun and not ended
+        self.base_stages = deque(self.all_base_stages())
+        self.open = self.base_open = 0  # jobs that have begun and not ended
         self.ended = math.nan
 
     def all_stages(self) -> Iterator[tuple[deque[Job], int]]:
@@ -198,12 +214,37 @@ class Study:
         numbers = range(-controls, self.plan.trials or config.search.trials)
         trials = deque(Job(self, self.ways, self.trial(3 if number < 0 else 6), True, number) for number in numbers)
         yield trials, self.plan.max_concurrent or config.search.max_concurrent
-        # The blocks of cca_ray.search.final_comparison, as many as there are if no finalist is surely behind.
-        plain, guided = (Phase(samples=score.samples, guided=g) for g in (False, True))
-        choosing = [[plain] * score.finalists * score.blocks, [guided] * len(score.guidance_scales), [plain] * controls]
-        shown = [b for b in (plain, guided, *[plain] * (1 + score.finalists)) for _ in range(score.blocks)]
-        for stage in [*choosing, shown]:
-            yield deque(Job(self, self.single, [phase]) for phase in stage), IMAGES
+        # As many blocks as there are if no finalist is surely behind.
+        best = [[Contender(f"finalist {number}")] for number in range(score.finalists)]
+        rates = [Contender(f"control {number}") for number in range(controls)]
+        first, tied = blocks.first(config, best, rates), [models[0] for models in best]
+        table = blocks.of_trials(config, rates[:1], best, tied)
+        for stage in self.scored_once(first, blocks.further(config, best), table):
+            yield stage, IMAGES
+
+    def all_base_stages(self) -> Iterator[deque[Job]]:
+        """Two guidance scales, an assumption, are not told apart by few images."""
+        config, base = self.config, Contender("base")
+        scales = blocks.at_scales(base, config.score.guidance_scales)
+        contested = blocks.of_scales(config, scales[:2])
+        guided = blocks.of_guided_base(config, scales[0])
+        return self.scored_once(blocks.of_base(config, base), contested, guided, of_base=True)
+
+    def scored_once(self, *stages: Sequence[blocks.Wanted], of_base: bool = False) -> Iterator[deque[Job]]:
+        """Each block as a task on one GPU."""
+        known = set[tuple[Contender, int, int]]()
+        for stage in stages:
+            whole = self.config.score.samples
+            asked = dict.fromkeys((c, n, w.samples or whole) for w in stage for c in w.models for n in w.numbers)
+            new = [one for one in asked if one not in known]
+            known |= asked.keys()
+            phases = [Phase(samples=samples, guided=c.guidance_scale != 1) for c, _, samples in new]
+            yield deque(Job(self, self.single, [phase], of_base=of_base) for phase in phases)
+
+    @property
+    def searches(self) -> bool:
+        """Whether there are trials to come, or at work."""
+        return len(self.stages) > AFTER_TRIALS
 
     def trial(self, passes: int) -> list[Phase]:
         """From rung to rung, with so many forward passes a pair."""
@@ -218,12 +259,25 @@ class Study:
         """What may begin now. When there is nothing more, and nothing open, the study has ended."""
         while self.stages and not self.open and not self.stages[0][0]:
             self.stages.popleft()
-        if not self.stages:
+        jobs = self.next_of_base()
+        if self.stages:
+            waiting, most = self.stages[0]
+            new = [waiting.popleft() for _ in range(min(most - self.open, len(waiting)))]
+            self.open += len(new)
+            jobs = [*new, *jobs]
+        elif not self.base_stages:
             self.ended = now
+        return jobs
+
+    def next_of_base(self) -> list[Job]:
+        """From the first trial on, or after the last."""
+        while self.base_stages and not self.base_open and not self.base_stages[0]:
+            self.base_stages.popleft()
+        if not self.base_stages or len(self.stages) > AFTER_TRIALS + self.plan.ahead:
             return []
-        waiting, most = self.stages[0]
-        jobs = [waiting.popleft() for _ in range(min(most - self.open, len(waiting)))]
-        self.open += len(jobs)
+        jobs = list(self.base_stages[0])
+        self.base_stages[0].clear()
+        self.base_open += len(jobs)
         return jobs
 
     def goes_on(self, job: Job, rung: int) -> bool:
@@ -300,7 +354,7 @@ class Cluster:
     def place(self) -> None:
         """By the product's rule, and what waits then asks for nodes."""
         self.changed = False
-        self.queue.sort(key=lambda job: job.place)
+        self.queue.sort(key=lambda job: (job.last, job.place))
         up = [node for node in self.nodes if node.state == "up"]
         free = sum(node.free for node in up)
         if self.queue and free:
@@ -339,7 +393,7 @@ class Cluster:
             coming[node.type] += node.free if node.state == "up" else node.gpus * (node.state == "starting")
             if node.state == "off":
                 off[node.type].append(node)
-        for job in self.queue if off else ():
+        for job in [job for job in self.queue if not job.last] if off else ():
             number = int((self.now - job.since) / DEMAND_S) % len(job.ways)
             for way in job.ways[number : number + 1] if job.gang else job.ways:
                 type_ = accelerator_of(way)
@@ -385,7 +439,8 @@ class Cluster:
             self.begin_phase(job, self.now + saving)
             return
         self.release(job)
-        job.study.open -= 1
+        job.study.open -= not job.of_base
+        job.study.base_open -= job.of_base
         self.advance(job.study)
 
     def release(self, job: Job) -> None:
@@ -506,7 +561,8 @@ def print_sizes() -> None:
 def print_scoring() -> None:
     """H100-hours of a whole search in which no trial is stopped, by what they are for; sampling and features alone.
 
-    The last column is of a search whose winner leaves all other finalists surely behind on the first block.
+    The last column is of a search whose winner leaves all other finalists surely behind on the first block, and whose
+    best guidance scale the other ones by few images.
     """
     print("| size | training | rungs | choosing | guidance scales | table | scoring, share of all | clear winner |")
     print("|---|---|---|---|---|---|---|---|")
@@ -520,10 +576,15 @@ def print_scoring() -> None:
             phases = [phase for job in jobs for phase in job.phases if bool(phase.samples) == samples]
             return way.workers * sum(phase.seconds(size, way, plan) for phase in phases) / HOUR
 
-        reference, trials, finalists, scales, controls, table = (jobs for jobs, _ in study.stages)
+        reference, trials, first, further, of_trials = (jobs for jobs, _ in study.stages)
+        of_base, contested, of_guided = study.base_stages
+        alone, few = ([job for job in of_base if job.phases[0].guided == guided] for guided in (False, True))
+        scales = [*few, *contested]
         training = hours([*reference, *trials], samples=False)
-        scored = [hours(jobs, True, way=single) for jobs in (trials, [*finalists, *controls], scales, table)]
-        spared = 2 * (score.finalists - 1) * (score.blocks - 1) * hours([finalists[0]], True, way=single)
+        parts = (trials, [*first, *further], scales, [*alone, *of_guided, *of_trials])
+        scored = [hours(jobs, True, way=single) for jobs in parts]
+        spared = 2 * (score.finalists - 1) * (score.blocks - 1) * hours([first[0]], True, way=single)
+        spared += hours(contested, True, way=single)
         cells = [f"{h:.1f}" for h in scored]
         shares = [f"{h / (training + h):.0%}" for h in (sum(scored), sum(scored) - spared)]
         print(f"| {' | '.join([size.name, f'{training:.0f}', *cells, *shares])} |")

@@ -17,7 +17,9 @@ from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy
 from cca_ray.inputs import find_space
 from cca_ray.search.arms import Arm
-from cca_ray.search.final_comparison import Scores, finalists
+from cca_ray.search.blocks import Wanted
+from cca_ray.search.final_comparison import finalists
+from cca_ray.search.fresh_scores import Scores
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import resolve
 
@@ -51,7 +53,8 @@ def compare(config: ResolvedStudy, storage: Path, names: list[str], independent:
         arm, kept = Arm("search", search, database, {}, 0), memory.user_attrs["id"]
         best = finalists(arm, config.score.finalists, storage / name, lambda trial: 0, kept)
         scores = Scores(config, storage / name, Stop(), "coverage")
-        found = [scores.standings([([contender], blocks) for contender in best]) for blocks in (BLOCKS, independent)]
+        both = (BLOCKS, independent)
+        found = [scores.standings([Wanted([contender], blocks) for contender in best]) for blocks in both]
         for reported, again in zip(*found, strict=True):
             mean, std, fids = reported.mean("fid"), reported.std("fid"), again.values["fid"][0]
             inside = [abs(fid - mean) <= std for fid in fids]

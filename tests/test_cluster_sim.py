@@ -48,7 +48,7 @@ from tests.traffic import traffic
 SMALL = ("llamagen_b", "llamagen_xl", "var_d16")
 MIXED = {"A40": 3, "A100": 1, "H100": 1}  # XL's eight A40s are on two nodes
 CALM, STORMY = Plan(), Plan(preemptions=0.5)
-JOBS = 40 + 19 + 9 + 4 + 3 + 18  # of a size: parts of the reference, trials, blocks of the four stages
+JOBS = 40 + 19 + (6 + 6 + 12) + (7 + 2 + 3)  # of a size: parts of the reference, trials, blocks after them, base's
 COUNTED = ("llamagen", "var", "rar")
 
 
@@ -225,6 +225,31 @@ def test_every_job_ends_and_work_is_conserved(plan):
         by_type[accelerator_of(s.way)] += s.gpu_seconds
     assert by_type
     assert all(by_type[type_] <= cluster.paid[type_] + 1 for type_ in by_type)
+
+
+def test_the_base_is_scored_beside_trials_where_they_leave_room():
+    def begin_and_last_trial(plan: Plan) -> tuple[float, float]:
+        segments = [s for s in ran(plan, H100=1).segments if s.job.study.size is size_of("llamagen_b")]
+        return min(s.begin for s in segments if s.job.of_base), max(s.end for s in segments if s.job.gang)
+
+    begin, last_trial = begin_and_last_trial(CALM)
+    assert begin < last_trial
+    begin, last_trial = begin_and_last_trial(replace(CALM, ahead=False))
+    assert begin >= last_trial
+
+
+def test_what_needs_no_trial_comes_behind_all_trials_and_asks_for_no_node():
+    cluster, small = half_taken(1e5)
+    trial = next(iter(list(small.all_stages())[1][0]))
+    block = next(iter(small.base_stages[0]))
+    trial.place, block.place = 1, 0
+    cluster.nodes[0].free = 1
+    cluster.queue = [block, trial]
+    cluster.place()
+    assert cluster.queue == [block]
+    cluster.nodes[0].state = "off"
+    cluster.place()
+    assert cluster.nodes[0].state == "off"
 
 
 def test_a_calm_trial_takes_as_long_as_its_phases():

@@ -80,6 +80,7 @@ EPOCH_HOURS = 8.0  # a trial takes as many workers as bring an epoch of ImageNet
 UTILISATION = 0.35  # share of a card's arithmetic; an assumption, for eager training reaches less: docs/scale.md
 IMAGES = 1_281_167  # of ImageNet
 LARGE = 10**9  # parameters
+LEAST_LINK = 10.0  # GB/s, for large models: PCIe has it, 25 Gbit/s Ethernet has not
 MOST_EXCHANGE = 1.5  # of a parted model, against its arithmetic: about what training hides, and more is dear
 
 
@@ -128,8 +129,14 @@ def way_on(type_: str, load: Load, global_batch: int) -> Accelerator | None:
 
 
 def ways_by_arithmetic(load: Load, global_batch: int) -> tuple[Accelerator, ...]:
-    """The default table of a model: small ones prefer small cards and leave the large cards to large models."""
-    order = list(CARDS) if load.parameters < LARGE else list(reversed(CARDS))
+    """The default table of a model: small ones prefer small cards and leave the large cards to large models.
+
+    These are given no card whose nodes are joined by Ethernet alone: also where each of eight holds a whole model they
+    would wait for its gradients, d24 on A40s for 30 % of the time, at twice the price of H100s (docs/scale.md).
+    """
+    order = list(CARDS)
+    if load.parameters >= LARGE:
+        order = [type_ for type_ in reversed(CARDS) if CARDS[type_].link_gb_s >= LEAST_LINK]
     return tuple(way for type_ in order if (way := way_on(type_, load, global_batch)) is not None)
 
 

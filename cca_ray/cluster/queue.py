@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -25,8 +26,9 @@ NODE_GROUP = "ray.io/node-group"  # the one of nodes that an autoscaler manages
 DEMAND_S = 600.0  # how long the autoscaler is asked for one way before it is asked for the next
 REFUSED_S = 60.0  # how long a way is not tried again that Ray could not start, as when other jobs hold the cards
 GONE_S = 60.0  # after which who no longer asks is out of the queue
+QUIET_S = 60.0  # in which no trial came or went before a card is idle: the next trial takes some time to start
 DEAD_S = 120.0  # after which a study that was not heard of is dead, and holds nothing
-NAME = "queue-3"  # of the actor; the number is that of its methods: studies of other versions wait in their own queue
+NAME = "queue-4"  # of the actor; the number is that of its methods: studies of other versions wait in their own queue
 
 
 @dataclass(frozen=True)
@@ -201,27 +203,42 @@ class CardQueue:
         self.held: dict[str, Placement] = {}
         self.refused: dict[tuple[str, int], float] = {}  # type and number of workers -> until when
         self.heard: dict[str, float] = {}  # study -> when it gave its last sign of life
+        self.moved = time.monotonic()  # when a trial last came or went
 
     def ask(self, key: str, placement: Placement) -> Answer:
         """Whether a trial may start now."""
         if key in self.held:
             return Answer(self.held[key])
         now = time.monotonic()
-        self.alive(study_of(key))
-        self.order.setdefault(key, 1 + max(self.order.values(), default=0))  # some may have left
+        if key not in self.waiting:
+            self.moved = now
         waiting = self.waiting.setdefault(key, Waiting(ways(placement), now, now))
         waiting.asked = now
+        nodes = self.serve(key, now)
+        if key in self.held or not may_grow(nodes):
+            return Answer(self.held.get(key))
+        return Answer(demanded=waiting.ways[int((now - waiting.since) / DEMAND_S) % len(waiting.ways)])
+
+    def ask_last(self, key: str, placement: Placement) -> Placement | None:
+        """The way that what is no trial may take now: it comes behind all trials, and no node is started for it."""
+        now = time.monotonic()
+        if key not in self.held and now - self.moved >= QUIET_S:
+            self.serve(key, now, {key: ways(placement)})
+        return self.held.get(key)
+
+    def serve(self, key: str, now: float, last: Mapping[str, Sequence[Placement]] = MappingProxyType({})) -> list[Node]:
+        """Now that `key` asks, grant what can be: to those that wait, then to `last`. The nodes that there are."""
+        self.alive(study_of(key))
+        self.order.setdefault(key, 1 + max(self.order.values(), default=0))  # some may have left
         for other in [k for k, w in self.waiting.items() if now - w.asked > GONE_S]:
             self.leave(other)
         for other in [k for k in self.order if now - self.heard[study_of(k)] > DEAD_S]:
             self.forget(other)
         nodes = self.nodes()
-        self.held |= (granted := grant(self.wanted(now), list(self.held.values()), nodes))
+        self.held |= (granted := grant({**self.wanted(now), **last}, list(self.held.values()), nodes))
         for other in granted:
             self.leave(other)
-        if key in self.held or not may_grow(nodes):
-            return Answer(self.held.get(key))
-        return Answer(demanded=waiting.ways[int((now - waiting.since) / DEMAND_S) % len(waiting.ways)])
+        return nodes
 
     def wanted(self, now: float) -> dict[str, list[Placement]]:
         """In the order of the queue, what each would take now."""
@@ -240,6 +257,7 @@ class CardQueue:
     def release(self, key: str) -> None:
         """Its cards are free. If it asks again, it has its old place in the queue."""
         self.held.pop(key, None)
+        self.moved = time.monotonic()
         self.leave(key)
 
     def refuse(self, key: str) -> None:

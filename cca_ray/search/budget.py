@@ -9,6 +9,7 @@ import numpy as np
 
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import RungScore
+from cca_ray.search.blocks import few_samples
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ def affordable(limits: Limits, now: float, used: Used, final: float, devices: fl
 
 
 def final_samples(config: StudyConfig) -> tuple[int, int]:
-    """How many images the final comparison scores, if no finalist is surely behind: without guidance, and with it."""
+    """How many images the final comparison scores at most: no finalist and no scale is surely behind.
+
+    Without guidance, and with it.
+    """
     score = config.score
     models, with_winner = score.finalists * (1 + config.search.replicates), bool(score.winner_guidance_scales)
     plain = len(config.control.learning_rates) + score.blocks * (models + 2 + models)  # chosen; base, control, all
-    guided = len(score.guidance_scales + score.winner_guidance_scales) + score.blocks * (1 + with_winner)
-    return score.samples * plain, score.samples * guided
+    scales, few = len(score.guidance_scales + score.winner_guidance_scales), few_samples(config) or 0
+    guided = scales + score.blocks * (1 + with_winner)
+    return score.samples * plain, score.samples * guided + few * scales
 
 
 def final_seconds(config: StudyConfig, rungs: Sequence[RungScore]) -> float:

@@ -1,24 +1,19 @@
 """The end of a study of one size: the best trials, the control and the base, scored again on fresh noise.
 
-What chooses is not what is shown: guidance scales, control and winner are chosen on some blocks of noise, the table
-shows others.  Every score is kept in a file, so that a comparison that was cut short goes on where it was.
+Every score is kept in a file, so that a comparison that was cut short goes on where it was.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from cca_ray.cluster.queue import as_worker
-from cca_ray.cluster.stopping import Stop
-from cca_ray.config import ResolvedStudy, StudyConfig
+from cca_ray.config import ResolvedStudy
 from cca_ray.contracts import (
     COMPARED,
-    FID,
-    OLD_METRICS,
     ROLES,
     Finalist,
     Machine,
@@ -28,20 +23,21 @@ from cca_ray.contracts import (
     SizeSummary,
     TradeOff,
 )
-from cca_ray.evaluation.scoring import Scored
 from cca_ray.placement_config import CPU
 from cca_ray.registry import OBJECTIVES
+from cca_ray.search import blocks
+from cca_ray.search.ahead import Ahead
 from cca_ray.search.arms import Arm
-from cca_ray.search.cards import CardEffect, OnCard, card_effects
+from cca_ray.search.cards import CardEffect, card_effects
 from cca_ray.search.cleaning import WEIGHTS, best_trials
+from cca_ray.search.fresh_scores import Chooser
 from cca_ray.search.records import rung_scores
 from cca_ray.search.standings import Contender, Standing, contested, difference, winner_of
-from cca_ray.search.widening import edge_of_control, edge_of_guidance, edges_of_search, next_scale
+from cca_ray.search.widening import edge_of_control, edge_of_guidance, edges_of_search
 from cca_ray.storage.files import fingerprint
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import to_uri
-from cca_ray.training.job import Job
-from cca_ray.training.tasks import MadeOf, kept_score, score_checkpoint, scored_weights
+from cca_ray.training.tasks import MadeOf, kept_score, scored_weights
 from cca_ray.training.trial import trial_folder
 from cca_ray.verdict import front
 
@@ -88,96 +84,6 @@ def as_contender(trial: FrozenTrial, storage: Path, images: int, study: str) -> 
     return Contender(trial.user_attrs["key"], path, 1.0, tuple(trial.params.items()), images, trial.number)
 
 
-def headline_of(config: StudyConfig) -> str:
-    """The metric that chooses: the first that the search goes by; FID where that is 0.1.0's other metric."""
-    searched = config.search.metrics
-    return FID.name if FID.name in config.score.metrics and set(searched) <= set(OLD_METRICS) else searched[0]
-
-
-def shown_blocks(config: StudyConfig) -> range:
-    """Numbers of the blocks of noise that the table shows: others chose what it shows."""
-    return range(config.score.blocks + 1, 2 * config.score.blocks + 1)
-
-
-def at_scales(contender: Contender, scales: Sequence[float]) -> list[Contender]:
-    return [replace(contender, guidance_scale=scale) for scale in scales]
-
-
-class Scores:
-    """Scores of contenders on blocks of fresh noise, made by all workers that the cluster holds, kept in files."""
-
-    def __init__(self, config: ResolvedStudy, storage: Path, stop: Stop, study: str):
-        """`study`: its id, which another study of the same name would not have."""
-        self.config, self.storage, self.stop, self.study = config, storage, stop, study
-        self.packed = Job(config, config.train, storage).packed()
-        self.on_cards = list[OnCard]()  # what was scored so far, by the metric that chooses
-        self.known = dict[tuple[Contender, int], Scored]()
-
-    def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
-        """Of contenders on the block of this number, from 1; in order. KeyboardInterrupt if it was asked to stop."""
-        unknown = [one for one in dict.fromkeys(wanted) if one not in self.known]
-        self.known.update(zip(unknown, self.make(unknown), strict=True))
-        return [self.known[one] for one in wanted]
-
-    def make(self, wanted: Sequence[tuple[Contender, int]]) -> list[Scored]:
-        task = as_worker(score_checkpoint, self.config.placement)
-        samples, seed, folder = self.config.score.samples, self.config.score.seed, to_uri(self.storage / "scores")
-        refs = []
-        for c, block in wanted:
-            weights = to_uri(c.checkpoint) if c.checkpoint else None
-            noise = (c.guidance_scale, samples, seed + block)
-            refs.append(task.remote(self.packed, folder, c.key, weights, *noise, self.study))
-        found: list[Scored] = self.stop.get(refs)
-        headline = headline_of(self.config)
-        self.on_cards += [
-            OnCard(f"{c.key} {c.guidance_scale:g}", block, scored.card, scored.score.values[headline])
-            for (c, block), scored in zip(wanted, found, strict=True)
-        ]
-        return found
-
-    def standings(self, wanted: Sequence[tuple[Sequence[Contender], Sequence[int]]]) -> list[Standing]:
-        """For every setting, given as all models that were trained with it, how it did on its blocks."""
-        self.of([(c, block) for models, blocks in wanted for c in models for block in blocks])
-        result = []
-        for models, blocks in wanted:
-            rows = [self.of([(c, block) for block in blocks]) for c in models]
-            result.append(Standing.of(models[0], [[s.score for s in row] for row in rows], rows[0][0].images))
-        return result
-
-
-@dataclass(frozen=True)
-class Chooser:
-    """Chooses among contenders by their scores on one block of noise; where there is no choice, nothing is scored."""
-
-    scores: Scores
-    metric: MetricInfo
-    block: int
-
-    def rivals(self, contenders: Sequence[Contender]) -> Sequence[Contender]:
-        """Those among whom there is a choice."""
-        return contenders if len(contenders) > 1 else ()
-
-    def costs_of(self, contenders: Sequence[Contender]) -> list[float]:
-        found = self.scores.of([(contender, self.block) for contender in contenders])
-        return [self.metric.cost(scored.score.values[self.metric.name]) for scored in found]
-
-    def best_of(self, contenders: Sequence[Contender]) -> Contender:
-        if not self.rivals(contenders):
-            return contenders[0]
-        return min(zip(self.costs_of(contenders), contenders, strict=True), key=lambda pair: pair[0])[1]
-
-    def guided(self, contender: Contender, given: Sequence[float], widen: int) -> tuple[Contender, tuple[float, ...]]:
-        """At the best of these scales, and of at most `widen` larger ones while the largest is the best; all tried."""
-        at = dict(zip(given, at_scales(contender, given), strict=True))
-        if len(at) == 1:
-            return at[given[0]], tuple(given)
-        costs = dict(zip(at, self.costs_of(list(at.values())), strict=True))
-        while (further := next_scale(costs, given, widen)) is not None:
-            (at[further],) = at_scales(contender, [further])
-            (costs[further],) = self.costs_of([at[further]])
-        return at[min(costs, key=lambda scale: costs[scale])], tuple(costs)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """The final comparison of one size: standings on the blocks that the table shows; who ties with the winner.
@@ -201,57 +107,47 @@ class Outcome:
 
 def compare(
     config: ResolvedStudy,
-    measured: Sequence[MetricInfo],
     arms: Sequence[Arm],
     replicates: optuna.Study | None,
-    storage: Path,
     images: int,
-    stop: Stop,
-    study: str,
+    ahead: Ahead,
 ) -> Outcome:
     """Base, guided base, control and finalists, chosen on fresh blocks of noise and scored on others.
 
-    `images`: of the token set; `study`: the study's id. Raises ValueError if all trials of an arm failed.
+    `images`: of the token set; `ahead`: scores the base. Raises ValueError if all trials of an arm failed.
     """
-    by_name, score = {arm.name: arm for arm in arms}, config.score
-    metrics = tuple(sorted(measured, key=lambda metric: metric.name != headline_of(config)))
-    headline = metrics[0]
+    by_name, score, storage, study = {arm.name: arm for arm in arms}, config.score, ahead.storage, ahead.scores.study
+    headline = ahead.metrics[0]
 
     def trained_on(trial: FrozenTrial) -> int:
         return images * round(trial.params.get("epochs", config.train.epochs))
 
-    scores = Scores(config, storage, stop, study)
-    choosing, shown = range(1, score.blocks + 1), shown_blocks(config)
-    base = Contender(f"{config.name}-base")
     controls = finalists(by_name["control"], None, storage, trained_on, study)
     best = finalists(by_name["search"], score.finalists, storage, trained_on, study)
     models = {c: [c, *again(c, replicates, storage, study)] for c in best}
-    chooser = Chooser(scores, headline, choosing[0])
+    scores = ahead.open()
+    chooser = Chooser(scores, headline, blocks.choosing_blocks(config)[0])
 
-    at_once = [*(m for some in models.values() for m in some), *chooser.rivals(controls),
-               *chooser.rivals(at_scales(base, score.guidance_scales))]  # fmt: skip
-    scores.of([(contender, choosing[0]) for contender in at_once])  # so that all workers have work
-    first = scores.standings([(models[c], choosing[:1]) for c in best])
+    first = scores.standings(blocks.first(config, list(models.values()), controls))[: len(best)]
     left = [s.contender for s in contested(first, headline)]
-    whole = {s.contender: s for s in scores.standings([(models[c], choosing) for c in left])}
+    whole = {s.contender: s for s in scores.standings(blocks.further(config, [models[c] for c in left]))}
     winner, tied = winner_of(list(whole.values()), headline)
     if not exists(path := Path(winner.contender.checkpoint or "")):
         raise ValueError(
             f"{config.name}: {winner.contender.key} won, but its weights are gone: {to_uri(path)}; {REMEDY}"
         )
-    guided, scales = chooser.guided(base, score.guidance_scales, score.widen_guidance)
-    chosen: dict[Role, Contender] = {"base": base, "guided": guided, "control": chooser.best_of(controls)}
+    chosen: dict[Role, Contender] = {"control": chooser.best_of(controls)}
     if score.winner_guidance_scales:
         chosen["tuned_guided"], _ = chooser.guided(winner.contender, score.winner_guidance_scales, score.widen_guidance)
     ties = [s.contender for s in tied]
-    standings = scores.standings([
-        *(([c], shown) for c in chosen.values()),
-        *((models[c], shown if c in ties else shown[:1]) for c in best),
-    ])  # fmt: skip
-    by_role, of_finalists = dict(zip(chosen, standings, strict=False)), standings[len(chosen) :]
+    standings = scores.standings(blocks.of_trials(config, list(chosen.values()), list(models.values()), ties))
+    base, of_finalists = ahead.result(), standings[len(chosen) :]
+    by_role: dict[Role, Standing] = {"base": base.alone, "guided": base.guided}
+    by_role |= zip(chosen, standings, strict=False)
     by_role["tuned"] = next(s for s in of_finalists if s.contender == winner.contender)
     selection = [whole.get(s.contender, s) for s in first]
-    return Outcome(metrics, by_role, of_finalists, selection, ties, scales, card_effects(scores.on_cards))
+    effects = card_effects([*ahead.scores.on_cards, *scores.on_cards])
+    return Outcome(ahead.metrics, by_role, of_finalists, selection, ties, base.scales, effects)
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path, study: str) -> list[Contender]:

@@ -126,6 +126,7 @@ class Ledger:
         self.halted_at = math.inf  # since when nothing more is begun, by the monotonic clock
         self.stuck = ""  # why, if it is no one's wish
         self.used_up = False
+        self.all_begun = False  # no trial more begins, as far as is known
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Tune pickles what it is given, for a restore that is never asked for: Optuna's storage is the memory."""
@@ -156,17 +157,24 @@ class Ledger:
     def propose(self, trial_id: str) -> TrialInfo | None:
         """The next fine-tuning; None when all arms are done, the budget is used up or the study is stopping."""
         self.settle()
+        self.all_begun = False
         with self.writing():
             for arm in self.arms:
                 if self.halted:
-                    return None
+                    break
                 another = not self.interrupted[arm.name] and arm.name == "search" and arm.begun() < arm.trials
                 if another and not (self.affordable(arm) and self.promising(arm)):
                     continue
                 trial = arm.propose(self.interrupted[arm.name])
                 if trial is not None:
                     return self.begin(trial_id, arm, trial)
+        self.all_begun = not self.undecided()
         return None
+
+    def at_once(self) -> int:
+        """How many trials run or may begin now."""
+        running = len(self.running)
+        return running if self.all_begun else max(running, self.config.search.max_concurrent)
 
     def settle(self) -> None:
         """End the interrupted trials that had come to their end, whose driver was killed before it wrote that down."""

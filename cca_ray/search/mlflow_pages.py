@@ -10,7 +10,8 @@ from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.contracts import ROLES, Role, SizeSummary
 from cca_ray.data.tokens import TokenMeta, TokenSet
 from cca_ray.registry import FAMILIES, metric_info
-from cca_ray.search.final_comparison import Outcome, headline_of
+from cca_ray.search.final_comparison import Outcome
+from cca_ray.search.fresh_scores import headline_of
 from cca_ray.search.records import readable
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import local_path, to_uri

@@ -28,6 +28,7 @@ from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
 from cca_ray.registry import metric_info
 from cca_ray.search.accounts import RunClock
+from cca_ray.search.ahead import Ahead
 from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
 from cca_ray.search.cards import matters
@@ -244,15 +245,15 @@ class SizeStudy:
         if found := ledger.found():
             self.tell(found)
         self.check_weights()
-        if not ledger.done():
-            grid = self.begin_grid()
-            table = self.table_for(config)
-            self.run_all(ledger, lambda train: table, grid)
-        replicates = self.replicate() if config.search.replicates else None
-        context.show(ledger)
-        self.tell("scoring base, guided base, control and finalists on fresh noise")
-        images = len(self.data.labels)
-        return compare(config, self.metrics, self.arms, replicates, context.folder, images, context.stop, self.id)
+        with Ahead(config, self.metrics, context.folder, context.stop, self.id) as ahead:
+            if not ledger.done():
+                grid = self.begin_grid()
+                table = self.table_for(config)
+                self.run_all(ledger, lambda train: table, grid, ahead)
+            replicates = self.replicate(ahead) if config.search.replicates else None
+            context.show(ledger)
+            self.tell("scoring base, guided base, control and finalists on fresh noise")
+            return compare(config, self.arms, replicates, len(self.data.labels), ahead)
 
     def tell(self, line: str) -> None:
         """Say something of this size."""
@@ -300,16 +301,17 @@ class SizeStudy:
     def begin_grid(self) -> BaseGrid:
         return BaseGrid.begun(self.config, self.context.folder, self.base_id)
 
-    def run_all(self, ledger: Ledger, table_of: TableOf, grid: BaseGrid) -> None:
+    def run_all(self, ledger: Ledger, table_of: TableOf, grid: BaseGrid, ahead: Ahead) -> None:
         """The trials that are left, with everyone told who wants to know."""
         context, config = self.context, self.config
         context.doing(config.name, "starting the trials")
         view, picture = LiveView(ledger, context.show), grid.ready(context.stop)
         mlflow = MlflowListener(context.tracker, config, self.key, self.data_set, picture)
         ledger.listeners += [view, Lines(context.say, view), mlflow]
-        run_trials(config, ledger, table_of, context.folder, stop=context.stop)
+        with ahead.beside(ledger):
+            run_trials(config, ledger, table_of, context.folder, stop=context.stop)
 
-    def replicate(self) -> optuna.Study:
+    def replicate(self, ahead: Ahead) -> optuna.Study:
         """Train the finalists again with `search.replicates` other seeds, as trials of an arm of their own."""
         config, context = self.config, self.context
         search = self.search
@@ -327,7 +329,7 @@ class SizeStudy:
         if not ledger.done():
             grid = self.begin_grid()
             tables = {seed: self.table_for(with_seed(config, seed)) for seed in seeds}
-            self.run_all(ledger, lambda train: tables.get(train.seed), grid)
+            self.run_all(ledger, lambda train: tables.get(train.seed), grid, ahead)
         return study
 
     def result(self, outcome: Outcome) -> SizeResult:

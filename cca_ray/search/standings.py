@@ -1,10 +1,10 @@
 """How models did on common blocks of fresh noise: which wins, what ties with it, how far two are apart.
 
-Pure functions of scores; `final_comparison` makes them.
+Pure functions of scores; `fresh_scores` makes them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,6 +60,14 @@ class Standing:
         if len(values) > 1:
             return float(values.mean(1).std(ddof=1))
         return float(np.sqrt(np.mean([jackknife_error(without) ** 2 for without in self.without[metric][0]])))
+
+    def unbiased(self) -> "Standing":
+        """What many images should give: that there are few adds to a FID, and the jackknife tells how much."""
+        values = dict(self.values)
+        for name, without in self.without.items():
+            if (groups := without.shape[-1]) > 1:
+                values[name] = groups * values[name] - (groups - 1) * without.mean(-1)
+        return replace(self, values=values)
 
     def beside(self, other: "Standing", metric: str) -> Estimate:
         """The difference of the means, self - other, on the same blocks of noise.

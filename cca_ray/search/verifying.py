@@ -12,7 +12,8 @@ from cca_ray.errors import ConfigError
 from cca_ray.evaluation.estimate import Estimate
 from cca_ray.evaluation.scoring import Scored, load_base, protocol_of, score, scoring_of
 from cca_ray.models.parallel import Group, for_sampling
-from cca_ray.search.final_comparison import shown_blocks, weights_of
+from cca_ray.search.blocks import shown_blocks
+from cca_ray.search.final_comparison import weights_of
 from cca_ray.search.standings import Contender, Standing
 from cca_ray.storage.files import fingerprint
 from cca_ray.storage.mirror import exists

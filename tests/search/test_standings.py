@@ -196,3 +196,13 @@ def test_a_contender_of_which_nothing_is_said_is_the_base_without_guidance():
     base = Contender("base")
     assert (base.guidance_scale, base.images, base.checkpoint) == (1.0, 0, None)  # nothing was trained
     assert base.number < 0  # no trial's
+
+
+def test_few_images_are_taken_for_many():
+    """What is too high by 9 / images, in ten groups."""
+    images = 100
+    value, without = 2.0 + 9 / images, np.full((1, 1, 10), 2.0 + 9 / (images - images // 10))
+    few = Standing(Contender("base"), {"fid": np.array([[value]])}, {"fid": without}, np.empty(0))
+    assert few.unbiased().mean("fid") == pytest.approx(2.0)
+    alone = Standing(few.contender, few.values, {"fid": np.full((1, 1, 1), value)}, few.images)
+    assert alone.unbiased().mean("fid") == value

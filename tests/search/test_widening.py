@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -12,9 +13,10 @@ from cca_ray.config import MOST_GUIDANCE, Range, StudyConfig
 from cca_ray.contracts import FID, Edge
 from cca_ray.inputs import find_space
 from cca_ray.search.arms import open_arms
-from cca_ray.search.final_comparison import Chooser
+from cca_ray.search.blocks import FEW, Wanted
+from cca_ray.search.fresh_scores import Chooser
 from cca_ray.search.ledger import Ledger
-from cca_ray.search.standings import Contender
+from cca_ray.search.standings import Contender, Standing
 from cca_ray.search.widening import (
     edge_of_control,
     edge_of_guidance,
@@ -72,15 +74,25 @@ def test_guidance_widens_upwards_alone_and_no_further_than_logits_bear():
 
 
 class Known:
-    """Scores that depend on the scale alone, and which of them were asked for."""
+    """Scores that depend on the scale alone, and which of them were asked for, of how many images.
 
-    def __init__(self, best: float):
-        self.best, self.asked = best, list[float]()
+    Of few images FID is higher, by the same at all scales, and has an error.
+    """
 
-    def of(self, wanted: Sequence[tuple[Contender, int]]) -> list[SimpleNamespace]:
-        scales = [contender.guidance_scale for contender, _ in wanted]
-        self.asked += scales
-        return [SimpleNamespace(score=SimpleNamespace(values={"fid": abs(scale - self.best)})) for scale in scales]
+    def __init__(self, best: float, samples: int = 1800):
+        self.best, self.asked = best, list[tuple[float, int]]()
+        self.config = SimpleNamespace(score=SimpleNamespace(samples=samples))
+
+    def standings(self, wanted: Sequence[Wanted]) -> list[Standing]:
+        found = []
+        for (contender,), _, samples in wanted:
+            ask = (contender.guidance_scale, samples or self.config.score.samples)
+            self.asked += [ask] if ask not in self.asked else []
+            value, noise = abs(ask[0] - self.best), np.random.default_rng(round(100 * ask[0])).normal(0, 0.01, 10)
+            value += 20_000 / ask[1]
+            without = {"fid": (value + noise - noise.mean())[None, None]}
+            found.append(Standing(contender, {"fid": np.array([[value]])}, without, np.empty(0)))
+        return found
 
 
 @pytest.mark.parametrize(
@@ -93,7 +105,21 @@ def test_the_guided_base_is_that_of_the_best_scale_also_beyond_those_given(
     known = Known(best)
     found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5, 2.0, 3.0), 3)  # type: ignore[arg-type]
     assert (found.guidance_scale, scales) == (chosen, tried)
-    assert tuple(known.asked) == tried  # each once
+    assert known.asked == [(scale, 1800) for scale in tried]  # each once
+
+
+def test_few_images_tell_which_scales_are_worth_a_whole_block():
+    known = Known(2.24, samples=50_000)
+    found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5, 2.0, 2.5, 3.0), 3)  # type: ignore[arg-type]
+    assert (found.guidance_scale, scales) == (2.0, (1.5, 2.0, 2.5, 3.0))
+    assert known.asked == [*((scale, FEW) for scale in scales), (2.0, 50_000), (2.5, 50_000)]
+
+
+def test_where_few_images_leave_one_scale_no_block_is_scored_and_the_grid_still_widens():
+    known = Known(5.0, samples=50_000)
+    found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5, 2.0, 3.0), 3)  # type: ignore[arg-type]
+    assert (found.guidance_scale, scales) == (5.0, (1.5, 2.0, 3.0, 5.0, 9.0))
+    assert known.asked == [(scale, FEW) for scale in scales]
 
 
 def test_one_scale_is_a_choice_and_costs_no_score():
