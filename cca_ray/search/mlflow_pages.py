@@ -21,6 +21,7 @@ from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import JUDGED, WORDS, compared, ties, told, verdict, why_another
 
+SHARED_VIEW = "mlflow.sharedViewState."  # begins the names of tags that hold a view of the table of runs
 CHAMPION = "champion"  # alias of the winner among the versions of its registered model
 
 
@@ -111,11 +112,34 @@ def note_of_trials(parent: str) -> str:
     )
 
 
+def name_of_view(study: str) -> str:
+    return f"cca_ray-{study}"
+
+
+def view_of_trials(config: StudyConfig, study: str) -> dict[str, str]:
+    """A tag of the experiment: the table of a study's completed trials, the best first, with settings and scores.
+
+    It is one of those that the browser's own Share button leaves. A link alone would show no settings and no scores.
+    """
+    metric = metric_info(headline_of(config))
+    columns = {
+        "tags": ["size", "winner"],
+        "params": list(config.search.space),
+        "metrics": [*map(evaluated, config.score.metrics), final(metric.name)],
+    }
+    view = {
+        "searchFilter": f"tags.study = '{study}' and tags.arm = 'search' and attributes.status = 'FINISHED'",
+        "orderByKey": f"metrics.`{evaluated(metric.name)}`",
+        "orderByAsc": metric.lower_is_better,
+        "selectedColumns": [f"{kind}.`{name}`" for kind, names in columns.items() for name in names],
+    }
+    return {f"{SHARED_VIEW}{name_of_view(study)}": json.dumps(view)}
+
+
 def link_to_trials(tracker: Tracker, study: str) -> str:
-    """What opens the table of a study's completed trials in MLflow's browser, best FID first."""
-    query = f"tags.study = '{study}' and tags.arm = 'search' and attributes.status = 'FINISHED'"
-    order = "orderByKey=metrics.%60fid%60&orderByAsc=true"
-    return f"{tracker.page}/#/experiments/{tracker.experiment_id}/runs?searchFilter={quote(query)}&{order}"
+    """What opens that table in MLflow's browser, among the pages for model training."""
+    shared = f"viewStateShareKey={quote(name_of_view(study), safe='')}&workflowType=machine_learning"
+    return f"{tracker.page}/#/experiments/{tracker.experiment_id}/runs?{shared}"
 
 
 def show_unfinished(tracker: Tracker, parent: str, how: str) -> None:

@@ -52,6 +52,7 @@ from cca_ray.search.mlflow_pages import (
     registered_name,
     show_outcome,
     show_unfinished,
+    view_of_trials,
 )
 from cca_ray.search.ray_tune import TableOf, run_trials
 from cca_ray.search.records import ENDED, KEEP_S, METRICS, readable, used_device_seconds
@@ -262,7 +263,7 @@ class SizeStudy:
     def open_mlflow_run(self) -> None:
         """The size's own run; those of its trials that a killed study had left open are closed."""
         config, tracker, key = self.config, self.context.tracker, self.key
-        tracker.describe(experiment_tags(config))
+        tracker.describe({**experiment_tags(config), **view_of_trials(config, self.context.name)})
         tags = {"study": self.context.name, "family": config.base.family, "dataset": self.data_set.name}
         if self.learnt.sizes:
             tags["learnt_from"] = str(self.learnt)
