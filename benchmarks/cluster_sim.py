@@ -80,7 +80,7 @@ class Plan:
     trials: int | None = None  # of a size; None: as the files say
     max_concurrent: int | None = None  # trials of one size at a time; None: as the files say
     side_by_side: bool = False  # all sizes of a family at once; else from small to large. Families are side by side
-    ahead: bool = True  # the base is scored beside trials; else after them
+    ahead: bool = True  # the base is scored beside the last trials; else after them
     seed: int = 0
     start_delay: float = 5 * MINUTE  # from the autoscaler's wish to a node that works; paid
     idle: float = 10 * MINUTE  # before a node is given back (cluster.yaml)
@@ -259,21 +259,22 @@ class Study:
         """What may begin now. When there is nothing more, and nothing open, the study has ended."""
         while self.stages and not self.open and not self.stages[0][0]:
             self.stages.popleft()
-        jobs = self.next_of_base()
+        jobs: list[Job] = []
         if self.stages:
             waiting, most = self.stages[0]
-            new = [waiting.popleft() for _ in range(min(most - self.open, len(waiting)))]
-            self.open += len(new)
-            jobs = [*new, *jobs]
-        elif not self.base_stages:
+            jobs = [waiting.popleft() for _ in range(min(most - self.open, len(waiting)))]
+            self.open += len(jobs)
+        jobs += self.next_of_base()
+        if not self.stages and not self.base_stages:
             self.ended = now
         return jobs
 
     def next_of_base(self) -> list[Job]:
-        """From the first trial on, or after the last."""
+        """Once all trials have begun, or after the last."""
         while self.base_stages and not self.base_open and not self.base_stages[0]:
             self.base_stages.popleft()
-        if not self.base_stages or len(self.stages) > AFTER_TRIALS + self.plan.ahead:
+        all_begun = len(self.stages) == AFTER_TRIALS + 1 and not self.stages[0][0]
+        if not self.base_stages or (self.searches and not (self.plan.ahead and all_begun)):
             return []
         jobs = list(self.base_stages[0])
         self.base_stages[0].clear()

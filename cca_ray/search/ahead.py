@@ -53,13 +53,19 @@ def free_now(placement: Placement) -> bool:
 
 @dataclass(frozen=True)
 class LastInQueue:
-    """On one card, behind all trials that wait for cards, of whatever study."""
+    """On one card, behind all trials that wait for cards, of whatever study.
+
+    Not before the last trial of this size has begun: one that finds a card less takes a slower way for hours.
+    """
 
     placer: Any  # the actor that keeps the queue
     placement: Placement
     storage: Path
+    all_begun: Callable[[], bool]
 
     def take(self, name: str) -> Placement | None:
+        if not self.all_begun():
+            return None
         ones = [way.model_copy(update={"workers": 1}) for way in self.placement.accelerators]
         alone = self.placement.model_copy(update={"accelerators": tuple(ones)})
         way: Placement | None = ray.get(self.placer.ask_last.remote(self.key(name), alone))
@@ -74,7 +80,7 @@ class LastInQueue:
 
 def room_beside(ledger: Ledger, placement: Placement, storage: Path) -> Room:
     if placement.accelerators:
-        return LastInQueue(queue_of_the_cluster(), placement, storage)
+        return LastInQueue(queue_of_the_cluster(), placement, storage, lambda: ledger.all_begun)
     return BesideTrials(ways(placement)[0], ledger.at_once)
 
 

@@ -3,19 +3,20 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
-from cca_ray.cluster.placement import ways
+from cca_ray.cluster.placement import accelerator_of, ways
 from cca_ray.cluster.queue import QUIET_S, CardQueue, Node
 from cca_ray.cluster.stopping import Stop
 from cca_ray.config import ResolvedStudy
 from cca_ray.contracts import FID
 from cca_ray.placement_config import Placement
 from cca_ray.search import ahead
-from cca_ray.search.ahead import Ahead, BaseStandings, BesideTrials
+from cca_ray.search.ahead import Ahead, BaseStandings, BesideTrials, LastInQueue
 from cca_ray.search.fresh_scores import Block, Nowhere, Scores
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.standings import Contender
@@ -91,6 +92,25 @@ def test_what_is_no_trial_comes_behind_all_trials_once_they_are_quiet(monkeypatc
     queue.forget("s/base")
     clock[0] += QUIET_S
     assert queue.ask_last("s/other", one) == ways(one)[0]
+
+
+def test_no_card_is_asked_for_before_the_last_trial_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun, asked = [False], list[str]()
+
+    def ask(key: str, placement: Placement) -> Placement:
+        asked.append(key)
+        return ways(placement)[0]
+
+    monkeypatch.setattr(ahead.ray, "get", lambda answer: answer)
+    placer = SimpleNamespace(ask_last=SimpleNamespace(remote=ask))
+    room = LastInQueue(placer, table(("H100", 4), ("A40", 8)), tmp_path, lambda: begun[0])
+    assert room.take("base-1.5") is None
+    assert not asked
+    begun[0] = True
+    way = room.take("base-1.5")
+    assert way is not None
+    assert (accelerator_of(way), way.workers) == ("H100", 1)
+    assert asked == [str(tmp_path / "trials" / "base-1.5")]
 
 
 class OneSeat(Nowhere):
