@@ -4,7 +4,6 @@ cca-ray prepare imagenet/train --tokenizer vq_ds16_c2i.pt --out lg384
 cca-ray prepare imagenet/train --family var --tokenizer vae.pth --out var256
 cca-ray prepare imagenet/val --features inception.pth --reference val256.npz
 cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384     what the official code made
-cca-ray prepare photos --family llamagen_t2i --tokenizer vq_ds16_t2i.pt --text-features t5 --out t2i256     captions
 """
 
 import json
