@@ -21,6 +21,7 @@ def test_hours_of_training_and_of_scoring_are_those_of_the_simulation(name: str)
     """But for the time to add up FIDs."""
     study = Study(simulated(name), Plan(fid=0.0))
     jobs = [job for stage, _ in study.all_stages() for job in stage]
+    jobs += [job for stage in study.all_base_stages() for job in stage]
     config, work = study.config, Work.of(study.config)
     ways_by_card = {accelerator_of(way): way for way in ways(config.placement)}
     for speed in speeds_by_arithmetic(config):

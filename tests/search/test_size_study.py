@@ -129,6 +129,7 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     space = {"lambda": {"low": 0.5, "high": 10}, "learning_rate": {"low": 1e-4, "high": 0.3}}
     points = [{"lambda": 2.0, "learning_rate": 2e-3}]
     search = {"trials": 5, "grace_trials": 1, "keep": 0.2, "space": space, "first_points": points, "max_concurrent": 1}
+    search["sampler"] = "tpe"  # it begins with draws over the whole space: a rung has something to stop
     config = make_study(search=search, control={"learning_rates": [5e-4, 1e-3], "widen": 1})
     summary = run(study, config).summary
     trials = study.trials()
