@@ -48,6 +48,7 @@ def test_a_benchmark_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert measured(tmp_path / "raw.csv")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ON_RAY)
 def test_a_benchmark_runs_on_ray(name: str, ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     test_a_benchmark_runs(name, tmp_path, capsys)

@@ -217,7 +217,7 @@ def outcome(path: Path) -> dict[str, Any]:
     return {key: size[key] for key in ("trials", "winner", "finalists", "models", "protocol")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_study_whose_machine_was_lost_goes_on_on_another_to_the_same_result(
     base_files: BaseFiles, tmp_path: Path, template: str

@@ -76,6 +76,7 @@ def test_a_trial_leaves_the_model_alone(model: Model, monkeypatch: pytest.Monkey
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: apt-get install g++")
 def test_blocks_of_var_compile_with_dropout(model: Model):
     """Those of LlamaGen: tests/training/test_loop.py."""
