@@ -28,7 +28,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 MADE_OF = DOCS / "pictures.json"
 SIZE = "digits_m"  # whose samples and pages are shown
 WIDTH = 1200  # pixels of a picture of MLflow
-HEIGHTS = {"size": (860, 860), "trial": (3200, 2330)}  # of the browser's window, and how much of it is kept
+HEIGHTS = {"size": (1010, 860), "trial": (3200, 2330)}  # of the browser's window, and how much of the page is kept
 CHARTS = {"size": 0, "trial": 8}
 SHOWN = {"size": ("final/fid_cca", "Logged models"), "trial": ("loss", "fid", "samples")}
 

@@ -290,7 +290,6 @@ def test_the_figures_of_the_readmes_sentences_are_those_of_its_raw_results():
     assert worse == f"{100 * max(row.fid_cca / row.fid_guided - 1 for row in rows if row.size == 'digits_var'):.0f}"
 
 
-@pytest.mark.xfail(strict=True, reason="they are still of a study that is not in the table; take this away with them")
 def test_the_readmes_pictures_are_of_a_study_of_its_table():
     made = pictures.MadeOf.model_validate_json(pictures.MADE_OF.read_bytes())
     which = (made.arithmetic, made.base, made.seed, made.commit)
