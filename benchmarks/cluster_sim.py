@@ -226,7 +226,7 @@ class Study:
         """Two guidance scales, an assumption, are not told apart by few images."""
         config, base = self.config, Contender("base")
         scales = blocks.at_scales(base, config.score.guidance_scales)
-        contested = blocks.of_scales(config, scales[:2])
+        contested = blocks.choosing(config, scales[:2])
         guided = blocks.of_guided_base(config, scales[0])
         return self.scored_once(blocks.of_base(config, base), contested, guided, of_base=True)
 

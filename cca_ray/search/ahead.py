@@ -141,7 +141,7 @@ class Ahead:
 
     def score(self) -> BaseStandings:
         config, base = self.config, Contender(f"{self.config.name}-base")
-        chooser = Chooser(self.scores, self.metrics[0], blocks.choosing_blocks(config)[0])
+        chooser = Chooser(self.scores, self.metrics[0])
         alone, *_ = self.scores.standings(blocks.of_base(config, base))
         guided, scales = chooser.guided(base, config.score.guidance_scales, config.score.widen_guidance)
         (at_best,) = self.scores.standings(blocks.of_guided_base(config, guided))

@@ -45,10 +45,15 @@ def rivals(contenders: Sequence[Contender]) -> Sequence[Contender]:
     return contenders if len(contenders) > 1 else ()
 
 
+def choosing(config: StudyConfig, contenders: Sequence[Contender], samples: int | None = None) -> list[Wanted]:
+    """What tells the best of these. `samples`: see `Wanted`."""
+    return [Wanted([contender], choosing_blocks(config)[:1], samples) for contender in rivals(contenders)]
+
+
 def first(config: StudyConfig, finalists: Sequence[Sequence[Contender]], controls: Sequence[Contender]) -> list[Wanted]:
     """What tells which finalists may still win, and which control is the best."""
     block = choosing_blocks(config)[:1]
-    return [*(Wanted(models, block) for models in finalists), *(Wanted([c], block) for c in rivals(controls))]
+    return [*(Wanted(models, block) for models in finalists), *choosing(config, controls)]
 
 
 def further(config: StudyConfig, contested: Sequence[Sequence[Contender]]) -> list[Wanted]:
@@ -58,16 +63,8 @@ def further(config: StudyConfig, contested: Sequence[Sequence[Contender]]) -> li
 
 def of_base(config: StudyConfig, base: Contender) -> list[Wanted]:
     """What needs no trial: scales to choose among, and the base's row of the table."""
-    scales = rivals(at_scales(base, config.score.guidance_scales))
-    return [
-        Wanted([base], shown_blocks(config)),
-        *(Wanted([c], choosing_blocks(config)[:1], few_samples(config)) for c in scales),
-    ]
-
-
-def of_scales(config: StudyConfig, contested: Sequence[Contender]) -> list[Wanted]:
-    """What tells the best of those scales that few images do not tell apart."""
-    return [Wanted([c], choosing_blocks(config)[:1]) for c in rivals(contested)]
+    scales = at_scales(base, config.score.guidance_scales)
+    return [Wanted([base], shown_blocks(config)), *choosing(config, scales, few_samples(config))]
 
 
 def of_guided_base(config: StudyConfig, guided: Contender) -> list[Wanted]:

@@ -126,7 +126,7 @@ def compare(
     best = finalists(by_name["search"], score.finalists, storage, trained_on, study)
     models = {c: [c, *again(c, replicates, storage, study)] for c in best}
     scores = ahead.open()
-    chooser = Chooser(scores, headline, blocks.choosing_blocks(config)[0])
+    chooser = Chooser(scores, headline)
 
     first = scores.standings(blocks.first(config, list(models.values()), controls))[: len(best)]
     left = [s.contender for s in contested(first, headline)]

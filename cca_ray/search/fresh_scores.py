@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ray
 
@@ -17,7 +17,7 @@ from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.contracts import FID, OLD_METRICS, MetricInfo
 from cca_ray.evaluation.scoring import Scored
 from cca_ray.placement_config import Placement
-from cca_ray.search.blocks import Wanted, at_scales, few_samples, rivals
+from cca_ray.search.blocks import Wanted, at_scales, choosing, few_samples, rivals
 from cca_ray.search.cards import OnCard
 from cca_ray.search.standings import Contender, Standing, contested
 from cca_ray.search.widening import next_scale
@@ -91,12 +91,11 @@ class Scores:
         """In order: of each one's models on its blocks. KeyboardInterrupt if it was asked to stop."""
         whole = self.config.score.samples
         asked = [[[Block(c, n, w.samples or whole) for n in w.numbers] for c in w.models] for w in wanted]
-        unknown = [b for rows in asked for row in rows for b in row if b not in self.known]
-        unknown = list(dict.fromkeys(unknown))
-        self.known.update(zip(unknown, self.make(unknown), strict=True))
+        unknown = dict.fromkeys(b for rows in asked for row in rows for b in row if b not in self.known)
+        self.known |= self.make(list(unknown))
         return [[[self.known[block] for block in row] for row in rows] for rows in asked]
 
-    def make(self, wanted: Sequence[Block]) -> list[Scored]:
+    def make(self, wanted: Sequence[Block]) -> dict[Block, Scored]:
         try:
             found = self.made(list(wanted))
         except BaseException:
@@ -108,10 +107,10 @@ class Scores:
                 model = f"{block.contender.key} {block.contender.guidance_scale:g}"
                 value = found[block].score.values[headline]
                 self.on_cards.append(OnCard(model, block.number, found[block].card, value))
-        return [found[block] for block in wanted]
+        return found
 
     def made(self, waiting: list[Block]) -> dict[Block, Scored]:
-        found = dict[Block, Scored]()
+        found, tasks = dict[Block, Scored](), dict[Placement, Any]()  # Ray takes a task's code along once
         while waiting or self.running:
             self.stop.check()
             if self.left.is_set():
@@ -119,7 +118,9 @@ class Scores:
             room = self.room
             while waiting and (way := room.take(self.name(waiting[0]))) is not None:
                 block = waiting.pop(0)
-                self.running[self.begin(block, way)] = (block, room)
+                if way not in tasks:
+                    tasks[way] = as_worker(score_checkpoint, way)
+                self.running[self.begin(block, tasks[way])] = (block, room)
             if not self.running:
                 time.sleep(LOOK_S)
                 continue
@@ -133,12 +134,11 @@ class Scores:
         contender, number, samples = block
         return f"{contender.key}-{contender.guidance_scale:g}-{number}-{samples}"
 
-    def begin(self, block: Block, placement: Placement) -> ray.ObjectRef:
+    def begin(self, block: Block, task: Any) -> ray.ObjectRef:
         contender, number, samples = block
         seed, folder = self.config.score.seed, to_uri(self.storage / "scores")
         weights = to_uri(contender.checkpoint) if contender.checkpoint else None
         noise = (contender.guidance_scale, samples, seed + number)
-        task = as_worker(score_checkpoint, placement)
         ref: ray.ObjectRef = task.remote(self.packed, folder, contender.key, weights, *noise, self.study)
         return ref
 
@@ -167,10 +167,9 @@ class Chooser:
 
     scores: Scores
     metric: MetricInfo
-    block: int
 
     def costs_of(self, contenders: Sequence[Contender]) -> list[float]:
-        found = self.scores.standings([Wanted([contender], [self.block]) for contender in contenders])
+        found = self.scores.standings(choosing(self.scores.config, contenders))
         return [self.metric.cost(standing.mean(self.metric.name)) for standing in found]
 
     def best_of(self, contenders: Sequence[Contender]) -> Contender:
@@ -183,7 +182,7 @@ class Chooser:
         few = few_samples(self.scores.config)
         if few is None:
             return contenders
-        found = self.scores.standings([Wanted([contender], [self.block], few) for contender in contenders])
+        found = self.scores.standings(choosing(self.scores.config, contenders, few))
         return [standing.contender for standing in contested([s.unbiased() for s in found], self.metric)]
 
     def costs_by_scale(self, contenders: Sequence[Contender]) -> dict[float, float]:

@@ -81,7 +81,7 @@ class Known:
 
     def __init__(self, best: float, samples: int = 1800):
         self.best, self.asked = best, list[tuple[float, int]]()
-        self.config = SimpleNamespace(score=SimpleNamespace(samples=samples))
+        self.config = SimpleNamespace(score=SimpleNamespace(samples=samples, blocks=3))
 
     def standings(self, wanted: Sequence[Wanted]) -> list[Standing]:
         found = []
@@ -103,28 +103,28 @@ def test_the_guided_base_is_that_of_the_best_scale_also_beyond_those_given(
     best: float, chosen: float, tried: tuple[float, ...]
 ):
     known = Known(best)
-    found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5, 2.0, 3.0), 3)  # type: ignore[arg-type]
+    found, scales = Chooser(known, FID).guided(Contender("base"), (1.5, 2.0, 3.0), 3)  # type: ignore[arg-type]
     assert (found.guidance_scale, scales) == (chosen, tried)
     assert known.asked == [(scale, 1800) for scale in tried]  # each once
 
 
 def test_few_images_tell_which_scales_are_worth_a_whole_block():
     known = Known(2.24, samples=50_000)
-    found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5, 2.0, 2.5, 3.0), 3)  # type: ignore[arg-type]
+    found, scales = Chooser(known, FID).guided(Contender("base"), (1.5, 2.0, 2.5, 3.0), 3)  # type: ignore[arg-type]
     assert (found.guidance_scale, scales) == (2.0, (1.5, 2.0, 2.5, 3.0))
     assert known.asked == [*((scale, FEW) for scale in scales), (2.0, 50_000), (2.5, 50_000)]
 
 
 def test_where_few_images_leave_one_scale_no_block_is_scored_and_the_grid_still_widens():
     known = Known(5.0, samples=50_000)
-    found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5, 2.0, 3.0), 3)  # type: ignore[arg-type]
+    found, scales = Chooser(known, FID).guided(Contender("base"), (1.5, 2.0, 3.0), 3)  # type: ignore[arg-type]
     assert (found.guidance_scale, scales) == (5.0, (1.5, 2.0, 3.0, 5.0, 9.0))
     assert known.asked == [(scale, FEW) for scale in scales]
 
 
 def test_one_scale_is_a_choice_and_costs_no_score():
     known = Known(9.0)
-    found, scales = Chooser(known, FID, 1).guided(Contender("base"), (1.5,), 3)  # type: ignore[arg-type]
+    found, scales = Chooser(known, FID).guided(Contender("base"), (1.5,), 3)  # type: ignore[arg-type]
     assert (found.guidance_scale, scales, known.asked) == (1.5, (1.5,), [])
 
 
