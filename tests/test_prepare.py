@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -312,16 +313,15 @@ def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: 
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    arguments: list[str], message: str, photos: Path, tokenizer: Path, tmp_path: Path, capsys,
-    monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    assert_refused([{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments], message, capsys)
+    arguments: list[str], message: str, photos: Path, tokenizer: Path, tmp_path: Path, capsys
+):
+    with chdir(tmp_path):
+        assert_refused(arguments, message, capsys, PHOTOS=photos, TOKENIZER=tokenizer)
 
 
-def assert_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """In one line, and nothing is left here."""
-    outcome = invoke(prepare.main, arguments, capsys)
+def assert_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], **paths: Path) -> None:
+    """In one line, and nothing is left here. `paths`: what words of the arguments stand for."""
+    outcome = invoke(prepare.main, [str(paths.get(word, word)) for word in arguments], capsys)
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,7 @@ T2I = ["PHOTOS", "--family", "llamagen_t2i", "--tokenizer", "TOKENIZER", "--out"
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    arguments: list[str], message: str, photos: Path, tokenizer: Path, tmp_path: Path, capsys,
-    monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    assert_refused([{"PHOTOS": str(photos), "TOKENIZER": str(tokenizer)}.get(a, a) for a in arguments], message, capsys)
+    arguments: list[str], message: str, photos: Path, tokenizer: Path, tmp_path: Path, capsys
+):
+    with chdir(tmp_path):
+        assert_refused(arguments, message, capsys, PHOTOS=photos, TOKENIZER=tokenizer)
