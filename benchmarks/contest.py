@@ -11,6 +11,7 @@ the same landscapes, windows of them and luck, and answers with the completed tr
 short goes on: what --raw has is not simulated again.
 """
 
+import argparse
 import csv
 import itertools
 import logging
@@ -18,7 +19,8 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -330,9 +332,26 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=32.0, help="whole trials")
     parser.set_defaults(raw=RESULTS)
     arguments = parser.parse_args(words)
+    with silence():
+        contest(arguments)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Neither the ways nor what they import say anything meanwhile; afterwards they may as before."""
+    disabled, verbosity = logging.root.manager.disable, optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(disabled)
+        optuna.logging.set_verbosity(verbosity)
+
+
+def contest(arguments: argparse.Namespace) -> None:
+    """Simulate what has not been, and show the table of all."""
     known = landscapes(arguments.table)
     names = arguments.landscapes or list(known)
     if arguments.smoke:

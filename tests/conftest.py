@@ -1,6 +1,7 @@
 """What several tests share: one tiny real base, made once; studies on it; one local Ray."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from hypothesis import settings
@@ -56,6 +58,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_silence_left() -> Iterator[None]:
+    """What one test turned off for the whole process, later ones would miss, in some orders."""
+    verbosity = optuna.logging.get_verbosity()
+    yield
+    assert logging.root.manager.disable == 0
+    assert optuna.logging.get_verbosity() == verbosity
 
 
 @pytest.fixture(autouse=True)
