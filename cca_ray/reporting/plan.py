@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from optuna.trial import TrialState
 
@@ -13,7 +14,7 @@ from cca_ray.models.official import parameters
 from cca_ray.placement_config import CPU
 from cca_ray.reporting.lessons import would_learn
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study, studies_in
-from cca_ray.search.forecast import HOUR, Speed, Work, at_once, speeds_by_arithmetic, wall_hours
+from cca_ray.search.forecast import HOUR, Speed, Work, at_once, speed_on_a_core, speeds_by_arithmetic, wall_hours
 from cca_ray.search.records import ENDED_NAMES, device_seconds_of
 from cca_ray.storage.uris import is_copy, local_path, to_uri
 from cca_ray.training.small_networks import blank_model, blank_tokenizer
@@ -40,7 +41,7 @@ def plan_of(
     for config in configs:
         before = size_named(config.name, [study] if study else [])
         other = next((study for study in known if size_named(config.name, [study])), None)
-        speeds = speeds_by_arithmetic(config)
+        speeds = speeds_unmeasured(config)
         if other and (measured := speeds_measured(config, size_named(config.name, [other]), other.name)):
             speeds = [*measured, *(speed for speed in speeds if speed.card not in {m.card for m in measured})]
         done = sum(t.state in ENDED_NAMES for t in before.trials) if before else 0
@@ -94,6 +95,14 @@ def trials(config: StudyConfig) -> str:
 
 def rungs(config: StudyConfig) -> str:
     return ", ".join(f"{rung.samples:,} images at {100 * rung.at:.3g} %" for rung in config.rungs) + " of a trial"
+
+
+def speeds_unmeasured(config: StudyConfig) -> list[Speed]:
+    """By arithmetic: of an official size on the cards of its table, of an embedded one on a core; of others none."""
+    if config.base.embedded is None:
+        return speeds_by_arithmetic(config)
+    base = embedded_base(config)
+    return [speed_on_a_core(base.parameters, base.tokens, base.images * config.train.epochs)]
 
 
 def speeds_measured(config: StudyConfig, like: SizeResults | None, study: str) -> list[Speed]:
@@ -193,7 +202,7 @@ def disk(config: StudyConfig) -> str:
         path = local_path(config.base.checkpoint)
         weights = float(path.stat().st_size) if path.is_file() else 0.0
     else:
-        weights = 4.0 * parameters_of(config)
+        weights = 4.0 * embedded_base(config).parameters
     if not weights:
         return "unknown: the base's weights are not on this machine"
     copies = 1 + 3 + bool(config.train.ema_decay)
@@ -204,9 +213,17 @@ def disk(config: StudyConfig) -> str:
     return f"about {whole / size:.2g} {unit} ({count} trials × {of_each})"
 
 
-def parameters_of(config: StudyConfig) -> int:
-    """Of the embedded base, which need not be there yet."""
+class EmbeddedBase(NamedTuple):
+    """Of a base that need not be made yet. `tokens`: an image; `images`: with all variants."""
+
+    parameters: int
+    tokens: int
+    images: int
+
+
+def embedded_base(config: StudyConfig) -> EmbeddedBase:
     family, images = family_of(config.base.family), digits()
     tokenizer = blank_tokenizer(family, config.pretrain)
     length = tokenizer.config.length(config.pretrain.image_size)
-    return parameters(blank_model(family, config.base.size, tokenizer, len(images.class_names), length))
+    model = blank_model(family, config.base.size, tokenizer, len(images.class_names), length)
+    return EmbeddedBase(parameters(model), length, len(images.images) * config.pretrain.variants)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cca_ray.cluster.queue import Node
 from cca_ray.inputs import find_space
-from cca_ray.reporting.plan import parameters_of, plan_of, words
+from cca_ray.reporting.plan import embedded_base, plan_of, words
 from cca_ray.space_file import load_config
 from tests.studies import make_study
 
@@ -58,4 +58,5 @@ def test_the_cluster_decides_how_many_run_at_a_time(tmp_path: Path):
 
 
 def test_the_weights_are_those_of_the_base_that_would_be_made():
-    assert parameters_of(load_config(find_space("digits_s"))) == 43_520
+    assert embedded_base(load_config(find_space("digits_s"))) == (43_520, 16, 1797)
+    assert embedded_base(load_config(find_space("digits_var"))) == (4_266, 30, 8 * 1797)

@@ -8,7 +8,7 @@ from cca_ray.cluster.placement import accelerator_of, ways
 from cca_ray.cluster.queue import Node
 from cca_ray.config import StudyConfig
 from cca_ray.inputs import find_space
-from cca_ray.search.forecast import Speed, Work, speeds_by_arithmetic, wall_hours
+from cca_ray.search.forecast import Speed, Work, speed_on_a_core, speeds_by_arithmetic, wall_hours
 from cca_ray.space_file import load_config
 
 
@@ -40,6 +40,22 @@ def test_hours_of_training_and_of_scoring_are_those_of_the_simulation(name: str)
 
 def test_a_size_that_is_not_an_official_one_has_no_arithmetic():
     assert speeds_by_arithmetic(config_of("digits_s")) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens", "pairs", "trial", "control", "images"),
+    [
+        (43_520, 16, 8 * 1797, 6.6, 3.7, 1.15),  # digits_s, _m, _var on a quiet machine of two cores: seconds of a
+        (80_640, 16, 8 * 1797, 12.5, 8.0, 2.05),  # trial's training, of a control's, and of scoring 2,700 images
+        (4_266, 30, 16 * 1797, 9.9, 6.5, 0.9),
+    ],
+)
+def test_arithmetic_for_a_core_is_near_what_was_measured(
+    parameters: int, tokens: int, pairs: int, trial: float, control: float, images: float
+):
+    speed = speed_on_a_core(parameters, tokens, pairs)
+    for hours, seconds in ((speed.trial, trial), (speed.control, control), (2700 * speed.image, images)):
+        assert seconds / 1.5 < HOUR * hours < 1.5 * seconds
 
 
 def test_twice_the_cards_halve_the_time_as_long_as_there_are_trials():
