@@ -183,12 +183,26 @@ def advice(sizes: Sequence[SizeSummary]) -> list[str]:
     return lines
 
 
+def advice_in_short(sizes: Sequence[SizeSummary]) -> str:
+    """The same in one sentence, of many sizes."""
+    steps = {size.size: LOOK if size.edges else SHORT[next_step(size)] for size in sizes}
+    named = {step: [name for name, its in steps.items() if its == step] for step in (LOOK, *SHORT.values())}
+    return "; ".join(f"{step}: {', '.join(names)}" for step, names in named.items() if names)
+
+
 PLAIN, GUIDED, EQUAL, USE = STEPS = (  # the most urgent first
     "plain fine-tuning did better: was the base trained to its end? If so, search wider ranges",
     "worse than guidance: search on with more --trials, or keep guidance",
     "equal within noise: use winner.pt, or search on with more --trials",
     "better than both: use winner.pt",
 )
+LOOK = "look beyond the ends, as the report says"
+SHORT = {
+    PLAIN: "search wider ranges",
+    GUIDED: "search on or keep guidance",
+    EQUAL: "use winner.pt or search on",
+    USE: "use winner.pt",
+}
 
 
 def next_step(size: SizeSummary) -> str:

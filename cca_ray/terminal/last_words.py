@@ -7,7 +7,19 @@ from rich.text import Text
 
 from cca_ray.contracts import Role, SizeSummary
 from cca_ray.terminal.console import Console
-from cca_ray.verdict import JUDGED, MARKS, WORDS, advice, compared, difference, headline, noise, ratio, worst
+from cca_ray.verdict import (
+    JUDGED,
+    MARKS,
+    WORDS,
+    advice,
+    advice_in_short,
+    compared,
+    difference,
+    headline,
+    noise,
+    ratio,
+    worst,
+)
 
 STYLES = {1: "green", 0: "yellow", -1: "bold red"}
 LAST = 12  # lines, in which all of that should have room
@@ -23,6 +35,8 @@ def last_words(console: Console, study: str, sizes: Sequence[SizeSummary], width
     told = list(at_length(sizes))
     if len(told) + len(last) > LAST:
         told = list(in_short(sizes))
+    if len(told) + len(last) > LAST:
+        last = lines_of(f"next: {advice_in_short(sizes)}")
     plain = [*lines_of(f"{noise(sizes)}."), *lines_of(f"{study}: {headline(sizes)}")]
     for line, style in [*((line, "") for line in plain), *told, *((line, "") for line in last)]:
         console.rich.print(Text(line, style), soft_wrap=True)
