@@ -103,7 +103,7 @@ class Ahead:
         """`study`: its id."""
         self.config, self.storage = config, storage
         self.metrics = tuple(sorted(measured, key=lambda metric: metric.name != headline_of(config)))
-        self.scores = Scores(config, storage, stop, study, Nowhere())
+        self.scores, self.of_trials = (Scores(config, storage, stop, study, Nowhere()) for _ in range(2))
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self.future: Future[BaseStandings] | None = None
 
@@ -125,10 +125,10 @@ class Ahead:
             self.scores.room = Nowhere()
 
     def open(self) -> Scores:
-        """There are no trials any more. Those that the rest of the comparison makes."""
-        self.scores.room = Anywhere(self.config.placement)
+        """No trial is at work. The scores that the rest of the comparison makes."""
+        self.scores.room = self.of_trials.room = Anywhere(self.config.placement)
         self.begin()
-        return Scores(self.config, self.storage, self.scores.stop, self.scores.study)
+        return self.of_trials
 
     def result(self) -> BaseStandings:
         assert self.future is not None

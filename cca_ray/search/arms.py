@@ -33,6 +33,7 @@ TRIES = 20  # draws for a point that has not been run
 MOST_POINTS = 10_000  # of a space of whole numbers, of which no more than all are tried
 # Settings that came after version 0.1.0, whose studies do not say them: where they are not used, none does.
 ADDED = {"data": ("order",), "score": ("metrics", "guidance_power", "last_temperature")}
+FRESH = "costs_on_fresh_noise"  # attribute of a control: by trial
 FID = ("fid",)  # what every arm but the search minimizes
 
 
@@ -115,9 +116,20 @@ class Arm:
         return self.study.ask(dict(self.space))
 
     def rates(self) -> dict[float, float]:
-        """Cost by learning rate, of those that have ended; infinite where the trial failed."""
+        """Cost by learning rate, of those that have ended; infinite where the trial failed.
+
+        By the last rung, until all that were completed have been scored on the fresh noise that chooses among them.
+        """
         ended = [t for t in self.ended() if "learning_rate" in t.params]
-        return {t.params["learning_rate"]: math.inf if t.value is None else t.value for t in ended}
+        costs = {t.number: math.inf if t.value is None else t.value for t in ended}
+        fresh = {int(number): cost for number, cost in self.study.user_attrs.get(FRESH, {}).items()}
+        if all(number in fresh for number, cost in costs.items() if cost < math.inf):
+            costs |= fresh
+        return {t.params["learning_rate"]: costs[t.number] for t in ended}
+
+    def keep_fresh(self, costs: Mapping[int, float]) -> None:
+        """The cost of every completed trial on the fresh noise that chooses."""
+        self.study.set_user_attr(FRESH, {str(number): cost for number, cost in costs.items()})
 
     def beyond(self) -> float | None:
         """The learning rate to be tried next, where the best so far is at an end; None while others are at work."""

@@ -105,6 +105,27 @@ class Outcome:
         return self.standings["tuned"].contender
 
 
+def completed(
+    config: ResolvedStudy, arms: Sequence[Arm], images: int, ahead: Ahead
+) -> tuple[list[Contender], list[Contender]]:
+    """All controls, and the finalists. ValueError if all trials of an arm failed."""
+
+    def trained_on(trial: FrozenTrial) -> int:
+        return images * round(trial.params.get("epochs", config.train.epochs))
+
+    by_name, here = {arm.name: arm for arm in arms}, (ahead.storage, trained_on, ahead.scores.study)
+    return finalists(by_name["control"], None, *here), finalists(by_name["search"], config.score.finalists, *here)
+
+
+def costs_of_controls(config: ResolvedStudy, arms: Sequence[Arm], images: int, ahead: Ahead) -> dict[int, float]:
+    """On the fresh noise that chooses, by trial; empty of one alone. Meanwhile the finalists are scored there, too."""
+    controls, best = completed(config, arms, images, ahead)
+    scores = ahead.open()
+    scores.standings(blocks.first(config, [[finalist] for finalist in best], controls))
+    costs = Chooser(scores, ahead.metrics[0]).costs_of(controls)
+    return {c.number: cost for c, cost in zip(blocks.rivals(controls), costs, strict=True)}
+
+
 def compare(
     config: ResolvedStudy,
     arms: Sequence[Arm],
@@ -116,14 +137,8 @@ def compare(
 
     `images`: of the token set; `ahead`: scores the base. Raises ValueError if all trials of an arm failed.
     """
-    by_name, score, storage, study = {arm.name: arm for arm in arms}, config.score, ahead.storage, ahead.scores.study
-    headline = ahead.metrics[0]
-
-    def trained_on(trial: FrozenTrial) -> int:
-        return images * round(trial.params.get("epochs", config.train.epochs))
-
-    controls = finalists(by_name["control"], None, storage, trained_on, study)
-    best = finalists(by_name["search"], score.finalists, storage, trained_on, study)
+    score, storage, study, headline = config.score, ahead.storage, ahead.scores.study, ahead.metrics[0]
+    controls, best = completed(config, arms, images, ahead)
     models = {c: [c, *again(c, replicates, storage, study)] for c in best}
     scores = ahead.open()
     chooser = Chooser(scores, headline)

@@ -27,9 +27,9 @@ from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
 from cca_ray.registry import metric_info
-from cca_ray.search.accounts import RunClock
+from cca_ray.search.accounts import COUNTED, RunClock
 from cca_ray.search.ahead import Ahead
-from cca_ray.search.arms import Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
+from cca_ray.search.arms import FRESH, Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
 from cca_ray.search.cards import matters
 from cca_ray.search.cleaning import WEIGHTS, best_trials
@@ -37,6 +37,7 @@ from cca_ray.search.final_comparison import (
     REMEDY,
     Outcome,
     compare,
+    costs_of_controls,
     finalists,
     kept_blocks,
     summarize,
@@ -248,9 +249,9 @@ class SizeStudy:
         self.check_weights()
         with Ahead(config, self.metrics, context.folder, context.stop, self.id) as ahead:
             if not ledger.done():
-                grid = self.begin_grid()
-                table = self.table_for(config)
-                self.run_all(ledger, lambda train: table, grid, ahead)
+                self.run_left(ledger, ahead)
+            if self.arms[0].widen:
+                self.bracket_control(ahead)
             replicates = self.replicate(ahead) if config.search.replicates else None
             context.show(ledger)
             self.tell("scoring base, guided base, control and finalists on fresh noise")
@@ -311,6 +312,28 @@ class SizeStudy:
         ledger.listeners += [view, Lines(context.say, view), mlflow]
         with ahead.beside(ledger):
             run_trials(config, ledger, table_of, context.folder, stop=context.stop)
+
+    def bracket_control(self, ahead: Ahead) -> None:
+        """Try further learning rates while the best one on fresh noise, which is that of the table, is the last tried.
+
+        What a version finished that did not look there stays as it is.
+        """
+        control = self.arms[0]
+        if COUNTED in self.memory.user_attrs and FRESH not in control.study.user_attrs:
+            return
+        self.tell("scoring the control's learning rates on fresh noise, which chooses among them")
+        while True:
+            control.keep_fresh(costs_of_controls(self.config, self.arms, len(self.data.labels), ahead))
+            ledger = Ledger(self.config, [control], keep_s=self.keep_s)
+            if ledger.done():
+                return
+            self.tell("on fresh noise the control's best learning rate is at the end of what was tried: one more")
+            self.run_left(ledger, ahead)
+
+    def run_left(self, ledger: Ledger, ahead: Ahead) -> None:
+        """The trials that are left, all with the seed of the study."""
+        grid, table = self.begin_grid(), self.table_for(self.config)
+        self.run_all(ledger, lambda train: table, grid, ahead)
 
     def replicate(self, ahead: Ahead) -> optuna.Study:
         """Train the finalists again with `search.replicates` other seeds, as trials of an arm of their own."""

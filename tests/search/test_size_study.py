@@ -22,7 +22,7 @@ from ray.util import placement_group, placement_group_table
 
 from cca_ray.cluster.session import free_worker_group
 from cca_ray.config import StudyConfig
-from cca_ray.search.arms import open_arms
+from cca_ray.search.arms import FRESH, open_arms
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.mlflow_listener import MlflowListener
 from cca_ray.search.ray_tune import Watch, run_trials
@@ -48,9 +48,11 @@ class Study:
     lines: list[str]
     result: SizeResult | None = None
 
+    def of_arm(self, arm: str) -> optuna.Study:
+        return optuna.load_study(study_name=f"study/tiny/{arm}", storage=f"sqlite:///{self.folder / 'study.db'}")
+
     def trials(self, arm: str = "search") -> list[optuna.trial.FrozenTrial]:
-        storage = f"sqlite:///{self.folder / 'study.db'}"
-        return optuna.load_study(study_name=f"study/tiny/{arm}", storage=storage).trials
+        return self.of_arm(arm).trials
 
     def run_of(self, trial: optuna.trial.FrozenTrial) -> mlflow.entities.Run:
         """Its MLflow run."""
@@ -167,6 +169,16 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     assert len(study.tracker.client.get_metric_history(child.info.run_id, "train/loss")) in (5, 10)
     assert child.data.tags["protocol"] == trials[0].user_attrs["protocol"]
     assert study.tracker.client.list_artifacts(child.info.run_id, "images")
+
+    wider = make_study(search=search, control={"learning_rates": [5e-4, 1e-3], "widen": 2})
+    fresh = {str(t.number): t.params["learning_rate"] for t in study.trials("control")}  # the smallest is the best
+    study.of_arm("control").set_user_attr(FRESH, fresh)
+    again = run(study, wider).summary
+    assert len(study.trials("control")) == 4
+    assert study.trials() == trials
+    scored = study.of_arm("control").user_attrs[FRESH]
+    best = min(study.trials("control"), key=lambda t: scored[str(t.number)])
+    assert again.control_learning_rate == best.params["learning_rate"]
 
 
 def test_a_finished_study_run_again_repeats_no_trial(study: Study, make_study: MakeStudy):

@@ -195,6 +195,30 @@ def test_a_rate_that_waited_when_the_driver_was_killed_is_tried_once(
     assert len(again.study.trials) == 3
 
 
+def test_fresh_noise_says_anew_whether_the_best_lies_inside(
+    storage: optuna.storages.RDBStorage, make_config: MakeStudy
+):
+    config = make_config(control={"learning_rates": list(RATES)})
+    control = open_arms(config, "study", storage, DIGESTS)[0]
+
+    def end_next(cost: float) -> None:
+        trial = control.propose([])
+        assert trial
+        control.study.tell(trial, cost)
+
+    for cost in (5.0, 4.0, 6.0):
+        end_next(cost)
+    assert control.propose([]) is None
+    control.keep_fresh({0: 5.0, 1: 4.5, 2: 4.0})
+    assert (control.planned(), control.rates()) == (4, dict(zip(RATES, (5.0, 4.5, 4.0), strict=True)))
+    end_next(4.5)
+    assert control.ended()[-1].params == {"learning_rate": 9e-3}
+    # The new one has no score on fresh noise yet: rungs are compared with rungs.
+    assert (control.planned(), control.rates()[3e-3]) == (4, 6.0)
+    control.keep_fresh({0: 5.0, 1: 4.5, 2: 4.0, 3: 4.2})
+    assert (control.planned(), control.rates()[3e-3], control.propose([])) == (4, 4.0, None)
+
+
 def test_without_widening_the_control_is_that_of_its_rates(storage: optuna.storages.RDBStorage, make_config: MakeStudy):
     config = make_config(control={"learning_rates": [1e-3, 3e-3], "widen": 0})
     control = open_arms(config, "study", storage, DIGESTS)[0]
