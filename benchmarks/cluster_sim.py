@@ -217,8 +217,7 @@ class Study:
         # As many blocks as there are if no finalist is surely behind.
         best = [[Contender(f"finalist {number}")] for number in range(score.finalists)]
         rates = [Contender(f"control {number}") for number in range(controls)]
-        first, tied = blocks.first(config, best, rates), [models[0] for models in best]
-        table = blocks.of_trials(config, rates[:1], best, tied)
+        first, table = blocks.first(config, best, rates), blocks.of_trials(config, rates[:1], best, best[0][0])
         for stage in self.scored_once(first, blocks.further(config, best), table):
             yield stage, IMAGES
 
@@ -584,7 +583,7 @@ def print_scoring() -> None:
         training = hours([*reference, *trials], samples=False)
         parts = (trials, [*first, *further], scales, [*alone, *of_guided, *of_trials])
         scored = [hours(jobs, True, way=single) for jobs in parts]
-        spared = 2 * (score.finalists - 1) * (score.blocks - 1) * hours([first[0]], True, way=single)
+        spared = (score.finalists - 1) * (score.blocks - 1) * hours([first[0]], True, way=single)
         spared += hours(contested, True, way=single)
         cells = [f"{h:.1f}" for h in scored]
         shares = [f"{h / (training + h):.0%}" for h in (sum(scored), sum(scored) - spared)]

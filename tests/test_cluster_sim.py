@@ -48,7 +48,7 @@ from tests.traffic import traffic
 SMALL = ("llamagen_b", "llamagen_xl", "var_d16")
 MIXED = {"A40": 3, "A100": 1, "H100": 1}  # XL's eight A40s are on two nodes
 CALM, STORMY = Plan(), Plan(preemptions=0.5)
-JOBS = 40 + 19 + (6 + 6 + 12) + (7 + 2 + 3)  # of a size: parts of the reference, trials, blocks after them, base's
+JOBS = 40 + 19 + (6 + 6 + 8) + (7 + 2 + 3)  # of a size: parts of the reference, trials, blocks after them, base's
 COUNTED = ("llamagen", "var", "rar")
 
 

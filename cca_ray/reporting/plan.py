@@ -89,7 +89,7 @@ def trials(config: StudyConfig) -> str:
     again = f", {search.replicates} further training seeds for each finalist" if search.replicates else ""
     return (
         f"{search.trials} trials, {rates} control{'s' * (rates > 1)}{more}, {search.max_concurrent} at a time; then "
-        f"{score.finalists} finalists on {2 * score.blocks} × {score.samples:,} images{again}"
+        f"{score.finalists} finalists on {score.blocks} × {score.samples:,} images, the winner on twice as many{again}"
     )
 
 

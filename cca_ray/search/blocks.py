@@ -4,7 +4,7 @@ What chooses is not what is shown: guidance scales, control and winner are chose
 shows others. `benchmarks/cluster_sim.py` asks these functions, too.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -76,11 +76,11 @@ def of_trials(
     config: StudyConfig,
     chosen: Sequence[Contender],
     finalists: Sequence[Sequence[Contender]],
-    tied: Collection[Contender],
+    winner: Contender,
 ) -> list[Wanted]:
-    """The rest of the table. Of a finalist that does not tie with the winner one block is enough."""
+    """The rest of the table. Of a finalist that did not win one block is enough."""
     shown = shown_blocks(config)
     return [
         *(Wanted([contender], shown) for contender in chosen),
-        *(Wanted(models, shown if models[0] in tied else shown[:1]) for models in finalists),
+        *(Wanted(models, shown if models[0] == winner else shown[:1]) for models in finalists),
     ]

@@ -53,12 +53,12 @@ def final_samples(config: StudyConfig) -> tuple[int, int]:
 
     Without guidance, and with it.
     """
-    score = config.score
-    models, with_winner = score.finalists * (1 + config.search.replicates), bool(score.winner_guidance_scales)
-    plain = len(config.control.learning_rates) + score.blocks * (models + 2 + models)  # chosen; base, control, all
+    score, each = config.score, 1 + config.search.replicates  # models of a setting
+    to_choose = len(config.control.learning_rates) + score.blocks * score.finalists * each
+    shown = score.blocks * (2 + each) + (score.finalists - 1) * each  # base, control, winner; the other finalists
     scales, few = len(score.guidance_scales + score.winner_guidance_scales), few_samples(config) or 0
-    guided = scales + score.blocks * (1 + with_winner)
-    return score.samples * plain, score.samples * guided + few * scales
+    guided = scales + score.blocks * (1 + bool(score.winner_guidance_scales))
+    return score.samples * (to_choose + shown), score.samples * guided + few * scales
 
 
 def final_seconds(config: StudyConfig, rungs: Sequence[RungScore]) -> float:

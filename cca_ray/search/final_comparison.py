@@ -118,7 +118,7 @@ def completed(
 
 
 def costs_of_controls(config: ResolvedStudy, arms: Sequence[Arm], images: int, ahead: Ahead) -> dict[int, float]:
-    """On the fresh noise that chooses, by trial; empty of one alone. Meanwhile the finalists are scored there, too."""
+    """On the fresh noise that chooses, by trial; empty of one alone. The finalists are scored beside them."""
     controls, best = completed(config, arms, images, ahead)
     scores = ahead.open()
     scores.standings(blocks.first(config, [[finalist] for finalist in best], controls))
@@ -154,15 +154,15 @@ def compare(
     chosen: dict[Role, Contender] = {"control": chooser.best_of(controls)}
     if score.winner_guidance_scales:
         chosen["tuned_guided"], _ = chooser.guided(winner.contender, score.winner_guidance_scales, score.widen_guidance)
-    ties = [s.contender for s in tied]
-    standings = scores.standings(blocks.of_trials(config, list(chosen.values()), list(models.values()), ties))
+    wanted = blocks.of_trials(config, list(chosen.values()), list(models.values()), winner.contender)
+    standings = scores.standings(wanted)
     base, of_finalists = ahead.result(), standings[len(chosen) :]
     by_role: dict[Role, Standing] = {"base": base.alone, "guided": base.guided}
     by_role |= zip(chosen, standings, strict=False)
     by_role["tuned"] = next(s for s in of_finalists if s.contender == winner.contender)
     selection = [whole.get(s.contender, s) for s in first]
     effects = card_effects([*ahead.scores.on_cards, *scores.on_cards])
-    return Outcome(ahead.metrics, by_role, of_finalists, selection, ties, base.scales, effects)
+    return Outcome(ahead.metrics, by_role, of_finalists, selection, [s.contender for s in tied], base.scales, effects)
 
 
 def again(contender: Contender, replicates: optuna.Study | None, storage: Path, study: str) -> list[Contender]:

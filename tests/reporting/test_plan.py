@@ -20,13 +20,13 @@ def test_a_study_that_was_begun_is_continued_and_its_trials_tell_the_time(tmp_pa
     assert head == f"study mine in {tmp_path / 'mine'}: continued; 13 trials have ended"
     assert trials.startswith("digits_s: 30 trials, 3 controls")
     assert rungs == "  rungs: 900 images at 50 %, 1,800 images at 100 % of a trial"
-    # 20 of 33 are left. Each trains for 3 s and is scored for 1, on 2,700 images; the comparison scores 27 x 1,800, and
+    # 20 of 33 are left. Each trains for 3 s and is scored for 1, on 2,700 images; the comparison scores 23 x 1,800, and
     # 5 x 1,800 with guidance.
     assert cost == (
-        "  on CPU: 105 s on one core if no trial is stopped at a rung (training 60 s, scoring 45 s: 43 %); "
+        "  on CPU: 102 s on one core if no trial is stopped at a rung (training 60 s, scoring 42 s: 41 %); "
         "measured: 11 trials of study mine took 4 s each"
     )
-    assert time == "  time: about 52 s on 2 CPU, 2 trials at a time; plus the time to make a small base"
+    assert time == "  time: about 51 s on 2 CPU, 2 trials at a time; plus the time to make a small base"
     assert disk.startswith("  disk: about ")
     other = plan_of(configs, tmp_path, "new", HERE, 10, 2.5, {"": 3.0, "CPU": 0.5})
     assert other[0].endswith("/new: new")

@@ -31,9 +31,9 @@ def test_without_a_completed_trial_nothing_is_known_of_the_next():
 
 
 def test_the_final_comparison_is_counted_from_the_scores_at_rungs(make_config: MakeStudy):
-    """27 scores of 80 samples, at 0.5 s for 40: of two finalists twice on three blocks, of base, guided base and
-    control on three, and what chooses scale and control.
+    """25 scores of 80 samples, at 0.5 s for 40: of two finalists on three blocks, of the winner on three more and of
+    the other on one, of base, guided base and control on three, and what chooses scale and control.
     """
     config = make_config()
     assert final_seconds(config, []) == 0.0
-    assert final_seconds(config, [score_of(5, {"fid": 1.0})] * 3) == pytest.approx(27.0)
+    assert final_seconds(config, [score_of(5, {"fid": 1.0})] * 3) == pytest.approx(25.0)
