@@ -250,7 +250,7 @@ class SizeStudy:
         with Ahead(config, self.metrics, context.folder, context.stop, self.id) as ahead:
             if not ledger.done():
                 self.run_left(ledger, ahead)
-            if self.arms[0].widen:
+            if self.arms[0].widen and not (self.limits.bound and ledger.used_up):
                 self.bracket_control(ahead)
             replicates = self.replicate(ahead) if config.search.replicates else None
             context.show(ledger)
