@@ -39,11 +39,11 @@ def plan_of(
     state = f"continued; {ended} trials have ended" if study else "new"
     lines = [f"study {name} in {to_uri(storage / name)}: {state}"]
     for config in configs:
-        before = size_named(config.name, [study] if study else [])
-        other = next((study for study in known if size_named(config.name, [study])), None)
-        speeds = speeds_unmeasured(config)
-        if other and (measured := speeds_measured(config, size_named(config.name, [other]), other.name)):
-            speeds = [*measured, *(speed for speed in speeds if speed.card not in {m.card for m in measured})]
+        by_study = {other.name: size for other in known if (size := size_named(config.name, other))}
+        measured = [speed for other, like in [*by_study.items()][:1] for speed in speeds_measured(config, like, other)]
+        told = {speed.card for speed in measured}
+        speeds = [*measured, *(speed for speed in speeds_unmeasured(config) if speed.card not in told)]
+        before = by_study.get(name)
         done = sum(t.state in ENDED_NAMES for t in before.trials) if before else 0
         work = Work.of(config, done, finished=bool(before and before.summary))
         lines.append(f"{config.name}: {trials(config)}")
@@ -72,13 +72,13 @@ def known_studies(storage: Path, name: str, sizes: Sequence[str]) -> Iterator[St
             study = read_study(storage, each)
         except (ValueError, OSError):
             continue
-        unknown -= {size for size in sizes if size_named(size, [study])}
+        unknown -= {size for size in sizes if size_named(size, study)}
         yield study
 
 
-def size_named(name: str, studies: Sequence[StudyResults]) -> SizeResults | None:
-    """The first of this name with a trial that has ended."""
-    sizes = [size for study in studies for size in study.sizes if size.name == name]
+def size_named(name: str, study: StudyResults) -> SizeResults | None:
+    """That of this name, if a trial of it has ended."""
+    sizes = (size for size in study.sizes if size.name == name)
     return next((size for size in sizes if any(t.state in ENDED_NAMES for t in size.trials)), None)
 
 
@@ -105,9 +105,9 @@ def speeds_unmeasured(config: StudyConfig) -> list[Speed]:
     return [speed_on_a_core(base.parameters, base.tokens, base.images * config.train.epochs)]
 
 
-def speeds_measured(config: StudyConfig, like: SizeResults | None, study: str) -> list[Speed]:
+def speeds_measured(config: StudyConfig, like: SizeResults, study: str) -> list[Speed]:
     """By card, of completed trials of a size of this name and family that ran on one type of card alone."""
-    if like is None or like.settings.base.family != config.base.family:
+    if like.settings.base.family != config.base.family:
         return []
     by_card: dict[str, list[TrialRow]] = {}
     for trial in like.trials:
