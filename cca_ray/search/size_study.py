@@ -224,7 +224,10 @@ class SizeStudy:
         choosing = {0} if len(self.config.control.learning_rates) > 1 else shown
         best_known = any(shown <= blocks_of(t) for t in control)
         wanted = {t.user_attrs["key"]: choosing if best_known else shown | choosing for t in control}
-        wanted |= {t.user_attrs["key"]: set(range(2 * score.blocks)) for t in best}
+        # A finished study keeps its winner's weights, and the others had all the blocks that they needed.
+        finished = COUNTED in self.memory.user_attrs
+        of_finalists = {0, score.blocks} if finished else set(range(2 * score.blocks))
+        wanted |= {t.user_attrs["key"]: of_finalists for t in best}
         if lost := [key for key, blocks in scored.items() if not wanted[key] <= blocks]:
             paths = ", ".join(to_uri(trial_folder(folder, key) / WEIGHTS) for key in lost)
             raise ValueError(f"{self.config.name}: weights that the final comparison needs are gone: {paths}; {REMEDY}")

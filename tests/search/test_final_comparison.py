@@ -1,8 +1,10 @@
 """The final comparison: scores are made where a decision needs them."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
+from cca_ray.contracts import SizeSummary
 from cca_ray.search.size_study import SizeStudy, StudyContext
 from cca_ray.tracking.tracker import Tracker
 from tests.conftest import MakeStudy
@@ -22,7 +24,11 @@ def test_a_finalist_that_is_surely_behind_is_scored_on_two_blocks(
     )
     folder = tmp_path / "study"
     folder.mkdir()
-    summary = SizeStudy(config, StudyContext("study", folder, tracker, lambda line: None)).run().summary
+
+    def run() -> SizeSummary:
+        return SizeStudy(config, StudyContext("study", folder, tracker, lambda line: None)).run().summary
+
+    summary = run()
     winner, loser = summary.winner.trial, 1 - summary.winner.trial
     assert {f.trial: f.tied for f in summary.finalists} == {winner: True, loser: False}
     made = Counter(path.name.rsplit("-", 1)[0] for path in (folder / "scores").iterdir())
@@ -32,3 +38,5 @@ def test_a_finalist_that_is_surely_behind_is_scored_on_two_blocks(
         "tiny-base": BLOCKS + 2 + BLOCKS,  # the table, both guidance scales, the table at the better one
         "tiny-control-0000": BLOCKS,  # there is nothing to choose
     }
+    shutil.rmtree(folder / "trials" / f"tiny-search-{loser:04d}")  # it had all the blocks that it needs
+    assert run() == summary
