@@ -23,6 +23,14 @@ Prices = Mapping[str, float]  # of an hour, by type of card; of any other card u
 MOST_STUDIES = 20  # of a storage that are read for how long a trial takes; at a URI, a few
 
 
+class EmbeddedBase(NamedTuple):
+    """Of a base that need not be made yet. `tokens`: an image; `images`: with all variants."""
+
+    parameters: int
+    tokens: int
+    images: int
+
+
 def plan_of(
     configs: Sequence[StudyConfig],
     storage: Path,
@@ -40,9 +48,12 @@ def plan_of(
     lines = [f"study {name} in {to_uri(storage / name)}: {state}"]
     for config in configs:
         by_study = {other.name: size for other in known if (size := size_named(config.name, other))}
-        measured = [speed for other, like in [*by_study.items()][:1] for speed in speeds_measured(config, like, other)]
-        told = {speed.card for speed in measured}
-        speeds = [*measured, *(speed for speed in speeds_unmeasured(config) if speed.card not in told)]
+        base = embedded_base(config) if config.base.embedded else None
+        speeds = speeds_unmeasured(config, base)
+        if by_study:
+            other, like = next(iter(by_study.items()))
+            measured = speeds_measured(config, like, other)
+            speeds = [*measured, *(speed for speed in speeds if speed.card not in {m.card for m in measured})]
         before = by_study.get(name)
         done = sum(t.state in ENDED_NAMES for t in before.trials) if before else 0
         work = Work.of(config, done, finished=bool(before and before.summary))
@@ -51,7 +62,7 @@ def plan_of(
         begun = next((size.learnt for size in study.sizes if size.name == config.name), None) if study else None
         lines += [f"  {line}" for line in would_learn(config, storage / name, begun)]
         lines += [f"  {line}" for line in cost(work, speeds, prices or {})]
-        lines += [f"  time: {time(config, work, speeds, nodes)}", f"  disk: {disk(config)}"]
+        lines += [f"  time: {time(config, work, speeds, nodes)}", f"  disk: {disk(config, base)}"]
     given = " and ".join(f"{value:g} {unit}" for value, unit in ((minutes, "minutes"), (hours, "GPU-hours")) if value)
     if given:
         lines.append(f"budget: {given} for all sizes together; no trial starts that would exceed it")
@@ -97,11 +108,10 @@ def rungs(config: StudyConfig) -> str:
     return ", ".join(f"{rung.samples:,} images at {100 * rung.at:.3g} %" for rung in config.rungs) + " of a trial"
 
 
-def speeds_unmeasured(config: StudyConfig) -> list[Speed]:
+def speeds_unmeasured(config: StudyConfig, base: EmbeddedBase | None) -> list[Speed]:
     """By arithmetic: of an official size on the cards of its table, of an embedded one on a core; of others none."""
-    if config.base.embedded is None:
+    if base is None:
         return speeds_by_arithmetic(config)
-    base = embedded_base(config)
     return [speed_on_a_core(base.parameters, base.tokens, base.images * config.train.epochs)]
 
 
@@ -195,14 +205,14 @@ def words(hours: float) -> str:
     return f"{60 * hours:.0f} minutes" if 60 * hours >= 2 else f"{HOUR * hours:.0f} s"
 
 
-def disk(config: StudyConfig) -> str:
+def disk(config: StudyConfig, base: EmbeddedBase | None) -> str:
     """The weights of every trial, and a checkpoint with optimizer and EMA, until `clean` takes those away."""
-    if config.base.embedded is None:
+    if base is None:
         assert config.base.checkpoint is not None
         path = local_path(config.base.checkpoint)
         weights = float(path.stat().st_size) if path.is_file() else 0.0
     else:
-        weights = 4.0 * embedded_base(config).parameters
+        weights = 4.0 * base.parameters
     if not weights:
         return "unknown: the base's weights are not on this machine"
     copies = 1 + 3 + bool(config.train.ema_decay)
@@ -211,14 +221,6 @@ def disk(config: StudyConfig) -> str:
     unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if whole >= s or u == "kB")
     of_each = f"weights and checkpoint, {copies} times the size of the weights"
     return f"about {whole / size:.2g} {unit} ({count} trials × {of_each})"
-
-
-class EmbeddedBase(NamedTuple):
-    """Of a base that need not be made yet. `tokens`: an image; `images`: with all variants."""
-
-    parameters: int
-    tokens: int
-    images: int
 
 
 def embedded_base(config: StudyConfig) -> EmbeddedBase:
