@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -76,13 +76,11 @@ def space_for(files: BaseFiles, images: int, facts: BaseFacts | None, family: Fa
     """A search space for a base made from so many images: that of the digits, on these files.
 
     `facts`: its ranges are for a base of such facts; None: those of the digits. If there is one
-    at `path`, it keeps its settings, which someone may have edited, and gets the files.
+    at `path`, it keeps its settings, which someone may have edited, and gets the files (`with_files`).
     """
     paths = {key: to_uri(path.resolve()) for key, path in vars(files).items()}
     if pull(path):
-        edited = load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})
-        edited["base"] |= {"checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
-        return edited
+        return with_files(load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"}), paths)
     space: Yaml = yaml.safe_load(template_of(family, size).read_text())
     samples = max(2, min(images, 5000))
     space["base"] = {
@@ -105,9 +103,25 @@ def space_for(files: BaseFiles, images: int, facts: BaseFacts | None, family: Fa
     return space
 
 
+def with_files(edited: Yaml, paths: dict[str, str]) -> Yaml:
+    """A search space that is there already, on this base's files: they may have moved since.
+
+    Tokens, features or reference statistics that someone put in place of the base's stay.
+    """
+    edited["base"] |= {"checkpoint": paths["checkpoint"], "tokenizer": paths["tokenizer"]}
+    for part, key in (("data", "tokens"), ("score", "features"), ("score", "reference")):
+        was, now = PurePosixPath(edited[part][key] or ""), PurePosixPath(paths[key])
+        if was.parts[-2:] == now.parts[-2:]:  # the folder's name has a digest
+            edited[part][key] = paths[key]
+    return edited
+
+
 def with_ranges(space: Yaml, images: int, facts: BaseFacts) -> None:
     """Put in what is searched, from where, and how long a fine-tuning is."""
-    points, steps = first_points(facts), steps_per_epoch(images, space["train"]["global_batch"])
-    space["train"] |= {"beta": points[0]["beta"], "epochs": math.ceil(STEPS / steps)}
+    points, batch = first_points(facts), space["train"]["global_batch"]
+    if steps_per_epoch(images, batch) < STEPS <= steps_per_epoch(images, batch // 2):
+        batch //= 2  # one epoch is then enough, as in the paper
+    epochs = math.ceil(STEPS / steps_per_epoch(images, batch))
+    space["train"] |= {"beta": points[0]["beta"], "global_batch": batch, "epochs": epochs}
     space["search"] |= {"space": ranges(facts), "first_points": points, "trials": TRIALS}
     space["control"] = {"learning_rates": [rounded(facts.learning_rate / part) for part in (60, 20, 6)]}

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cca_ray.config import Range
+from cca_ray.config import Range, StudyConfig
 from cca_ray.data.tokens import read_token_set
 from cca_ray.models.family import family_of
 from cca_ray.space_file import load_config
 from cca_ray.training.base_space import BaseFacts, betas, first_points, ranges, space_for
 from cca_ray.training.small_base import BaseFiles
 
+LLAMAGEN = family_of("llamagen")
 PAPER = {"beta": 0.02, "lambda": (50, 100, 300, 500, 1000)}  # at 576 (LlamaGen) and 680 (VAR) tokens, 1,000 classes
 # What was best for digits, ten classes, before there was this rule: tokens an image -> β and λ.
 DIGITS = {16: ((0.05, 1), (0.1, 1), (0.08, 3), (0.08, 8)), 30: ((0.1, 3), (0.08, 3), (0.08, 20))}
@@ -57,12 +58,22 @@ def test_every_range_is_one_and_holds_the_first_points(tokens: int, classes: int
         assert bounds["high"] >= 4 * bounds["low"]
 
 
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs"), [(14_336, 128, 1), (14_335, 64, 1), (7_168, 64, 1), (7_167, 128, 3), (100, 100, 112)]
+)
+def test_a_fine_tuning_takes_112_steps_in_one_epoch_where_a_smaller_batch_makes_it_so(
+    base_files: BaseFiles, tmp_path: Path, images: int, batch: int, epochs: int
+):
+    train = space_for(base_files, images, BaseFacts(64, 10, 2e-3), LLAMAGEN, "medium", tmp_path / "s.yaml")["train"]
+    assert (train["global_batch"], train["epochs"]) == (batch, epochs)
+
+
 def test_a_space_is_valid_and_keeps_what_someone_edited(base_files: BaseFiles, tmp_path: Path):
-    path, family = tmp_path / "mine.yaml", family_of("llamagen")
+    path = tmp_path / "mine.yaml"
     length = read_token_set(base_files.tokens).meta.length
 
     def written(facts: BaseFacts | None) -> dict[str, float]:
-        path.write_text(yaml.safe_dump(space_for(base_files, 240, facts, family, "S", path)))
+        path.write_text(yaml.safe_dump(space_for(base_files, 240, facts, LLAMAGEN, "S", path)))
         config = load_config(path)
         assert config.base.checkpoint == str(base_files.checkpoint)
         assert config.score.samples == 240
@@ -76,3 +87,25 @@ def test_a_space_is_valid_and_keeps_what_someone_edited(base_files: BaseFiles, t
     path.write_text(path.read_text().replace("trials: 20", "trials: 7"))
     written(BaseFacts(length, 10, 2e-3))
     assert load_config(path).search.trials == 7
+
+
+def test_a_space_whose_folder_was_moved_gets_the_files_where_they_are_and_keeps_someones_own(tmp_path: Path):
+    path, own = tmp_path / "mine.yaml", tmp_path / "inception.pt"
+
+    def below(root: str) -> BaseFiles:
+        images = tmp_path / root / "photos-0123456789"
+        kind = images / "llamagen-9876543210"
+        return BaseFiles(
+            kind / "medium-5.pt", kind / "tokenizer.pt", kind / "photos", images / "f.pt", images / "reference.npz"
+        )
+
+    def written(files: BaseFiles) -> StudyConfig:
+        path.write_text(yaml.safe_dump(space_for(files, 240, BaseFacts(64, 10, 2e-3), LLAMAGEN, "medium", path)))
+        return load_config(path)
+
+    written(below("before"))
+    path.write_text(path.read_text().replace(str(below("before").features), str(own)))
+    now, found = below("after"), written(below("after"))
+    assert (found.base.checkpoint, found.base.tokenizer) == (str(now.checkpoint), str(now.tokenizer))
+    assert (found.data.tokens, found.score.reference) == (str(now.tokens), str(now.reference))
+    assert found.score.features == str(own)
