@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from typing import Any
 
 begun: list[subprocess.Popen[Any]] = []
@@ -24,3 +26,15 @@ def end_all() -> None:
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def wait_until(
+    ready: Callable[[], Any], what: str = "", seconds: float = 150, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Until it is so. TimeoutError if it is not so by then, AssertionError if `process` has ended before."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:g} s in vain {what and f'until {what}'}")
+        assert process is None or process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)

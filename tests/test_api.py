@@ -23,8 +23,8 @@ from cca_ray.cluster.stopping import interrupt
 from cca_ray.reporting.outcome import Found
 from cca_ray.terminal.calling import Verb
 from cca_ray.training.small_base import BaseFiles
+from tests.commands import write_space
 from tests.studies import make_study, summary_of
-from tests.test_cli import write_space
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of a verb's main, what its function does without: it prints nothing that a program would read, and returns it.

@@ -18,9 +18,9 @@ from cca_ray.storage.uris import local_path
 from cca_ray.study import finish_size
 from cca_ray.tracking.tracker import Tracker
 from tests.buckets import CREDENTIALS, gs_server, s3_server
+from tests.commands import invoke
 from tests.conftest import MakeStudy
 from tests.studies import make_study as make_by_hand
-from tests.test_cli import invoke
 
 
 def with_files(folder: Path, **settings: bool) -> Path:

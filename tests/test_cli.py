@@ -4,10 +4,7 @@ import json
 import os
 import re
 import shutil
-import sys
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +17,9 @@ from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 from cca_ray import clean, evaluate, plan, pretrain, report, sample, status, train, tune
 from cca_ray.models.official import build, load_tokenizer, save_official
 from cca_ray.storage.lock import alone
-from cca_ray.terminal.console import command, run
+from cca_ray.terminal.console import command
 from cca_ray.training.small_base import BaseFiles
-from tests.conftest import tiny_space
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int | str | None
-    out: str
-    err: str
-
-
-def invoke(main: Callable[..., Any], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
-    """`python -m cca_ray.<verb> ARGUMENTS`, in this process."""
-    before, sys.argv = sys.argv, ["cca_ray", *arguments]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            run(main)
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    return Outcome(stop.value.code, captured.out, captured.err)
-
-
-def write_space(folder: Path, files: BaseFiles, name: str = "tiny", **train_settings: Any) -> Path:
-    """A search-space file on the tests' tiny base."""
-    content = tiny_space()
-    content["base"] = {
-        "family": "llamagen", "size": "S", "checkpoint": str(files.checkpoint), "tokenizer": str(files.tokenizer),
-    }  # fmt: skip
-    content["data"] = {"tokens": str(files.tokens)}
-    content["score"] |= {"features": str(files.features), "reference": str(files.reference)}
-    content["train"] |= train_settings
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+from tests.commands import invoke, write_space
 
 
 def test_train_fine_tunes_once(base_files: BaseFiles, tmp_path: Path, capsys):

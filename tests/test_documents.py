@@ -28,8 +28,8 @@ from cca_ray.inputs import DEFAULT_SPACES, SPACES, find_space
 from cca_ray.registry import GROUP
 from cca_ray.space_file import load_config
 from tests import pictures
+from tests.commands import invoke
 from tests.studies import summary_of
-from tests.test_cli import invoke
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

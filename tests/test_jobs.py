@@ -35,10 +35,9 @@ from cca_ray.storage.uris import local_path, to_uri
 from cca_ray.tracking.store import KEY
 from cca_ray.training.small_base import BaseFiles
 from tests.buckets import CREDENTIALS, s3_server
+from tests.commands import invoke, write_space
 from tests.ports import free_port
-from tests.processes import begin
-from tests.test_cli import invoke, write_space
-from tests.test_tune import wait_until
+from tests.processes import begin, wait_until
 from tests.tracking.test_tracker import Server, empty_mlflow
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,8 +19,8 @@ from cca_ray.storage.uris import database_uri
 from cca_ray.tracking.store import without_strays
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
+from tests.commands import invoke, write_space
 from tests.studies import make_study
-from tests.test_cli import invoke, write_space
 
 ODD = "a ?b#c%41d {λ} it's $HOME"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cca_ray import plan
-from tests.test_cli import invoke
+from tests.commands import invoke
 
 
 def test_it_tells_hours_and_money_by_card_without_any_weights(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):

@@ -29,9 +29,9 @@ from cca_ray.prepare import wait_for_gpus
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.images_done import Pace
+from tests.commands import invoke
 from tests.evaluation.test_inception import Nvidias
 from tests.processes import begin
-from tests.test_cli import invoke
 
 CROPS = ["flips", "ten-crop-1.1"]
 

@@ -17,7 +17,7 @@ from cca_ray.data.tokens import UNREADABLE, read_token_set
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.official import build
 from tests.captioned import WIDTH, embedded
-from tests.test_cli import invoke
+from tests.commands import invoke
 from tests.test_prepare import assert_refused
 
 TEXTS = ["one cat", "two very small dogs", "an emu", "one cat", "a dog"]

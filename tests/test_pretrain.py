@@ -21,8 +21,8 @@ from cca_ray.space_file import load_config
 from cca_ray.terminal.console import Console
 from cca_ray.training.small_base import BaseFiles, build_base, files_of, resolve
 from cca_ray.training.small_networks import blank_model, blank_tokenizer
+from tests.commands import invoke
 from tests.conftest import TINY, some_digits
-from tests.test_cli import invoke
 
 
 def silent(what: str, done: int, total: int) -> None:

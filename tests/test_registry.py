@@ -29,8 +29,8 @@ from cca_ray.registry import (
 from cca_ray.search.arms import difference, memory_of
 from cca_ray.space_file import parse
 from cca_ray.training.job import Job
+from tests.commands import invoke
 from tests.conftest import MakeStudy, tiny_space
-from tests.test_cli import invoke
 
 FAMILY = """
     from cca_ray.models.llamagen_family import LlamaGenFamily

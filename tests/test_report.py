@@ -17,8 +17,8 @@ from cca_ray.reporting.text import closing, warnings
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import verdict
+from tests.commands import invoke
 from tests.studies import EVIL, make_study, scored, summary_of
-from tests.test_cli import invoke
 
 EXPERIMENT = experiment_name("llamagen", "digits")
 SIZE = summary_of(trials=14, seconds=72.0)

@@ -15,9 +15,9 @@ from cca_ray import status
 from cca_ray.contracts import FID
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.snapshot import DriverStatus, SizeSnapshot
+from tests.commands import invoke
 from tests.studies import make_study
 from tests.terminal.test_live_view import at_work
-from tests.test_cli import invoke
 
 
 @pytest.fixture(scope="module")

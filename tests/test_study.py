@@ -19,9 +19,9 @@ from cca_ray.status import look
 from cca_ray.study import Budget, UsedBefore, smaller_sizes, too_many_at_once, used_before
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
+from tests.commands import EXPERIMENT, start, write_space
+from tests.processes import wait_until
 from tests.studies import make_study, summary_of
-from tests.test_cli import write_space
-from tests.test_tune import EXPERIMENT, start, wait_until
 
 
 def test_what_a_size_found_is_tried_first_by_the_next_of_its_family_the_last_first():

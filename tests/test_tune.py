@@ -7,19 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
 
 from cca_ray import tune
 from cca_ray.errors import ConfigError
-from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.status import RUNNING, SizeStatus, look
 from cca_ray.study import Budget
 from cca_ray.terminal.snapshot import STATUS
@@ -27,23 +24,9 @@ from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
 from cca_ray.tune import fresh_name, load_spaces
-from tests.processes import begin
+from tests.commands import EXPERIMENT, invoke, start, statuses, trials, write_space
+from tests.processes import begin, wait_until
 from tests.studies import summary_of
-from tests.test_cli import invoke, write_space
-
-EXPERIMENT = experiment_name("llamagen", "digits")
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cca_ray.tune", *arguments]
-    return begin(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_until(ready: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def on_a_terminal(folder: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
@@ -65,16 +48,6 @@ def read_all(master: int) -> str:
     except OSError:  # so ends a terminal
         pass
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", content.decode()).replace("\r", "")
-
-
-def trials(folder: Path, arm: str = "search") -> list[optuna.trial.FrozenTrial]:
-    storage = f"sqlite:///{folder / 'runs' / 'tiny' / 'study.db'}"
-    return optuna.load_study(study_name=f"tiny/tiny/{arm}", storage=storage).trials
-
-
-def statuses(folder: Path) -> list[str]:
-    tracker = Tracker(f"sqlite:///{folder / 'runs' / 'mlflow.db'}", EXPERIMENT)
-    return [run.info.status for run in tracker.client.search_runs([tracker.experiment_id])]
 
 
 def test_small_sizes_come_first_within_their_family(base_files: BaseFiles, tmp_path: Path):
@@ -214,7 +187,7 @@ def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_
     process, master = on_a_terminal(tmp_path, *arguments)
     with ThreadPoolExecutor() as pool:
         reading = pool.submit(read_all, master)
-        wait_until((runs / "tiny" / STATUS).exists, 240)
+        wait_until((runs / "tiny" / STATUS).exists, seconds=240)
         looks = iter(lambda: look(runs, "tiny"), None)
         seen = next(seen for seen in looks if any(map(begun, seen.content.sizes)))
         shown = reading.result()

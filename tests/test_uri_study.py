@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,9 +25,9 @@ from cca_ray.storage.mirror import exists, pull, push, remove, written_at
 from cca_ray.storage.uris import COPIES, local_path, to_uri
 from cca_ray.training.small_base import BaseFiles, digits
 from tests.buckets import CREDENTIALS, s3_server
+from tests.commands import invoke, write_space
 from tests.conftest import apart, some_digits
-from tests.processes import begin
-from tests.test_cli import invoke, write_space
+from tests.processes import begin, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -172,15 +171,6 @@ def two_nodes(template: str, tmp_path: Path) -> Iterator[str]:
         cluster.shutdown()
 
 
-def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 150
-    while not ready():
-        if time.monotonic() > end:
-            process.kill()
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.2)
-
-
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_nodes_that_share_nothing_but_a_uri_find_who_hangs_and_stop_when_asked(
@@ -193,14 +183,14 @@ def test_nodes_that_share_nothing_but_a_uri_find_who_hangs_and_stop_when_asked(
     process = start(tmp_path, "head", "tune", str(space), "--storage", storage, "--set", placement)
     trial = local_path(storage) / "tiny" / "trials" / "tiny-control-0000"
     checkpoint, life = trial / "checkpoint.pt", trial / "alive-1"
-    wait_until(lambda: exists(checkpoint), process)
+    wait_until(lambda: exists(checkpoint), process=process)
     assert pull(life)
     worker = json.loads(life.read_text())["pid"]
     os.kill(worker, signal.SIGSTOP)
-    wait_until(lambda: psutil.Process(worker).status() == psutil.STATUS_STOPPED, process)
-    wait_until(lambda: not Path(f"/proc/{worker}").exists(), process)
+    wait_until(lambda: psutil.Process(worker).status() == psutil.STATUS_STOPPED, process=process)
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), process=process)
     saved = written_at(checkpoint)
-    wait_until(lambda: written_at(checkpoint) > saved, process)
+    wait_until(lambda: written_at(checkpoint) > saved, process=process)
     saved = written_at(checkpoint)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
@@ -234,7 +224,7 @@ def test_a_study_whose_machine_was_lost_goes_on_on_another_to_the_same_result(
 
     first = start(tmp_path, "first", *command)
     scored = local_path(storage) / "tiny" / "trials" / "tiny-search-0000" / "checkpoint.pt"
-    wait_until(lambda: exists(scored), first)
+    wait_until(lambda: exists(scored), process=first)
     first.kill()
     first.communicate(timeout=60)
     assert first.returncode == -signal.SIGKILL

@@ -19,7 +19,7 @@ from cca_ray.evaluation.features import load_extractor
 from cca_ray.evaluation.sampler import decode_images, uniforms
 from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.training.small_base import BaseFiles
-from tests.test_cli import Outcome, invoke, write_space
+from tests.commands import Outcome, invoke, write_space
 
 Verb = Callable[..., Outcome]
 

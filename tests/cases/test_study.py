@@ -14,8 +14,8 @@ import yaml
 
 from cca_ray import evaluate, tune
 from cca_ray.training.small_base import BaseFiles
+from tests.commands import invoke, write_space
 from tests.studies import make_study
-from tests.test_cli import invoke, write_space
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 
 from cca_ray.training.small_base import BaseFiles
-from tests.chaos.study import KEYS, LONGEST_S, End, Study, Trial, Twin, Verdict, judge, wait_until
+from tests.chaos.study import KEYS, LONGEST_S, End, Study, Trial, Twin, Verdict, judge
+from tests.processes import wait_until
 from tests.tracking.test_tracker import Server, empty_mlflow
 
 INTERRUPTED = (130, 143)

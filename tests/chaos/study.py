@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +32,8 @@ from optuna.trial import TrialState
 from cca_ray.search.mlflow_pages import experiment_name
 from cca_ray.tracking.store import KEY, STATUS
 from cca_ray.training.small_base import BaseFiles, build_base
+from tests.commands import write_space
 from tests.conftest import TINY, some_digits
-from tests.test_cli import write_space
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "CCA_RAY_CHAOS"  # in the environment of every process of a study
@@ -53,14 +53,6 @@ def tiny_base(folder: Path) -> BaseFiles:
         return build_base(some_digits(), "digits", "llamagen", "S", TINY, folder, lambda what, done, total: None)
     finally:
         torch.set_num_threads(before)
-
-
-def wait_until(ready: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:g} s in vain until {what}")
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from cca_ray.cluster.placement import TYPE
 from cca_ray.data.tokens import MANIFEST
 from cca_ray.training.small_base import BaseFiles
+from tests.commands import write_space
 from tests.processes import begin
-from tests.test_cli import write_space
 from tests.test_jobs import Cluster
 
 pytestmark = pytest.mark.timeout(600)

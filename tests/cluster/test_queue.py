@@ -24,9 +24,9 @@ from cca_ray.inputs import find_space
 from cca_ray.placement_config import Placement
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import BaseFiles
+from tests.commands import write_space
 from tests.conftest import apart
 from tests.processes import begin
-from tests.test_cli import write_space
 
 H100, A100, A40 = (Node(name, cpus=16, gpus=8) for name in ("H100", "A100", "A40"))
 HEAD = Node("CPU", cpus=0, gpus=0)

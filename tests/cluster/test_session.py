@@ -17,7 +17,7 @@ from cca_ray.cluster.address import Named
 from cca_ray.cluster.session import free_worker_group, remove_leaked_groups, token_without_home, why_not
 from tests.chaos.faults import can_mount
 from tests.conftest import apart
-from tests.test_tune import wait_until
+from tests.processes import wait_until
 
 LEAK = """
 import sys, ray

@@ -19,9 +19,9 @@ from cca_ray.search.records import PARAMETERS
 from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 from cca_ray.study import UsedBefore, used_before
+from tests.commands import invoke
 from tests.search.ledgers import DIGESTS
 from tests.studies import make_study
-from tests.test_cli import invoke
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from cca_ray.space_file import load_config
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.reports import TrialFailure
 from tests.ports import free_port
+from tests.processes import wait_until
 from tests.search.ledgers import at_rung, new_ledger
-from tests.test_tune import wait_until
 
 
 def leave_a_study(folder: Path) -> None:

@@ -34,7 +34,7 @@ from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.job import Job
 from cca_ray.training.trial import TrialSettings, run_trial, trial_folder
 from tests.conftest import MakeStudy
-from tests.test_tune import wait_until
+from tests.processes import wait_until
 
 ENDED = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 

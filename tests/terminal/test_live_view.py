@@ -10,7 +10,7 @@ from cca_ray.terminal.console import Console
 from cca_ray.terminal.live_view import MOST_ROWS, duration, in_a_line, view
 from cca_ray.terminal.snapshot import COMPARING, STATUS, AtWork, Best, DriverStatus, SizeSnapshot, read_driver_status
 from cca_ray.terminal.window import Window
-from tests.test_tune import wait_until
+from tests.processes import wait_until
 
 NOW = 1000.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cca_ray.terminal.log_file import logging_to
-from tests.test_cli import invoke
+from tests.commands import invoke
 
 
 @pytest.fixture

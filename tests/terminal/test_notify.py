@@ -8,8 +8,8 @@ import pytest
 from cca_ray import tune
 from cca_ray.errors import ConfigError
 from cca_ray.terminal.notify import news_of, notify
+from tests.commands import invoke
 from tests.studies import summary_of
-from tests.test_cli import invoke
 
 
 def test_the_command_reads_the_outcome(tmp_path: Path):

@@ -19,11 +19,10 @@ from cca_ray.cluster.ray_compat import Versions, own_versions
 from cca_ray.terminal.ray_session import ray_session
 from cca_ray.training.small_base import BaseFiles
 from tests.cluster.test_address import said_to_be
+from tests.commands import statuses, trials, write_space
 from tests.conftest import apart
 from tests.ports import free_port
-from tests.processes import begin
-from tests.test_cli import write_space
-from tests.test_tune import statuses, trials, wait_until
+from tests.processes import begin, wait_until
 
 LONGEST_S = 240.0  # on a busy machine
 OURS = re.compile(r" *\d+ s  ")  # how a line of a console begins

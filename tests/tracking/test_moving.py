@@ -16,8 +16,8 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from cca_ray import report, status
 from cca_ray.tracking.moving import PLACES, beside, left_behind
 from cca_ray.tracking.tracker import Tracker
+from tests.commands import invoke
 from tests.studies import make_study
-from tests.test_cli import invoke
 from tests.tracking.test_tracker import DIGITS, contents, empty, fill, lines, picture
 
 __all__ = ["empty", "lines", "picture"]  # fixtures

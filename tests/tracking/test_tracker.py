@@ -21,8 +21,7 @@ from cca_ray.tracking.pyfunc import Cut, Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
 from tests.ports import free_port
-from tests.processes import begin
-from tests.test_tune import wait_until
+from tests.processes import begin, wait_until
 
 SETTINGS = Settings(
     family="llamagen",
