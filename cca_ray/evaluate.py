@@ -63,6 +63,8 @@ def evaluate(
     """
     if checkpoint is not None and npz is not None:
         raise ConfigError("--checkpoint and --npz: give one of them")
+    if npz is not None:
+        refuse_sampling(samples, seed, guidance_scale, "--npz has all images that are scored")
     config = resolved(space, storage, settings, Console(sys.stderr, quiet))
     weights, images = (None if path is None else Path(path) for path in (checkpoint, npz))
     return measure.evaluate(config, weights, images, samples, guidance_scale, seed)
@@ -121,10 +123,8 @@ def main(
         raise ConfigError(f"{' and '.join(several)}: give one of them")
     if trial is not None and verify is None:
         raise ConfigError("--trial: names a finalist of a study; give --verify, too")
-    own = {"--samples": samples, "--seed": seed, "--guidance-scale": guidance_scale if guidance_scale != 1.0 else None}
-    if verify is not None and (taken := [option for option, value in own.items() if value is not None]):
-        raise ConfigError(f"{taken[0]}: --verify always scores as the study did")
     if verify is not None:
+        refuse_sampling(samples, seed, guidance_scale, "--verify always scores as the study did")
         config = resolved(space, storage, set_ or [], Console(sys.stderr))
         tell_verified(verified(config, verify, trial), verify)
         return
@@ -135,6 +135,15 @@ def main(
     else:
         made_of = {"protocol_id": protocol.id, "protocol": protocol.model_dump()}
     print(json.dumps({**found.values, **made_of}, indent=1))
+
+
+def refuse_sampling(samples: int | None, seed: int | None, guidance_scale: float, why: str) -> None:
+    """ConfigError if one of these is given where it would change nothing."""
+    for option, given in (
+        ("--samples", samples is not None), ("--seed", seed is not None), ("--guidance-scale", guidance_scale != 1)
+    ):  # fmt: skip
+        if given:
+            raise ConfigError(f"{option}: {why}")
 
 
 def verified(config: ResolvedStudy, folder: Path, number: int | None) -> Verification:

@@ -16,6 +16,7 @@ from cca_ray.errors import ConfigError
 from cca_ray.evaluation.samples import Samples, make_samples
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.space_file import as_settings, load_config
+from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import CheckpointOption, Console, GuidanceOption, SpaceArgument, StorageOption, place, run
 from cca_ray.training.small_base import check_files, resolve
@@ -47,17 +48,15 @@ def sample(
             raise ConfigError(f"--{option} {path}: expected a file that ends in {suffix}")
     config, console = load_config(find_space(str(space)), as_settings(settings)), Console(quiet=quiet)
     check_files(config)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
     config = resolve(config, Path(storage), console.progress)
     made = make_samples(
         config, None if checkpoint is None else Path(checkpoint), count, guidance_scale, seed, out, npz,
         lambda done, of: console.progress("images", done, of),
     )  # fmt: skip
     if npz is not None:
-        console.say(f"{count} images: {npz}")
+        console.say(f"{count} images: {to_uri(npz)}")
     if out is not None:
-        console.say(f"{len(made.images)} images: {out}")
+        console.say(f"{len(made.images)} images: {to_uri(out)}")
     return made
 
 

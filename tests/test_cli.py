@@ -44,6 +44,8 @@ def test_sample_makes_a_grid_or_an_npz_that_evaluate_scores(base_files: BaseFile
     assert np.load(npz)["labels"].tolist() == [i % 10 for i in range(80)]
     direct = json.loads(invoke(evaluate.main, [str(space), "--samples", "80"], capsys).out)
     assert by_file["fid"] == pytest.approx(direct["fid"], rel=1e-6)
+    refused = invoke(evaluate.main, [str(space), "--npz", str(npz), "--samples", "20"], capsys)
+    assert (refused.code, refused.err) == (2, "error: --samples: --npz has all images that are scored\n")
     assert by_file["inception_score"] == pytest.approx(direct["inception_score"], rel=1e-6)
     guided = json.loads(invoke(evaluate.main, [str(space), "--samples", "80", "--guidance-scale", "2"], capsys).out)
     assert guided["protocol_id"] != direct["protocol_id"]

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from cca_ray import evaluate, pretrain, report, train, tune
+from cca_ray import evaluate, pretrain, report, sample, train, tune
 from cca_ray.data.tokens import read_token_set
 from cca_ray.evaluation.reference import Reference
 from cca_ray.storage.lease import LEASE
@@ -104,6 +104,18 @@ def test_a_base_made_at_a_uri_is_fine_tuned_and_scored_on_other_machines(
     outcome = invoke(evaluate.main, [space, "--checkpoint", weights, "--samples", "20"], capsys)
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["fid"] > 0
+
+    grid, npz = template.format("grid.png"), template.format("samples.npz")
+    written = ["--count", "20", "--out", grid, "--npz", npz]
+    outcome = invoke(sample.main, [space, *written], capsys)
+    assert outcome.code == 0, outcome.err
+    assert f"20 images: {npz}\n" in outcome.out
+    assert f"20 images: {grid}\n" in outcome.out
+    elsewhere()
+    assert pull(local_path(grid))
+    outcome = invoke(evaluate.main, [space, "--npz", npz], capsys)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["samples"] == 20
 
 
 @pytest.mark.nightly

@@ -17,6 +17,7 @@ from cca_ray.evaluation.protocol import Protocol
 from cca_ray.evaluation.scoring import Scoring, load_base, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.registry import METRICS
+from cca_ray.storage.mirror import pull
 
 Indexed = tuple[np.ndarray, torch.Tensor]  # indices [n] among all, and images [n, H, W, 3] uint8
 
@@ -88,6 +89,7 @@ def evaluate(
     protocol = protocol_of(config, scoring, samples or config.score.samples, guidance_scale, seed)
     scoring = with_real_images(scoring, config.score.reference, group.device)
     if npz is not None:
+        pull(npz)
         count, batches = open_images(npz, protocol.image_size)
         found = measure(mixed(on_device(batches, group.device), count), count, scoring, group.device)
         return Evaluation(found, protocol.model_copy(update={"samples": count}), given=True)

@@ -85,5 +85,5 @@ def make_samples(
             pass
     samples = Samples(np.stack(shown), np.concatenate(labels)[:kept], scoring.columns)
     if grid is not None:
-        samples.grid().save(grid)
+        atomically(grid, lambda partial: samples.grid().save(partial, "png"))
     return samples
