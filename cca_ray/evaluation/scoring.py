@@ -17,7 +17,7 @@ from torch import Tensor
 from cca_ray.cluster.placement import precision_of
 from cca_ray.config import DEFAULT_METRICS, ResolvedStudy
 from cca_ray.contracts import Score
-from cca_ray.data.tokens import TokenSet, read_token_set
+from cca_ray.data.tokens import MANIFEST, TokenSet, read_token_set
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.conditions import CaptionsOfImages
 from cca_ray.evaluation.decoder import Decoder, GraphDecoder, NoGraphs
@@ -42,6 +42,7 @@ from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import load_official, load_tokenizer
 from cca_ray.models.parallel import Group
+from cca_ray.storage.files import State, state_of
 from cca_ray.storage.mirror import pull
 
 LOG = logging.getLogger(__name__)
@@ -85,17 +86,28 @@ class Scored:
 
 
 @lru_cache(maxsize=2)
-def load_tokens(folder: str) -> TokenSet:
-    """Kept between the trials of one process."""
+def kept_tokens(folder: str, state: State) -> TokenSet:
     return read_token_set(folder)
+
+
+def load_tokens(folder: str) -> TokenSet:
+    """Kept between the trials of one process, until it is made again."""
+    return kept_tokens(folder, state_here(Path(folder) / MANIFEST))
+
+
+def state_here(path: Path) -> State:
+    """Of a file that is brought here if it is not: two calls, and what was read for the first serves the second."""
+    if not path.exists():
+        pull(path)
+    return state_of(path)
 
 
 @lru_cache(maxsize=2)
 def load_scoring(
     family: str, tokenizer: str, features: str, reference: str, tokens: str, device: torch.device, graphs: bool,
-    trust_torchscript: bool = False,
+    trust_torchscript: bool, states: tuple[State, ...],
 ) -> Scoring:  # fmt: skip
-    """Kept between the trials of one process."""
+    """Kept between the trials of one process; `states`: of the files, of which one may be made again."""
     for path in (tokenizer, features, reference):
         pull(Path(path))
     data, statistics = load_tokens(tokens), Reference.load(reference)
@@ -117,15 +129,15 @@ def load_scoring(
 
 def scoring_of(config: ResolvedStudy, device: torch.device) -> Scoring:
     """ConfigError if a metric that the study asks for cannot be had."""
+    files = config.base.tokenizer, config.score.features, config.score.reference
     scoring = load_scoring(
         config.base.family,
-        config.base.tokenizer,
-        config.score.features,
-        config.score.reference,
+        *files,
         config.data.tokens,
         device,
         config.placement.graphs and device.type == "cuda",
         config.score.trust_torchscript,
+        tuple(state_here(Path(file)) for file in (*files, f"{config.data.tokens}/{MANIFEST}")),
     )
     return replace(scoring, metrics=metrics_of(config, scoring))
 

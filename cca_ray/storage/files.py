@@ -28,6 +28,18 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+State = tuple[int, int]  # when a file was written, in nanoseconds, and its bytes
+
+
+def state_of(path: Path) -> State:
+    """Tells a file that was written again from what it was; zeros if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
 def atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside the path, then put it in its place, first at its URI: complete or not at all.
 

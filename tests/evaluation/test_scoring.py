@@ -1,6 +1,8 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -53,6 +55,18 @@ def test_every_metric_that_is_asked_for_is_measured_with_its_jackknife(make_stud
     assert list(found.values) == ALL
     assert all(np.isfinite(value) for value in found.values.values())
     assert {name: len(values) for name, values in found.without.items()} == dict.fromkeys(ALL, 7)
+
+
+def test_statistics_that_were_made_again_are_read_again(make_study: MakeStudy, tmp_path: Path):
+    config, path = make_study(), tmp_path / "reference.npz"
+    shutil.copy(config.score.reference, path)
+    config = config.model_copy(update={"score": config.score.model_copy(update={"reference": str(path)})})
+    before = scoring_of(config, CPU)
+    assert scoring_of(config, CPU).reference is before.reference
+    shifted = replace(before.reference, mean=before.reference.mean + 1)
+    with path.open("wb") as file:
+        shifted.save(file)
+    assert scoring_of(config, CPU).reference.digest == shifted.digest != before.reference.digest
 
 
 class Threads(Group):
