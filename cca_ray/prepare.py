@@ -22,7 +22,7 @@ from cca_ray.data.images import AUGMENTATIONS, crops_of
 from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import import_npy
 from cca_ray.data.token_set_making import Texts, tokenize, tokens_an_image
-from cca_ray.data.tokens import MANIFEST, UNREADABLE, Counts
+from cca_ray.data.tokens import MANIFEST, UNREADABLE, Counts, no_images
 from cca_ray.errors import ConfigError, reading
 from cca_ray.evaluation.features import load_extractor
 from cca_ray.evaluation.reference_making import make_reference
@@ -212,6 +212,8 @@ def from_images(
         conditions = f" of {len(set(listing.labels.tolist())):,} classes" * labelled
     if labelled and listing.surprise:
         console.say(listing.surprise)
+    if tokens is None and listing.passed_over:  # a token set counts them
+        console.say(no_images(dict(listing.passed_over)))
     nodes.connect()
     console.say(f"{len(listing.entries):,} images{conditions}: {images}")
     wait_for_gpus(gpus, console.say)

@@ -96,7 +96,7 @@ def pretrain(
     if images is not None:
         changes |= {"image_size": image_size, "downsample": downsample, "codebook_size": CODES, "variants": 1}
     settings = Pretrain.model_validate({**template.model_dump(), **changes})
-    data = digits() if images is None else read_folder(images, image_size)
+    data = digits() if images is None else read_folder(images, image_size, console.say)
     name = "digits" if images is None else re.sub(r"[^\w.-]+", "_", PurePosixPath(open_files(images)[1]).name)
     console.say(f"{len(data.images):,} images of {len(data.class_names)} classes, {settings.image_size} pixels wide")
     plan = Plan(size or sizes[0], settings) if images is None else plan_for(data, kind, size, settings, epochs)

@@ -211,7 +211,7 @@ def test_a_name_of_a_class_that_is_long_and_comes_often_is_held_once_and_refused
 
 
 def test_a_row_group_that_unpacks_to_many_times_its_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("cca_ray.data.listing.MOST_GROUP_BYTES", 2**22)
+    monkeypatch.setattr("cca_ray.data.parquet_shards.MOST_GROUP_BYTES", 2**22)
     images = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10_000, np.int8)), pa.array([bytes(2**18)]))
     path = shard(tmp_path / "s.parquet", images, pa.array(range(10_000)))
     with pytest.raises(ConfigError, match="row group 0 unpacks to many times what the file holds") as error:

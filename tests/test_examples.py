@@ -14,7 +14,7 @@ def test_coloured_digits_are_of_ten_classes_and_the_same_by_their_seed(tmp_path:
     make = runpy.run_path(str(ROOT / "examples" / "coloured_digits.py"))["main"]
     for name, seed in (("one", "0"), ("same", "0"), ("other", "1")):
         make([str(tmp_path / name), "--images", "30", "--seed", seed])
-    one, same, other = (read_folder(str(tmp_path / name), 32) for name in ("one", "same", "other"))
+    one, same, other = (read_folder(str(tmp_path / name), 32, print) for name in ("one", "same", "other"))
     assert one.class_names == tuple("0123456789")
     assert np.bincount(one.labels).tolist() == [3] * 10
     assert one.images.shape == (30, 32, 32, 3)

@@ -193,15 +193,20 @@ def test_reference_statistics_are_those_of_the_centre_crops(photos: Path, tmp_pa
 def test_a_feature_network_that_is_a_program_is_run_only_if_its_maker_is_trusted(
     photos: Path, tmp_path: Path, ray_here: None, capsys
 ):
-    features, reference = tmp_path / "program.pt", tmp_path / "reference.npz"
+    features, reference = tmp_path / "program.pt", tmp_path / "new" / "reference.npz"
     torch.jit.script(Nvidias(1008)).save(str(features))
     command = [str(photos), "--features", str(features), "--reference", str(reference), "--reference-size", "16"]
     refused = invoke(prepare.main, command, capsys)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "prepare --trust-torchscript" in refused.err
     assert not reference.exists()
-    assert invoke(prepare.main, [*command, "--trust-torchscript"], capsys).code == 0
+    (photos / "dog" / "scan.heic").touch()
+    made = invoke(prepare.main, [*command, "--trust-torchscript"], capsys)
+    (photos / "dog" / "scan.heic").unlink()
+    assert made.code == 0
     assert Reference.load(reference).mean.shape == (12,)
+    assert Path(f"{reference}.unreadable.txt").exists()  # also in a folder that was not there before
+    assert "1 file is no image by its name: 1 .heic" in made.out
 
 
 def write_npy(root: Path, count: int = 5, crops: int = 2, seed: int = 0) -> np.ndarray:
@@ -223,6 +228,9 @@ def test_the_official_files_are_imported(tokenizer: Path, tmp_path: Path):
     np.testing.assert_array_equal(data.tokens, np.concatenate([first, second], axis=1))
     assert data.labels.tolist() == [0, 1, 2, 0, 1]
     assert data.meta.augmentations == ("a/flips/0", "a/flips/1", "b/flips/0", "b/flips/1")
+    np.save(tmp_path / "a" / "imagenet16_codes" / "0.npy", first[:1] ^ 1)  # made again, where it was
+    with pytest.raises(ConfigError, match=r"holds another token set \(contents of images differs\)"):
+        import_npy(roots, "llamagen", tokenizer, 16, ["cat", "dog", "emu"], tmp_path / "tokens", 2, Pace(Console()))
 
 
 def test_official_folders_of_different_lengths_are_refused(tokenizer: Path, tmp_path: Path):

@@ -135,10 +135,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_images_of_any_kind_are_read(folder: Path):
-    data = read_folder(str(folder), 16)
+    said: list[str] = []
+    data = read_folder(str(folder), 16, said.append)
+    assert said == []
     assert data.images.shape == (50, 16, 16, 3)
     assert data.class_names == ("dark", "light")
     assert data.images[data.labels == 0].mean() < data.images[data.labels == 1].mean()
+
+
+def test_files_that_are_no_images_by_their_names_are_told(folder: Path):
+    said: list[str] = []
+    for i in range(3):
+        (folder / "dark" / f"phone{i}.HEIC").write_bytes(b"an image, for a phone")
+    assert len(read_folder(str(folder), 16, said.append).images) == 50
+    assert said == ["3 files are no images by their names: 3 .heic"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +170,7 @@ def test_a_bad_folder_is_one_line(folder: Path, harm: str, message: str):
     elif harm == "corrupt":
         (folder / "dark" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     with pytest.raises(ValueError, match=message) as error:
-        read_folder(str(folder), 16)
+        read_folder(str(folder), 16, print)
     assert "\n" not in str(error.value)
 
 

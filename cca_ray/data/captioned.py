@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from cca_ray.data.contents import READERS
 from cca_ray.data.listing import Listing, below, is_shard, list_images, look, open_files, refuse_odd_name
 from cca_ray.data.tar_shards import members_of
 from cca_ray.errors import ConfigError, first_line, reading
@@ -29,7 +30,6 @@ from cca_ray.errors import ConfigError, first_line, reading
 TEXT_KEYS = ("text", "caption")
 IMAGE_KEYS = ("file_name", "image_path", "image", "path")
 MOST_BYTES = 2**20  # of a caption's own file
-READERS = 16  # files at a time, for most of it is waiting
 
 
 @dataclass(frozen=True)

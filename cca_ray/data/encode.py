@@ -40,6 +40,7 @@ from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import local_path
 
 PLAN = "plan.json"
+CONTENTS = "contents of images"  # in a plan, since version 0.2
 IMAGES_A_TASK = {"cpu": 4, "cuda": 64}  # of seconds each, so that all encoders end together
 PIXELS_AT_A_TIME = {"cpu": 2**19, "cuda": 2**22}  # that the tokenizer encodes: its activations are 2.5 to 3.2 kB each
 
@@ -160,6 +161,7 @@ def claim(folder: Path, plan: Mapping[str, object]) -> str | None:
     if path.exists():
         with reading(path, "damaged; delete the folder, or use another --out"):
             found = dict(json.loads(path.read_text()))
+            found.setdefault(CONTENTS, plan[CONTENTS])  # earlier versions did not look
         if found != plan:
             key = next(key for key in plan if found.get(key) != plan[key])
             raise ConfigError(f"{folder}: holds another token set ({key} differs); use another --out, or delete it")

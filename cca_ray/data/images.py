@@ -34,13 +34,16 @@ def decode(content: bytes | None) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-            return image.convert("RGB")
+            floating, image = image.mode == "F", image.convert("RGB")
     except UnidentifiedImageError:
         raise ValueError("not an image of any known kind") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders raise what they like: RuntimeError (AVIF), struct.error, KeyError, ...
         raise ValueError(f"not a readable image ({type(error).__name__}: {error})") from None
+    if floating:  # what is white is not known: of 0 to 1 this would be black
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    return image
 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:

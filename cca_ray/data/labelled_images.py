@@ -1,6 +1,7 @@
 """Collections of small images, all in memory: the embedded digits, or someone's own."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from cca_ray.data.images import centre_crop, decode
 from cca_ray.data.listing import list_images, read_entry
+from cca_ray.data.tokens import no_images
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,14 @@ def digits() -> LabelledImages:
     return LabelledImages(np.repeat(images[..., None], 3, axis=-1), bunch.target.astype(np.int64), tuple("0123456789"))
 
 
-def read_folder(folder: str, size: int) -> LabelledImages:
-    """A collection of images as squares of `size` pixels, all in memory. ValueError, naming the file, if one is bad."""
+def read_folder(folder: str, size: int, say: Callable[[str], object]) -> LabelledImages:
+    """A collection of images as squares of `size` pixels, all in memory. ValueError, naming the file, if one is bad.
+
+    `say` hears of files that were passed over.
+    """
     listing = list_images(folder)
+    if listing.passed_over:
+        say(no_images(dict(listing.passed_over)))
     squares = []
     for entry in listing.entries:
         try:

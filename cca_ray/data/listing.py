@@ -19,21 +19,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cca_ray.data.images import KINDS
+from cca_ray.data.parquet_shards import images_of_group, list_rows
 from cca_ray.data.tar_shards import CAPTION_SUFFIXES, hidden, list_tar
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.space_file import is_uri
 from cca_ray.storage.uris import local_path, to_uri
 
 COMPRESSED = (".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2", ".7z", ".rar")
-COLUMNS = {"image": ("image", "jpg", "png"), "label": ("label", "cls")}  # of Parquet shards
 MOST_CLASSES, LONGEST_NAME = 65_536, 1_000
 MOST_IMAGE_BYTES = 2**28  # of a file that is one image, undecoded
-LEAST_IMAGE_BYTES = 8  # of a row of a Parquet shard, in the mean
-MOST_GROUP_BYTES, MOST_UNPACKED = 2**30, 4  # of a row group's images: this, or so many times what the file has
 
 
 @dataclass(frozen=True)
@@ -133,6 +130,7 @@ def list_images(
     `each(function, where, paths)` lists several shards at a time.  ConfigError, naming the place, if there is
     nothing, an empty class folder, a class that is not among `classes`, or a shard that cannot be read.
     """
+    parquet_images.cache_clear()  # of files that may have been made again
     filesystem, root = open_files(where)
     info = filesystem.get_file_info(root)
     if info.type == fs.FileType.NotFound:
@@ -244,64 +242,14 @@ def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: 
     try:
         with filesystem.open_input_file(path) as file:
             if not path.lower().endswith(".tar"):
-                return Shard(tuple(list_parquet(file, path, label_key, labelled)), Counter())
+                rows = enumerate(list_rows(file, path, label_key, labelled))
+                entries = (Entry(path, row.row, row.group, row.key, f"row {number}") for number, row in rows)
+                return Shard(tuple(entries), Counter())
             found = list_tar(file, path, is_image, frozenset(classes or ()), label_key, labelled)
             images = (Entry(path, image.start, image.length, image.key, image.name) for image in found.images)
             return Shard(tuple(images), found.passed_over)
     except (tarfile.TarError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a readable shard ({first_line(error)})") from None
-
-
-def column(schema: pa.Schema, what: str, path: str) -> str:
-    found = [name for name in COLUMNS[what] if name in schema.names]
-    if not found:
-        raise ConfigError(f"{path}: no column {' or '.join(COLUMNS[what])}; it has {', '.join(schema.names)}")
-    return found[0]
-
-
-def list_parquet(file: Any, path: str, label_key: str | None, labelled: bool) -> list[Entry]:
-    """Rows of `image` (bytes, or a struct with `bytes`, as of Hugging Face) and, if `labelled`, of `label`."""
-    parquet = pq.ParquetFile(file)
-    schema = parquet.schema_arrow
-    if parquet.metadata.num_rows > file.size() // LEAST_IMAGE_BYTES:  # each would be an object here
-        raise ConfigError(f"{path}: claims {parquet.metadata.num_rows:,} images, which do not fit into its bytes")
-    kind = schema.field(column(schema, "image", path)).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise ConfigError(f"{path}: its images are {kind}; expected bytes, or a struct with bytes")
-    labels = labels_of(file, path, schema, label_key) if labelled else ["any"] * parquet.metadata.num_rows
-    places = [(row, group) for group in range(parquet.num_row_groups)
-              for row in range(parquet.metadata.row_group(group).num_rows)]  # fmt: skip
-    return [
-        Entry(path, row, group, key, f"row {number}")
-        for number, ((row, group), key) in enumerate(zip(places, labels, strict=True))
-    ]
-
-
-def labels_of(file: Any, path: str, schema: pa.Schema, label_key: str | None) -> list[Any]:
-    """Row by row. ConfigError if one is neither a number nor a name."""
-    if label_key is not None and label_key not in schema.names:
-        raise ConfigError(f"{path}: no column {label_key!r}; it has {', '.join(schema.names)}")
-    labels = keys_of(file, label_key or column(schema, "label", path))
-    if bad := [row for row, key in enumerate(labels) if not isinstance(key, int | str) or key == ""]:
-        found = labels[bad[0]]
-        what = "no label" if found in (None, "") else f"the label {str(found)[:40]}"
-        raise ConfigError(f"{path}: row {bad[0]} has {what}; expected a class number or name")
-    return labels
-
-
-def keys_of(file: Any, name: str) -> list[Any]:
-    """Labels, row by row. A name that comes again and again is one object, as it is one in the file."""
-    chunks = pq.ParquetFile(file, read_dictionary=[name]).read(columns=[name])[0].chunks
-    keys: list[Any] = []
-    for chunk in chunks:
-        if pa.types.is_dictionary(chunk.type):
-            names = chunk.dictionary.to_pylist()
-            keys += [None if i is None else names[i] for i in chunk.indices.to_pylist()]
-        else:
-            keys += chunk.to_pylist()
-    return keys
 
 
 def with_labels(
@@ -353,18 +301,7 @@ def refuse_odd_name(where: str, name: str) -> None:
 def parquet_images(where: str, path: str, group: int) -> list[bytes]:
     """The images of one row group, kept for its next rows."""
     with open_files(where)[0].open_input_file(path) as file:
-        parquet = pq.ParquetFile(file)
-        name = column(parquet.schema_arrow, "image", path)
-        limit = max(MOST_GROUP_BYTES, MOST_UNPACKED * file.size())
-        images: list[bytes] = []
-        # One at a time: a row of a few bits can be an image of any size, by way of the group's dictionary.
-        for batch in parquet.iter_batches(batch_size=1, row_groups=[group], columns=[name]):
-            (value,) = batch[0].to_pylist()
-            images.append(value["bytes"] if isinstance(value, dict) else value)
-            limit -= len(images[-1] or b"")
-            if limit < 0:
-                raise ConfigError(f"{path}: row group {group} unpacks to many times what the file holds")
-    return images
+        return images_of_group(file, path, group)
 
 
 def read_entry(where: str, path: str, start: int, length: int) -> bytes:

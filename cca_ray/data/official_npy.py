@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cca_ray.data.contents import READERS, digest_of_some
 from cca_ray.data.encode import Columns, Progress, claim, write_stream
 from cca_ray.data.token_set_making import cut_into_parts, plan_of, token_meta
 from cca_ray.data.tokens import TokenMeta
@@ -87,11 +88,12 @@ def import_npy(
     meta = token_meta(load_tokenizer(family, tokenizer), size, names, classes or [str(i) for i in range(1000)])
     states = [[str(folder), folder.stat().st_mtime_ns] for pair in pairs for folder in pair]
     source = hashlib.sha256(json.dumps([states, counts]).encode()).hexdigest()[:16]
-    if finished := claim(out, plan_of(source, meta, part_images)):
+    files = [folder / f"{i}.npy" for pair in pairs for folder in pair for i in range(counts[0])]
+    if finished := claim(out, plan_of(source, digest_of_some(Path.read_bytes, files), meta, part_images)):
         return finished
 
     def rows_of(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, Columns]]:
-        with ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             for number, index in enumerate(parts):
                 labels, tokens = zip(*pool.map(partial(read_npy, pairs, meta), index), strict=True)
                 problem = np.full(len(index), "")

@@ -16,7 +16,8 @@ from pyarrow import fs
 from ray.util import ActorPool
 
 from cca_ray.cluster.device import local_device
-from cca_ray.data.captioned import READERS, Caption, more
+from cca_ray.data.captioned import Caption, more
+from cca_ray.data.contents import READERS, digest_of_some
 from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError, reading
 from cca_ray.storage.arrays import read_array, read_arrays
@@ -62,7 +63,12 @@ class FeatureFiles:
                 f"{root}/{missing[0].place}.npy: no such file, nor one that ends in .npz; it would be the features of "
                 f"the caption {missing[0].text[:40]!r}{more(missing)}"
             )
-        self.digest = hashlib.sha256(json.dumps(sorted(sizes.items())).encode()).hexdigest()[:16]
+        some = digest_of_some(self.content, sorted(self.paths.values()))
+        self.digest = hashlib.sha256(json.dumps([sorted(sizes.items()), some]).encode()).hexdigest()[:16]
+
+    def content(self, path: str) -> bytes:
+        with self.filesystem.open_input_file(path) as file:
+            return bytes(file.read())
 
     def features(self, captions: Sequence[Caption], kept: Path) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(READERS) as pool:
@@ -72,9 +78,7 @@ class FeatureFiles:
     def read(self, caption: Caption) -> np.ndarray:
         path = self.paths[caption.place]
         with reading(path, "not the features of a caption"):
-            with self.filesystem.open_input_file(path) as file:
-                content = io.BytesIO(file.read())
-            return features_of(content, path)
+            return features_of(io.BytesIO(self.content(path)), path)
 
 
 def features_of(content: io.BytesIO, path: str) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 
 from cca_ray.data.captioned import CaptionedImages, list_captioned
 from cca_ray.data.captions import FEATURES, TEXTS, CaptionMeta, sha256_of, write_captions
-from cca_ray.data.encode import Encode, Progress, ReadImages, claim, stream_parts, write_stream
+from cca_ray.data.contents import contents_of
+from cca_ray.data.encode import CONTENTS, Encode, Progress, ReadImages, claim, stream_parts, write_stream
 from cca_ray.data.images import crops_of
 from cca_ray.data.listing import Listing
 from cca_ray.data.text_features import KEPT, FeatureFiles, FeatureSource, T5Features
@@ -101,9 +102,9 @@ def token_meta(tokenizer: Tokenizer, size: int, names: Sequence[str], class_name
     )
 
 
-def plan_of(source: str, meta: TokenMeta, part_images: int) -> Mapping[str, object]:
+def plan_of(source: str, contents: str, meta: TokenMeta, part_images: int) -> Mapping[str, object]:
     """What must be the same for a run to go on in a folder."""
-    return {"images": source, "part_images": part_images, **meta.model_dump(mode="json")}
+    return {"images": source, CONTENTS: contents, "part_images": part_images, **meta.model_dump(mode="json")}
 
 
 def tokenize(
@@ -116,7 +117,7 @@ def tokenize(
     """
     crops = crops_of(augmentations, size)
     meta = token_meta(load_tokenizer(family, tokenizer), size, [crop.name for crop in crops], listing.class_names)
-    plan = plan_of(listing.digest, meta, part_images)
+    plan = plan_of(listing.digest, contents_of(listing), meta, part_images)
     if finished := claim(out, {**plan, **captioning.plan} if captioning else plan):
         return finished
     if captioning is not None:

@@ -119,6 +119,14 @@ def write_part(
     return path
 
 
+def no_images(passed_over: Mapping[str, int]) -> str:
+    """In words, of files that are no images by their names: how many of each suffix."""
+    kinds = ", ".join(f"{number} {suffix or 'without an ending'}" for suffix, number in passed_over.items())
+    count = sum(passed_over.values())
+    which = "file is no image by its name" if count == 1 else "files are no images by their names"
+    return f"{count:,} {which}: {kinds}"
+
+
 @dataclass(frozen=True)
 class Counts:
     """What became of a collection's images, for the manifest and for people."""
@@ -136,8 +144,7 @@ class Counts:
         of_classes = f"at least {self.fewest:,} a class ({self.fewest_class})"
         text += f"{self.captions:,} captions" if self.captions else of_classes
         if self.passed_over:
-            kinds = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in self.passed_over.items())
-            text += f"; {sum(self.passed_over.values()):,} files are no images by their names: {kinds}"
+            text += f"; {no_images(self.passed_over)}"
         return text
 
 
@@ -201,6 +208,7 @@ def finish_token_set(folder: Path, meta: TokenMeta, parts: int, counts: Counts |
 def write_unreadable(path: Path, names: Sequence[str]) -> None:
     """One line each; no file if there are none."""
     if names:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(names) + "\n")
         push(path)
     else:

@@ -214,8 +214,11 @@ def folders(folder: Path) -> list[Path]:
 
 
 def reach(folder: Path, write: bool = False) -> None:
-    """ConfigError, naming the URI, if it cannot be read, or written: no such host, bucket or right."""
+    """ConfigError, naming it, if it cannot be read, or written: no such host, bucket or right. It need not be there."""
     if not is_copy(folder):
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if write and not (above.is_dir() and os.access(above, os.W_OK)):
+            raise ConfigError(f"{folder}: cannot be written: {above} is {'read-only' if above.is_dir() else 'a file'}")
         return
     try:
         state(folder)

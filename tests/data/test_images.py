@@ -254,6 +254,21 @@ def test_sixteen_bit_grey_keeps_its_range():
     np.testing.assert_array_equal(image[..., 0], ramp >> 8)
 
 
+def test_floating_point_pixels_are_refused_for_what_is_white_is_not_known():
+    buffer = io.BytesIO()
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(buffer, "TIFF")
+    with pytest.raises(ValueError, match=r"^its pixels are floating-point numbers; save it with 8 or 16 bits$"):
+        decode(buffer.getvalue())
+
+
+def test_a_parquet_file_that_was_made_again_is_read_again(tmp_path: Path):
+    folder = write_parquet(tmp_path / "photos")
+    pixels(list_images(str(folder)))
+    images = [{"bytes": png(picture(20 + i)), "path": f"{i}.png"} for i in range(3)]
+    pq.write_table(pa.table({"image": images, "label": [1] * 3}), folder / "1.parquet")
+    np.testing.assert_array_equal(pixels(list_images(str(folder)))[5], np.asarray(picture(22)))
+
+
 def test_an_image_that_is_only_a_path_says_that_it_has_no_bytes(tmp_path: Path):
     rows = [{"bytes": None, "path": "/data/0.JPEG"}, {"bytes": png(picture(0)), "path": "1.png"}]
     pq.write_table(pa.table({"image": rows, "label": [0, 1]}), tmp_path / "0.parquet")

@@ -79,7 +79,6 @@ def test_a_local_path_stays_what_it_is(tmp_path: Path):
     assert not pull(path)
     path.write_text("x")
     push(path)
-    reach(path, write=True)
     assert pull(path)
     assert written_at(path) == path.stat().st_mtime
     remove(path)
@@ -239,3 +238,18 @@ def test_a_uri_that_cannot_be_used_is_told_in_a_line_that_names_it(change: tuple
     path.touch()
     with pytest.raises(Unreachable, match=message):
         push(path)
+
+
+def test_a_local_folder_that_could_not_be_written_is_told_before_anything_begins(tmp_path: Path):
+    (tmp_path / "file").touch()
+    reach(tmp_path / "new" / "runs", write=True)
+    reach(tmp_path / "file" / "runs")  # to read it; that there is none is told by who reads
+    with pytest.raises(ConfigError, match=r"^\S+file/runs: cannot be written: \S+/file is a file$"):
+        reach(tmp_path / "file" / "runs", write=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_read_only_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(ConfigError, match=rf"new: cannot be written: {tmp_path} is read-only$"):
+        reach(tmp_path / "new", write=True)
