@@ -6,6 +6,10 @@ A base seed makes another model; tokenizer and feature network are the same. A s
 the pairs, the proposals and all sampling noise. An arithmetic is a set of vector instructions that PyTorch may use
 (ATEN_CPU_CAPABILITY): it rounds sums differently, as another machine would. Each study adds its rows to the CSV, and
 rows that are there are not measured again, so that a run that was cut short goes on.
+
+    python benchmarks/default.py --finished runs/stripes --raw docs/studies/striped_digits.csv
+
+Of studies that are finished, whatever they are of: the same table, with rows of base 0 and seed 0.
 """
 
 import csv
@@ -102,6 +106,12 @@ def run_study(storage: Path, arithmetic: str, base: int, seed: int, arguments: S
     subprocess.run(command, check=True, env={**os.environ, "ATEN_CPU_CAPABILITY": arithmetic})
     sizes = read_summary(storage / f"seed{seed}" / "summary.json").sizes
     return [Row.of(size, arithmetic, base, seed) for size in sizes]
+
+
+def rows_of_finished(folder: Path) -> list[Row]:
+    """One a size."""
+    sizes = read_summary(folder / "summary.json").sizes
+    return [Row.of(size, size.machine.arithmetic.lower() if size.machine else "", 0, 0) for size in sizes]
 
 
 @dataclass(frozen=True)
@@ -226,11 +236,17 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--arithmetics", nargs="+", default=["default", "avx2"])
     parser.add_argument("--storage", type=Path, default=Path("runs/bases-of-default"))
     parser.add_argument("--only-table", action="store_true", help="of the rows that are there")
+    parser.add_argument("--finished", type=Path, nargs="+", metavar="FOLDER", help="of these studies, with --raw")
     arguments = parser.parse_args(words)
     path, spaces = arguments.raw or ROWS, arguments.spaces
     seeds, bases, arithmetics = arguments.seeds, arguments.bases, arguments.arithmetics
     if arguments.smoke:
         seeds, bases, arithmetics, spaces = [0], [0], ["default"], ["digits_s", *set_options(TINY)]
+    if arguments.finished:
+        if arguments.raw is None:
+            parser.error("--finished: give --raw, too; the rows of the default are not overwritten")
+        write_rows(path, [row for folder in arguments.finished for row in rows_of_finished(folder)])
+        arguments.only_table = True
     rows = read_rows(path)
     for seed, base, arithmetic in product(seeds, bases, arithmetics):
         done = any((row.arithmetic, row.base, row.seed) == (arithmetic, base, seed) for row in rows)

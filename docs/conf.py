@@ -15,7 +15,8 @@ import cca_ray
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENTS = {
-    "Using it": ["docs/python", "docs/api", "docs/terminal", "docs/mlflow", "docs/search", "docs/pretrain"],
+    "Using it": ["docs/python", "docs/api", "docs/terminal", "docs/mlflow", "docs/search", "docs/pretrain",
+                 "docs/studies/striped_digits"],
     "Large models, clusters": ["docs/imagenet", "docs/captions", "docs/cluster", "docs/scale", "docs/gpu"],
     "Changing it": ["docs/extend", "CONTRIBUTING", "tests/README", "tests/NIGHTLY", "tests/chaos/README",
                     "benchmarks/README", "CHANGELOG"],

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.default import VALUES, Row, Spread, promises, read_rows, table, write_rows
+from benchmarks.default import VALUES, Row, Spread, main, promises, read_rows, table, write_rows
+from cca_ray.cluster.machine import machine_here
+from cca_ray.reporting.summary import write_summary
+from tests.studies import summary_of
 
 ROW = Row(
     size="digits_s", parameters=16640, arithmetic="avx2", base=0, seed=0, fid_base=50.0, fid_guided=30.0,
@@ -68,3 +71,16 @@ def test_a_promise_that_one_study_breaks_is_counted():
     assert "| CCA ≤ 1.2 × guided | 2 of 3 |" in lines  # and so is 40 / 30
     assert "| CCA ≤ 1.1 × guided at the median | 1 of 1 |" in lines
     assert "1.03, at most 1.33" in table(rows)
+
+
+def test_the_rows_of_a_finished_study_are_those_of_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    here, raw = machine_here(), tmp_path / "rows.csv"
+    write_summary(tmp_path, [summary_of(control_learning_rate=1e-3, machine=here)])
+    main(["--finished", str(tmp_path), "--raw", str(raw)])
+    (row,) = read_rows(raw)
+    assert (row.arithmetic, row.base, row.seed) == (here.arithmetic.lower(), 0, 0)
+    assert (row.fid_base, row.fid_guided, row.fid_control, row.fid_cca) == (24.4, 18.0, 23.7, 17.1)
+    assert table([row]) in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--finished", str(tmp_path)])
+    assert "give --raw, too" in capsys.readouterr().err

@@ -32,6 +32,7 @@ from tests.commands import invoke
 from tests.studies import summary_of
 
 ROOT = Path(__file__).parent.parent
+STUDIES = "docs/studies/striped_digits.md"
 PAGES = [
     page
     for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md"),
@@ -242,7 +243,9 @@ def measured_tables(page: Path) -> list[tuple[str, str]]:
     return [(table, line) for table, line in found if re.search(r"\| \d[\d.,]* ", table)]
 
 
-MEASURED = [(page, *table) for page in ("README.md", "benchmarks/README.md") for table in measured_tables(ROOT / page)]
+MEASURED = [
+    (page, *table) for page in ("README.md", "benchmarks/README.md", STUDIES) for table in measured_tables(ROOT / page)
+]
 
 
 @pytest.mark.parametrize(("page", "table", "line"), MEASURED, ids=map(str, range(len(MEASURED))))
@@ -276,6 +279,11 @@ def test_the_intervals_of_the_benchmarks_page_are_those_of_its_raw_results():
 def test_the_readmes_table_is_that_of_its_raw_results():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert default.table(default.read_rows(default.ROWS)) in page
+
+
+def test_the_table_of_the_kept_studies_is_that_of_its_raw_results():
+    rows = default.read_rows((ROOT / STUDIES).with_suffix(".csv"))
+    assert default.table(rows) in (ROOT / STUDIES).read_text(encoding="utf-8")
 
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
