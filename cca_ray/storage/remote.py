@@ -5,7 +5,6 @@ Paths are those of local copies; `uris` says of which URIs. Errors are OSErrors 
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -129,7 +128,16 @@ def folders_in(folder: Path) -> set[str]:
 
 
 def upload(path: Path, source: Path) -> None:
-    """Put `source` at the path's URI: whole, or not at all."""
+    """Put `source` at the path's URI: whole, or not at all. Ctrl-C is heard when it is there.
+
+    Raises OSError. If it is a large source that could not be read to its end, nothing is at the URI then.
+    """
+    with ThreadPoolExecutor(1) as pool:  # signals break what the main thread does, and no other
+        pool.submit(put, path, source).result()
+
+
+def put(path: Path, source: Path) -> None:
+    """See `upload`. An exception that a signal raises would leave a part of the file at the URI."""
     with telling(path):
         files, name = remote(path)
         object_store = files.type_name not in ("local", "hdfs")  # an object appears when it is complete
@@ -137,9 +145,18 @@ def upload(path: Path, source: Path) -> None:
             files.create_dir(str(PurePosixPath(name).parent))
         target = name if object_store else f"{name}.partial-{os.getpid()}"
         confirm(path)  # first, as some stores empty the object now
-        with source.open("rb") as file, files.open_output_stream(target) as stream:
-            shutil.copyfileobj(file, stream, CHUNK)
-            confirm(path)  # last, as a large file takes minutes
+        with source.open("rb") as file:
+            part = file.read(CHUNK)  # of most files all: what cannot be read leaves the URI as it was
+            with files.open_output_stream(target) as stream:
+                try:
+                    while part:
+                        stream.write(part)
+                        part = file.read(CHUNK)
+                except BaseException:
+                    stream.close()  # fails if the storage did; else a part is there, for pyarrow can only complete it
+                    files.delete_file(target)
+                    raise
+                confirm(path)  # last, as a large file takes minutes; if nobody can say, what appears is whole
         if not object_store:
             files.move(target, name)
 
