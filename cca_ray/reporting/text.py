@@ -41,8 +41,9 @@ def lede(study: StudyResults) -> str:
         text = (
             f"{study.name}: after {tuning(done)} the models sample without guidance, at half the cost. {headline(done)}"
         )
-    left = len(study.sizes) - len(done)
-    return text + (f" {left} of its sizes have not finished." if left else "")
+    left = [*(size.name for size in study.sizes if not size.summary), *study.not_begun]
+    have = "have" if len(left) > 1 else "has"
+    return text + (f" {len(left)} of its sizes {have} not finished: {', '.join(left)}." if left else "")
 
 
 def tuning(sizes: Sequence[SizeSummary]) -> str:
@@ -229,6 +230,7 @@ def warnings(studies: Sequence[StudyResults]) -> list[str]:
     """What a reader must know before comparing numbers."""
     sizes = [(study, size) for study in studies for size in study.sizes]
     lines = [f"{study.name}, {size.name}: not finished; {progress(size)}." for study, size in sizes if not size.summary]
+    lines += [f"{study.name}, {name}: not begun." for study in studies for name in study.not_begun]
     lines += [
         f"{study.name}, {done.size}: {told(edge)}."
         for study in studies
