@@ -17,7 +17,7 @@ from cca_ray.verdict import (
     against,
     headline,
     noise,
-    ratio,
+    of_other,
     scored,
     ties,
     told,
@@ -76,10 +76,7 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
         return so_far, [f"Not finished: {progress(size)}.", interim(size)]
     names: dict[Role, str] = {**JUDGED, "base": "the base without guidance"}
     return f"{done.headline.label} {scored(done, 'tuned')}", [
-        *(
-            f"{versus(done, other, name)} ({ratio(done, other):.2f} × {done.value(other):.2f})"
-            for other, name in names.items()
-        ),
+        *(f"{versus(done, other, name)} ({of_other(done, other)})" for other, name in names.items()),
         f"trial {done.winner.trial}, {readable(done.winner.params)}; {hours(size)}",
         *([sentence(f"{done.prospect}")] if done.prospect else []),
         *["± is sampling noise only: one training seed; --replicates 2 adds training noise"]
