@@ -5,10 +5,11 @@ Paths are those of local copies; `uris` says of which URIs. Errors are OSErrors 
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2**24  # bytes of a request
 AT_ONCE = 8  # requests
+YOUNG_S = 3600.0  # no server answers a node whose clock is so far off; S3 allows a quarter of an hour
 
 REASONS = {  # what the errors of S3 and of Google's storage mean, by what is in them
     "NO_SUCH_BUCKET": "no such bucket; create it first, or correct the name",
@@ -40,11 +42,12 @@ REASONS = {  # what the errors of S3 and of Google's storage mean, by what is in
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or a folder at a URI."""
+    """A file or a folder at a URI. `tag`: `tag_of` one that is young, where that was asked."""
 
     is_folder: bool
     size: int
     mtime_ns: int
+    tag: str = ""
 
     @staticmethod
     def of(info: "fs.FileInfo") -> "Entry":
@@ -54,8 +57,13 @@ class Entry:
 
     @property
     def version(self) -> list[int]:
-        """Of a file: another content has another one."""
+        """Of a file: another content has another one, unless both are young."""
         return [self.size, self.mtime_ns]
+
+    @property
+    def young(self) -> bool:
+        """Whether it may be followed by a file of the same version: S3's time is in whole seconds."""
+        return self.mtime_ns % 10**9 == 0 and time.time() - self.mtime_ns / 1e9 < YOUNG_S
 
 
 @lru_cache(maxsize=16)
@@ -106,6 +114,24 @@ def state(path: Path) -> Entry | None:
         files, name = remote(path)
         info = files.get_file_info(name)
     return None if info.type == fs.FileType.NotFound else Entry.of(info)
+
+
+def tag_of(path: Path) -> str:
+    """What the storage calls the content of the file at the URI; empty if it has no names, or no such file."""
+    with telling(path):
+        files, name = remote(path)
+        try:
+            with files.open_input_file(name) as file:
+                known = {key.lower(): value for key, value in (file.metadata() or {}).items()}
+        except FileNotFoundError:
+            return ""
+    return known.get("etag", b"").decode()
+
+
+def exact_state(path: Path) -> Entry | None:
+    """`state`, with the tag of a file that is young."""
+    entry = state(path)
+    return replace(entry, tag=tag_of(path)) if entry and not entry.is_folder and entry.young else entry
 
 
 def inside(folder: Path, recursive: bool = False) -> dict[PurePosixPath, Entry]:
@@ -164,7 +190,7 @@ def put(path: Path, source: Path) -> None:
 def download(path: Path, target: Path) -> Entry:
     """Bring what is at the path's URI to `target`; which version it was."""
     while True:
-        before = state(path)
+        before = exact_state(path)
         with telling(path):
             files, name = remote(path)
             with files.open_input_file(name) as source, target.open("wb") as file:
@@ -177,7 +203,7 @@ def download(path: Path, target: Path) -> Entry:
 
                 with ThreadPoolExecutor(AT_ONCE) as pool:
                     list(pool.map(part, range(0, size, CHUNK)))
-        if before and before == state(path):  # else it was replaced in the meantime, and this may be of both
+        if before and before == exact_state(path):  # else it was replaced in the meantime, and this may be of both
             return before
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,37 @@ def test_a_small_source_that_cannot_be_read_changes_nothing(path: Path, tmp_path
     with pytest.raises(OSError, match="Input/output error"):
         upload(path, Path("/proc/self/mem"))
     assert there(path, tmp_path) == EARLIER
+
+
+def test_what_is_replaced_within_the_second_as_it_is_brought_is_brought_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, two, times, left = b"one" * CHUNK, b"two" * CHUNK, list[int](), [0]
+
+    def write(content: bytes) -> None:
+        upload(path, source(content))
+        found = state(path)
+        assert found is not None
+        times.append(found.mtime_ns // 10**9)
+
+    def replaced(*arguments: int | bytes) -> int:
+        if left[0]:
+            left[0] -= 1
+            write(two)
+        return written(*arguments)
+
+    written = os.pwrite
+    monkeypatch.setattr(os, "pwrite", replaced)
+    monkeypatch.setattr(remote, "AT_ONCE", 1)
+    for _ in range(5):
+        left[0] = 1
+        time.sleep(1 - time.time() % 1)  # both within one second, if the machine is not too slow
+        write(one)
+        remote.download(path, tmp_path / "target")
+        assert (tmp_path / "target").read_bytes() == two
+        if times[-1] == times[-2]:
+            break
+    assert times[-1] == times[-2]
 
 
 @pytest.mark.parametrize("asked", [1, 2])
