@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -164,8 +165,8 @@ def look(storage: Path, name: str) -> Seen:
     for size in study.sizes:
         state = FINISHED if size.summary and size.name not in at_work else RUNNING if process else STOPPED
         sizes.append(status_of_size(size, state, told))
-    known = [size.name for size in study.sizes]
-    sizes += [SizeStatus(size=size, state=BEGINS) for size in (told.sizes if told else ()) if size not in known]
+    begin = replace(study, asked=told.sizes).not_begun if told else study.not_begun
+    sizes += [SizeStatus(size=size, state=BEGINS) for size in begin]
     finished = bool(sizes) and all(size.state == FINISHED for size in sizes)
     content = StudyStatus(
         study=name,

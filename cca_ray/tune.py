@@ -34,6 +34,7 @@ from cca_ray.errors import ConfigError, Incomplete, first_line, without_secrets
 from cca_ray.inputs import DEFAULT_SPACES, find_space
 from cca_ray.opened import Study as OpenStudy
 from cca_ray.registry import FAMILIES
+from cca_ray.reporting.asked import write_asked
 from cca_ray.reporting.lessons import check_lessons
 from cca_ray.reporting.outcome import Found, Told, show_end, where_to_look
 from cca_ray.reporting.plan import plan_of
@@ -219,6 +220,7 @@ def run_study(
     console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; output in {to_uri(folder)}")
     uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
     with alone(folder), leased(folder), telling_trouble(notify, folder):
+        write_asked(folder, [config.name for config in configs])
         return search(folder, uri, configs, budget, side_by_side, console, again)
 
 

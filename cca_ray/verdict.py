@@ -43,9 +43,9 @@ def versus(size: SizeSummary, other: Role, name: str = "") -> str:
 
 
 def in_short(size: SizeSummary, other: Role) -> str:
-    """`✓ better, 0.90 ×`, for a table."""
+    """`✓ better, 0.90 ×`, for a table; `✓ better` without a ratio."""
     sign = compared(size, other)
-    return f"{MARKS[sign]} {WORDS[sign]}, {ratio(size, other):.2f} ×"
+    return ", ".join(filter(None, (f"{MARKS[sign]} {WORDS[sign]}", in_multiples(size, other))))
 
 
 def difference(size: SizeSummary, other: Role) -> str:
@@ -70,9 +70,22 @@ def noise(sizes: Sequence[SizeSummary]) -> str:
     )
 
 
-def ratio(size: SizeSummary, other: Role) -> float:
-    """The tuned model's value, in multiples of another's."""
-    return size.value("tuned") / size.value(other)
+def ratio(size: SizeSummary, other: Role, metric: MetricInfo | None = None) -> float | None:
+    """The tuned model's value, in multiples of another's; None if one is not above 0, as KID's and recall's may be."""
+    tuned, value = size.value("tuned", metric), size.value(other, metric)
+    return tuned / value if min(tuned, value) > 0 else None
+
+
+def in_multiples(size: SizeSummary, other: Role, metric: MetricInfo | None = None) -> str:
+    """`0.90 ×`; empty without a ratio."""
+    found = ratio(size, other, metric)
+    return "" if found is None else f"{found:.2f} ×"
+
+
+def of_other(size: SizeSummary, other: Role) -> str:
+    """`0.90 × 18.00`; without a ratio `-0.02 beside 0.05`."""
+    beside = in_multiples(size, other) or f"{size.value('tuned'):.2f} beside"
+    return f"{beside} {size.value(other):.2f}"
 
 
 def with_spread(value: float, std: float | None) -> str:
@@ -104,8 +117,7 @@ def front(points: np.ndarray) -> np.ndarray:
 
 def against(size: SizeSummary, other: Role) -> str:
     """`0.90 × 18.00, -1.80 (95 %: -2.40 to -1.20)`: the numbers behind a word."""
-    apart = difference(size, other)
-    return f"{ratio(size, other):.2f} × {size.value(other):.2f}" + f", {apart}" * bool(apart)
+    return ", ".join(filter(None, (of_other(size, other), difference(size, other))))
 
 
 def verdict(size: SizeSummary) -> str:

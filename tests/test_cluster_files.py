@@ -3,6 +3,8 @@
 import copy
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -485,3 +487,16 @@ def test_every_command_that_the_documentation_tells_is_one_that_is_there():
             wrong.append(refused_by_verb(words))
     assert list(filter(None, wrong)) == []
     assert ours >= 2
+
+
+@pytest.mark.parametrize("where", ["s3://YOUR-BUCKET", "/shared"])
+def test_what_changes_the_paths_of_the_search_spaces_leaves_none_as_it_was(where: str, tmp_path: Path):
+    lines = [line for line in (ROOT / "docs" / "cluster.md").read_text().splitlines() if line.startswith("sed -i")]
+    (line,) = [line for line in lines if f"{where}/" in line]
+    shutil.copytree(ROOT / "search_spaces", tmp_path / "search_spaces")
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+    for path in (tmp_path / "search_spaces").glob("*.yaml"):
+        space = yaml.safe_load(path.read_text())
+        parts = space["base"], space.get("data", {}), space.get("score", {})
+        for key in ("checkpoint", "tokenizer", "tokens", "features", "reference"):
+            assert all(part[key].startswith(f"{where}/") for part in parts if "/" in part.get(key, "")), (path, key)

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -203,6 +204,17 @@ def test_the_page_is_for_light_and_dark_paper_and_phones(page: Page):
 def test_a_size_that_has_not_finished_says_so_and_shows_what_there_is(page: Page):
     assert "one, digits_m: not finished; 3 completed, 1 stopped at a rung, 1 failed, 1 not finished." in page.text
     assert "not on fresh noise" in page.text
+
+
+def test_a_size_that_never_began_is_named_where_the_outcome_is_told(storage: Path, tmp_path: Path):
+    two = replace(read_study(storage, "two"), asked=("digits_s", "digits_m"))
+    text = Page(report.write_report([two], tmp_path / "two")).text
+    assert "1 of its sizes has not finished: digits_m." in text
+    assert "two, digits_m: not begun." in text
+    one = replace(read_study(storage, "one"), asked=("digits_s", "digits_m", "digits_var"))
+    text = Page(report.write_report([one], tmp_path / "one")).text
+    assert "2 of its sizes have not finished: digits_m, digits_var." in text
+    assert text.count("not begun") == 1
 
 
 def test_figures_lie_beside_the_page_as_svg_and_png(storage: Path, page: Page):

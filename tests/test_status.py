@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import cca_ray
 from cca_ray import status
 from cca_ray.contracts import FID
+from cca_ray.reporting.asked import write_asked
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.snapshot import DriverStatus, SizeSnapshot
 from tests.commands import invoke
@@ -61,6 +63,28 @@ def test_a_stopped_study_says_how_far_it_came_and_how_to_go_on(storage: Path, ca
     assert "10 completed, 1 stopped at a rung, 1 failed, 1 not finished. Best so far: λ=" in outcome.out
     assert "FID 30.00 at step 56" in outcome.out
     assert "The same `tune` command continues it." in outcome.out
+
+
+def test_a_size_that_was_asked_for_and_never_began_is_told_and_the_study_is_not_finished(storage: Path, capsys):
+    write_asked(storage / "whole", ["digits_s", "digits_m"])
+    outcome = invoke(status.main, ["whole", "--storage", str(storage)], capsys)
+    assert "whole: stopped" in outcome.out
+    assert "digits_m: not begun" in outcome.out
+    assert "The same `tune` command continues it." in outcome.out
+    content = json.loads(invoke(status.main, ["whole", "--storage", str(storage), "--json"], capsys).out)
+    assert (content["state"], [size["state"] for size in content["sizes"]]) == ("stopped", ["finished", "not begun"])
+    listed = invoke(status.main, ["--storage", str(storage)], capsys).out
+    assert re.search("whole +stopped +digits_s ✓ better; digits_m not begun", listed)
+    assert cca_ray.open(storage / "whole").state == "stopped"
+
+    write_asked(storage / "whole", ["digits_s"])  # by a later command, which wants no more
+    assert cca_ray.open(storage / "whole").state == "finished"
+
+
+def test_what_the_last_command_no_more_asked_for_is_to_be_finished_if_it_has_begun(storage: Path):
+    write_asked(storage / "half", ["digits_m"])
+    found = cca_ray.open(storage / "half").status
+    assert [(size.size, size.state) for size in found.sizes] == [("digits_s", "stopped"), ("digits_m", "not begun")]
 
 
 def test_a_running_study_shows_what_its_driver_tells(storage: Path, capsys):

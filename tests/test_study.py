@@ -164,3 +164,6 @@ def test_a_size_that_cannot_go_on_does_not_stop_the_others(base_files: BaseFiles
     assert output.splitlines()[-1].startswith("error: impossible: placement asks for 1 × 1 GPU, the cluster has")
     assert list(outcomes(tmp_path, "study")) == ["sound"]
     assert (tmp_path / "runs" / "study" / "sound" / "winner.pt").is_file()
+    found = look(tmp_path / "runs", "study").content
+    assert found.state == "stopped"
+    assert [(size.size, size.state) for size in found.sizes] == [("sound", "finished"), ("impossible", "not begun")]

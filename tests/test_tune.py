@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from cca_ray import tune
 from cca_ray.errors import ConfigError
+from cca_ray.reporting.asked import read_asked
 from cca_ray.status import RUNNING, SizeStatus, look
 from cca_ray.study import Budget
 from cca_ray.terminal.snapshot import STATUS
@@ -88,6 +89,16 @@ def test_the_options_of_a_budget_reach_the_search(
     monkeypatch.setattr(tune, "search", search)
     assert invoke(tune.main, ["digits_s", "--storage", str(tmp_path / "runs"), *options], capsys).err == "error: seen\n"
     assert [(limit.minutes, limit.device_hours) for limit in given] == [budget]
+
+
+def test_what_was_asked_for_is_kept_before_anything_begins(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    def search(folder: Path, *more: object) -> None:
+        raise ConfigError(", ".join(read_asked(folder)))
+
+    monkeypatch.setattr(tune, "search", search)
+    at = ["--storage", str(tmp_path / "runs"), "--name", "study"]
+    for sizes in (["digits_s", "digits_m"], ["digits_s"]):
+        assert invoke(tune.main, [*sizes, *at], capsys).err == f"error: {', '.join(sizes)}\n"
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def draw_by_size(axes: Axes, sizes: Sequence[SizeSummary], metric: MetricInfo) -
     sizes = sorted(sizes, key=lambda size: size.parameters)
     x = [size.parameters for size in sizes]
     one_protocol = len({size.protocol for size in sizes}) == 1
+    lowest = min(size.value(role, metric) for size in sizes for role in MODELS)
     for role, (_, mark, dash) in MODELS.items():
         y = [size.value(role, metric) for size in sizes]
         error = [std for size in sizes if (std := size.std(role, metric)) is not None]
@@ -96,7 +97,7 @@ def draw_by_size(axes: Axes, sizes: Sequence[SizeSummary], metric: MetricInfo) -
     log_axis(axes.xaxis, min(x), max(x))
     axes.xaxis.set_major_locator(FixedLocator(labelled(x)))
     axes.set_xlim(min(x) / 1.35, max(x) * 1.2)
-    if metric.lower_is_better:
+    if metric.lower_is_better and lowest >= 0:  # KID may be below
         axes.set_ylim(bottom=0)
     axes.set_xlabel("parameters")
     axes.set_ylabel(metric.label)

@@ -10,7 +10,7 @@ import numpy as np
 from cca_ray.contracts import MetricInfo
 from cca_ray.reporting.results import SizeResults, TrialRow
 from cca_ray.reporting.settings import Bounds
-from cca_ray.reporting.style import STEEP
+from cca_ray.reporting.style import STEEP, at_least_above
 
 Place = tuple[float, float]
 TOP = math.inf  # the upper edge: where trials stand that failed before they had a score
@@ -68,7 +68,7 @@ def bounds_of_scores(size: SizeResults) -> Bounds:
         high = float(np.quantile(scores, 0.9))
     else:
         low = float(np.quantile(scores, 0.1))
-    return Bounds(low=low, high=max(high, low * 1.01), log=high > STEEP * low)
+    return Bounds(low=low, high=at_least_above(low, high), log=0 < STEEP * low < high)
 
 
 def in_parallel(size: SizeResults, t: TrialRow) -> list[Place]:
@@ -86,5 +86,6 @@ def finite(places: list[Place]) -> list[Place]:
 
 def height(bounds: Bounds, value: float) -> float:
     """Where on an axis of these bounds, from 0 to 1."""
-    value, low, high = (math.log(v) if bounds.log else v for v in (value, bounds.low, bounds.high))
+    inside = min(max(value, bounds.low), bounds.high)  # one that is left out may be 0, of which there is no logarithm
+    value, low, high = (math.log(v) if bounds.log else v for v in (inside, bounds.low, bounds.high))
     return min(max((value - low) / (high - low), 0.0), 1.0)

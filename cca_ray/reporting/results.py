@@ -30,6 +30,7 @@ from cca_ray.contracts import (
 )
 from cca_ray.errors import first_line, reading, reason
 from cca_ray.evaluation.jackknife import jackknife_error
+from cca_ray.reporting.asked import read_asked
 from cca_ray.reporting.settings import Bounds, Settings
 from cca_ray.search.accounts import COUNTED, seconds_of_size
 from cca_ray.search.learning import LEARNT, Learnt
@@ -173,6 +174,13 @@ class StudyResults:
     name: str
     folder: Path
     sizes: tuple[SizeResults, ...]
+    asked: tuple[str, ...] = ()  # names of those of the last command; none of earlier versions
+
+    @property
+    def not_begun(self) -> list[str]:
+        """Names of the sizes that were asked for and have left nothing yet."""
+        begun = {size.name for size in self.sizes}
+        return [name for name in self.asked if name not in begun]
 
     @property
     def summaries(self) -> list[SizeSummary]:
@@ -205,7 +213,8 @@ def read_study(storage: Path, name: str) -> StudyResults:
     if lost := [size for size in rows if size not in arms]:
         raise ValueError(f"{database}: has nothing of {', '.join(lost)}, which summary.json lists")
     order = [*rows, *(size for size in arms if size not in rows)]
-    return StudyResults(name, folder, tuple(size_of(folder, size, arms[size], rows.get(size)) for size in order))
+    sizes = tuple(size_of(folder, size, arms[size], rows.get(size)) for size in order)
+    return StudyResults(name, folder, sizes, read_asked(folder))
 
 
 def size_of(folder: Path, size: str, arms: dict[str, "Kept"], summary: SizeSummary | None) -> SizeResults:

@@ -150,6 +150,11 @@ def score_axis(axis: Axis, values: Sequence[float]) -> None:
         axis.set_major_locator(MaxNLocator(6))
 
 
+def at_least_above(low: float, high: float) -> float:
+    """The upper end of a scale that begins at `low`, also where all scores are the same: by 1 %, or above 0."""
+    return max(high, low + 0.01 * (abs(low) or 1.0))
+
+
 def steps_of_colour(values: Sequence[float], high_is_best: bool = False) -> tuple[ListedColormap, BoundaryNorm]:
     """A scale of scores in a few steps, the best first, for the eye tells no more.
 
@@ -158,7 +163,7 @@ def steps_of_colour(values: Sequence[float], high_is_best: bool = False) -> tupl
     finite = np.array([v for v in values if math.isfinite(v)])
     low, high = float(finite.min()), float(finite.max())
     low, high = (float(np.quantile(finite, 0.2)), high) if high_is_best else (low, float(np.quantile(finite, 0.8)))
-    bounds = [float(t) for t in MaxNLocator(6, min_n_ticks=3).tick_values(low, max(high, low + 0.01 * abs(low)))]
+    bounds = [float(t) for t in MaxNLocator(6, min_n_ticks=3).tick_values(low, at_least_above(low, high))]
     colours = steps(STEPS, len(bounds))
     extend: Any = "min" if high_is_best else "max"
     return ListedColormap(colours[::-1] if high_is_best else colours), BoundaryNorm(bounds, len(bounds), extend=extend)

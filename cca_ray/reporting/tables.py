@@ -11,7 +11,7 @@ from cca_ray.reporting.numbers import number, setting_name
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, error_of
 from cca_ray.reporting.text import finalist_scored, tuning
 from cca_ray.storage.files import atomically
-from cca_ray.verdict import difference, in_short, noise, scored, with_spread
+from cca_ray.verdict import difference, in_multiples, in_short, noise, ratio, scored, with_spread
 
 CsvRow = Mapping[str, str | float | None]
 
@@ -113,8 +113,9 @@ def overview(sizes: Sequence[tuple[str, SizeSummary]], metric: MetricInfo) -> Ta
 
 def judged(size: SizeSummary, other: Role, metric: MetricInfo) -> Cell:
     """`✓ better, 0.90 ×`; of other metrics than the headline, of which no difference is known, the ratio alone."""
-    times = size.value("tuned", metric) / size.value(other, metric)
-    return cell(in_short(size, other) if metric == size.headline else f"{times:.2f} ×", times)
+    times = ratio(size, other, metric)
+    text = in_short(size, other) if metric == size.headline else in_multiples(size, other, metric)
+    return cell(text, "" if times is None else times)
 
 
 def apart(size: SizeSummary, other: Role, metric: MetricInfo) -> Cell:

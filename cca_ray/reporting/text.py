@@ -17,7 +17,7 @@ from cca_ray.verdict import (
     against,
     headline,
     noise,
-    ratio,
+    of_other,
     scored,
     ties,
     told,
@@ -41,8 +41,9 @@ def lede(study: StudyResults) -> str:
         text = (
             f"{study.name}: after {tuning(done)} the models sample without guidance, at half the cost. {headline(done)}"
         )
-    left = len(study.sizes) - len(done)
-    return text + (f" {left} of its sizes have not finished." if left else "")
+    left = [*(size.name for size in study.sizes if not size.summary), *study.not_begun]
+    have = "have" if len(left) > 1 else "has"
+    return text + (f" {len(left)} of its sizes {have} not finished: {', '.join(left)}." if left else "")
 
 
 def tuning(sizes: Sequence[SizeSummary]) -> str:
@@ -75,10 +76,7 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
         return so_far, [f"Not finished: {progress(size)}.", interim(size)]
     names: dict[Role, str] = {**JUDGED, "base": "the base without guidance"}
     return f"{done.headline.label} {scored(done, 'tuned')}", [
-        *(
-            f"{versus(done, other, name)} ({ratio(done, other):.2f} × {done.value(other):.2f})"
-            for other, name in names.items()
-        ),
+        *(f"{versus(done, other, name)} ({of_other(done, other)})" for other, name in names.items()),
         f"trial {done.winner.trial}, {readable(done.winner.params)}; {hours(size)}",
         *([sentence(f"{done.prospect}")] if done.prospect else []),
         *["± is sampling noise only: one training seed; --replicates 2 adds training noise"]
@@ -229,6 +227,7 @@ def warnings(studies: Sequence[StudyResults]) -> list[str]:
     """What a reader must know before comparing numbers."""
     sizes = [(study, size) for study in studies for size in study.sizes]
     lines = [f"{study.name}, {size.name}: not finished; {progress(size)}." for study, size in sizes if not size.summary]
+    lines += [f"{study.name}, {name}: not begun." for study in studies for name in study.not_begun]
     lines += [
         f"{study.name}, {done.size}: {told(edge)}."
         for study in studies

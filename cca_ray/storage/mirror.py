@@ -16,14 +16,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TextIO
+from typing import TextIO, TypeVar
 from urllib.parse import quote
 
 from cca_ray.contracts import Contract
 from cca_ray.errors import ConfigError
-from cca_ray.storage.remote import AT_ONCE, Entry, delete, download, folders_in, inside, state, upload
+from cca_ray.storage.remote import (
+    AT_ONCE,
+    Entry,
+    delete,
+    download,
+    exact_state,
+    folders_in,
+    inside,
+    state,
+    tag_of,
+    upload,
+)
 from cca_ray.storage.uris import COPIES, cache_folder, is_copy, path_below, to_uri
 
+T = TypeVar("T")
 RECORDS = "records"  # below the cache: of each copy, which version it is
 PATIENCE_S = (1.0, 2.0, 4.0, 8.0)  # waits between tries
 SIDE_FILES = ("-journal", "-wal")  # what SQLite mends a database with whose writer was killed
@@ -33,24 +45,23 @@ class Unreachable(OSError):
     """A URI that cannot be read or written, after all patience."""
 
 
-def patiently(do: Callable[[], object]) -> None:
+def patiently(do: Callable[[], T]) -> T:
     """Try again for a quarter of a minute: a full disk is emptied, a server comes back. Then the OSError."""
     for wait in PATIENCE_S:
         try:
-            do()
-            return
+            return do()
         except Unreachable:  # was tried for as long
             raise
         except OSError as error:
             logging.getLogger(__name__).warning("%s; trying again in %g s", error, wait)
             time.sleep(wait)
-    do()
+    return do()
 
 
-def trying(do: Callable[[], object]) -> None:
+def trying(do: Callable[[], T]) -> T:
     """`patiently`, and nobody else need be patient once more."""
     try:
-        patiently(do)
+        return patiently(do)
     except OSError as error:
         raise Unreachable(*error.args, error.filename) if error.filename else error from None
 
@@ -68,10 +79,22 @@ def record(path: Path) -> Iterator[TextIO]:
 
 
 class Recorded(Contract):
-    """What is known of a copy. `changed`: when a database's local file had last changed as it was pushed; in ns."""
+    """What is known of a copy. `version`: none of one that was never at the URI, empty of one that may be outdated.
+
+    `tag`: tells a young version from others that look alike. `changed`: when a database's local file had last changed
+    as it was pushed; in ns.
+    """
 
     version: list[int] | None = None
+    tag: str = ""
     changed: int | None = None
+
+
+def known_by(entry: Entry | None, changed: int | None = None) -> Recorded:
+    """How the copy of this file is known again."""
+    if entry is None:
+        return Recorded(changed=changed)
+    return Recorded(version=entry.version, tag=entry.tag, changed=changed)
 
 
 def recorded(file: TextIO) -> Recorded:
@@ -105,10 +128,10 @@ def push(path: Path, partial: Path | None = None) -> None:
         return
     with record(path) as file:
         trying(lambda: upload(path, partial or path))
-        entry = state(path)
+        entry = trying(lambda: exact_state(path))
         if partial:
             partial.replace(path)
-        keep(file, Recorded(version=entry.version if entry else None))
+        keep(file, known_by(entry))
 
 
 def pull(path: Path) -> bool:
@@ -135,15 +158,36 @@ def pull(path: Path) -> bool:
     return path.exists()
 
 
+def is_current(path: Path, entry: Entry, file: TextIO) -> bool:
+    """Whether the copy, of which `file` is the record, is the file at the URI, of which `entry` is."""
+    known = recorded(file)
+    if not path.exists() or known.version != entry.version:
+        return False
+    if known.tag:
+        if known.tag != trying(lambda: tag_of(path)):
+            return False
+        if not entry.young:  # nobody need ask again
+            keep(file, known.model_copy(update={"tag": ""}))
+    return True
+
+
 def pull_file(path: Path, entry: Entry) -> None:
     """`entry`: of the file at the URI."""
     with record(path) as file:
-        if path.exists() and recorded(file).version == entry.version:
+        if is_current(path, entry, file):
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+
+        def bring() -> None:
+            brought = download(path, partial)
+            known = known_by(brought)
+            if brought.young and not brought.tag:  # nothing would tell it from the next: it is brought again
+                known = known.model_copy(update={"version": []})
+            keep(file, known)
+
         try:
-            trying(lambda: keep(file, Recorded(version=download(path, partial).version)))
+            trying(bring)
             for suffix in SIDE_FILES:  # of the database that was here
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             partial.replace(path)
@@ -260,5 +304,4 @@ def push_database(path: Path) -> None:
             return
         taken = snapshot(path, Path(scratch))
         trying(lambda: upload(path, taken))
-        entry = state(path)
-        keep(file, Recorded(version=entry.version if entry else None, changed=changed))
+        keep(file, known_by(trying(lambda: exact_state(path)), changed))

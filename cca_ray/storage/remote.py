@@ -5,11 +5,11 @@ Paths are those of local copies; `uris` says of which URIs. Errors are OSErrors 
 
 import errno
 import os
-import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2**24  # bytes of a request
 AT_ONCE = 8  # requests
+YOUNG_S = 3600.0  # no server answers a node whose clock is so far off; S3 allows a quarter of an hour
 
 REASONS = {  # what the errors of S3 and of Google's storage mean, by what is in them
     "NO_SUCH_BUCKET": "no such bucket; create it first, or correct the name",
@@ -41,11 +42,12 @@ REASONS = {  # what the errors of S3 and of Google's storage mean, by what is in
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or a folder at a URI."""
+    """A file or a folder at a URI. `tag`: `tag_of` one that is young, where that was asked."""
 
     is_folder: bool
     size: int
     mtime_ns: int
+    tag: str = ""
 
     @staticmethod
     def of(info: "fs.FileInfo") -> "Entry":
@@ -55,8 +57,13 @@ class Entry:
 
     @property
     def version(self) -> list[int]:
-        """Of a file: another content has another one."""
+        """Of a file: another content has another one, unless both are young."""
         return [self.size, self.mtime_ns]
+
+    @property
+    def young(self) -> bool:
+        """Whether it may be followed by a file of the same version: S3's time is in whole seconds."""
+        return self.mtime_ns % 10**9 == 0 and time.time() - self.mtime_ns / 1e9 < YOUNG_S
 
 
 @lru_cache(maxsize=16)
@@ -109,6 +116,24 @@ def state(path: Path) -> Entry | None:
     return None if info.type == fs.FileType.NotFound else Entry.of(info)
 
 
+def tag_of(path: Path) -> str:
+    """What the storage calls the content of the file at the URI; empty if it has no names, or no such file."""
+    with telling(path):
+        files, name = remote(path)
+        try:
+            with files.open_input_file(name) as file:
+                known = {key.lower(): value for key, value in (file.metadata() or {}).items()}
+        except FileNotFoundError:
+            return ""
+    return known.get("etag", b"").decode()
+
+
+def exact_state(path: Path) -> Entry | None:
+    """`state`, with the tag of a file that is young."""
+    entry = state(path)
+    return replace(entry, tag=tag_of(path)) if entry and not entry.is_folder and entry.young else entry
+
+
 def inside(folder: Path, recursive: bool = False) -> dict[PurePosixPath, Entry]:
     """What lies in a folder, by its path there; nothing if there is none. ConfigError for a name that leads out."""
     from pyarrow import fs
@@ -129,7 +154,16 @@ def folders_in(folder: Path) -> set[str]:
 
 
 def upload(path: Path, source: Path) -> None:
-    """Put `source` at the path's URI: whole, or not at all."""
+    """Put `source` at the path's URI: whole, or not at all. Ctrl-C is heard when it is there.
+
+    Raises OSError. If it is a large source that could not be read to its end, nothing is at the URI then.
+    """
+    with ThreadPoolExecutor(1) as pool:  # signals break what the main thread does, and no other
+        pool.submit(put, path, source).result()
+
+
+def put(path: Path, source: Path) -> None:
+    """See `upload`. An exception that a signal raises would leave a part of the file at the URI."""
     with telling(path):
         files, name = remote(path)
         object_store = files.type_name not in ("local", "hdfs")  # an object appears when it is complete
@@ -137,9 +171,18 @@ def upload(path: Path, source: Path) -> None:
             files.create_dir(str(PurePosixPath(name).parent))
         target = name if object_store else f"{name}.partial-{os.getpid()}"
         confirm(path)  # first, as some stores empty the object now
-        with source.open("rb") as file, files.open_output_stream(target) as stream:
-            shutil.copyfileobj(file, stream, CHUNK)
-            confirm(path)  # last, as a large file takes minutes
+        with source.open("rb") as file:
+            part = file.read(CHUNK)  # of most files all: what cannot be read leaves the URI as it was
+            with files.open_output_stream(target) as stream:
+                try:
+                    while part:
+                        stream.write(part)
+                        part = file.read(CHUNK)
+                except BaseException:
+                    stream.close()  # fails if the storage did; else a part is there, for pyarrow can only complete it
+                    files.delete_file(target)
+                    raise
+                confirm(path)  # last, as a large file takes minutes; if nobody can say, what appears is whole
         if not object_store:
             files.move(target, name)
 
@@ -147,7 +190,7 @@ def upload(path: Path, source: Path) -> None:
 def download(path: Path, target: Path) -> Entry:
     """Bring what is at the path's URI to `target`; which version it was."""
     while True:
-        before = state(path)
+        before = exact_state(path)
         with telling(path):
             files, name = remote(path)
             with files.open_input_file(name) as source, target.open("wb") as file:
@@ -160,7 +203,7 @@ def download(path: Path, target: Path) -> Entry:
 
                 with ThreadPoolExecutor(AT_ONCE) as pool:
                     list(pool.map(part, range(0, size, CHUNK)))
-        if before and before == state(path):  # else it was replaced in the meantime, and this may be of both
+        if before and before == exact_state(path):  # else it was replaced in the meantime, and this may be of both
             return before
 
 

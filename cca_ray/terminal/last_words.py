@@ -16,8 +16,8 @@ from cca_ray.verdict import (
     compared,
     difference,
     headline,
+    in_multiples,
     noise,
-    ratio,
     worst,
 )
 
@@ -70,10 +70,10 @@ def beside(size: SizeSummary, other: Role) -> str:
     """`✗ WORSE than guided 35.12: +3.62 (95 %: +2.10 to +5.10)`."""
     sign = compared(size, other)
     word = f"{MARKS[sign]} {WORDS[sign]} {'than' if sign else 'to'} {other}"
-    return f"{word} {size.value(other):.2f}: {difference(size, other) or f'{ratio(size, other):.2f} ×'}"
+    return f"{word} {size.value(other):.2f}: {difference(size, other) or in_multiples(size, other)}"
 
 
 def interval(size: SizeSummary, other: Role) -> str:
     """`+2.10 to +5.10`; of version 0.1.0, which had none, `1.10 ×`."""
     found = size.differences.get(other)
-    return f"{found.low:+.2f} to {found.high:+.2f}" if found else f"{ratio(size, other):.2f} ×"
+    return f"{found.low:+.2f} to {found.high:+.2f}" if found else in_multiples(size, other)

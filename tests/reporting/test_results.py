@@ -101,6 +101,7 @@ def test_a_study_whose_driver_was_killed_in_the_middle_of_a_write_is_read(study:
         ("summary", "summary.json: not a study's summary (Expecting property"),
         ("summary of another time", "summary.json: digits_s has no std_cca"),
         ("summary without a model", "summary.json: sizes.0.models.guide.[key]: input should be"),
+        ("sizes asked for", "asked.json: not the sizes of a study (1 validation error"),
         ("lost size", "study.db: has nothing of digits_s"),
     ],
 )
@@ -117,6 +118,8 @@ def test_what_cannot_be_read_is_one_line(damage: str, message: str, study: Path,
             connection.execute("create table a (b)")
             connection.execute("create table alembic_version (version_num text)")
             connection.execute("insert into alembic_version values ('v99')")
+    elif damage == "sizes asked for":
+        (tmp_path / "hand" / "asked.json").write_text('{"sizes": 2}')
     elif damage == "summary":
         summary.write_text("{")
     elif damage == "summary of another time":

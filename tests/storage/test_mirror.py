@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -140,6 +141,62 @@ def test_only_another_version_is_brought(uri_of: UriOf, elsewhere: Callable[[str
     elsewhere("")
     assert pull(path)
     assert path.read_text() == "three"
+
+
+def test_a_file_that_follows_within_the_second_is_brought_and_an_old_one_is_not(
+    uri_of: UriOf, elsewhere: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+):
+    path, times = local_path(uri_of("file")), list[float]()
+
+    def write(content: str) -> None:
+        elsewhere("2")
+        atomically(local_path(uri_of("file")), lambda partial: partial.write_text(content))
+        elsewhere("")
+        assert pull(path)
+        assert path.read_text() == content
+        times.append(written_at(path))
+
+    for _ in range(5):
+        time.sleep(1 - time.time() % 1)  # both within one second, if the machine is not too slow
+        for content in ("one", "two"):
+            write(content)
+        if int(times[-1]) == int(times[-2]):
+            break
+    assert int(times[-1]) == int(times[-2])
+
+    monkeypatch.setattr(mirror, "download", None)
+    assert pull(path)  # it is known again
+    monkeypatch.setattr(remote, "YOUNG_S", 0.0)
+    assert pull(path)
+    monkeypatch.setattr(mirror, "tag_of", None)
+    assert pull(path)  # now without a question
+    assert path.read_text() == "two"
+
+
+@pytest.mark.parametrize("uri_of", ["server"], indirect=True)
+def test_a_young_file_without_a_tag_is_brought_again_and_again(
+    uri_of: UriOf, elsewhere: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+):
+    for module in (mirror, remote):
+        monkeypatch.setattr(module, "tag_of", lambda path: "")
+    elsewhere("2")
+    atomically(local_path(uri_of("file")), lambda partial: partial.write_text("there"))
+    elsewhere("")
+    path = local_path(uri_of("file"))
+    path.parent.mkdir(parents=True)
+    for _ in range(2):
+        path.write_text("here")
+        assert pull(path)
+        assert path.read_text() == "there"
+    monkeypatch.setattr(remote, "YOUNG_S", 0.0)
+    assert pull(path)
+    path.write_text("here")
+    assert pull(path)
+    assert path.read_text() == "here"
+    elsewhere("2")
+    remove(local_path(uri_of("file")))
+    elsewhere("")
+    assert not pull(path)
 
 
 def test_what_was_removed_there_goes_here_but_not_what_never_was_there(uri_of: UriOf, elsewhere: Callable[[str], None]):
