@@ -145,12 +145,14 @@ class SizeStudy:
             del model
             self.database = context.folder / "study.db"
             self.storage = open_storage(self.database)
-            self.arms = open_arms(config, context.name, self.storage, self.digests, smaller, self.parameters, lessons)
+            self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
+            self.measured = [metric.name for metric in self.metrics]
+            about = (smaller, self.parameters, lessons, self.measured)
+            self.arms = open_arms(config, context.name, self.storage, self.digests, *about)
             self.learnt = learnt_by(self.storage, f"{context.name}/{config.name}")
             self.memory = self.arms[0].study  # keeps what is known of the whole size
             self.keep_s = UPLOAD_S if is_copy(self.database) else KEEP_S
             self.clock = RunClock(self.memory, self.begun, self.keep_s, started)
-        self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
         if METRICS not in self.search.study.user_attrs:  # for the report, which imports none of them
             self.search.study.set_user_attr(METRICS, [metric.model_dump() for metric in self.metrics])
         self.steps = total_steps(len(self.data.labels), config.train)
@@ -267,7 +269,8 @@ class SizeStudy:
     def open_mlflow_run(self) -> None:
         """The size's own run; those of its trials that a killed study had left open are closed."""
         config, tracker, key = self.config, self.context.tracker, self.key
-        tracker.describe({**experiment_tags(config), **view_of_trials(config, self.context.name)})
+        view = view_of_trials(config, self.context.name, self.measured)
+        tracker.describe({**experiment_tags(config, self.measured), **view})
         tags = {"study": self.context.name, "family": config.base.family, "dataset": self.data_set.name}
         if self.learnt.sizes:
             tags["learnt_from"] = str(self.learnt)
@@ -346,11 +349,12 @@ class SizeStudy:
         best = finalists(search, config.score.finalists, context.folder, lambda trial: 0, self.id)
         memory = dict(search.study.user_attrs["memory"])
         space = {**search.space, "seed": IntDistribution(0, MOST_SEED)}
-        study = open_arm(self.storage, f"{context.name}/{config.name}", "replicate", space, [], memory)
+        metrics, size = self.arms[0].metrics, f"{context.name}/{config.name}"
+        study = open_arm(self.storage, size, "replicate", space, [], memory, metrics)
         for contender in best:
             for seed in seeds:  # those that are there already are not added again
                 study.enqueue_trial({**dict(contender.params), "seed": seed}, skip_if_exists=True)
-        arm = Arm("replicate", study, self.storage, space, len(study.get_trials(deepcopy=False)))
+        arm = Arm("replicate", study, self.storage, space, len(study.get_trials(deepcopy=False)), metrics)
         ledger = Ledger(config, [arm], keep_s=self.keep_s)
         context.tracker.settle(self.key, true_ends(self.key, [*self.arms, arm]))
         if not ledger.done():

@@ -15,7 +15,7 @@ from cca_ray.search.records import rung_scores, used_device_seconds
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.reports import TrialFailure
 from tests.conftest import MakeStudy
-from tests.search.ledgers import at_rung, heartbeat, new_ledger
+from tests.search.ledgers import at_rung, heartbeat, new_ledger, score_of
 
 
 class Heard(Listener):
@@ -89,6 +89,22 @@ def test_states_and_values_are_the_true_ones(
     assert (good.user_attrs["seconds"], bad.user_attrs["seconds"]) == (30.0, 15.0)
     assert list(good.intermediate_values) == ([] if metric == "both" else [5, 10])
     assert true_ends("study", ledger.arms)["study/tiny-search-0001"] == ("PRUNED", "not among the best at a rung")
+
+
+@pytest.mark.parametrize(("measured", "value"), [(["kid"], 2.0), (["inception_score", "kid"], -2.0)])
+def test_where_no_fid_is_measured_the_control_goes_by_the_metric_that_chooses(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy, measured: list[str], value: float
+):
+    config = make_config(search={"metric": measured[0], "trials": 1}, score={"metrics": measured})
+    told = new_ledger(config, storage, tracker)
+    for name in ("control", "search"):
+        assert told.ledger.propose(name)
+        score = score_of(10, dict.fromkeys(measured, 2.0))
+        assert told.ledger.record(name, heartbeat(10, 10).model_copy(update={"score": score}))
+        told.ledger.finish(name)
+    assert told.ledger.done()
+    assert [[t.values for t in arm.study.trials] for arm in told.ledger.arms] == [[[value]], [[value]]]
+    assert any(measured[0] in line for line in told.lines)
 
 
 @pytest.mark.parametrize("metric", ["fid", "inception_score", "both"])

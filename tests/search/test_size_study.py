@@ -337,8 +337,9 @@ def test_a_placement_that_this_machine_cannot_hold_is_refused_at_once(study: Stu
 
 @pytest.mark.slow
 def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: MakeStudy):
-    """And scored with guidance, as asked for; a larger number later adds only what is missing."""
-    settings: dict[str, Any] = {"search": {"trials": 2, "replicates": 1}, "score": {"winner_guidance_scales": [1.5]}}
+    """And scored with guidance, as asked for; a larger number later adds only what is missing. All without a FID."""
+    score = {"winner_guidance_scales": [1.5], "metrics": ["kid"]}
+    settings: dict[str, Any] = {"search": {"trials": 2, "replicates": 1, "metric": "kid"}, "score": score}
     summary = run(study, make_study(**settings)).summary
     first = study.trials("replicate")
     assert [t.params["seed"] for t in first] == [1, 1]
