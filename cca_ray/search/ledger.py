@@ -125,7 +125,8 @@ class Ledger:
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted_at = math.inf  # since when nothing more is begun, by the monotonic clock
         self.stuck = ""  # why, if it is no one's wish
-        self.used_up = False
+        self.used_up = False  # the budget
+        self.enough = False  # by `search.stop_when`
         self.all_begun = False  # no trial more begins, as far as is known
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -170,6 +171,11 @@ class Ledger:
                     return self.begin(trial_id, arm, trial)
         self.all_begun = not self.undecided()
         return None
+
+    @property
+    def search_over(self) -> bool:
+        """Whether no trial of the search begins any more, though there are fewer than planned."""
+        return self.used_up or self.enough
 
     def at_once(self) -> int:
         """How many trials run or may begin now."""
@@ -323,10 +329,10 @@ class Ledger:
             self.finish(trial_id)
 
     def done(self) -> bool:
-        """Whether every planned trial has ended, or what may be used is used up and nothing was left half done."""
+        """Whether every planned trial has ended, or the search is over before and nothing was left half done."""
         left = [arm for arm in self.arms if len(arm.ended()) < arm.planned()]
         open_trials = any(arm.ended(TrialState.RUNNING) for arm in self.arms)
-        return not left or (self.used_up and not open_trials and all(arm.name == "search" for arm in left))
+        return not left or (self.search_over and not open_trials and all(arm.name == "search" for arm in left))
 
     def found(self) -> str:
         """What an earlier run left, in a line; empty if nothing."""
@@ -361,8 +367,8 @@ class Ledger:
         found = arm.prospect()
         if found is None or found.expected_gain >= limit.expected_gain:
             return True
-        if not self.used_up:
-            self.used_up = True
+        if not self.enough:
+            self.enough = True
             for listener in self.listeners:
                 listener.on_enough(self.config.name, found)
         return False

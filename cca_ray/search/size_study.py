@@ -158,6 +158,8 @@ class SizeStudy:
         self.steps = total_steps(len(self.data.labels), config.train)
         if "id" not in self.memory.user_attrs:  # tells this study from another of the same name in the same MLflow
             self.memory.set_user_attr("id", uuid.uuid4().hex[:8])
+        if not {COUNTED, FRESH} & self.memory.user_attrs.keys():
+            self.memory.set_user_attr(FRESH, {})  # what was finished without it was not to be scored there
         self.id: str = self.memory.user_attrs["id"]
         self.key = f"{context.name}/{config.name}/{self.id}"  # of the size's MLflow run
         self.data_set = data_set_of(config, self.data)
@@ -255,7 +257,7 @@ class SizeStudy:
         with Ahead(config, self.metrics, context.folder, context.stop, self.id) as ahead:
             if not ledger.done():
                 self.run_left(ledger, ahead)
-            if self.arms[0].widen and not (self.limits.bound and ledger.used_up):
+            if self.arms[0].widen and not ledger.used_up:
                 self.bracket_control(ahead)
             replicates = self.replicate(ahead) if config.search.replicates else None
             context.show(ledger)
@@ -322,10 +324,10 @@ class SizeStudy:
     def bracket_control(self, ahead: Ahead) -> None:
         """Try further learning rates while the best one on fresh noise, which is that of the table, is the last tried.
 
-        What a version finished that did not look there stays as it is.
+        What version 0.1.0 finished, which did not look there, stays as it is.
         """
         control = self.arms[0]
-        if COUNTED in self.memory.user_attrs and FRESH not in control.study.user_attrs:
+        if FRESH not in control.study.user_attrs:
             return
         self.tell("scoring the control's learning rates on fresh noise, which chooses among them")
         while True:

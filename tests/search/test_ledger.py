@@ -139,6 +139,7 @@ def test_a_search_ends_when_another_trial_would_bring_too_little(
         number += 1
     assert 3 <= number < 20
     assert ledger.done()
+    assert (ledger.used_up, ledger.enough) == (False, True)
     assert [line for line in told.lines if "stop_when" in line]
     again = new_ledger(config, storage, tracker).ledger
     assert not again.done()

@@ -170,33 +170,39 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     assert child.data.tags["protocol"] == trials[0].user_attrs["protocol"]
     assert study.tracker.client.list_artifacts(child.info.run_id, "images")
 
-    wider = make_study(search=search, control={"learning_rates": [5e-4, 1e-3], "widen": 2})
+    ended = {**search, "trials": 6, "stop_when": {"expected_gain": 0.9}}  # which is no end of the control's widening
+    wider = make_study(search=ended, control={"learning_rates": [5e-4, 1e-3], "widen": 2})
     fresh = {str(t.number): t.params["learning_rate"] for t in study.trials("control")}  # the smallest is the best
     study.of_arm("control").set_user_attr(FRESH, fresh)
     again = run(study, wider).summary
     assert len(study.trials("control")) == 4
     assert study.trials() == trials
+    assert any("(search.stop_when)" in line for line in study.lines)
     scored = study.of_arm("control").user_attrs[FRESH]
     best = min(study.trials("control"), key=lambda t: scored[str(t.number)])
     assert again.control_learning_rate == best.params["learning_rate"]
 
 
 def test_a_finished_study_run_again_repeats_no_trial(study: Study, make_study: MakeStudy):
-    first = run(study, make_study()).summary
+    """Begun without widening, its control is looked at on fresh noise once that is asked for."""
+    control = {"learning_rates": [5e-4, 1e-3], "widen": 0}
+    first = run(study, make_study(control=control)).summary
     before = study.trials()
     kept = sorted((study.folder / "scores").iterdir())
     assert all(path.name.startswith("tiny-") for path in kept)  # the sizes of a study share the folder
     times = [path.stat().st_mtime_ns for path in kept]
     kept[0].write_bytes(b"torn")  # a final comparison that was cut short goes on where it was
     kept[1].unlink()
-    again = run(study, make_study()).summary
+    again = run(study, make_study(control=control)).summary
     assert study.trials() == before
     assert first == again
     assert sorted((study.folder / "scores").iterdir()) == kept
     assert [path.stat().st_mtime_ns for path in kept[2:]] == times[2:]
-    assert "tiny  found 4 of 4 trials ended (4 complete), 0 interrupted" in study.lines
-    more = run(study, make_study(search={"trials": 4}, placement={"micro_batch": 8})).summary
+    assert "tiny  found 5 of 5 trials ended (5 complete), 0 interrupted" in study.lines
+    control["widen"] = 1
+    more = run(study, make_study(search={"trials": 4}, control=control, placement={"micro_batch": 8})).summary
     assert more.trials == 4
+    assert study.of_arm("control").user_attrs[FRESH].keys() == {"0", "1", "2"}
     assert study.trials()[:3] == before
     study.assert_true_states()
 
