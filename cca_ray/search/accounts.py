@@ -48,6 +48,14 @@ def seconds_of_study(sizes: Iterable[Mapping[str, Any]], before: float = math.in
     return total
 
 
+def counted(begun: Mapping[str, int], given: int) -> int:
+    """Of the trials that were begun, by arm, how many a finished size may yet have more of: what `COUNTED` counts.
+
+    `given`: the control's learning rates, all of which every size has; of those beyond them there may be more.
+    """
+    return begun.get("search", 0) + begun.get("replicate", 0) + max(0, begun.get("control", 0) - given)
+
+
 class RunClock:
     """Counts a run of a size, and writes it down every few seconds while it is entered.
 

@@ -27,7 +27,7 @@ from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
 from cca_ray.registry import metric_info
-from cca_ray.search.accounts import COUNTED, RunClock
+from cca_ray.search.accounts import COUNTED, RunClock, counted
 from cca_ray.search.ahead import Ahead
 from cca_ray.search.arms import FRESH, Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
@@ -175,9 +175,9 @@ class SizeStudy:
 
     def begun(self) -> int:
         """How many trials there are that a finished study may yet have more of."""
-        control = self.arms[0]
-        more = max(0, len(trials_of([control])) - control.trials)
-        return len(trials_of([self.search])) + len(self.replicates()) + more
+        begun: dict[str, int] = {arm.name: len(trials_of([arm])) for arm in self.arms}
+        begun["replicate"] = len(self.replicates())
+        return counted(begun, self.arms[0].trials)
 
     def run(self) -> SizeResult:
         """Search, control and final comparison.
