@@ -152,7 +152,7 @@ class Arm:
         sampler: Sampler = SAMPLERS.get(self.sampler)
         point: dict[str, float] = {}
         for again in range(TRIES):
-            point = dict(sampler.propose(self.question(trials, begun, again)))
+            point = within(self.space, sampler.propose(self.question(trials, begun, again)))
             if not has_run(point, trials):
                 return point
         # Of a few whole numbers nearly all have been run.
@@ -210,8 +210,14 @@ class Arm:
 
 
 def within(space: Mapping[str, Distribution], point: Mapping[str, float]) -> dict[str, float]:
-    """The point without what is not searched, and what is outside put on the edge."""
-    return {name: min(max(value, space[name].low), space[name].high) for name, value in point.items() if name in space}
+    """The point without what is not searched, and what is outside put on the edge; whole numbers are rounded.
+
+    Optuna would keep another number than the trial is trained with.
+    """
+    inside = {
+        name: min(max(value, space[name].low), space[name].high) for name, value in point.items() if name in space
+    }
+    return {name: round(value) if isinstance(space[name], IntDistribution) else value for name, value in inside.items()}
 
 
 def whole_points(space: Mapping[str, Distribution]) -> list[dict[str, float]]:
