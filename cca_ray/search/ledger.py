@@ -163,14 +163,19 @@ class Ledger:
             for arm in self.arms:
                 if self.halted:
                     break
-                another = not self.interrupted[arm.name] and arm.name == "search" and arm.begun() < arm.trials
-                if another and not (self.affordable(arm) and self.promising(arm)):
+                if not (self.interrupted[arm.name] or self.worthwhile(arm)):
                     continue
                 trial = arm.propose(self.interrupted[arm.name])
                 if trial is not None:
                     return self.begin(trial_id, arm, trial)
         self.all_begun = not self.undecided()
         return None
+
+    def worthwhile(self, arm: Arm) -> bool:
+        """Whether a new trial of it may begin: budget and prospect bound the search, the budget a wider control."""
+        if arm.begun() < arm.trials:
+            return arm.name != "search" or (self.affordable(arm) and self.promising(arm))
+        return arm.beyond() is not None and self.affordable(arm)
 
     @property
     def search_over(self) -> bool:
@@ -330,9 +335,16 @@ class Ledger:
 
     def done(self) -> bool:
         """Whether every planned trial has ended, or the search is over before and nothing was left half done."""
-        left = [arm for arm in self.arms if len(arm.ended()) < arm.planned()]
+        if all(len(arm.ended()) >= arm.planned() for arm in self.arms):
+            return True
         open_trials = any(arm.ended(TrialState.RUNNING) for arm in self.arms)
-        return not left or (self.search_over and not open_trials and all(arm.name == "search" for arm in left))
+        return self.search_over and not open_trials and not any(map(self.lacks_trials, self.arms))
+
+    def lacks_trials(self, arm: Arm) -> bool:
+        """Whether one is left, though the search is over; the given rates of a control are tried whatever they cost."""
+        if arm.name == "search":
+            return False
+        return len(arm.ended()) < (arm.trials if self.used_up else arm.planned())
 
     def found(self) -> str:
         """What an earlier run left, in a line; empty if nothing."""
@@ -350,13 +362,14 @@ class Ledger:
         """Whether the budget allows a trial more; the first of an arm it always does."""
         if not arm.ended() or not self.limits.bound:
             return True
-        final, at_once = self.final_seconds(), devices(ways(self.config.placement)[0])  # placed as they prefer
-        if budget.affordable(self.limits, time.monotonic(), self.used(), final, at_once):
+        used, wide = self.used(), devices(ways(self.config.placement)[0])  # placed as they prefer
+        kept = budget.kept_back(self.limits, used, self.final_seconds(), wide, self.config.search.max_concurrent)
+        if budget.affordable(self.limits, time.monotonic(), used, kept):
             return True
         if not self.used_up:
             self.used_up = True
             for listener in self.listeners:
-                listener.on_budget_end(self.config.name, final)
+                listener.on_budget_end(self.config.name, kept[0])
         return False
 
     def promising(self, arm: Arm) -> bool:

@@ -194,8 +194,10 @@ class SizeStudy:
     def outcome(self) -> Outcome:
         """What the trials and the final comparison come to."""
         config, context = self.config, self.context
-        again = sum(used_device_seconds(self.replicates()).values())
-        limits = replace(self.limits, device_seconds=self.limits.device_seconds - again)
+        again, search = self.replicates(), config.search
+        left = max(0, config.score.finalists * search.replicates - sum(trial.state in ENDED for trial in again))
+        used = sum(used_device_seconds(again).values())
+        limits = replace(self.limits, device_seconds=self.limits.device_seconds - used, replicates=left)
         ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s)
         self.open_mlflow_run()
         state = "FAIL"
@@ -258,7 +260,7 @@ class SizeStudy:
             if not ledger.done():
                 self.run_left(ledger, ahead)
             if self.arms[0].widen and not ledger.used_up:
-                self.bracket_control(ahead)
+                self.bracket_control(ledger, ahead)
             replicates = self.replicate(ahead) if config.search.replicates else None
             context.show(ledger)
             self.tell("scoring base, guided base, control and finalists on fresh noise")
@@ -321,10 +323,11 @@ class SizeStudy:
         with ahead.beside(ledger):
             run_trials(config, ledger, table_of, context.folder, stop=context.stop)
 
-    def bracket_control(self, ahead: Ahead) -> None:
+    def bracket_control(self, ledger: Ledger, ahead: Ahead) -> None:
         """Try further learning rates while the best one on fresh noise, which is that of the table, is the last tried.
 
-        What version 0.1.0 finished, which did not look there, stays as it is.
+        As far as the budget allows, of which `ledger` knows. What version 0.1.0 finished, which did not look there,
+        stays as it is.
         """
         control = self.arms[0]
         if FRESH not in control.study.user_attrs:
@@ -332,11 +335,11 @@ class SizeStudy:
         self.tell("scoring the control's learning rates on fresh noise, which chooses among them")
         while True:
             control.keep_fresh(costs_of_controls(self.config, self.arms, len(self.data.labels), ahead))
-            ledger = Ledger(self.config, [control], keep_s=self.keep_s)
-            if ledger.done():
+            further = Ledger(self.config, [control], keep_s=self.keep_s)
+            if further.done() or not ledger.affordable(control):
                 return
             self.tell("on fresh noise the control's best learning rate is at the end of what was tried: one more")
-            self.run_left(ledger, ahead)
+            self.run_left(further, ahead)
 
     def run_left(self, ledger: Ledger, ahead: Ahead) -> None:
         """The trials that are left, all with the seed of the study."""
@@ -353,9 +356,9 @@ class SizeStudy:
         space = {**search.space, "seed": IntDistribution(0, MOST_SEED)}
         metrics, size = self.arms[0].metrics, f"{context.name}/{config.name}"
         study = open_arm(self.storage, size, "replicate", space, [], memory, metrics)
-        for contender in best:
-            for seed in seeds:  # those that are there already are not added again
-                study.enqueue_trial({**dict(contender.params), "seed": seed}, skip_if_exists=True)
+        wanted = [{**dict(contender.params), "seed": seed} for contender in best for seed in seeds]
+        for params in wanted:  # those that are there already are not added again
+            study.enqueue_trial(params, skip_if_exists=True)
         arm = Arm("replicate", study, self.storage, space, len(study.get_trials(deepcopy=False)), metrics)
         ledger = Ledger(config, [arm], keep_s=self.keep_s)
         context.tracker.settle(self.key, true_ends(self.key, [*self.arms, arm]))
@@ -363,6 +366,11 @@ class SizeStudy:
             grid = self.begin_grid()
             tables = {seed: self.table_for(with_seed(config, seed)) for seed in seeds}
             self.run_all(ledger, lambda train: tables.get(train.seed), grid, ahead)
+        there = [trial.params for trial in arm.ended(TrialState.COMPLETE)]
+        if failed := sum(params not in there for params in wanted):
+            self.tell(
+                f"warning: {failed} of {len(wanted)} replicates failed; their finalists have fewer training seeds"
+            )
         return study
 
     def result(self, outcome: Outcome) -> SizeResult:

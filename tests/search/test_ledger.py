@@ -185,6 +185,8 @@ def test_a_database_that_cannot_be_written_is_named_by_its_own_words(
         (Limits(seconds=143.0), 3),  # the time that the test itself takes counts too
         (Limits(device_seconds=70.0), 2),  # the control, and one, whatever the budget
         (Limits(device_seconds=120.0), 3),
+        (Limits(seconds=305.0, replicates=3), 7),  # three more in two rounds
+        (Limits(device_seconds=240.0, replicates=3), 4),
     ],
 )
 def test_a_budget_keeps_the_share_of_the_finalists_back(
@@ -206,6 +208,24 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     assert ledger.final_seconds() == pytest.approx(25.0)
     assert ledger.done()
     assert sum("the budget allows no further trial" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(("device_seconds", "controls"), [(110.0, 2), (140.0, 3)])
+def test_the_control_goes_beyond_its_rates_as_far_as_the_budget_allows(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy, device_seconds: float, controls: int
+):
+    """The given rates and a first trial are run whatever they cost: 30 s each, and 26 s of comparison are kept back."""
+    config = make_config(search={"trials": 9}, control={"learning_rates": [1e-3, 3e-3]})
+    told = new_ledger(config, storage, tracker, Limits(device_seconds=device_seconds))
+    begun, ledger = list[str](), told.ledger
+    while trial := ledger.propose("a"):
+        begun.append(trial.arm)
+        ledger.record("a", at_rung(10, 10, 9.0 - len(begun)))
+        ledger.finish("a")
+    assert (begun.count("control"), begun.count("search")) == (controls, 1)
+    assert ledger.used_up
+    assert ledger.done()
+    assert sum("the budget allows no further trial" in line for line in told.lines) == 1
 
 
 def told_by(id: str, seconds: float, step: int) -> TrialReport:

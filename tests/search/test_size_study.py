@@ -17,12 +17,13 @@ import numpy as np
 import optuna
 import psutil
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from ray.util import placement_group, placement_group_table
 
 from cca_ray.cluster.session import free_worker_group
 from cca_ray.config import StudyConfig
 from cca_ray.search.arms import FRESH, open_arms
+from cca_ray.search.budget import Limits
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.mlflow_listener import MlflowListener
 from cca_ray.search.ray_tune import Watch, run_trials
@@ -81,7 +82,7 @@ def study(tmp_path: Path, ray_here: None) -> Study:
     return Study(tmp_path / "study", tracker, [])
 
 
-def run(study: Study, config: StudyConfig, slow_s: float = 0.0) -> SizeResult:
+def run(study: Study, config: StudyConfig, slow_s: float = 0.0, limits: Limits | None = None) -> SizeResult:
     """`slow_s`: how long the study's driver takes for a line about a score."""
 
     def say(line: str) -> None:
@@ -89,7 +90,7 @@ def run(study: Study, config: StudyConfig, slow_s: float = 0.0) -> SizeResult:
         time.sleep(slow_s * ("fid" in line))
 
     study.folder.mkdir(exist_ok=True)
-    study.result = SizeStudy(config, StudyContext("study", study.folder, study.tracker, say)).run()
+    study.result = SizeStudy(config, StudyContext("study", study.folder, study.tracker, say), limits).run()
     return study.result
 
 
@@ -174,7 +175,7 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     wider = make_study(search=ended, control={"learning_rates": [5e-4, 1e-3], "widen": 2})
     fresh = {str(t.number): t.params["learning_rate"] for t in study.trials("control")}  # the smallest is the best
     study.of_arm("control").set_user_attr(FRESH, fresh)
-    again = run(study, wider).summary
+    again = run(study, wider, limits=Limits(seconds=1e6)).summary
     assert len(study.trials("control")) == 4
     assert study.trials() == trials
     assert any("(search.stop_when)" in line for line in study.lines)
@@ -200,6 +201,9 @@ def test_a_finished_study_run_again_repeats_no_trial(study: Study, make_study: M
     assert [path.stat().st_mtime_ns for path in kept[2:]] == times[2:]
     assert "tiny  found 5 of 5 trials ended (5 complete), 0 interrupted" in study.lines
     control["widen"] = 1
+    run(study, make_study(control=control), limits=Limits(device_seconds=0.0))
+    assert len(study.trials("control")) == 2  # one of which is at an end, but nothing is left to go on
+    assert any("the budget allows no further trial" in line for line in study.lines)
     more = run(study, make_study(search={"trials": 4}, control=control, placement={"micro_batch": 8})).summary
     assert more.trials == 4
     assert study.of_arm("control").user_attrs[FRESH].keys() == {"0", "1", "2"}
@@ -353,10 +357,21 @@ def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: 
     assert [f.models for f in summary.finalists] == [2, 2]
     assert np.isfinite([summary.value("tuned_guided"), summary.std("tuned")]).all()
     settings["search"]["replicates"] = 2
+    fails = {**first[0].params, "seed": 2}
+    lost = create_trial(
+        state=TrialState.FAIL,
+        params=fails,
+        distributions=first[0].distributions,
+        user_attrs={"key": "tiny-replicate-0002", "reason": "Diverged"},
+    )
+    study.of_arm("replicate").add_trial(lost)
     again = run(study, make_study(**settings)).summary
     assert study.trials("replicate")[:2] == first
     assert sorted(t.params["seed"] for t in study.trials("replicate")) == [1, 1, 2, 2]
-    assert [f.models for f in again.finalists] == [3, 3]
+    models = {tuple(f.params.items()): f.models for f in again.finalists}
+    assert sorted(models.values()) == [2, 3]
+    assert models[tuple((name, value) for name, value in fails.items() if name != "seed")] == 2
+    assert any("warning: 1 of 4 replicates failed" in line for line in study.lines)
     assert study.run_of(first[0]).data.tags["arm"] == "replicate"
     runs = study.tracker.client.search_runs([study.tracker.experiment_id])
     assert {r.info.status for r in runs} == {"FINISHED"}
