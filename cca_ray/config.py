@@ -260,6 +260,13 @@ class StudyConfig(Strict):
                     self.train_with({name: value})
                 except ValidationError as error:
                     raise ValueError(f"search.space.{name}: {value:g} is not allowed: {reason(error)}") from None
+            # Optuna would keep another number than the trial was trained with.
+            for i, point in enumerate(self.search.first_points):
+                if self.train.is_whole(name) and not (point[name].is_integer() and low <= point[name] <= high):
+                    raise ValueError(
+                        f"search.first_points[{i}].{name}: expected a whole number from {low} to {high}, "
+                        f"not {point[name]:g}"
+                    )
         return self
 
     def plugins_used(self) -> tuple[PluginInfo, ...]:

@@ -26,7 +26,7 @@ class ConfigError(ValueError):
 
 
 class Incomplete(ValueError):
-    """A study has ended, and its results are there; but its report, or what MLflow shows, lacks something."""
+    """A study has ended, and its results are there; but replicates, its report or what MLflow shows lack something."""
 
 
 class RayEnded(ConfigError):

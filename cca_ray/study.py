@@ -21,7 +21,7 @@ from cca_ray.contracts import SizeSummary
 from cca_ray.reporting.lessons import lessons_for
 from cca_ray.reporting.results import read_database
 from cca_ray.reporting.summary import picture, table, write_summary
-from cca_ray.search.accounts import seconds_of_study
+from cca_ray.search.accounts import ASKED, COUNTED, Asked, seconds_of_study
 from cca_ray.search.arms import Smaller
 from cca_ray.search.budget import Limits
 from cca_ray.search.learning import Lesson
@@ -43,10 +43,14 @@ GROUP_GIB = 1.12  # what a trial that is a worker group holds on the driver's ma
 
 @dataclass(frozen=True)
 class UsedBefore:
-    """What a study has used. `seconds`: of wall time, in earlier runs; `device_hours`: in all, by size."""
+    """What a study has used. `seconds`: of wall time, in earlier runs; `device_hours`: in all, by size.
+
+    `finished`: what sizes were asked for that are finished; version 0.1.0 did not keep it.
+    """
 
     seconds: float = 0.0
     device_hours: Mapping[str, float] = field(default_factory=dict)
+    finished: Mapping[str, Asked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,15 @@ def used_before(database: Path, at: float) -> UsedBefore:
     if not pull(database):
         return UsedBefore()
     sizes = read_database(database)
-    earlier = seconds_of_study((arms["control"].attributes for arms in sizes.values() if "control" in arms), at)
+    accounts = {size: arms["control"].attributes for size, arms in sizes.items() if "control" in arms}
+    finished = {
+        size: Asked.model_validate(kept[ASKED]) for size, kept in accounts.items() if {ASKED, COUNTED} <= {*kept}
+    }
     hours = {
         size: sum(used_device_seconds(t for arm in arms.values() for t in arm.trials).values()) / 3600
         for size, arms in sizes.items()
     }
-    return UsedBefore(earlier, hours)
+    return UsedBefore(seconds_of_study(accounts.values(), at), hours, finished)
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ class Sizes:
         self.done: dict[str, SizeSummary] = {}
         self.ended: Queue[tuple[StudyConfig, SizeResult | BaseException]] = Queue()
         self.ahead: dict[str, ray.ObjectRef] = {}  # bases that are made meanwhile, by their size's name
+        self.over = frozenset[str]()  # sizes that an earlier run finished, with a budget that was no smaller
 
     def sizes(self, upto: int | None = None) -> list[SizeSummary]:
         """The summaries of those of the first sizes that are done, in order."""
@@ -153,6 +161,7 @@ class Sizes:
         have_gib = psutil.virtual_memory().total / GIB
         if warning := too_many_at_once(self.configs, self.side_by_side, have_gib):
             self.study.console.say(warning)
+        self.over = self.finished_before()
         at_once = len(self.configs) if self.side_by_side else 1
         begun, over, errors = 0, 0, list[BaseException]()
         while True:
@@ -171,10 +180,34 @@ class Sizes:
             raise errors[0]
         return self.sizes()
 
+    def asked(self, config: StudyConfig) -> Asked:
+        return Asked.of(config, self.budget.minutes, self.budget.device_hours)
+
+    def finished_before(self) -> frozenset[str]:
+        """The sizes that an earlier run finished, if no more is asked of them now, nor more given to them.
+
+        Only a budget makes a difference between these and others.
+        """
+        if not self.budget.bound:
+            return frozenset()
+        finished = used_before(self.study.folder / "study.db", self.began).finished
+        known = [config for config in self.configs if config.name in finished]
+        return frozenset(config.name for config in known if finished[config.name].covers(self.asked(config)))
+
+    def limits_of(self, number: int) -> Limits:
+        """What this size may use: a share of what is left, or nothing more if it is finished."""
+        config = self.configs[number]
+        if not self.budget.bound:
+            return Limits()
+        if config.name in self.over:
+            return Limits(seconds=0.0)
+        left = sum(c.name not in self.over for c in (self.configs if self.side_by_side else self.configs[number:]))
+        used = used_before(self.study.folder / "study.db", self.began)
+        return self.budget.share(used, config.name, left, self.side_by_side)
+
     def begin(self, number: int) -> None:
         """Start the thread of this size. Its base is made before, if it is an embedded one."""
         config, study = self.configs[number], self.study
-        left = len(self.configs) if self.side_by_side else len(self.configs) - number
 
         def progress(what: str, done: int, total: int) -> None:
             self.stop.check()
@@ -183,17 +216,23 @@ class Sizes:
         try:
             study.window.doing(config.name, "getting its base ready")
             self.await_base(config)
-            used = used_before(study.folder / "study.db", self.began) if self.budget.bound else UsedBefore()
             resolved = resolve(config, study.folder.parent, progress)
+            limits = self.limits_of(number)
         except (ValueError, OSError, KeyboardInterrupt) as error:
             self.ended.put((config, error))
             return
 
-        limits = self.budget.share(used, config.name, left, self.side_by_side)
         tracker = study.trackers[experiment_of(config)]
         window = study.window
         context = StudyContext(
-            study.name, study.folder, tracker, study.console.say, window.show, window.doing, self.stop
+            study.name,
+            study.folder,
+            tracker,
+            study.console.say,
+            window.show,
+            window.doing,
+            self.stop,
+            self.asked(config),
         )
 
         def smaller() -> list[Smaller]:

@@ -36,7 +36,7 @@ from cca_ray.opened import Study as OpenStudy
 from cca_ray.registry import FAMILIES
 from cca_ray.reporting.asked import write_asked
 from cca_ray.reporting.lessons import check_lessons
-from cca_ray.reporting.outcome import Found, Told, show_end, where_to_look
+from cca_ray.reporting.outcome import Found, Told, failed_replicates, show_end, where_to_look
 from cca_ray.reporting.plan import plan_of
 from cca_ray.reporting.summary import report_at_end
 from cca_ray.reporting.text import closing
@@ -159,7 +159,7 @@ def search(
     left = "; ".join(filter(None, (t.left for t in trackers.values())))
     known = [tracker for tracker in trackers.values() if tracker.experiment_id]
     tables = {f"table {i + 1}" if len(known) > 1 else "table": link_to_trials(t, name) for i, t in enumerate(known)}
-    return Found(folder, sizes, report, browse, no_report, left, tables)
+    return Found(folder, sizes, report, browse, no_report, left, tables, failed_replicates(sizes, configs))
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def run_study(
 
 def missing_of(found: Found, notify: str) -> list[str]:
     """What has not become what was asked for, in lines. The user's command is told of the end."""
-    folder, missing = found.folder, [what for what in (found.no_report, found.left) if what]
+    folder, missing = found.folder, [what for what in (found.failed, found.no_report, found.left) if what]
     trouble = tell(notify, news_of(folder.name, to_uri(folder), found.sizes, missing))
     return [*missing, trouble] if trouble else missing
 
@@ -253,7 +253,7 @@ def tune(
 
     `spaces`: search spaces, files or names of shipped ones; by default the digits'. `settings` override them, as in
     `{"train.beta": 0.05}`. `minutes`, `gpu_hours`: what the study may use. Everything else is as on the command line.
-    Raises Incomplete if all sizes have ended, but MLflow or the report lacks something.
+    Raises Incomplete if all sizes have ended, but a replicate failed, or MLflow or the report lacks something.
     """
     given = {"trials": trials, "replicates": replicates, "max_concurrent": max_concurrent}
     configs = load_spaces(list(map(str, spaces)), [*as_settings(settings), *settings_of(given, seed)])
@@ -363,6 +363,7 @@ def main(
         where=where,
         mlflow=found.left,
         no_report=found.no_report,
+        failed=found.failed,
     )
     if as_json:
         print(end.model_dump_json(indent=1))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import create_trial
 
 from cca_ray import clean
 from cca_ray.contracts import SizeSummary
@@ -23,9 +24,15 @@ from tests.conftest import MakeStudy
 from tests.studies import make_study as make_by_hand
 
 
-def with_files(folder: Path, **settings: bool) -> Path:
+def with_files(folder: Path, controls: int = 1, **settings: bool) -> Path:
     """A study made by hand: every trial has a checkpoint of 30 bytes, weights of 10 of its own, and a picture of 1."""
     make_by_hand(folder, completed=5, **settings)
+    control = optuna.load_study(study_name=f"{folder.name}/digits_s/control", storage=f"sqlite:///{folder}/study.db")
+    (first,) = control.trials
+    for number in range(1, controls):
+        kept = {**first.user_attrs, "key": f"digits_s-control-{number:04d}"}
+        control.add_trial(create_trial(value=23.0, params={"learning_rate": 2e-3 + 1e-5 * number}, user_attrs=kept,
+                                       distributions=first.distributions))  # fmt: skip
     for trial in read_study(folder.parent, folder.name).sizes[0].trials:
         own = folder / "trials" / trial.frozen.user_attrs["key"]
         own.mkdir(parents=True)
@@ -39,13 +46,16 @@ def weights(folder: Path) -> set[str]:
     return {path.parent.name for path in sizes_below(folder / "trials") if path.name == "model.pt"}
 
 
-def finish_by_hand(folder: Path) -> str:
-    """As a finished study: no trial is open, and the winner's weights are in the size's folder; its key."""
+def finish_by_hand(folder: Path, widened: int = 0) -> str:
+    """As a finished study: no trial is open, and the winner's weights are in the size's folder; its key.
+
+    `widened`: by how many learning rates its control was.
+    """
     storage = f"sqlite:///{folder / 'study.db'}"
     search = optuna.load_study(study_name=f"{folder.name}/digits_s/search", storage=storage)
     search.tell(len(search.trials) - 1, state=optuna.trial.TrialState.FAIL)
     control = optuna.load_study(study_name=f"{folder.name}/digits_s/control", storage=storage)
-    control.set_user_attr(COUNTED, len(search.trials))
+    control.set_user_attr(COUNTED, len(search.trials) + widened)
     winner: str = search.best_trial.user_attrs["key"]
     shutil.copyfile(folder / "trials" / winner / "model.pt", folder / "digits_s" / "winner.pt")
     return winner
@@ -93,6 +103,14 @@ def test_of_a_finished_study_the_winner_is_kept_once_and_what_waits_for_mlflow(t
     (folder / "digits_s" / "winner.pt").write_text("of another")
     assert invoke(clean.main, at, capsys).code == 0
     assert weights(folder) == best(folder, finalists) - {winner}
+
+
+def test_of_a_finished_study_whose_control_was_widened_no_control_is_kept(tmp_path: Path, capsys):
+    """The space gives four rates; two were tried beyond them, and more might be, which need the scores alone."""
+    folder = with_files(tmp_path / "runs" / "one", controls=6)
+    finish_by_hand(folder, widened=2)
+    assert invoke(clean.main, ["one", "--yes", "--storage", str(tmp_path / "runs")], capsys).code == 0
+    assert not any("control" in key for key in weights(folder))
 
 
 def test_it_refuses_while_a_driver_is_at_work_and_where_there_is_no_study(tmp_path: Path, capsys):

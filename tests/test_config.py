@@ -79,6 +79,15 @@ BAD: dict[str, tuple[Any, str]] = {
         changed("search.first_points", [{"lambda": 99.0, "learning_rate": 1e-3}]),
         "first_points[0].lambda = 99 is outside 0.5..10",
     ),
+    "first point not whole": (
+        changed("search", {"space": {"epochs": {"low": 1, "high": 3}}, "first_points": [{"epochs": 1.5}]}),
+        "search.first_points[0].epochs: expected a whole number from 1 to 3, not 1.5",
+    ),
+    "first point between an end and its whole number": (
+        changed("search", {"space": {"global_batch": {"low": 15.5, "high": 24}},
+                           "first_points": [{"global_batch": 24}, {"global_batch": 15.7}]}),
+        "search.first_points[1].global_batch: expected a whole number from 16 to 24, not 15.7",
+    ),
     "first point incomplete": (changed("search.first_points", [{"lambda": 1.0}]), "must give exactly lambda"),
     "no trials": (changed("search.trials", 0), "search.trials: input should be greater than or equal to 1"),
     "rungs out of order": (changed("rungs", [{"at": 1.0, "samples": 9}, {"at": 0.5, "samples": 9}]), "rungs must rise"),

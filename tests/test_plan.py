@@ -20,6 +20,16 @@ def test_it_tells_hours_and_money_by_card_without_any_weights(tmp_path: Path, ca
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_price_of_a_card_that_no_line_tells_of_is_told_of(capsys):
+    """A list of prices may be for other studies, too; but one of another case is a slip."""
+    outcome = invoke(plan.main, ["llamagen_b", "--price", "H100=4.9", "--price", "T4=0.3", "--price", "2"], capsys)
+    assert outcome.code == 0, outcome.err
+    (told,) = (line for line in outcome.out.splitlines() if "not used" in line)
+    assert told == "price of T4: not used, for no line tells of this card; they tell of A100, A40, H100, L40S"
+    outcome = invoke(plan.main, ["llamagen_b", "--price", "h100=4.9"], capsys)
+    assert (outcome.code, outcome.err) == (2, "error: --price h100=4.9: unknown card; did you mean H100?\n")
+
+
 @pytest.mark.parametrize("price", ["cheap", "H100=", "-1", "nan", "A40=inf"])
 def test_a_price_that_is_none_is_refused(price: str, capsys):
     outcome = invoke(plan.main, ["llamagen_b", f"--price={price}"], capsys)

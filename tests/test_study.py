@@ -12,11 +12,16 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState, create_trial
 
-from cca_ray.inputs import SPACES
+from cca_ray.cluster.stopping import Stop
+from cca_ray.inputs import SPACES, find_space
+from cca_ray.search.accounts import ASKED, COUNTED, Asked
+from cca_ray.search.budget import Limits
 from cca_ray.space_file import load_config
 from cca_ray.status import look
-from cca_ray.study import Budget, UsedBefore, smaller_sizes, too_many_at_once, used_before
+from cca_ray.study import Budget, Sizes, Study, UsedBefore, smaller_sizes, too_many_at_once, used_before
+from cca_ray.terminal.console import Console
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
 from tests.commands import EXPERIMENT, start, write_space
@@ -80,6 +85,47 @@ def test_what_earlier_runs_used_is_read_from_the_database(tmp_path: Path):
     assert used.seconds == 30.0
     assert used.device_hours == {"digits_s": pytest.approx(1.4), "digits_m": pytest.approx(1.4)}
     assert used_before(database, 6000.0).seconds == 37.0
+
+
+GIVEN = {"minutes": 30.0, "device_hours": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "over"),
+    [
+        ([], GIVEN, True),
+        ([], {"minutes": 30.0, "device_hours": 4.0}, True),
+        ([], {"minutes": 30.0, "device_hours": 9.0}, False),
+        ([], {"device_hours": 6.0}, False),  # no bound of time
+        (["search.trials=30"], GIVEN, False),
+        (["control.widen=9"], GIVEN, False),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_size_that_an_earlier_run_finished_takes_no_share_from_those_that_are_left(
+    tmp_path: Path, settings: list[str], given: dict[str, float], over: bool, finished: bool
+):
+    """Unless it may use more than then, or has more to do; and not if it was cut short. It has used an hour."""
+    make_study(tmp_path, "digits_s")
+    database = f"sqlite:///{tmp_path / 'study.db'}"
+    control = optuna.load_study(study_name=f"{tmp_path.name}/digits_s/control", storage=database)
+    used = {"key": "digits_s-control-0001", "device_seconds": {"A40": 3600.0}}
+    control.add_trial(create_trial(state=TrialState.FAIL, user_attrs=used))
+    control.set_user_attr(ASKED, Asked.of(load_config(find_space("digits_s")), 30, 6).model_dump(mode="json"))
+    if finished:
+        control.set_user_attr(COUNTED, 12)
+    over &= finished
+    configs = [load_config(find_space(name), settings) for name in ("digits_s", "digits_m", "digits_var")]
+    study = Study("study", tmp_path, {}, Console(quiet=True), None)  # type: ignore[arg-type]
+
+    def limits(side_by_side: bool, number: int) -> Limits:
+        sizes = Sizes(study, configs, Budget(**given), side_by_side, Stop())
+        sizes.over = sizes.finished_before()
+        return sizes.limits_of(number)
+
+    left, first = given["device_hours"] - 1, limits(False, 0)
+    assert first.seconds == 0 if over else first.device_seconds == pytest.approx(3600 * (left / 3 + 1))
+    assert limits(True, 1).device_seconds == pytest.approx(3600 * left / (2 if over else 3))
 
 
 def test_more_trials_than_the_head_can_drive_are_told_of():

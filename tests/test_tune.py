@@ -17,7 +17,10 @@ from optuna.trial import TrialState
 
 from cca_ray import tune
 from cca_ray.errors import ConfigError
+from cca_ray.inputs import find_space
 from cca_ray.reporting.asked import read_asked
+from cca_ray.reporting.outcome import failed_replicates
+from cca_ray.space_file import load_config
 from cca_ray.status import RUNNING, SizeStatus, look
 from cca_ray.study import Budget
 from cca_ray.terminal.snapshot import STATUS
@@ -102,24 +105,40 @@ def test_what_was_asked_for_is_kept_before_anything_begins(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("no_report", "left"),
-    [("the study has no report (Is a directory)", ""), ("", "MLflow: 2 entries wait"), ("no report", "2 entries wait")],
+    ("failed", "no_report", "left"),
+    [
+        ("", "the study has no report (Is a directory)", ""),
+        ("", "", "MLflow: 2 entries wait"),
+        ("", "no report", "2 entries wait"),
+        ("1 of 4 replicates failed", "", ""),
+    ],
 )
 @pytest.mark.parametrize("options", [[], ["--quiet"], ["--json"]])
-def test_exit_code_0_means_that_the_report_is_there_and_all_is_in_mlflow(
-    no_report: str, left: str, options: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+def test_exit_code_0_means_that_the_report_is_there_and_all_is_trained_and_in_mlflow(
+    failed: str, no_report: str, left: str, options: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     """What makes a report impossible: tests/test_report.py; and MLflow's part: tests/tracking/test_left_behind.py."""
-    found = tune.Found(tmp_path / "runs" / "hand", [summary_of()], None, "mlflow ui", no_report, left)
+    found = tune.Found(tmp_path / "runs" / "hand", [summary_of()], None, "mlflow ui", no_report, left, failed=failed)
+    missing = [what for what in (failed, no_report, left) if what]
     monkeypatch.setattr(tune, "search", lambda *arguments: found)
     outcome = invoke(tune.main, ["digits_s", "--storage", str(tmp_path / "runs"), *options], capsys)
     assert outcome.code == 1
-    assert outcome.err.splitlines()[-2:][-bool(no_report) - bool(left) :] == [
-        f"error: {what}" for what in (no_report, left) if what
-    ]
+    assert outcome.err.splitlines()[-len(missing) :] == [f"error: {what}" for what in missing]
     if options == ["--json"]:
         told = json.loads(outcome.out)
-        assert (told["no_report"], told["mlflow"]) == (no_report, left)
+        assert (told["failed"], told["no_report"], told["mlflow"]) == (failed, no_report, left)
+
+
+def test_a_finalist_with_fewer_training_seeds_than_were_asked_for_is_told_of():
+    config, small = (load_config(find_space(name)) for name in ("digits_m", "digits_s"))
+    twice = config.model_copy(update={"search": config.search.model_copy(update={"replicates": 2})})
+    won, other = summary_of().finalists
+    some = (won.model_copy(update={"models": 3}), other.model_copy(update={"models": 2}))
+    size = summary_of("digits_m", finalists=some)
+    assert failed_replicates([summary_of(), size], [small, config]) == ""
+    told = failed_replicates([summary_of(), size], [small, twice])
+    assert told.startswith("digits_m: 1 of 4 replicates failed")
+    assert "--replicates 1 asks for no more" in told
 
 
 def test_replicates_are_a_setting_of_the_search(tmp_path: Path, capsys):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cca_ray.config import StudyConfig
 from cca_ray.contracts import Contract, SizeSummary
 from cca_ray.inputs import DEFAULT_SPACES
 from cca_ray.reporting.summary import table
@@ -18,7 +19,8 @@ from cca_ray.terminal.log_file import LOG_FILE
 class Found:
     """What a study ended with: its sizes, its report, how to look into MLflow, whose tables of trials open by links.
 
-    `no_report`, `left`: why there is no report, and what has not arrived in MLflow; empty if all is there.
+    `no_report`, `left`: why there is no report, and what has not arrived in MLflow; `failed`: which replicates are
+    not there. All are empty if all is there.
     """
 
     folder: Path
@@ -28,12 +30,14 @@ class Found:
     no_report: str
     left: str
     tables: dict[str, str] = field(default_factory=dict)
+    failed: str = ""
 
 
 class Told(Contract):
     """The outcome of a study as one JSON object. `told`: of each size, what won, by how much, at what cost.
 
-    `mlflow`: what has not arrived there; `no_report`: why there is no report. Both are empty if all is there.
+    `mlflow`: what has not arrived there; `no_report`: why there is no report; `failed`: which replicates are not
+    there. All are empty if all is there.
     """
 
     study: str
@@ -43,6 +47,20 @@ class Told(Contract):
     where: dict[str, str]
     mlflow: str = ""
     no_report: str = ""
+    failed: str = ""
+
+
+def failed_replicates(sizes: Sequence[SizeSummary], configs: Sequence[StudyConfig]) -> str:
+    """Which finalists have fewer training seeds than were asked for; empty if none has."""
+    asked, found = {config.name: config.search.replicates for config in configs}, []
+    for size in sizes:
+        there = [finalist.models - 1 for finalist in size.finalists]  # the first is the trial of the search
+        if missing := sum(max(0, asked[size.size] - some) for some in there):
+            found.append(
+                f"{size.size}: {missing} of {len(there) * asked[size.size]} replicates failed, as the log and MLflow "
+                f"say; --replicates {min(there)} asks for no more than there are"
+            )
+    return "; ".join(found)
 
 
 def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:

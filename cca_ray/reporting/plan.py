@@ -1,6 +1,7 @@
 """What a study would do, before it does it: trials, hours, money, time, disk; new, or continued from where."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from optuna.trial import TrialState
 from cca_ray.cluster.queue import Node
 from cca_ray.config import StudyConfig
 from cca_ray.data.labelled_images import digits
+from cca_ray.errors import ConfigError
 from cca_ray.models.family import family_of
 from cca_ray.models.official import parameters
 from cca_ray.placement_config import CPU
@@ -40,12 +42,16 @@ def plan_of(
     hours: float | None = None,
     prices: Prices | None = None,
 ) -> list[str]:
-    """Lines for people. `nodes`: of the cluster, as it is now; `minutes`, `hours`: the budget."""
+    """Lines for people. `nodes`: of the cluster, as it is now; `minutes`, `hours`: the budget.
+
+    ConfigError if a price is of a card whose name is written in another case.
+    """
     known = list(known_studies(storage, name, [config.name for config in configs]))
     study = next((study for study in known if study.name == name), None)
     ended = sum(t.state in ENDED_NAMES for size in study.sizes for t in size.trials) if study else 0
     state = f"continued; {ended} trials have ended" if study else "new"
     lines = [f"study {name} in {to_uri(storage / name)}: {state}"]
+    cards = set[str]()  # of which a line tells
     for config in configs:
         by_study = {other.name: size for other in known if (size := size_named(config.name, other))}
         base = embedded_base(config) if config.base.embedded else None
@@ -55,14 +61,16 @@ def plan_of(
             measured = speeds_measured(config, like, other)
             speeds = [*measured, *(speed for speed in speeds if speed.card not in {m.card for m in measured})]
         before = by_study.get(name)
-        done = sum(t.state in ENDED_NAMES for t in before.trials) if before else 0
+        done = Counter(t.arm for t in before.trials if t.state in ENDED_NAMES) if before else None
         work = Work.of(config, done, finished=bool(before and before.summary))
+        cards |= {speed.card for speed in speeds}
         lines.append(f"{config.name}: {trials(config)}")
         lines.append(f"  rungs: {rungs(config)}")
         begun = next((size.learnt for size in study.sizes if size.name == config.name), None) if study else None
         lines += [f"  {line}" for line in would_learn(config, storage / name, begun)]
         lines += [f"  {line}" for line in cost(work, speeds, prices or {})]
         lines += [f"  time: {time(config, work, speeds, nodes)}", f"  disk: {disk(config, base)}"]
+    lines += unused(prices or {}, cards)
     given = " and ".join(f"{value:g} {unit}" for value, unit in ((minutes, "minutes"), (hours, "GPU-hours")) if value)
     if given:
         lines.append(f"budget: {given} for all sizes together; no trial starts that would exceed it")
@@ -170,6 +178,21 @@ def cost(work: Work, speeds: Sequence[Speed], prices: Prices) -> list[str]:
     return lines
 
 
+def unused(prices: Prices, cards: Set[str]) -> list[str]:
+    """A line for each price of a card of which no line tells: a list of prices may be for other studies, too.
+
+    ConfigError if its name is written in another case.
+    """
+    lines, there = [], ", ".join(sorted(cards)) or "none"
+    for card, price in prices.items():
+        if card in cards or not card:
+            continue
+        if meant := next((known for known in cards if known.lower() == card.lower()), ""):
+            raise ConfigError(f"--price {card}={price:g}: unknown card; did you mean {meant}?")
+        lines.append(f"price of {card}: not used, for no line tells of this card; they tell of {there}")
+    return lines
+
+
 def amount(money: float) -> str:
     return f"{money:,.0f}" if money >= 100 else f"{money:.2f}"
 
@@ -216,7 +239,8 @@ def disk(config: StudyConfig, base: EmbeddedBase | None) -> str:
     if not weights:
         return "unknown: the base's weights are not on this machine"
     copies = 1 + 3 + bool(config.train.ema_decay)
-    count = config.search.trials + len(config.control.learning_rates)
+    again = config.score.finalists * config.search.replicates
+    count = config.search.trials + len(config.control.learning_rates) + again
     whole = count * copies * weights
     unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if whole >= s or u == "kB")
     of_each = f"weights and checkpoint, {copies} times the size of the weights"

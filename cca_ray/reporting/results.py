@@ -104,7 +104,7 @@ class SizeResults:
     picture: Path | None  # of the models that were compared, all in one
     pictures: Mapping[Role, Path]  # one a model; of earlier versions there are none
     seconds: float  # of wall time, over all runs so far
-    finished_at: int | None  # how many trials of the search, and again of finalists, had ended when it was finished
+    finished_at: int | None  # `counted` trials when it was finished; None before
     id: str  # tells the study from another of its name; empty before it has begun
     parameters: int | None  # of the model; None of an unfinished study of version 0.1.0
     learnt: Learnt  # from earlier studies, at its start

@@ -13,9 +13,38 @@ from typing import Any
 
 import optuna
 
+from cca_ray.config import StudyConfig
+from cca_ray.contracts import Contract
 from cca_ray.search.records import KEEP_S, STORAGE_ERRORS
 
 RUNS, EARLIER, COUNTED = "runs", "seconds", "seconds_until"  # attributes of a size's control; version 0.1.0 had no runs
+
+
+ASKED = "asked"  # attribute of a size's control, once it is finished: see `Asked`
+
+
+class Asked(Contract):
+    """What a size may use with all others of its study, and how far it goes; None: no bound.
+
+    `extent`: of search and control; another one is other work.
+    """
+
+    minutes: float | None = None
+    device_hours: float | None = None
+    extent: tuple[float, ...] = ()
+
+    @staticmethod
+    def of(config: StudyConfig, minutes: float | None, device_hours: float | None) -> "Asked":
+        """Without a bound where there is none, or 0."""
+        search = config.search
+        gain = search.stop_when.expected_gain if search.stop_when else 0.0
+        extent = (search.trials, search.replicates, config.control.widen, gain)
+        return Asked(minutes=minutes or None, device_hours=device_hours or None, extent=extent)
+
+    def covers(self, other: "Asked") -> bool:
+        """Whether who had this is done when it is asked for the other: the same, with no more to use."""
+        pairs = ((self.minutes, other.minutes), (self.device_hours, other.device_hours))
+        return self.extent == other.extent and all(a is None or (b is not None and b <= a) for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -46,6 +75,14 @@ def seconds_of_study(sizes: Iterable[Mapping[str, Any]], before: float = math.in
         total += max(0.0, run.began + run.seconds - max(end, run.began))
         end = max(end, run.began + run.seconds)
     return total
+
+
+def counted(begun: Mapping[str, int], given: int) -> int:
+    """Of the trials that were begun, by arm, how many a finished size may yet have more of: what `COUNTED` counts.
+
+    `given`: the control's learning rates, all of which every size has; of those beyond them there may be more.
+    """
+    return begun.get("search", 0) + begun.get("replicate", 0) + max(0, begun.get("control", 0) - given)
 
 
 class RunClock:

@@ -102,7 +102,8 @@ class Ahead:
     def __init__(self, config: ResolvedStudy, measured: Sequence[MetricInfo], storage: Path, stop: Stop, study: str):
         """`study`: its id."""
         self.config, self.storage = config, storage
-        self.metrics = tuple(sorted(measured, key=lambda metric: metric.name != headline_of(config)))
+        headline = headline_of(config, [metric.name for metric in measured])
+        self.metrics = tuple(sorted(measured, key=lambda metric: metric.name != headline))
         self.scores, self.of_trials = (Scores(config, storage, stop, study, Nowhere()) for _ in range(2))
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self.future: Future[BaseStandings] | None = None

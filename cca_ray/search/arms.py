@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -34,7 +34,7 @@ MOST_POINTS = 10_000  # of a space of whole numbers, of which no more than all a
 # Settings that came after version 0.1.0, whose studies do not say them: where they are not used, none does.
 ADDED = {"data": ("order",), "score": ("metrics", "guidance_power", "last_temperature")}
 FRESH = "costs_on_fresh_noise"  # attribute of a control: by trial
-FID = ("fid",)  # what every arm but the search minimizes
+FID = ("fid",)  # what every arm but the search minimizes, where it is measured
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ def distribution(train: Train, name: str, bounds: Range) -> Distribution:
     if train.is_whole(name):
         return IntDistribution(math.ceil(bounds.low), math.floor(bounds.high), log=bounds.log)  # inward
     return FloatDistribution(bounds.low, bounds.high, log=bounds.log)
+
+
+def metrics_of_others(searched: Sequence[str], measured: Collection[str]) -> tuple[str, ...]:
+    """What every arm but the search minimizes: FID or, where it is not measured, the metric that chooses."""
+    return FID if FID[0] in measured else tuple(searched[:1])
 
 
 def space_of(config: StudyConfig) -> dict[str, Distribution]:
@@ -147,7 +152,7 @@ class Arm:
         sampler: Sampler = SAMPLERS.get(self.sampler)
         point: dict[str, float] = {}
         for again in range(TRIES):
-            point = dict(sampler.propose(self.question(trials, begun, again)))
+            point = within(self.space, sampler.propose(self.question(trials, begun, again)))
             if not has_run(point, trials):
                 return point
         # Of a few whole numbers nearly all have been run.
@@ -205,8 +210,14 @@ class Arm:
 
 
 def within(space: Mapping[str, Distribution], point: Mapping[str, float]) -> dict[str, float]:
-    """The point without what is not searched, and what is outside put on the edge."""
-    return {name: min(max(value, space[name].low), space[name].high) for name, value in point.items() if name in space}
+    """The point without what is not searched, and what is outside put on the edge; whole numbers are rounded.
+
+    Optuna would keep another number than the trial is trained with.
+    """
+    inside = {
+        name: min(max(value, space[name].low), space[name].high) for name, value in point.items() if name in space
+    }
+    return {name: round(value) if isinstance(space[name], IntDistribution) else value for name, value in inside.items()}
 
 
 def whole_points(space: Mapping[str, Distribution]) -> list[dict[str, float]]:
@@ -281,11 +292,13 @@ def open_arms(
     smaller: WarmStart = no_warm_start,
     parameters: int = 1,
     lessons: Lessons = no_lessons,
+    measured: Collection[str] = (),
 ) -> list[Arm]:
     """Create or load control and search. What smaller sizes found comes after the first points, or once it is known.
 
     `digests` name what lies in the files: base, tokens and protocol. `parameters`: how many the model has. `lessons`:
     what is learnt from earlier studies, before the search begins and never again; their best points are first points.
+    `measured`: names of metrics; by default those of `score.metrics`.
     """
     search, rates, memory = config.search, config.control.learning_rates, memory_of(config, digests)
     space, size = space_of(config), f"{name}/{config.name}"
@@ -299,14 +312,15 @@ def open_arms(
     control = Range.model_construct(low=min(rates) / beyond, high=max(rates) * beyond, log=True)
     control_space = {"learning_rate": distribution(config.train, "learning_rate", control)}
 
-    metrics = search.metrics
-    controls = open_arm(storage, size, "control", control_space, [{"learning_rate": r} for r in rates], memory)
+    metrics, of_control = search.metrics, metrics_of_others(search.metrics, measured or config.score.metrics)
+    given = [{"learning_rate": rate} for rate in rates]
+    controls = open_arm(storage, size, "control", control_space, given, memory, of_control)
     trials = min(search.trials, len(whole_points(space)) or search.trials)
     searched = open_arm(storage, size, "search", space, points, memory, metrics)
     if PARAMETERS not in searched.user_attrs:  # for those who learn from it before it has a summary
         searched.set_user_attr(PARAMETERS, parameters)
     return [
-        Arm("control", controls, storage, control_space, len(rates), given=rates, widen=widen),
+        Arm("control", controls, storage, control_space, len(rates), of_control, given=rates, widen=widen),
         Arm(
             "search",
             searched,

@@ -14,10 +14,11 @@ from cca_ray.search.blocks import few_samples
 
 @dataclass(frozen=True)
 class Limits:
-    """What the search of one size may use; what the final comparison needs is kept back from it."""
+    """What the search of one size may use; what replicates and the final comparison need is kept back from it."""
 
     seconds: float = math.inf  # of wall time, from `started` on
     device_seconds: float = math.inf  # of all its trials, over all runs of the command
+    replicates: int = 0  # finalists that are still to be trained again, each like a trial, after the search
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -34,17 +35,32 @@ class Used:
     completed: tuple[tuple[float, float], ...]  # seconds and device seconds of each completed trial
 
 
-def affordable(limits: Limits, now: float, used: Used, final: float, devices: float) -> bool:
-    """Whether a trial more can be expected to end, and leave what the final comparison needs untouched.
+def mean_trial(used: Used) -> tuple[float, float]:
+    """Seconds and device seconds of a completed trial; none of both before there is one."""
+    seconds, device_seconds = zip(*(used.completed or ((0.0, 0.0),)), strict=True)
+    return float(np.mean(seconds)), float(np.mean(device_seconds))
 
-    A trial is expected to take as much as the mean completed one. `now`: by the clock of `Limits.started`. `final`:
-    seconds of the final comparison, on so many `devices`.
+
+def kept_back(limits: Limits, used: Used, final: float, devices: float, at_once: int) -> tuple[float, float]:
+    """Seconds and device seconds of the replicates, so many at a time, and of the final comparison.
+
+    `final`: seconds of the comparison, on so many `devices`.
     """
-    completed = used.completed or ((0.0, 0.0),)
-    seconds, device_seconds = (float(np.mean(column)) for column in zip(*completed, strict=True))
+    seconds, device_seconds = mean_trial(used)
+    rounds = math.ceil(limits.replicates / at_once)
+    return rounds * seconds + final, limits.replicates * device_seconds + devices * final
+
+
+def affordable(limits: Limits, now: float, used: Used, kept: tuple[float, float]) -> bool:
+    """Whether a trial more can be expected to end, and leave what is kept back untouched.
+
+    A trial is expected to take as much as the mean completed one. `now`: by the clock of `Limits.started`. `kept`:
+    seconds and device seconds.
+    """
+    seconds, device_seconds = mean_trial(used)
     begun = sum(max(device_seconds, so_far) for so_far in used.running)
-    wall = now - limits.started + seconds + final
-    in_all = used.device_seconds + begun + device_seconds + devices * final
+    wall = now - limits.started + seconds + kept[0]
+    in_all = used.device_seconds + begun + device_seconds + kept[1]
     return wall <= limits.seconds and in_all <= limits.device_seconds
 
 

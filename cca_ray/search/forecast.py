@@ -3,7 +3,7 @@
 All trials count as whole ones: how many a rung will stop, nobody knows before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cca_ray.cluster.placement import CARDS, IMAGES, accelerator_of, devices, ways
@@ -34,7 +34,7 @@ class Speed:
     image: float  # sampled and scored
     guided: float  # the same with guidance
     source: str
-    table: float = 0.0  # of the reference model's log-likelihoods, once
+    table: float = 0.0  # of the reference model's log-likelihoods, once a training seed
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,27 @@ class Work:
     controls: int
     rung_images: int
     final_images: tuple[int, int]
-    begun: bool = False  # then the reference's table is there
+    tables: int = 0  # of the reference: one of the study's seed, one of each further seed of the finalists
 
     @staticmethod
-    def of(config: StudyConfig, ended: int = 0, finished: bool = False) -> "Work":
-        """`ended`: how many controls and trials have; controls are the first."""
-        controls, search = len(config.control.learning_rates), config.search
-        trials = search.trials + config.score.finalists * search.replicates
-        left = max(0, trials + controls - ended)
+    def of(config: StudyConfig, ended: Mapping[str, int] | None = None, finished: bool = False) -> "Work":
+        """`ended`: how many trials have, by arm; more than were planned, as of a wider control, spare no others."""
+        ended, search = ended or {}, config.search
+        controls = max(0, len(config.control.learning_rates) - ended.get("control", 0))
+        again = max(0, config.score.finalists * search.replicates - ended.get("replicate", 0))
+        trials = max(0, search.trials - ended.get("search", 0)) + again
+        left = trials + controls
         return Work(
-            trials=min(left, trials),
-            controls=max(0, left - trials),
+            trials=trials,
+            controls=controls,
             rung_images=left * sum(rung.samples for rung in config.rungs),
             final_images=(0, 0) if finished and not left else final_samples(config),
-            begun=ended > 0,
+            tables=(not any(ended.values())) + (search.replicates if again and not ended.get("replicate") else 0),
         )
 
     def training(self, speed: Speed) -> float:
         """Hours of one card."""
-        table = 0.0 if self.begun else speed.table
-        return self.trials * speed.trial + self.controls * speed.control + table
+        return self.trials * speed.trial + self.controls * speed.control + self.tables * speed.table
 
     def rungs(self, speed: Speed) -> float:
         return self.rung_images * speed.image

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,13 @@ class Block(NamedTuple):
     samples: int
 
 
-def headline_of(config: StudyConfig) -> str:
-    """The metric that chooses: the first that the search goes by; FID where that is 0.1.0's other metric."""
+def headline_of(config: StudyConfig, measured: Collection[str]) -> str:
+    """The metric that chooses: the first that the search goes by; FID where that is 0.1.0's other metric.
+
+    `measured`: names of metrics; of those of `score.metrics` some may not be had.
+    """
     searched = config.search.metrics
-    return FID.name if FID.name in config.score.metrics and set(searched) <= set(OLD_METRICS) else searched[0]
+    return FID.name if FID.name in measured and set(searched) <= set(OLD_METRICS) else searched[0]
 
 
 class Room(Protocol):
@@ -101,11 +104,10 @@ class Scores:
         except BaseException:
             self.end_running()
             raise
-        headline = headline_of(self.config)
         for block in wanted:
             if block.samples == self.config.score.samples:  # of fewer all FIDs are higher
-                model = f"{block.contender.key} {block.contender.guidance_scale:g}"
-                value = found[block].score.values[headline]
+                model, values = f"{block.contender.key} {block.contender.guidance_scale:g}", found[block].score.values
+                value = values[headline_of(self.config, values)]
                 self.on_cards.append(OnCard(model, block.number, found[block].card, value))
         return found
 

@@ -125,7 +125,8 @@ class Ledger:
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted_at = math.inf  # since when nothing more is begun, by the monotonic clock
         self.stuck = ""  # why, if it is no one's wish
-        self.used_up = False
+        self.used_up = False  # the budget
+        self.enough = False  # by `search.stop_when`
         self.all_begun = False  # no trial more begins, as far as is known
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -162,14 +163,24 @@ class Ledger:
             for arm in self.arms:
                 if self.halted:
                     break
-                another = not self.interrupted[arm.name] and arm.name == "search" and arm.begun() < arm.trials
-                if another and not (self.affordable(arm) and self.promising(arm)):
+                if not (self.interrupted[arm.name] or self.worthwhile(arm)):
                     continue
                 trial = arm.propose(self.interrupted[arm.name])
                 if trial is not None:
                     return self.begin(trial_id, arm, trial)
         self.all_begun = not self.undecided()
         return None
+
+    def worthwhile(self, arm: Arm) -> bool:
+        """Whether a new trial of it may begin: budget and prospect bound the search, the budget a wider control."""
+        if arm.begun() < arm.trials:
+            return arm.name != "search" or (self.affordable(arm) and self.promising(arm))
+        return arm.beyond() is not None and self.affordable(arm)
+
+    @property
+    def search_over(self) -> bool:
+        """Whether no trial of the search begins any more, though there are fewer than planned."""
+        return self.used_up or self.enough
 
     def at_once(self) -> int:
         """How many trials run or may begin now."""
@@ -323,10 +334,17 @@ class Ledger:
             self.finish(trial_id)
 
     def done(self) -> bool:
-        """Whether every planned trial has ended, or what may be used is used up and nothing was left half done."""
-        left = [arm for arm in self.arms if len(arm.ended()) < arm.planned()]
+        """Whether every planned trial has ended, or the search is over before and nothing was left half done."""
+        if all(len(arm.ended()) >= arm.planned() for arm in self.arms):
+            return True
         open_trials = any(arm.ended(TrialState.RUNNING) for arm in self.arms)
-        return not left or (self.used_up and not open_trials and all(arm.name == "search" for arm in left))
+        return self.search_over and not open_trials and not any(map(self.lacks_trials, self.arms))
+
+    def lacks_trials(self, arm: Arm) -> bool:
+        """Whether one is left, though the search is over; the given rates of a control are tried whatever they cost."""
+        if arm.name == "search":
+            return False
+        return len(arm.ended()) < (arm.trials if self.used_up else arm.planned())
 
     def found(self) -> str:
         """What an earlier run left, in a line; empty if nothing."""
@@ -344,13 +362,14 @@ class Ledger:
         """Whether the budget allows a trial more; the first of an arm it always does."""
         if not arm.ended() or not self.limits.bound:
             return True
-        final, at_once = self.final_seconds(), devices(ways(self.config.placement)[0])  # placed as they prefer
-        if budget.affordable(self.limits, time.monotonic(), self.used(), final, at_once):
+        used, wide = self.used(), devices(ways(self.config.placement)[0])  # placed as they prefer
+        kept = budget.kept_back(self.limits, used, self.final_seconds(), wide, self.config.search.max_concurrent)
+        if budget.affordable(self.limits, time.monotonic(), used, kept):
             return True
         if not self.used_up:
             self.used_up = True
             for listener in self.listeners:
-                listener.on_budget_end(self.config.name, final)
+                listener.on_budget_end(self.config.name, kept[0])
         return False
 
     def promising(self, arm: Arm) -> bool:
@@ -361,8 +380,8 @@ class Ledger:
         found = arm.prospect()
         if found is None or found.expected_gain >= limit.expected_gain:
             return True
-        if not self.used_up:
-            self.used_up = True
+        if not self.enough:
+            self.enough = True
             for listener in self.listeners:
                 listener.on_enough(self.config.name, found)
         return False

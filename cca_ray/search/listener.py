@@ -87,8 +87,8 @@ class Listener:
     def on_trial_complete(self, trial: TrialInfo, end: TrialEnd) -> None:
         """It ended, in whatever state; Optuna knows."""
 
-    def on_budget_end(self, size: str, final_seconds: float) -> None:
-        """No further trial is begun. So much is kept for the final comparison."""
+    def on_budget_end(self, size: str, kept_seconds: float) -> None:
+        """No further trial is begun. So much is kept for what comes after: replicates and the final comparison."""
 
     def on_enough(self, size: str, prospect: Prospect) -> None:
         """No further trial is begun, because one would bring too little."""

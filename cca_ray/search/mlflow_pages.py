@@ -55,9 +55,9 @@ def ended_filter(parent: str) -> str:
     return f"tags.study = '{study}' and tags.size = '{size}' and tags.arm = 'search' and attributes.status = 'FINISHED'"
 
 
-def experiment_tags(config: StudyConfig) -> dict[str, str]:
-    """The description, and the metric that MLflow charts first."""
-    metric = metric_info(headline_of(config))
+def experiment_tags(config: StudyConfig, measured: Sequence[str]) -> dict[str, str]:
+    """The description, and the metric that MLflow charts first, of those that are measured."""
+    metric = metric_info(headline_of(config, measured))
     name, way = evaluated(metric.name), "lower" if metric.lower_is_better else "higher"
     text = f"""\
 {config.base.family} on {data_set_name(config)}, fine-tuned so that it samples without guidance. The tag `objective`
@@ -116,16 +116,16 @@ def name_of_view(study: str) -> str:
     return f"cca_ray-{study}"
 
 
-def view_of_trials(config: StudyConfig, study: str) -> dict[str, str]:
+def view_of_trials(config: StudyConfig, study: str, measured: Sequence[str]) -> dict[str, str]:
     """A tag of the experiment: the table of a study's completed trials, the best first, with settings and scores.
 
     It is one of those that the browser's own Share button leaves. A link alone would show no settings and no scores.
     """
-    metric = metric_info(headline_of(config))
+    metric = metric_info(headline_of(config, measured))
     columns = {
         "tags": ["size", "winner"],
         "params": list(config.search.space),
-        "metrics": [*map(evaluated, config.score.metrics), final(metric.name)],
+        "metrics": [*map(evaluated, measured), final(metric.name)],
     }
     view = {
         "searchFilter": f"tags.study = '{study}' and tags.arm = 'search' and attributes.status = 'FINISHED'",

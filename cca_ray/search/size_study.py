@@ -27,7 +27,7 @@ from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
 from cca_ray.registry import metric_info
-from cca_ray.search.accounts import COUNTED, RunClock
+from cca_ray.search.accounts import ASKED, COUNTED, Asked, RunClock, counted
 from cca_ray.search.ahead import Ahead
 from cca_ray.search.arms import FRESH, Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
@@ -89,7 +89,7 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 class StudyContext:
     """The study that a size belongs to: its name, where it lies, who is told of it and who may stop it.
 
-    `doing`: is told, of a size, what is done before its first trial.
+    `doing`: is told, of a size, what is done before its first trial. `asked`: of the size; kept once it is finished.
     """
 
     name: str
@@ -99,6 +99,7 @@ class StudyContext:
     show: Show = not_shown
     doing: Callable[[str, str], None] = lambda size, what: None
     stop: Stop = field(default_factory=Stop)
+    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True)
@@ -145,17 +146,21 @@ class SizeStudy:
             del model
             self.database = context.folder / "study.db"
             self.storage = open_storage(self.database)
-            self.arms = open_arms(config, context.name, self.storage, self.digests, smaller, self.parameters, lessons)
+            self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
+            self.measured = [metric.name for metric in self.metrics]
+            about = (smaller, self.parameters, lessons, self.measured)
+            self.arms = open_arms(config, context.name, self.storage, self.digests, *about)
             self.learnt = learnt_by(self.storage, f"{context.name}/{config.name}")
             self.memory = self.arms[0].study  # keeps what is known of the whole size
             self.keep_s = UPLOAD_S if is_copy(self.database) else KEEP_S
             self.clock = RunClock(self.memory, self.begun, self.keep_s, started)
-        self.metrics = tuple(metric_info(metric.name) for metric in scoring.metrics)
         if METRICS not in self.search.study.user_attrs:  # for the report, which imports none of them
             self.search.study.set_user_attr(METRICS, [metric.model_dump() for metric in self.metrics])
         self.steps = total_steps(len(self.data.labels), config.train)
         if "id" not in self.memory.user_attrs:  # tells this study from another of the same name in the same MLflow
             self.memory.set_user_attr("id", uuid.uuid4().hex[:8])
+        if not {COUNTED, FRESH} & self.memory.user_attrs.keys():
+            self.memory.set_user_attr(FRESH, {})  # what was finished without it was not to be scored there
         self.id: str = self.memory.user_attrs["id"]
         self.key = f"{context.name}/{config.name}/{self.id}"  # of the size's MLflow run
         self.data_set = data_set_of(config, self.data)
@@ -171,9 +176,9 @@ class SizeStudy:
 
     def begun(self) -> int:
         """How many trials there are that a finished study may yet have more of."""
-        control = self.arms[0]
-        more = max(0, len(trials_of([control])) - control.trials)
-        return len(trials_of([self.search])) + len(self.replicates()) + more
+        begun: dict[str, int] = {arm.name: len(trials_of([arm])) for arm in self.arms}
+        begun["replicate"] = len(self.replicates())
+        return counted(begun, self.arms[0].trials)
 
     def run(self) -> SizeResult:
         """Search, control and final comparison.
@@ -190,8 +195,10 @@ class SizeStudy:
     def outcome(self) -> Outcome:
         """What the trials and the final comparison come to."""
         config, context = self.config, self.context
-        again = sum(used_device_seconds(self.replicates()).values())
-        limits = replace(self.limits, device_seconds=self.limits.device_seconds - again)
+        again, search = self.replicates(), config.search
+        left = max(0, config.score.finalists * search.replicates - sum(trial.state in ENDED for trial in again))
+        used = sum(used_device_seconds(again).values())
+        limits = replace(self.limits, device_seconds=self.limits.device_seconds - used, replicates=left)
         ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s)
         self.open_mlflow_run()
         state = "FAIL"
@@ -253,8 +260,8 @@ class SizeStudy:
         with Ahead(config, self.metrics, context.folder, context.stop, self.id) as ahead:
             if not ledger.done():
                 self.run_left(ledger, ahead)
-            if self.arms[0].widen and not (self.limits.bound and ledger.used_up):
-                self.bracket_control(ahead)
+            if self.arms[0].widen and not ledger.used_up:
+                self.bracket_control(ledger, ahead)
             replicates = self.replicate(ahead) if config.search.replicates else None
             context.show(ledger)
             self.tell("scoring base, guided base, control and finalists on fresh noise")
@@ -267,7 +274,8 @@ class SizeStudy:
     def open_mlflow_run(self) -> None:
         """The size's own run; those of its trials that a killed study had left open are closed."""
         config, tracker, key = self.config, self.context.tracker, self.key
-        tracker.describe({**experiment_tags(config), **view_of_trials(config, self.context.name)})
+        view = view_of_trials(config, self.context.name, self.measured)
+        tracker.describe({**experiment_tags(config, self.measured), **view})
         tags = {"study": self.context.name, "family": config.base.family, "dataset": self.data_set.name}
         if self.learnt.sizes:
             tags["learnt_from"] = str(self.learnt)
@@ -316,22 +324,23 @@ class SizeStudy:
         with ahead.beside(ledger):
             run_trials(config, ledger, table_of, context.folder, stop=context.stop)
 
-    def bracket_control(self, ahead: Ahead) -> None:
+    def bracket_control(self, ledger: Ledger, ahead: Ahead) -> None:
         """Try further learning rates while the best one on fresh noise, which is that of the table, is the last tried.
 
-        What a version finished that did not look there stays as it is.
+        As far as the budget allows, of which `ledger` knows. What version 0.1.0 finished, which did not look there,
+        stays as it is.
         """
         control = self.arms[0]
-        if COUNTED in self.memory.user_attrs and FRESH not in control.study.user_attrs:
+        if FRESH not in control.study.user_attrs:
             return
         self.tell("scoring the control's learning rates on fresh noise, which chooses among them")
         while True:
             control.keep_fresh(costs_of_controls(self.config, self.arms, len(self.data.labels), ahead))
-            ledger = Ledger(self.config, [control], keep_s=self.keep_s)
-            if ledger.done():
+            further = Ledger(self.config, [control], keep_s=self.keep_s)
+            if further.done() or not ledger.affordable(control):
                 return
             self.tell("on fresh noise the control's best learning rate is at the end of what was tried: one more")
-            self.run_left(ledger, ahead)
+            self.run_left(further, ahead)
 
     def run_left(self, ledger: Ledger, ahead: Ahead) -> None:
         """The trials that are left, all with the seed of the study."""
@@ -346,22 +355,29 @@ class SizeStudy:
         best = finalists(search, config.score.finalists, context.folder, lambda trial: 0, self.id)
         memory = dict(search.study.user_attrs["memory"])
         space = {**search.space, "seed": IntDistribution(0, MOST_SEED)}
-        study = open_arm(self.storage, f"{context.name}/{config.name}", "replicate", space, [], memory)
-        for contender in best:
-            for seed in seeds:  # those that are there already are not added again
-                study.enqueue_trial({**dict(contender.params), "seed": seed}, skip_if_exists=True)
-        arm = Arm("replicate", study, self.storage, space, len(study.get_trials(deepcopy=False)))
+        metrics, size = self.arms[0].metrics, f"{context.name}/{config.name}"
+        study = open_arm(self.storage, size, "replicate", space, [], memory, metrics)
+        wanted = [{**dict(contender.params), "seed": seed} for contender in best for seed in seeds]
+        for params in wanted:  # those that are there already are not added again
+            study.enqueue_trial(params, skip_if_exists=True)
+        arm = Arm("replicate", study, self.storage, space, len(study.get_trials(deepcopy=False)), metrics)
         ledger = Ledger(config, [arm], keep_s=self.keep_s)
         context.tracker.settle(self.key, true_ends(self.key, [*self.arms, arm]))
         if not ledger.done():
             grid = self.begin_grid()
             tables = {seed: self.table_for(with_seed(config, seed)) for seed in seeds}
             self.run_all(ledger, lambda train: tables.get(train.seed), grid, ahead)
+        there = [trial.params for trial in arm.ended(TrialState.COMPLETE)]
+        if failed := sum(params not in there for params in wanted):
+            self.tell(
+                f"warning: {failed} of {len(wanted)} replicates failed; their finalists have fewer training seeds"
+            )
         return study
 
     def result(self, outcome: Outcome) -> SizeResult:
         """What is kept of the outcome, and shown in MLflow."""
         config, tracker = self.config, self.context.tracker
+        self.memory.set_user_attr(ASKED, self.context.asked.model_dump(mode="json"))
         seconds = self.clock.finish()
         push_database(self.database)
         mlflow = MlflowNames(

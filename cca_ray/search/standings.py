@@ -74,17 +74,25 @@ class Standing:
 
         Its variance is that of sampling, by the jackknife, which has groups enough where blocks are few. Where models
         of several training seeds were scored, that of training is added; what sampling does to each of them alone is
-        part of their spread, and is not counted twice.
+        part of their spread, and is not counted twice. Models stand beside those of the same seeds; where one has fewer
+        models than the other, for some failed, each has a spread of its own.
         """
-        ours, theirs = self.without[metric], other.without[metric].mean(0)
-        blocks, groups = theirs.shape
-        sampling, freedom = variance_of_mean(ours.mean(0) - theirs), blocks * (groups - 1)
-        by_model = self.values[metric].mean(1) - other.values[metric].mean(1)
-        parts = [(sampling, freedom)]
-        if len(by_model) > 1:
-            own = float(np.mean([variance_of_mean(model - ours.mean(0)) for model in ours])) / (len(ours) - 1)
-            parts = [(max(0.0, sampling - own), freedom), (float(by_model.var(ddof=1)) / len(ours), len(ours) - 1)]
-        return Estimate.of(float(by_model.mean()), parts)
+        ours, theirs = self.without[metric], other.without[metric]
+        of_ours, of_theirs = self.values[metric].mean(1), other.values[metric].mean(1)
+        _, blocks, groups = ours.shape
+        sampling, freedom = variance_of_mean(ours.mean(0) - theirs.mean(0)), blocks * (groups - 1)
+        if len(theirs) in (1, len(ours)):
+            spreads = [(of_ours - of_theirs, ours)]
+            value = float(spreads[0][0].mean())
+        else:
+            spreads, value = [(of_ours, ours), (of_theirs, theirs)], float(of_ours.mean() - of_theirs.mean())
+        parts = list[tuple[float, int]]()
+        for by_model, without in spreads:
+            if (models := len(by_model)) > 1:
+                own = float(np.mean([variance_of_mean(model - without.mean(0)) for model in without])) / (models - 1)
+                sampling = max(0.0, sampling - own)
+                parts.append((float(by_model.var(ddof=1)) / models, models - 1))
+        return Estimate.of(value, [(sampling, freedom), *parts])
 
     def score(self) -> ModelScore:
         """For the summary: means over the blocks, the spread of one."""

@@ -72,9 +72,9 @@ class Lines(Listener):
             counts = ", ".join(f"{arm.name} {len(arm.ended())}/{arm.planned()}" for arm in reversed(arms))
             self.say(f"{trial.size}  {counts}")
 
-    def on_budget_end(self, size: str, final_seconds: float) -> None:
+    def on_budget_end(self, size: str, kept_seconds: float) -> None:
         self.say(
-            f"{size}  the budget allows no further trial; {final_seconds:.0f} s are reserved for the final comparison"
+            f"{size}  the budget allows no further trial; {kept_seconds:.0f} s are reserved for what follows the search"
         )
 
     def on_enough(self, size: str, prospect: Prospect) -> None:

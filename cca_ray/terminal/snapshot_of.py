@@ -25,7 +25,7 @@ def snapshot_of(ledger: Ledger, before: SizeSnapshot | None = None) -> SizeSnaps
     trials, search = trials_of(ledger.arms), ledger.arms[-1]
     states = Counter(trial.state for trial in trials)
     planned, ended = sum(arm.planned() for arm in ledger.arms), sum(states[state] for state in ENDED)
-    comparing = not at_work and (ended >= planned or (ledger.used_up and not states[TrialState.RUNNING]))
+    comparing = not at_work and (ended >= planned or (ledger.search_over and not states[TrialState.RUNNING]))
     metric = metric_info(search.metrics[0])
     return SizeSnapshot(
         size=ledger.config.name,
@@ -85,7 +85,7 @@ def seconds_left(ledger: Ledger, trials: Sequence[FrozenTrial], at_work: Sequenc
     if not any(took):
         return None
     mean = sum(took) / len(took)
-    waiting = 0 if ledger.used_up else sum(arm.planned() for arm in ledger.arms) - len(trials)
+    waiting = 0 if ledger.search_over else sum(arm.planned() for arm in ledger.arms) - len(trials)
     busy = sum(mean if trial.seconds_left is None else trial.seconds_left for trial in at_work)
     left = (busy + mean * max(0, waiting)) / max(1, len(at_work)) + ledger.final_seconds()
     limit = ledger.limits.seconds - (time.monotonic() - ledger.limits.started)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import optuna
+from optuna.trial import TrialState, create_trial
+
 from cca_ray.cluster.queue import Node
 from cca_ray.inputs import find_space
 from cca_ray.reporting.plan import embedded_base, plan_of, words
@@ -39,9 +42,34 @@ def test_a_study_that_was_begun_is_continued_and_its_trials_tell_the_time(tmp_pa
     assert f"training {words(60 * 80 / epochs / 3600)}" in plan_of(longer, tmp_path, "mine", HERE)[3]
 
 
+def test_a_wider_control_spares_no_trial_of_the_search(tmp_path: Path):
+    """One control has ended of the one that was planned, or three more than that: the search has as much to do."""
+    make_study(tmp_path / "mine", finished=False)
+    configs = [load_config(find_space("digits_s"), ["search.trials=16", "control.learning_rates=[1e-3]"])]
+    before = plan_of(configs, tmp_path, "mine", HERE)
+    database = f"sqlite:///{tmp_path / 'mine' / 'study.db'}"
+    control = optuna.load_study(study_name="mine/digits_s/control", storage=database)
+    control.add_trials([create_trial(state=TrialState.FAIL)] * 3)
+    after = plan_of(configs, tmp_path, "mine", HERE)
+    assert after[0].endswith("16 trials have ended")
+    assert after[1:] == before[1:]
+
+
+def test_what_finalists_take_that_are_trained_again_is_in_the_disk_space(tmp_path: Path):
+    alone, again = (
+        plan_of(
+            [load_config(find_space("digits_s"), ["score.finalists=3", f"search.replicates={n}"])], tmp_path, "a", HERE
+        )
+        for n in (0, 2)
+    )
+    count = [int(lines[-1].split("(")[1].split(" trials")[0]) for lines in (alone, again)]
+    assert count[1] == count[0] + 6
+
+
 def test_of_a_finished_study_nothing_is_left(tmp_path: Path):
     make_study(tmp_path / "mine")
-    lines = plan_of([load_config(find_space("digits_s"), ["search.trials=10", CONTROLS])], tmp_path, "mine", HERE)
+    settings = ["search.trials=10", "control.learning_rates=[1e-3]"]
+    lines = plan_of([load_config(find_space("digits_s"), settings)], tmp_path, "mine", HERE)
     assert "  time: nothing left to do" in lines
 
 

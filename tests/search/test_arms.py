@@ -98,6 +98,18 @@ def test_warm_start_points_are_tried_after_the_first_points(
     assert len(again.study.trials) == 2
 
 
+def test_a_point_of_another_search_is_tried_as_the_whole_numbers_that_are_trained(
+    storage: optuna.storages.RDBStorage, make_config: MakeStudy
+):
+    config = make_config(search={"space": {"epochs": {"low": 1, "high": 8}}})
+    open_arms(config.model_copy(update={"name": "smaller"}), "study", storage, DIGESTS)
+    points = [Smaller("smaller", {"epochs": 2.6}, 1000), Smaller("smaller", {"epochs": 9.5}, 1000)]
+    _, search = open_arms(config, "study", storage, DIGESTS, lambda: points)
+    assert [search.propose([]).params for _ in points] == [{"epochs": 3}, {"epochs": 8}]  # type: ignore[union-attr]
+    waited = [trial.system_attrs["fixed_params"] for trial in search.study.trials]
+    assert waited == [{"epochs": 3}, {"epochs": 8}]
+
+
 def test_a_smaller_size_that_did_not_measure_what_is_searched_teaches_its_best_point_alone(
     storage: optuna.storages.RDBStorage, make_config: MakeStudy
 ):

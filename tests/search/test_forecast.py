@@ -75,6 +75,25 @@ def test_twice_the_cards_halve_the_time_as_long_as_there_are_trials():
 
 def test_what_has_ended_is_not_counted_again():
     config = config_of("llamagen_b")
-    assert (Work.of(config, 2).trials, Work.of(config, 2).controls) == (16, 1)
-    assert (Work.of(config, 7).trials, Work.of(config, 7).controls) == (12, 0)
-    assert Work.of(config, 19, finished=True) == Work(0, 0, 0, (0, 0), begun=True)
+    for ended, left in (
+        ({"control": 2}, (16, 1)),
+        ({"search": 4}, (12, 3)),
+        ({"control": 3, "search": 4}, (12, 0)),
+        ({"control": 6, "search": 4}, (12, 0)),  # it was widened
+        ({"control": 6, "search": 16}, (0, 0)),
+    ):
+        work = Work.of(config, ended)
+        assert (work.trials, work.controls, work.tables) == (*left, 0)
+        assert work.rung_images == sum(left) * sum(rung.samples for rung in config.rungs)
+    assert Work.of(config, {"control": 3, "search": 16}, finished=True) == Work(0, 0, 0, (0, 0))
+
+
+def test_finalists_that_are_trained_again_take_trials_and_a_table_of_each_further_seed():
+    config = load_config(find_space("llamagen_b"), ["search.replicates=2"])
+    again = 2 * config.score.finalists
+    done, more = {"control": 3, "search": 20}, {"replicate": 1}  # search.trials was larger once
+    for ended, left, tables in (({}, 16 + again, 3), (done, again, 2), (done | more, again - 1, 0)):
+        work = Work.of(config, ended)
+        assert (work.trials, work.tables) == (left, tables)
+        speed = Speed("H100", trial=2.0, control=1.0, image=0.0, guided=0.0, source="", table=0.5)
+        assert work.training(speed) == 2 * left + work.controls + 0.5 * tables

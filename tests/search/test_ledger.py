@@ -15,7 +15,7 @@ from cca_ray.search.records import rung_scores, used_device_seconds
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.reports import TrialFailure
 from tests.conftest import MakeStudy
-from tests.search.ledgers import at_rung, heartbeat, new_ledger
+from tests.search.ledgers import at_rung, heartbeat, new_ledger, score_of
 
 
 class Heard(Listener):
@@ -91,6 +91,22 @@ def test_states_and_values_are_the_true_ones(
     assert true_ends("study", ledger.arms)["study/tiny-search-0001"] == ("PRUNED", "not among the best at a rung")
 
 
+@pytest.mark.parametrize(("measured", "value"), [(["kid"], 2.0), (["inception_score", "kid"], -2.0)])
+def test_where_no_fid_is_measured_the_control_goes_by_the_metric_that_chooses(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy, measured: list[str], value: float
+):
+    config = make_config(search={"metric": measured[0], "trials": 1}, score={"metrics": measured})
+    told = new_ledger(config, storage, tracker)
+    for name in ("control", "search"):
+        assert told.ledger.propose(name)
+        score = score_of(10, dict.fromkeys(measured, 2.0))
+        assert told.ledger.record(name, heartbeat(10, 10).model_copy(update={"score": score}))
+        told.ledger.finish(name)
+    assert told.ledger.done()
+    assert [[t.values for t in arm.study.trials] for arm in told.ledger.arms] == [[[value]], [[value]]]
+    assert any(measured[0] in line for line in told.lines)
+
+
 @pytest.mark.parametrize("metric", ["fid", "inception_score", "both"])
 def test_by_the_posterior_a_trial_stops_that_promises_less_than_a_new_one(
     storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy, metric: str
@@ -123,6 +139,7 @@ def test_a_search_ends_when_another_trial_would_bring_too_little(
         number += 1
     assert 3 <= number < 20
     assert ledger.done()
+    assert (ledger.used_up, ledger.enough) == (False, True)
     assert [line for line in told.lines if "stop_when" in line]
     again = new_ledger(config, storage, tracker).ledger
     assert not again.done()
@@ -168,6 +185,8 @@ def test_a_database_that_cannot_be_written_is_named_by_its_own_words(
         (Limits(seconds=143.0), 3),  # the time that the test itself takes counts too
         (Limits(device_seconds=70.0), 2),  # the control, and one, whatever the budget
         (Limits(device_seconds=120.0), 3),
+        (Limits(seconds=305.0, replicates=3), 7),  # three more in two rounds
+        (Limits(device_seconds=240.0, replicates=3), 4),
     ],
 )
 def test_a_budget_keeps_the_share_of_the_finalists_back(
@@ -189,6 +208,24 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     assert ledger.final_seconds() == pytest.approx(25.0)
     assert ledger.done()
     assert sum("the budget allows no further trial" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(("device_seconds", "controls"), [(110.0, 2), (140.0, 3)])
+def test_the_control_goes_beyond_its_rates_as_far_as_the_budget_allows(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy, device_seconds: float, controls: int
+):
+    """The given rates and a first trial are run whatever they cost: 30 s each, and 26 s of comparison are kept back."""
+    config = make_config(search={"trials": 9}, control={"learning_rates": [1e-3, 3e-3]})
+    told = new_ledger(config, storage, tracker, Limits(device_seconds=device_seconds))
+    begun, ledger = list[str](), told.ledger
+    while trial := ledger.propose("a"):
+        begun.append(trial.arm)
+        ledger.record("a", at_rung(10, 10, 9.0 - len(begun)))
+        ledger.finish("a")
+    assert (begun.count("control"), begun.count("search")) == (controls, 1)
+    assert ledger.used_up
+    assert ledger.done()
+    assert sum("the budget allows no further trial" in line for line in told.lines) == 1
 
 
 def told_by(id: str, seconds: float, step: int) -> TrialReport:

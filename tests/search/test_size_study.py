@@ -17,12 +17,14 @@ import numpy as np
 import optuna
 import psutil
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from ray.util import placement_group, placement_group_table
 
 from cca_ray.cluster.session import free_worker_group
 from cca_ray.config import StudyConfig
+from cca_ray.search.accounts import ASKED
 from cca_ray.search.arms import FRESH, open_arms
+from cca_ray.search.budget import Limits
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.mlflow_listener import MlflowListener
 from cca_ray.search.ray_tune import Watch, run_trials
@@ -81,7 +83,7 @@ def study(tmp_path: Path, ray_here: None) -> Study:
     return Study(tmp_path / "study", tracker, [])
 
 
-def run(study: Study, config: StudyConfig, slow_s: float = 0.0) -> SizeResult:
+def run(study: Study, config: StudyConfig, slow_s: float = 0.0, limits: Limits | None = None) -> SizeResult:
     """`slow_s`: how long the study's driver takes for a line about a score."""
 
     def say(line: str) -> None:
@@ -89,7 +91,7 @@ def run(study: Study, config: StudyConfig, slow_s: float = 0.0) -> SizeResult:
         time.sleep(slow_s * ("fid" in line))
 
     study.folder.mkdir(exist_ok=True)
-    study.result = SizeStudy(config, StudyContext("study", study.folder, study.tracker, say)).run()
+    study.result = SizeStudy(config, StudyContext("study", study.folder, study.tracker, say), limits).run()
     return study.result
 
 
@@ -170,33 +172,43 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     assert child.data.tags["protocol"] == trials[0].user_attrs["protocol"]
     assert study.tracker.client.list_artifacts(child.info.run_id, "images")
 
-    wider = make_study(search=search, control={"learning_rates": [5e-4, 1e-3], "widen": 2})
+    ended = {**search, "trials": 6, "stop_when": {"expected_gain": 0.9}}  # which is no end of the control's widening
+    wider = make_study(search=ended, control={"learning_rates": [5e-4, 1e-3], "widen": 2})
     fresh = {str(t.number): t.params["learning_rate"] for t in study.trials("control")}  # the smallest is the best
     study.of_arm("control").set_user_attr(FRESH, fresh)
-    again = run(study, wider).summary
+    again = run(study, wider, limits=Limits(seconds=1e6)).summary
     assert len(study.trials("control")) == 4
     assert study.trials() == trials
+    assert any("(search.stop_when)" in line for line in study.lines)
     scored = study.of_arm("control").user_attrs[FRESH]
     best = min(study.trials("control"), key=lambda t: scored[str(t.number)])
     assert again.control_learning_rate == best.params["learning_rate"]
 
 
 def test_a_finished_study_run_again_repeats_no_trial(study: Study, make_study: MakeStudy):
-    first = run(study, make_study()).summary
+    """Begun without widening, its control is looked at on fresh noise once that is asked for."""
+    control = {"learning_rates": [5e-4, 1e-3], "widen": 0}
+    first = run(study, make_study(control=control)).summary
+    assert ASKED in study.of_arm("control").user_attrs
     before = study.trials()
     kept = sorted((study.folder / "scores").iterdir())
     assert all(path.name.startswith("tiny-") for path in kept)  # the sizes of a study share the folder
     times = [path.stat().st_mtime_ns for path in kept]
     kept[0].write_bytes(b"torn")  # a final comparison that was cut short goes on where it was
     kept[1].unlink()
-    again = run(study, make_study()).summary
+    again = run(study, make_study(control=control)).summary
     assert study.trials() == before
     assert first == again
     assert sorted((study.folder / "scores").iterdir()) == kept
     assert [path.stat().st_mtime_ns for path in kept[2:]] == times[2:]
-    assert "tiny  found 4 of 4 trials ended (4 complete), 0 interrupted" in study.lines
-    more = run(study, make_study(search={"trials": 4}, placement={"micro_batch": 8})).summary
+    assert "tiny  found 5 of 5 trials ended (5 complete), 0 interrupted" in study.lines
+    control["widen"] = 1
+    run(study, make_study(control=control), limits=Limits(device_seconds=0.0))
+    assert len(study.trials("control")) == 2  # one of which is at an end, but nothing is left to go on
+    assert any("the budget allows no further trial" in line for line in study.lines)
+    more = run(study, make_study(search={"trials": 4}, control=control, placement={"micro_batch": 8})).summary
     assert more.trials == 4
+    assert study.of_arm("control").user_attrs[FRESH].keys() == {"0", "1", "2"}
     assert study.trials()[:3] == before
     study.assert_true_states()
 
@@ -337,8 +349,9 @@ def test_a_placement_that_this_machine_cannot_hold_is_refused_at_once(study: Stu
 
 @pytest.mark.slow
 def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: MakeStudy):
-    """And scored with guidance, as asked for; a larger number later adds only what is missing."""
-    settings: dict[str, Any] = {"search": {"trials": 2, "replicates": 1}, "score": {"winner_guidance_scales": [1.5]}}
+    """And scored with guidance, as asked for; a larger number later adds only what is missing. All without a FID."""
+    score = {"winner_guidance_scales": [1.5], "metrics": ["kid"]}
+    settings: dict[str, Any] = {"search": {"trials": 2, "replicates": 1, "metric": "kid"}, "score": score}
     summary = run(study, make_study(**settings)).summary
     first = study.trials("replicate")
     assert [t.params["seed"] for t in first] == [1, 1]
@@ -346,10 +359,21 @@ def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: 
     assert [f.models for f in summary.finalists] == [2, 2]
     assert np.isfinite([summary.value("tuned_guided"), summary.std("tuned")]).all()
     settings["search"]["replicates"] = 2
+    fails = {**first[0].params, "seed": 2}
+    lost = create_trial(
+        state=TrialState.FAIL,
+        params=fails,
+        distributions=first[0].distributions,
+        user_attrs={"key": "tiny-replicate-0002", "reason": "Diverged"},
+    )
+    study.of_arm("replicate").add_trial(lost)
     again = run(study, make_study(**settings)).summary
     assert study.trials("replicate")[:2] == first
     assert sorted(t.params["seed"] for t in study.trials("replicate")) == [1, 1, 2, 2]
-    assert [f.models for f in again.finalists] == [3, 3]
+    models = {tuple(f.params.items()): f.models for f in again.finalists}
+    assert sorted(models.values()) == [2, 3]
+    assert models[tuple((name, value) for name, value in fails.items() if name != "seed")] == 2
+    assert any("warning: 1 of 4 replicates failed" in line for line in study.lines)
     assert study.run_of(first[0]).data.tags["arm"] == "replicate"
     runs = study.tracker.client.search_runs([study.tracker.experiment_id])
     assert {r.info.status for r in runs} == {"FINISHED"}

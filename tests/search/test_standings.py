@@ -63,6 +63,20 @@ def test_models_of_several_training_seeds_say_what_a_tie_is():
     assert winner_of(alone, FID)[1] == alone[:1]
 
 
+def test_finalists_of_which_some_models_failed_are_compared_too():
+    three, two, one = ([5.0, 5.0], [8.0, 8.0], [7.0, 7.0]), ([6.9, 6.9], [7.2, 7.2]), ([9.0, 9.0],)
+    some = [standing(number, list(models)) for number, models in enumerate((three, two, one))]
+    variances = [np.var([5.0, 8.0, 7.0], ddof=1) / 3, np.var([6.9, 7.2], ddof=1) / 2, 0.0]
+    means = [20 / 3, 7.05, 9.0]
+    for i, ours in enumerate(some):
+        for j, theirs in enumerate(some):
+            if i != j:
+                found = ours.beside(theirs, "fid")
+                assert found.value == pytest.approx(means[i] - means[j])
+                assert found.error == pytest.approx((variances[i] + variances[j]) ** 0.5)
+    assert winner_of(some, FID)[1] == some[:2]
+
+
 def test_the_spread_is_that_of_one_block_by_the_jackknife():
     three = standing(0, [[4.0, 5.0, 6.0]], noise=0.1)
     assert three.mean("fid") == 5.0
