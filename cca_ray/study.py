@@ -21,7 +21,7 @@ from cca_ray.contracts import SizeSummary
 from cca_ray.reporting.lessons import lessons_for
 from cca_ray.reporting.results import read_database
 from cca_ray.reporting.summary import picture, table, write_summary
-from cca_ray.search.accounts import ASKED, COUNTED, Asked, seconds_of_study
+from cca_ray.search.accounts import COUNTED, TERMS, Terms, seconds_of_study
 from cca_ray.search.arms import Smaller
 from cca_ray.search.budget import Limits
 from cca_ray.search.learning import Lesson
@@ -50,7 +50,7 @@ class UsedBefore:
 
     seconds: float = 0.0
     device_hours: Mapping[str, float] = field(default_factory=dict)
-    finished: Mapping[str, Asked] = field(default_factory=dict)
+    finished: Mapping[str, Terms] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def used_before(database: Path, at: float) -> UsedBefore:
     sizes = read_database(database)
     accounts = {size: arms["control"].attributes for size, arms in sizes.items() if "control" in arms}
     finished = {
-        size: Asked.model_validate(kept[ASKED]) for size, kept in accounts.items() if {ASKED, COUNTED} <= {*kept}
+        size: Terms.model_validate(kept[TERMS]) for size, kept in accounts.items() if {TERMS, COUNTED} <= {*kept}
     }
     hours = {
         size: sum(used_device_seconds(t for arm in arms.values() for t in arm.trials).values()) / 3600
@@ -180,8 +180,8 @@ class Sizes:
             raise errors[0]
         return self.sizes()
 
-    def asked(self, config: StudyConfig) -> Asked:
-        return Asked.of(config, self.budget.minutes, self.budget.device_hours)
+    def terms(self, config: StudyConfig) -> Terms:
+        return Terms.of(config, self.budget.minutes, self.budget.device_hours)
 
     def finished_before(self) -> frozenset[str]:
         """The sizes that an earlier run finished, if no more is asked of them now, nor more given to them.
@@ -192,7 +192,7 @@ class Sizes:
             return frozenset()
         finished = used_before(self.study.folder / "study.db", self.began).finished
         known = [config for config in self.configs if config.name in finished]
-        return frozenset(config.name for config in known if finished[config.name].covers(self.asked(config)))
+        return frozenset(config.name for config in known if finished[config.name].covers(self.terms(config)))
 
     def limits_of(self, number: int) -> Limits:
         """What this size may use: a share of what is left, or nothing more if it is finished."""
@@ -232,7 +232,7 @@ class Sizes:
             window.show,
             window.doing,
             self.stop,
-            self.asked(config),
+            self.terms(config),
         )
 
         def smaller() -> list[Smaller]:

@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 from cca_ray.cluster.stopping import Stop
 from cca_ray.inputs import SPACES, find_space
-from cca_ray.search.accounts import ASKED, COUNTED, Asked
+from cca_ray.search.accounts import COUNTED, TERMS, Terms
 from cca_ray.search.budget import Limits
 from cca_ray.space_file import load_config
 from cca_ray.status import look
@@ -111,7 +111,7 @@ def test_a_size_that_an_earlier_run_finished_takes_no_share_from_those_that_are_
     control = optuna.load_study(study_name=f"{tmp_path.name}/digits_s/control", storage=database)
     used = {"key": "digits_s-control-0001", "device_seconds": {"A40": 3600.0}}
     control.add_trial(create_trial(state=TrialState.FAIL, user_attrs=used))
-    control.set_user_attr(ASKED, Asked.of(load_config(find_space("digits_s")), 30, 6).model_dump(mode="json"))
+    control.set_user_attr(TERMS, Terms.of(load_config(find_space("digits_s")), 30, 6).model_dump(mode="json"))
     if finished:
         control.set_user_attr(COUNTED, 12)
     over &= finished

@@ -18,12 +18,10 @@ from cca_ray.contracts import Contract
 from cca_ray.search.records import KEEP_S, STORAGE_ERRORS
 
 RUNS, EARLIER, COUNTED = "runs", "seconds", "seconds_until"  # attributes of a size's control; version 0.1.0 had no runs
+TERMS = "terms"  # attribute of a size's control, once it is finished: see `Terms`
 
 
-ASKED = "asked"  # attribute of a size's control, once it is finished: see `Asked`
-
-
-class Asked(Contract):
+class Terms(Contract):
     """What a size may use with all others of its study, and how far it goes; None: no bound.
 
     `extent`: of search and control; another one is other work.
@@ -34,14 +32,14 @@ class Asked(Contract):
     extent: tuple[float, ...] = ()
 
     @staticmethod
-    def of(config: StudyConfig, minutes: float | None, device_hours: float | None) -> "Asked":
+    def of(config: StudyConfig, minutes: float | None, device_hours: float | None) -> "Terms":
         """Without a bound where there is none, or 0."""
         search = config.search
         gain = search.stop_when.expected_gain if search.stop_when else 0.0
         extent = (search.trials, search.replicates, config.control.widen, gain)
-        return Asked(minutes=minutes or None, device_hours=device_hours or None, extent=extent)
+        return Terms(minutes=minutes or None, device_hours=device_hours or None, extent=extent)
 
-    def covers(self, other: "Asked") -> bool:
+    def covers(self, other: "Terms") -> bool:
         """Whether who had this is done when it is asked for the other: the same, with no more to use."""
         pairs = ((self.minutes, other.minutes), (self.device_hours, other.device_hours))
         return self.extent == other.extent and all(a is None or (b is not None and b <= a) for a, b in pairs)

@@ -27,7 +27,7 @@ from cca_ray.models.files import digest_of_weights
 from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
 from cca_ray.registry import metric_info
-from cca_ray.search.accounts import ASKED, COUNTED, Asked, RunClock, counted
+from cca_ray.search.accounts import COUNTED, TERMS, RunClock, Terms, counted
 from cca_ray.search.ahead import Ahead
 from cca_ray.search.arms import FRESH, Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
@@ -89,7 +89,7 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 class StudyContext:
     """The study that a size belongs to: its name, where it lies, who is told of it and who may stop it.
 
-    `doing`: is told, of a size, what is done before its first trial. `asked`: of the size; kept once it is finished.
+    `doing`: is told, of a size, what is done before its first trial. `terms`: of the size; kept once it is finished.
     """
 
     name: str
@@ -99,7 +99,7 @@ class StudyContext:
     show: Show = not_shown
     doing: Callable[[str, str], None] = lambda size, what: None
     stop: Stop = field(default_factory=Stop)
-    asked: Asked = field(default_factory=Asked)
+    terms: Terms = field(default_factory=Terms)
 
 
 @dataclass(frozen=True)
@@ -377,7 +377,7 @@ class SizeStudy:
     def result(self, outcome: Outcome) -> SizeResult:
         """What is kept of the outcome, and shown in MLflow."""
         config, tracker = self.config, self.context.tracker
-        self.memory.set_user_attr(ASKED, self.context.asked.model_dump(mode="json"))
+        self.memory.set_user_attr(TERMS, self.context.terms.model_dump(mode="json"))
         seconds = self.clock.finish()
         push_database(self.database)
         mlflow = MlflowNames(

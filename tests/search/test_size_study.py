@@ -22,7 +22,7 @@ from ray.util import placement_group, placement_group_table
 
 from cca_ray.cluster.session import free_worker_group
 from cca_ray.config import StudyConfig
-from cca_ray.search.accounts import ASKED
+from cca_ray.search.accounts import TERMS
 from cca_ray.search.arms import FRESH, open_arms
 from cca_ray.search.budget import Limits
 from cca_ray.search.ledger import Ledger
@@ -189,7 +189,7 @@ def test_a_finished_study_run_again_repeats_no_trial(study: Study, make_study: M
     """Begun without widening, its control is looked at on fresh noise once that is asked for."""
     control = {"learning_rates": [5e-4, 1e-3], "widen": 0}
     first = run(study, make_study(control=control)).summary
-    assert ASKED in study.of_arm("control").user_attrs
+    assert TERMS in study.of_arm("control").user_attrs
     before = study.trials()
     kept = sorted((study.folder / "scores").iterdir())
     assert all(path.name.startswith("tiny-") for path in kept)  # the sizes of a study share the folder
