@@ -58,13 +58,17 @@ class Raw:
 NO_RESULTS = ":(exclude)benchmarks/results"
 
 
-def made_by() -> str:
-    """The commit, with a + if the code has changed since; the day; the machine. Results are no code."""
+def made_by(measured: str = "") -> str:
+    """The commit, with a + if the code has changed since; the day; the machine. Results are no code.
+
+    `measured`: the commit, where it is known of the results and need not be this one.
+    """
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "cca_ray", "benchmarks", NO_RESULTS]).returncode
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    return f"commit {commit or 'unknown'}{'+' if changed else ''}, {date.today()}, {machine}"
+    by = measured or f"{commit or 'unknown'}{'+' if changed else ''}"
+    return f"commit {by}, {date.today()}, {machine}"
 
 
 @contextmanager

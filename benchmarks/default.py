@@ -85,12 +85,12 @@ def read_rows(path: Path) -> list[Row]:
         return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in lines]
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """All of them, whole or not at all."""
+def write_rows(path: Path, rows: Sequence[Row], measured: str = "") -> None:
+    """All of them, whole or not at all. `measured`: see `made_by`."""
 
     def write(partial: Path) -> None:
         with partial.open("w", newline="") as file:
-            file.write(f"# {made_by()}\n")
+            file.write(f"# {made_by(measured)}\n")
             writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(map(asdict, rows))
@@ -245,7 +245,8 @@ def main(words: list[str] | None = None) -> None:
     if arguments.finished:
         if arguments.raw is None:
             parser.error("--finished: give --raw, too; the rows of the default are not overwritten")
-        write_rows(path, [row for folder in arguments.finished for row in rows_of_finished(folder)])
+        found = [row for folder in arguments.finished for row in rows_of_finished(folder)]
+        write_rows(path, found, found[0].commit[:7])
         arguments.only_table = True
     rows = read_rows(path)
     for seed, base, arithmetic in product(seeds, bases, arithmetics):
