@@ -221,7 +221,7 @@ def test_a_storage_that_is_a_file_is_one_line(base_files: BaseFiles, tmp_path: P
     (tmp_path / "runs").touch()
     outcome = invoke(tune.main, [str(write_space(tmp_path, base_files)), "--storage", str(tmp_path / "runs")], capsys)
     assert outcome.code == 2
-    assert outcome.err == f"error: {tmp_path / 'runs' / 'tiny'}: Not a directory\n"
+    assert outcome.err == f"error: {tmp_path / 'runs'}: cannot be written: it is a file\n"
 
 
 def test_a_checkpoint_of_another_base_is_one_line(base_files: BaseFiles, tmp_path: Path, capsys):

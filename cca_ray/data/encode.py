@@ -161,7 +161,8 @@ def claim(folder: Path, plan: Mapping[str, object]) -> str | None:
     if path.exists():
         with reading(path, "damaged; delete the folder, or use another --out"):
             found = dict(json.loads(path.read_text()))
-            found.setdefault(CONTENTS, plan[CONTENTS])  # earlier versions did not look
+            if CONTENTS in plan:
+                found.setdefault(CONTENTS, plan[CONTENTS])  # earlier versions did not look
         if found != plan:
             key = next(key for key in plan if found.get(key) != plan[key])
             raise ConfigError(f"{folder}: holds another token set ({key} differs); use another --out, or delete it")

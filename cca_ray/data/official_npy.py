@@ -72,6 +72,14 @@ def numbered(folder: Path) -> int:
     return len(numbers)
 
 
+def content(path: Path) -> bytes:
+    """None of a file that cannot be read, which is told later."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 def import_npy(
     roots: Sequence[Path], family: str, tokenizer: Path, size: int, classes: Sequence[str] | None, out: Path,
     part_images: int, progress: Progress,
@@ -89,7 +97,7 @@ def import_npy(
     states = [[str(folder), folder.stat().st_mtime_ns] for pair in pairs for folder in pair]
     source = hashlib.sha256(json.dumps([states, counts]).encode()).hexdigest()[:16]
     files = [folder / f"{i}.npy" for pair in pairs for folder in pair for i in range(counts[0])]
-    if finished := claim(out, plan_of(source, digest_of_some(Path.read_bytes, files), meta, part_images)):
+    if finished := claim(out, plan_of(source, digest_of_some(content, files), meta, part_images)):
         return finished
 
     def rows_of(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, Columns]]:

@@ -262,7 +262,8 @@ def reach(folder: Path, write: bool = False) -> None:
     if not is_copy(folder):
         above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if write and not (above.is_dir() and os.access(above, os.W_OK)):
-            raise ConfigError(f"{folder}: cannot be written: {above} is {'read-only' if above.is_dir() else 'a file'}")
+            which = "it" if above == folder else str(above)
+            raise ConfigError(f"{folder}: cannot be written: {which} is {'read-only' if above.is_dir() else 'a file'}")
         return
     try:
         state(folder)

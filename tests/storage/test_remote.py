@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,7 +68,15 @@ def break_down() -> None:
     raise OSError(5, os.strerror(5))
 
 
-def test_ctrl_c_is_heard_when_the_file_is_whole(path: Path, tmp_path: Path):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_heard_when_the_file_is_whole(path: Path, tmp_path: Path, interruptible: None):
     heard = []
 
     def press() -> None:
