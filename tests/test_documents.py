@@ -297,7 +297,7 @@ def test_the_figures_of_the_readmes_sentences_are_those_of_its_raw_results():
     assert control == f"{max(row.fid_cca / row.fid_control for row in rows):.2f}"
     assert worse == f"{100 * max(row.fid_cca / row.fid_guided - 1 for row in rows if row.size == 'digits_var'):.0f}"
     bases = NUMBERS[len({(row.arithmetic, row.base) for row in rows})]
-    for words in ("over {} bases of each size", "These {} were trained", "two of the {} bases above"):
+    for words in ("over {} bases of each size", "These {} were trained", "of the {} bases above"):
         assert words.format(bases) in page
     assert f"is of {bases} bases a size" in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 
