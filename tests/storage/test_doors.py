@@ -14,16 +14,14 @@ from cca_ray.data.tokens import MANIFEST, read_token_set
 from cca_ray.errors import ConfigError
 from cca_ray.storage.mirror import folders, listed, pull, record
 from cca_ray.storage.uris import COPIES, cache_folder, local_path, own_cache, path_below
-from tests.buckets import BUCKET, CREDENTIALS, s3_server
+from tests.buckets import BUCKET, s3_server
 
 PARTS = st.sampled_from(["", ".", "..", "a", "b c", "\0", "..a", "a..", "%2e%2e", "\\..", "~", "é"])
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+def environment(own_node: None) -> None:
+    """Every test has a node of its own."""
 
 
 @given(st.lists(PARTS | st.text(max_size=8), max_size=6).map("/".join))

@@ -29,26 +29,12 @@ from cca_ray.storage.mirror import (
     written_at,
 )
 from cca_ray.storage.uris import is_copy, local_path, to_uri
-from tests.buckets import CREDENTIALS
-
-UriOf = Callable[[str], str]
+from tests.storage.conftest import UriOf
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+def environment(monkeypatch: pytest.MonkeyPatch, own_node: None) -> None:
     monkeypatch.setattr(mirror, "PATIENCE_S", ())
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture(params=["folder", "server", "google"])
-def uri_of(request: pytest.FixtureRequest, tmp_path: Path) -> UriOf:
-    """URIs below an empty place."""
-    if request.param == "folder":
-        return lambda path: f"{(tmp_path / 'there').as_uri()}/{path}"
-    template: str = request.getfixturevalue(request.param)
-    return lambda path: template.format(f"{tmp_path.name}/{path}")
 
 
 @pytest.fixture

@@ -13,23 +13,17 @@ from cca_ray.storage import remote
 from cca_ray.storage.remote import state, upload
 from cca_ray.storage.term import HELD, Moment, Term
 from cca_ray.storage.uris import local_path
-from tests.buckets import CREDENTIALS
+from tests.storage.conftest import UriOf
 
 CHUNK = 1000
 EARLIER, LATER = b"earlier" * CHUNK, b"later" * CHUNK
 
 
-@pytest.fixture(params=["folder", "server", "google"])
-def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def path(uri_of: UriOf, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of a copy in an empty place."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "CHUNK", CHUNK)
-    if request.param == "folder":
-        return local_path((tmp_path / "there" / "file").as_uri())
-    template: str = request.getfixturevalue(request.param)
-    return local_path(template.format(f"{tmp_path.name}/file"))
+    return local_path(uri_of("file"))
 
 
 class Source(type(Path())):  # type: ignore[misc]

@@ -17,8 +17,8 @@ from cca_ray.storage.lease import LEASE, leased
 from cca_ray.storage.mirror import pull, push
 from cca_ray.storage.term import BOOT, HELD, Moment, confirm
 from cca_ray.storage.uris import local_path
-from tests.buckets import CREDENTIALS
 from tests.processes import begin
+from tests.storage.conftest import UriOf
 
 STALE_S = 2.0
 
@@ -51,16 +51,10 @@ with lease.leased(folder):
 """
 
 
-@pytest.fixture(params=["folder", "server", "google"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+@pytest.fixture
+def uri(uri_of: UriOf, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(lease, "STALE_S", STALE_S)
-    if request.param == "folder":
-        return f"{(tmp_path / 'there').as_uri()}/run"
-    template: str = request.getfixturevalue(request.param)
-    return template.format(f"{tmp_path.name}/run")
+    return uri_of("run")
 
 
 @pytest.fixture
