@@ -269,6 +269,11 @@ class StudyConfig(Strict):
                     )
         return self
 
+    @property
+    def replicates(self) -> int:
+        """How many trials the finalists are trained again in, with further training seeds."""
+        return self.score.finalists * self.search.replicates
+
     def plugins_used(self) -> tuple[PluginInfo, ...]:
         """Which code of others its results depend on: the modules of `plugins`, and what its names stand for."""
         metrics = [("metric", name) for name in self.score.metrics]

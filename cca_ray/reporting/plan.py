@@ -239,8 +239,7 @@ def disk(config: StudyConfig, base: EmbeddedBase | None) -> str:
     if not weights:
         return "unknown: the base's weights are not on this machine"
     copies = 1 + 3 + bool(config.train.ema_decay)
-    again = config.score.finalists * config.search.replicates
-    count = config.search.trials + len(config.control.learning_rates) + again
+    count = config.search.trials + len(config.control.learning_rates) + config.replicates
     whole = count * copies * weights
     unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if whole >= s or u == "kB")
     of_each = f"weights and checkpoint, {copies} times the size of the weights"

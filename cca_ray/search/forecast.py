@@ -52,7 +52,7 @@ class Work:
         """`ended`: how many trials have, by arm; more than were planned, as of a wider control, spare no others."""
         ended, search = ended or {}, config.search
         controls = max(0, len(config.control.learning_rates) - ended.get("control", 0))
-        again = max(0, config.score.finalists * search.replicates - ended.get("replicate", 0))
+        again = max(0, config.replicates - ended.get("replicate", 0))
         trials = max(0, search.trials - ended.get("search", 0)) + again
         left = trials + controls
         return Work(

@@ -195,8 +195,8 @@ class SizeStudy:
     def outcome(self) -> Outcome:
         """What the trials and the final comparison come to."""
         config, context = self.config, self.context
-        again, search = self.replicates(), config.search
-        left = max(0, config.score.finalists * search.replicates - sum(trial.state in ENDED for trial in again))
+        again = self.replicates()
+        left = max(0, config.replicates - sum(trial.state in ENDED for trial in again))
         used = sum(used_device_seconds(again).values())
         limits = replace(self.limits, device_seconds=self.limits.device_seconds - used, replicates=left)
         ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s)
