@@ -247,11 +247,10 @@ def main(words: list[str] | None = None) -> None:
             parser.error("--finished: give --raw, too; the rows of the default are not overwritten")
         found = [row for folder in arguments.finished for row in rows_of_finished(folder)]
         write_rows(path, found, found[0].commit[:7])
-        arguments.only_table = True
     rows = read_rows(path)
     for seed, base, arithmetic in product(seeds, bases, arithmetics):
         done = any((row.arithmetic, row.base, row.seed) == (arithmetic, base, seed) for row in rows)
-        if not done and not arguments.only_table:
+        if not (done or arguments.only_table or arguments.finished):
             rows += run_study(arguments.storage, arithmetic, base, seed, spaces)
             write_rows(path, rows)
     print(f"\n{made_of(rows)}\n\n{promises(rows)}\n\n{table(rows)}")

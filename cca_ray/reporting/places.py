@@ -88,4 +88,4 @@ def height(bounds: Bounds, value: float) -> float:
     """Where on an axis of these bounds, from 0 to 1."""
     inside = min(max(value, bounds.low), bounds.high)  # one that is left out may be 0, of which there is no logarithm
     value, low, high = (math.log(v) if bounds.log else v for v in (inside, bounds.low, bounds.high))
-    return min(max((value - low) / (high - low), 0.0), 1.0)
+    return (value - low) / (high - low)
