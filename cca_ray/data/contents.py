@@ -10,6 +10,7 @@ import numpy as np
 
 from cca_ray.data.listing import Entry, Listing, open_files, read_entry
 from cca_ray.data.parquet_shards import footer
+from cca_ray.errors import ConfigError
 
 T = TypeVar("T")
 LOOKED_AT = 64  # files of a collection: enough where all were made again
@@ -43,8 +44,10 @@ def footer_of(where: str, path: str) -> bytes:
 
 
 def image(where: str, entry: Entry) -> bytes:
-    """None of one that cannot be read, which is told later."""
+    """None of one that cannot be read, which is told later; a ConfigError if the storage does not answer."""
     try:
         return read_entry(where, entry.path, entry.start, entry.length)
+    except ConfigError:  # of an outage: nothing is known of what the images are
+        raise
     except ValueError:
         return b""

@@ -49,6 +49,19 @@ def test_images_made_again_in_place_are_others(
     assert contents_of(after) != digest
 
 
+def test_an_image_that_is_gone_has_no_bytes_but_a_storage_that_does_not_answer_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("time.sleep", lambda pause_s: None)
+    listing = list_images(str(write_tree(tmp_path / "photos")))
+    digest, first = contents_of(listing), Path(listing.entries[0].path)
+    first.unlink()
+    assert contents_of(listing) != digest
+    first.mkdir()  # what pyarrow cannot open, time after time
+    with pytest.raises(ConfigError, match="cannot be read"):
+        contents_of(listing)
+
+
 def test_some_of_many_are_looked_at_the_first_and_the_last_among_them():
     seen: list[int] = []
 
