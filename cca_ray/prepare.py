@@ -236,7 +236,7 @@ def from_images(
             statistics.trust_torchscript,
         )  # fmt: skip
         tell(
-            console, f"reference {made.digest}", statistics.out,
+            console, f"reference {made.digest}, of images {statistics.size} pixels wide", statistics.out,
             statistics.out.with_name(f"{statistics.out.name}.{UNREADABLE}"),
         )  # fmt: skip
 

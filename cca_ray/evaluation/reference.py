@@ -62,12 +62,14 @@ class Reference:
     """Mean [D] and covariance [D, D] of the real images' features, float64; `spatial`: the same for sFID.
 
     `features`: those of some of the images, [M, D] float32, for the metrics that moments are not enough for.
+    `image_size`: their side in pixels, None if the file does not say, as ADM's.
     """
 
     mean: np.ndarray
     covariance: np.ndarray
     spatial: "Reference | None" = None
     features: np.ndarray | None = None
+    image_size: int | None = None
 
     @cached_property
     def factor(self) -> np.ndarray:
@@ -82,25 +84,35 @@ class Reference:
         return hashlib.sha256(content).hexdigest()[:16]
 
     @staticmethod
-    def of(moments: Moments, spatial: Moments | None = None, features: np.ndarray | None = None) -> "Reference":
-        return Reference(moments.mean, moments.covariance, Reference.of(spatial) if spatial else None, features)
+    def of(
+        moments: Moments, spatial: Moments | None = None, features: np.ndarray | None = None,
+        image_size: int | None = None,
+    ) -> "Reference":  # fmt: skip
+        of_space = Reference.of(spatial) if spatial else None
+        return Reference(moments.mean, moments.covariance, of_space, features, image_size)
 
     def save(self, path: str | Path | IO[bytes]) -> None:
-        """As the ADM evaluator keeps them: `mu` and `sigma` in an `.npz`, `mu_s` and `sigma_s` for sFID."""
+        """As the ADM evaluator keeps them: `mu` and `sigma` in an `.npz`, `mu_s` and `sigma_s` for sFID.
+
+        Besides, `features` and `image_size`, as far as they are known.
+        """
         content = {"mu": self.mean, "sigma": self.covariance}
         if self.spatial is not None:
             content |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
         if self.features is not None:
             content["features"] = self.features.astype(np.float32)
+        if self.image_size is not None:
+            content["image_size"] = np.array(self.image_size)
         np.savez(path, **content)  # type: ignore[arg-type]  # typeshed takes the arrays for its flag
 
     @staticmethod
     def load(path: str | Path) -> "Reference":
         """ValueError, naming the file, if there are no such statistics in it."""
         with reading(path, "not reference statistics, which are an .npz with mu and sigma"):
-            content = read_arrays(path, ("mu", "sigma", "features"))
+            content = read_arrays(path, ("mu", "sigma", "features", "image_size"))
             statistics = {k: real(array) for k, array in content.items() if k.startswith(("mu", "sigma"))}
             features = content["features"].astype(np.float32) if "features" in content else None
+            image_size = int(content["image_size"]) if "image_size" in content else None
 
         def read(mu: str, sigma: str) -> tuple[np.ndarray, np.ndarray]:
             if missing := [key for key in (mu, sigma) if key not in statistics]:
@@ -122,7 +134,7 @@ class Reference:
             raise ValueError(f"{path}: features holds a number that is not finite; make the statistics again")
         if features is not None and (features.ndim != 2 or len(features) < 2 or features.shape[1] != len(mean)):
             raise ValueError(f"{path}: features is {features.shape}: expected [M, {len(mean)}], M at least 2")
-        return Reference(mean, covariance, spatial, features)
+        return Reference(mean, covariance, spatial, features, image_size)
 
 
 def real(array: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def make_reference(
     if "pooled" not in merged or merged["pooled"].n < 2:
         raise ConfigError(f"{listing.where}: expected at least 2 readable images")
     some = np.concatenate([kept[number] for number in sorted(kept)])
-    reference = Reference.of(merged["pooled"], merged.get("spatial"), some if len(some) > 1 else None)
+    reference = Reference.of(merged["pooled"], merged.get("spatial"), some if len(some) > 1 else None, size)
 
     def write(path: Path) -> None:
         with path.open("wb") as file:

@@ -180,13 +180,18 @@ def protocol_of(
 ) -> Protocol:
     """The protocol of a score in this study; noise seed `score.seed` unless another is given.
 
-    ValueError if the samples are not of the size that the feature network takes.
+    ValueError if the samples are not of the size that the feature network takes, or of that of the real images.
     """
     size = config.score.image_size or scoring.image_size
-    wanted = scoring.extractor.image_size
+    wanted, real = scoring.extractor.image_size, scoring.reference.image_size
     if wanted is not None and size != wanted:
         raise ValueError(
             f"{config.score.features}: takes images {wanted} pixels wide, not {size}; see score.image_size"
+        )
+    if real is not None and size != real:
+        raise ValueError(
+            f"{config.score.reference}: statistics of images {real} pixels wide, but the samples are {size} wide; set "
+            f"score.image_size={real}, or make them with prepare --reference-size {size}"
         )
     return Protocol(
         extractor=scoring.extractor.digest,

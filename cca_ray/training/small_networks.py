@@ -155,4 +155,4 @@ def reference_of(network: FeatureNet, images: np.ndarray) -> Reference:
         extract(network, torch.from_numpy(images[i : i + 1024])).pooled.numpy() for i in range(0, len(images), 1024)
     ]
     features = np.concatenate(chunks)[evenly_spaced(len(images))]
-    return Reference.of(merge_all(map(Moments.of, chunks)), features=features)
+    return Reference.of(merge_all(map(Moments.of, chunks)), features=features, image_size=images.shape[1])

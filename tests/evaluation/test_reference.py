@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,11 @@ def test_moments_do_not_depend_on_the_shards(size: int):
 
 def test_a_reference_is_read_as_it_was_saved(tmp_path: Path, reference: Reference):
     reference.save(tmp_path / "reference.npz")
-    assert Reference.load(tmp_path / "reference.npz").digest == reference.digest
+    found = Reference.load(tmp_path / "reference.npz")
+    assert (found.digest, found.image_size) == (reference.digest, None)
+    replace(reference, image_size=256).save(tmp_path / "reference.npz")
+    found = Reference.load(tmp_path / "reference.npz")
+    assert (found.digest, found.image_size) == (reference.digest, 256)
 
 
 def test_a_reference_may_have_spatial_statistics(tmp_path: Path, reference: Reference):

@@ -83,6 +83,21 @@ class Threads(Group):
 GIVEN, MEETING = dict[int, Any](), Barrier(3)
 
 
+def test_samples_are_not_compared_with_images_of_another_size(make_study: MakeStudy):
+    config = make_study()
+    scoring = scoring_of(config, CPU)
+    assert scoring.reference.image_size == 8
+    extractor = copy(scoring.extractor)
+    extractor.image_size = None  # takes images of any size, as Inception does
+    larger = replace(scoring, extractor=extractor, reference=replace(scoring.reference, image_size=16))
+    with pytest.raises(ValueError, match=r"of images 16 pixels wide, but the samples are 8 wide; set score.image_size=16"):
+        protocol_of(config, larger, 40)
+    resized = config.model_copy(update={"score": config.score.model_copy(update={"image_size": 16})})
+    assert protocol_of(resized, larger, 40).image_size == 16
+    unknown = replace(larger, reference=replace(scoring.reference, image_size=None))
+    assert protocol_of(config, unknown, 40).image_size == 8
+
+
 def test_workers_share_the_distances_out_and_have_the_same_values(make_study: MakeStudy, monkeypatch):
     config = make_study()
     scoring, model = scoring_of(config, CPU), load_base(config)
