@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cca_ray.errors import ConfigError
 from cca_ray.storage.mirror import pull
-from cca_ray.storage.uris import local_path
+from cca_ray.storage.uris import local_path, to_uri
 
 PACKAGE = Path(__file__).resolve().parent
 SPACES = next((p for p in (PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces") if p.is_dir()), PACKAGE)
@@ -25,14 +25,10 @@ def find_space(name: str) -> Path:
     A bare name without an ending is always that of the project's, whatever else is called so in the working directory.
     Where there are both, stderr says which is taken.
     """
-    path = local_path(name)
-    pull(path)
+    taken, path = found(name), local_path(name)
     shipped = SPACES / f"{path.stem}.yaml"
-    if path.name != name or path.suffix not in ("", ".yaml") or not shipped.exists():
-        if not path.exists():
-            raise ConfigError(f"{path}: no such search-space file{meant(path.stem)}")
-        return path
-    taken = path if path.suffix and path.is_file() else shipped
+    if not could_be_shipped(path, name):
+        return taken
     others = [other for other in (path, path.with_suffix(".yaml"), shipped) if other.is_file()]
     for other in others:
         if not other.samefile(taken):
@@ -40,3 +36,24 @@ def find_space(name: str) -> Path:
             print(f"{name}: {whose} is taken, not {other if other == shipped else f'./{other}'}", file=sys.stderr)
             break
     return taken
+
+
+def could_be_shipped(path: Path, name: str) -> bool:
+    return path.name == name and path.suffix in ("", ".yaml") and (SPACES / f"{path.stem}.yaml").exists()
+
+
+def found(name: str) -> Path:
+    """See `find_space`; silent."""
+    path = local_path(name)
+    pull(path)
+    if could_be_shipped(path, name):
+        return path if path.suffix and path.is_file() else SPACES / f"{path.stem}.yaml"
+    if not path.exists():
+        raise ConfigError(f"{path}: no such search-space file{meant(path.stem)}")
+    return path
+
+
+def name_anywhere(name: str) -> str:
+    """What names the same search space in any working directory. ConfigError if there is none."""
+    path = found(name)
+    return path.stem if path.parent == SPACES else to_uri(path.absolute())

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from cca_ray.contracts import Contract, SizeSummary
 from cca_ray.errors import ConfigError, first_line
+from cca_ray.reporting.asked import Asked
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study, studies_in
 from cca_ray.reporting.text import closing, interim, progress
 from cca_ray.search.records import ENDED_NAMES, readable
@@ -165,7 +166,7 @@ def look(storage: Path, name: str) -> Seen:
     for size in study.sizes:
         state = FINISHED if size.summary and size.name not in at_work else RUNNING if process else STOPPED
         sizes.append(status_of_size(size, state, told))
-    begin = replace(study, asked=told.sizes).not_begun if told else study.not_begun
+    begin = replace(study, asked=Asked(sizes=told.sizes)).not_begun if told else study.not_begun
     sizes += [SizeStatus(size=size, state=BEGINS) for size in begin]
     finished = bool(sizes) and all(size.state == FINISHED for size in sizes)
     content = StudyStatus(

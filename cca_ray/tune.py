@@ -31,10 +31,10 @@ from cca_ray.cluster.stopping import Stop, end_process, heeding_signals, interru
 from cca_ray.config import MOST_SEED, StudyConfig
 from cca_ray.contracts import SizeSummary
 from cca_ray.errors import ConfigError, Incomplete, first_line, without_secrets
-from cca_ray.inputs import DEFAULT_SPACES, find_space
+from cca_ray.inputs import DEFAULT_SPACES, find_space, name_anywhere
 from cca_ray.opened import Study as OpenStudy
 from cca_ray.registry import FAMILIES
-from cca_ray.reporting.asked import write_asked
+from cca_ray.reporting.asked import Named, write_asked
 from cca_ray.reporting.lessons import check_lessons
 from cca_ray.reporting.outcome import Found, Told, failed_replicates, show_end, where_to_look
 from cca_ray.reporting.plan import plan_of
@@ -97,6 +97,13 @@ def read_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
     families = list(dict.fromkeys(config.base.family for config in configs))
     sizes = {family: list(FAMILIES.get(family).sizes) for family in families}
     return sorted(configs, key=lambda c: (families.index(c.base.family), sizes[c.base.family].index(c.base.size)))
+
+
+def names_of(configs: list[StudyConfig], spaces: list[str], settings: Sequence[str]) -> dict[str, Named]:
+    """How a command named these, for the commands that go on from it. What it sets for the search alone is left out."""
+    kept = tuple(setting for setting in settings if not setting.startswith("search."))
+    words = {Path(word).stem: word for word in map(name_anywhere, spaces or DEFAULT_SPACES)}
+    return {config.name: Named(space=words[config.name], settings=kept) for config in configs}
 
 
 def show(configs: list[StudyConfig], plan: Sequence[str]) -> None:
@@ -210,8 +217,9 @@ def folder_of(storage: Path, name: str, fresh: bool, configs: Sequence[StudyConf
 
 
 def run_study(
-    name: str, fresh: bool, storage: Path, tracking_uri: str, configs: list[StudyConfig], budget: Budget,
-    side_by_side: bool, notify: str, console: Console, again: Callable[[int], None] = end_process,
+    name: str, fresh: bool, storage: Path, tracking_uri: str, configs: list[StudyConfig],
+    named: Mapping[str, Named], budget: Budget, side_by_side: bool, notify: str, console: Console,
+    again: Callable[[int], None] = end_process,
 ) -> Found:  # fmt: skip
     """Open the study's folder, and search there, as its only driver."""
     if "@" in tracking_uri and re.search(r"\s", tracking_uri) and not tracking_uri.startswith("sqlite:"):
@@ -220,7 +228,7 @@ def run_study(
     console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; output in {to_uri(folder)}")
     uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
     with alone(folder), leased(folder), telling_trouble(notify, folder):
-        write_asked(folder, [config.name for config in configs])
+        write_asked(folder, named)
         return search(folder, uri, configs, budget, side_by_side, console, again)
 
 
@@ -256,7 +264,8 @@ def tune(
     Raises Incomplete if all sizes have ended, but a replicate failed, or MLflow or the report lacks something.
     """
     given = {"trials": trials, "replicates": replicates, "max_concurrent": max_concurrent}
-    configs = load_spaces(list(map(str, spaces)), [*as_settings(settings), *settings_of(given, seed)])
+    words, said = list(map(str, spaces)), [*as_settings(settings), *settings_of(given, seed)]
+    configs = load_spaces(words, said)
     budget, study = Budget(minutes, gpu_hours), name or default_name(configs, bool(spaces), seed)
     found = run_study(
         study,
@@ -264,6 +273,7 @@ def tune(
         Path(storage),
         tracking_uri,
         configs,
+        names_of(configs, words, said),
         budget,
         side_by_side,
         notify,
@@ -345,16 +355,18 @@ def main(
 ) -> None:
     """Search λ and learning rate for CCA, size after size."""
     given = {"trials": trials, "replicates": replicates, "max_concurrent": max_concurrent}
-    configs = load_spaces(spaces or [], [*(set_ or []), *settings_of(given, seed)])
+    said = [*(set_ or []), *settings_of(given, seed)]
+    configs = load_spaces(spaces or [], said)
     budget, study = Budget(minutes, gpu_hours), name or default_name(configs, bool(spaces), seed)
     if dry_run:
         shown = fresh_name(study, storage.resolve()) if fresh else study
         show(configs, plan_of(configs, storage.resolve(), shown, nodes_to_plan_for(), minutes, gpu_hours))
         return
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
-    found = run_study(study, fresh, storage, tracking_uri, configs, budget, side_by_side, notify, console)
+    named = names_of(configs, spaces or [], said)
+    found = run_study(study, fresh, storage, tracking_uri, configs, named, budget, side_by_side, notify, console)
     folder = found.folder
-    sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, spaces or [])
+    sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, named)
     end = Told(
         study=folder.name,
         folder=to_uri(folder),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cca_ray import report
 from cca_ray.contracts import FID, Difference, Edge, MetricInfo, MlflowNames, ModelScore, SizeSummary, StudySummary
+from cca_ray.reporting.asked import Named, write_asked
 from cca_ray.reporting.results import picture_of, read_study
 from cca_ray.reporting.summary import TITLES, picture, report_at_end, table, write_summary
 from cca_ray.reporting.text import closing, warnings
@@ -157,9 +158,25 @@ def test_the_page_says_who_won_by_how_much_and_how_to_sample(storage: Path, page
     assert 'class="tile better"' in page.source
     assert f"FID {size.value('tuned'):.2f} ± 0.20" in page.text
     assert "tied with 1 other finalist" in page.text
-    assert f"cca_ray.sample digits_s --checkpoint {storage}/one/digits_s/winner.pt --out grid.png" in page.text
+    assert (
+        f"cca_ray.sample digits_s --checkpoint {storage}/one/digits_s/winner.pt --storage {storage} --out grid.png"
+        in page.text
+    )
     assert "0.05 GPU-hours (A40 0.04, H100 0.01)" in page.text
     assert "with guidance two, one" in page.text
+
+
+def test_the_command_that_samples_names_what_the_study_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else it samples by other settings, or from another base, which it makes first."""
+    folder = make_study(tmp_path / "runs" / "one")
+    monkeypatch.chdir(tmp_path)
+    write_asked(folder, {"digits_s": Named(space="/my bases/digits_s.yaml", settings=("score.top_k=9", "base.x=a b"))})
+    page = Page(report.write_report([read_study(folder.parent, "one")], folder / "report"))
+    command = (
+        "cca_ray.sample '/my bases/digits_s.yaml' --checkpoint runs/one/digits_s/winner.pt "
+        "--set score.top_k=9 --set 'base.x=a b' --out grid.png"
+    )
+    assert command in page.text
 
 
 def test_a_winner_at_an_end_and_a_size_that_is_worse_are_loud_and_finalists_have_both_their_scores(tmp_path: Path):
@@ -250,9 +267,9 @@ def test_two_studies_are_side_by_side_and_a_mismatch_of_protocols_is_said(storag
     assert "compare along a row, not down a column" in text
 
 
-def test_studies_of_one_protocol_have_no_warning(storage: Path):
-    make_study(storage / "three")
-    three, one, two = (read_study(storage, name) for name in ("three", "one", "two"))
+def test_studies_of_one_protocol_have_no_warning(storage: Path, tmp_path: Path):
+    make_study(tmp_path / "three")
+    three, one, two = (read_study(at, name) for at, name in ((tmp_path, "three"), (storage, "one"), (storage, "two")))
     assert not any("different protocols" in line for line in warnings([three, one]))
     assert any("different protocols" in line for line in warnings([three, two]))
 
@@ -261,7 +278,7 @@ def test_studies_of_one_protocol_have_no_warning(storage: Path):
     ("arguments", "message"),
     [
         ([], "Missing argument 'NAME...'"),
-        (["three hundred"], "no study here; there are: one, three, two"),
+        (["three hundred"], "no study here; there are: one, two"),
         (["one", "one"], "a study is named twice"),
         (["one", "--storage", "nowhere"], "nowhere: no such folder"),
         (["one", "--out", "FILE"], "File exists"),

@@ -14,7 +14,7 @@ import pytest
 import cca_ray
 from cca_ray import status
 from cca_ray.contracts import FID
-from cca_ray.reporting.asked import write_asked
+from cca_ray.reporting.asked import Named, write_asked
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.snapshot import DriverStatus, SizeSnapshot
 from tests.commands import invoke
@@ -35,6 +35,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def storage(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, tmp_path / "runs")
     return tmp_path / "runs"
+
+
+def named(*sizes: str) -> dict[str, Named]:
+    return {size: Named(space=size) for size in sizes}
 
 
 def at_this_moment(host: str = "", **changes: object) -> DriverStatus:
@@ -66,7 +70,7 @@ def test_a_stopped_study_says_how_far_it_came_and_how_to_go_on(storage: Path, ca
 
 
 def test_a_size_that_was_asked_for_and_never_began_is_told_and_the_study_is_not_finished(storage: Path, capsys):
-    write_asked(storage / "whole", ["digits_s", "digits_m"])
+    write_asked(storage / "whole", named("digits_s", "digits_m"))
     outcome = invoke(status.main, ["whole", "--storage", str(storage)], capsys)
     assert "whole: stopped" in outcome.out
     assert "digits_m: not begun" in outcome.out
@@ -77,12 +81,12 @@ def test_a_size_that_was_asked_for_and_never_began_is_told_and_the_study_is_not_
     assert re.search("whole +stopped +digits_s ✓ better; digits_m not begun", listed)
     assert cca_ray.open(storage / "whole").state == "stopped"
 
-    write_asked(storage / "whole", ["digits_s"])  # by a later command, which wants no more
+    write_asked(storage / "whole", named("digits_s"))  # by a later command, which wants no more
     assert cca_ray.open(storage / "whole").state == "finished"
 
 
 def test_what_the_last_command_no_more_asked_for_is_to_be_finished_if_it_has_begun(storage: Path):
-    write_asked(storage / "half", ["digits_m"])
+    write_asked(storage / "half", named("digits_m"))
     found = cca_ray.open(storage / "half").status
     assert [(size.size, size.state) for size in found.sizes] == [("digits_s", "stopped"), ("digits_m", "not begun")]
 

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,12 +97,20 @@ def test_the_options_of_a_budget_reach_the_search(
 
 def test_what_was_asked_for_is_kept_before_anything_begins(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     def search(folder: Path, *more: object) -> None:
-        raise ConfigError(", ".join(read_asked(folder)))
+        raise ConfigError(", ".join(read_asked(folder).sizes))
 
     monkeypatch.setattr(tune, "search", search)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(find_space("digits_m"), "own.yaml")
     at = ["--storage", str(tmp_path / "runs"), "--name", "study"]
-    for sizes in (["digits_s", "digits_m"], ["digits_s"]):
-        assert invoke(tune.main, [*sizes, *at], capsys).err == f"error: {', '.join(sizes)}\n"
+    own = ["own.yaml", "--set", "score.top_k=9", "--trials", "3"]
+    for given, sizes in ((["digits_s", "digits_m"], "digits_s, digits_m"), (["digits_s"], "digits_s"), (own, "own")):
+        assert invoke(tune.main, [*given, *at], capsys).err == f"error: {sizes}\n"
+    named = read_asked(tmp_path / "runs" / "study").named  # also how the sizes of earlier commands were
+    assert {size: name.space for size, name in named.items()} == {
+        "digits_s": "digits_s", "digits_m": "digits_m", "own": str(tmp_path / "own.yaml"),
+    }  # fmt: skip
+    assert [name.settings for name in named.values()] == [(), (), ("score.top_k=9",)]
 
 
 @pytest.mark.parametrize(

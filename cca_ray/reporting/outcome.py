@@ -1,13 +1,13 @@
 """What `tune` ends with, for a person and as JSON: the tables, where to look, what to do next."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import Contract, SizeSummary
-from cca_ray.inputs import DEFAULT_SPACES
+from cca_ray.reporting.asked import Named, in_storage, sampling
 from cca_ray.reporting.summary import table
 from cca_ray.storage.uris import command_line, database_uri, to_uri
 from cca_ray.terminal.console import Console
@@ -63,11 +63,9 @@ def failed_replicates(sizes: Sequence[SizeSummary], configs: Sequence[StudyConfi
     return "; ".join(found)
 
 
-def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
+def where_to_look(found: Found, named: Mapping[str, Named]) -> dict[str, str]:
     """What the study has left, and the commands that go on from there."""
     folder, winners = found.folder, {size.size: size.checkpoint for size in found.sizes}
-    files = {Path(space).stem: space for space in spaces or DEFAULT_SPACES}
-    at: list[str | Path] = ["--storage", folder.parent] if folder.parent != Path("runs").resolve() else []
     first, winner = next(iter(winners.items()))
     return {
         "summary": to_uri(folder / "summary.json"),
@@ -77,8 +75,8 @@ def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
         "browse": found.browse,
         **found.tables,
         "trials": command_line("optuna-dashboard", database_uri(folder / "study.db")),
-        "status": command_line("cca-ray", "status", folder.name, *at),
-        "sample": command_line("cca-ray", "sample", files[first], "--checkpoint", winner, *at),
+        "status": command_line("cca-ray", "status", folder.name, *in_storage(folder)),
+        "sample": f"cca-ray sample {sampling(named[first], winner, folder)}",
     }
 
 

@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from cca_ray.contracts import MetricInfo, SizeSummary
 from cca_ray.inputs import SPACES
 from cca_ray.reporting import charts, places, tables, text
+from cca_ray.reporting.asked import Named, sampling
 from cca_ray.reporting.pictures import ALL_WIDTH, OF_TRIALS, Picture, of_model, of_trials
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow
 from cca_ray.reporting.spots import Spot
 from cca_ray.reporting.style import THEME, save
 from cca_ray.reporting.tables import Table, in_a_line, overviews, row_of, trial_of, write_csv
 from cca_ray.storage.files import atomically
-from cca_ray.storage.uris import command_line, to_uri
+from cca_ray.storage.uris import to_uri
 from cca_ray.verdict import WORDS, scored, worst
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -163,9 +164,7 @@ def size_part(study: StudyResults, size: SizeResults, folder: Path, several: boo
         lines=lines,
         story=text.story(size),
         winner=shown(winner) if size.summary else "",
-        command=command_line(
-            "python", "-m", "cca_ray.sample", space_of(size), "--checkpoint", shown(winner), "--out", "grid.png"
-        ),
+        command=f"python -m cca_ray.sample {sampling(named(study, size), shown(winner), study.folder)} --out grid.png",
         models=model_samples(size),
         finalists=tables.finalists(size),
         figures=search_figures(size, trials, folder),
@@ -184,9 +183,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else to_uri(path)
 
 
-def space_of(size: SizeResults) -> str:
-    """What names its search space on the command line."""
-    return size.name if (SPACES / f"{size.name}.yaml").exists() else f"{size.name}.yaml"
+def named(study: StudyResults, size: SizeResults) -> Named:
+    """What names its search space on the command line; of an earlier version's study, most likely."""
+    known = study.asked.named.get(size.name)
+    return known or Named(space=size.name if (SPACES / f"{size.name}.yaml").exists() else f"{size.name}.yaml")
 
 
 def model_samples(size: SizeResults) -> list[Sample]:

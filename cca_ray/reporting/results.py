@@ -5,7 +5,7 @@ Of a study that still runs, or was stopped, it is what there is so far.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from cca_ray.contracts import (
 )
 from cca_ray.errors import first_line, reading, reason
 from cca_ray.evaluation.jackknife import jackknife_error
-from cca_ray.reporting.asked import read_asked
+from cca_ray.reporting.asked import Asked, read_asked
 from cca_ray.reporting.settings import Bounds, Settings
 from cca_ray.search.accounts import COUNTED, seconds_of_size
 from cca_ray.search.learning import LEARNT, Learnt
@@ -174,13 +174,13 @@ class StudyResults:
     name: str
     folder: Path
     sizes: tuple[SizeResults, ...]
-    asked: tuple[str, ...] = ()  # names of those of the last command; none of earlier versions
+    asked: Asked = field(default_factory=Asked)  # nothing, of earlier versions
 
     @property
     def not_begun(self) -> list[str]:
         """Names of the sizes that were asked for and have left nothing yet."""
         begun = {size.name for size in self.sizes}
-        return [name for name in self.asked if name not in begun]
+        return [name for name in self.asked.sizes if name not in begun]
 
     @property
     def summaries(self) -> list[SizeSummary]:
