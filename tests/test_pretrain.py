@@ -16,7 +16,7 @@ from cca_ray.models.family import OWN_SIZES, family_of
 from cca_ray.models.llamagen_family import LlamaGenFamily
 from cca_ray.models.official import load_official, load_tokenizer, parameters
 from cca_ray.models.parallel import Group
-from cca_ray.pretrain import known_size, main
+from cca_ray.pretrain import known_size, main, size_of_the_digits
 from cca_ray.space_file import load_config
 from cca_ray.terminal.console import Console
 from cca_ray.training.small_base import BaseFiles, build_base, files_of, resolve
@@ -102,7 +102,7 @@ def test_an_embedded_base_is_made_in_one_thread_and_the_others_are_given_back(tm
 
 
 def test_of_the_digits_the_verb_makes_what_a_study_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """In one thread, of the tiny size that the shipped search space has, with its ranges. Of a few digits, here."""
+    """In one thread, of the size that the shipped search space has, with its ranges. Of a few digits, here."""
     seen: set[int] = set()
     monkeypatch.setattr("cca_ray.pretrain.digits", lambda: some_digits(64))
     monkeypatch.setattr(Console, "progress", lambda *said: seen.add(torch.get_num_threads()))
@@ -113,12 +113,40 @@ def test_of_the_digits_the_verb_makes_what_a_study_makes(tmp_path: Path, monkeyp
     finally:
         torch.set_num_threads(1)
     assert seen == {1}
-    (space,) = tmp_path.glob("*/*/digits_s.yaml")
+    (space,) = tmp_path.glob("*/*/digits_tiny.yaml")
     config, shipped = load_config(space), load_config(find_space("digits_s"))
-    assert (config.base.size, config.search.space) == ("S", shipped.search.space)
+    assert (config.base.size, config.search.space) == (shipped.base.size, shipped.search.space)
     made = shipped.pretrain.model_copy(update={"epochs": 1})
-    files = files_of(some_digits(64), "digits", "llamagen", "S", made, tmp_path)
+    files = files_of(some_digits(64), "digits", "llamagen", shipped.base.size, made, tmp_path)
     assert config.base.checkpoint == str(files.checkpoint)
+    edited = f"# mine\n{space.read_text().replace('trials: 12', 'trials: 3')}"
+    space.write_text(edited)
+    assert invoke(main, ["--epochs", "1", "--out", str(tmp_path)], capsys).code == 0
+    assert space.read_text() == edited
+
+
+@pytest.mark.parametrize("family", ["llamagen", "var", "rar"])
+def test_the_base_of_the_digits_is_that_of_the_shipped_search_space(family: str):
+    kind = family_of(family)
+    assert size_of_the_digits(kind) == load_config(find_space(kind.template("S"))).base.size
+
+
+def test_a_base_of_the_digits_of_another_size_has_a_search_space_that_is_not_called_as_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """Their studies would be called alike, and refuse each other."""
+    monkeypatch.setattr("cca_ray.pretrain.digits", lambda: some_digits(64))
+    monkeypatch.setattr("cca_ray.pretrain.check_guidance", lambda *asked: "helps")
+    assert invoke(main, ["--size", "S", "--epochs", "1", "--out", str(tmp_path)], capsys).code == 0
+    (space,) = tmp_path.glob("*/*/*.yaml")
+    assert (space.stem, load_config(space).base.size) == ("digits_s_own", "S")
+
+
+@pytest.mark.parametrize("option", ["--image-size", "--downsample"])
+def test_the_digits_have_a_size_of_their_own(option: str, tmp_path: Path, capsys):
+    outcome = invoke(main, [option, "16", "--out", str(tmp_path)], capsys)
+    assert outcome.code == 2
+    assert outcome.err == "error: --image-size and --downsample are for --images; the digits are 8 pixels wide\n"
 
 
 @pytest.fixture

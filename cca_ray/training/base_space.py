@@ -80,7 +80,7 @@ def space_for(files: BaseFiles, images: int, facts: BaseFacts | None, family: Fa
     """
     paths = {key: to_uri(path.resolve()) for key, path in vars(files).items()}
     if pull(path):
-        return with_files(load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"}), paths)
+        return with_files(content_of(path), paths)
     space: Yaml = yaml.safe_load(template_of(family, size).read_text())
     samples = max(2, min(images, 5000))
     space["base"] = {
@@ -101,6 +101,11 @@ def space_for(files: BaseFiles, images: int, facts: BaseFacts | None, family: Fa
         with_ranges(space, images, facts)
     space.pop("pretrain", None)
     return space
+
+
+def content_of(path: Path) -> Yaml:
+    """A search space that is there, all defaults filled in."""
+    return load_config(path).model_dump(mode="json", by_alias=True, exclude={"name"})
 
 
 def with_files(edited: Yaml, paths: dict[str, str]) -> Yaml:
