@@ -7,7 +7,7 @@ cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384    
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,10 @@ from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import Console, place, run
 from cca_ray.terminal.images_done import Pace
 from cca_ray.terminal.ray_session import ray_session
+
+REFERENCE_SIZE = 256  # pixels along a side, as the official evaluation has them
+PART_IMAGES = 2048
+MOST_UNREADABLE = 100
 
 
 def wait_for_gpus(count: int, say: Callable[[str], None]) -> None:
@@ -138,6 +142,12 @@ def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path
         raise ConfigError(f"--out {out}: is a file; expected a folder")
 
 
+def refuse_without(needed: str, there: bool, given: Mapping[str, object]) -> None:
+    """ConfigError if one of these options was `given`, but what it is for is not asked for: it would do nothing."""
+    if unused := [option for option, value in given.items() if value and not there]:
+        raise ConfigError(f"{unused[0]} does nothing without {needed}; leave it out, or give {needed}")
+
+
 def checked_family(name: str, npy: list[Path]) -> Family:
     """ConfigError if there is none of this name, or its official code leaves no tokens that could be imported."""
     if name not in FAMILIES.names():
@@ -156,7 +166,7 @@ def check_texts(family: Family, texts: Texts, of_classes: list[str], tokens: boo
     if of_texts and not (family.text_positions and tokens):
         raise ConfigError(f"--{of_texts[0]} is for the token set (--out) of a family of texts, such as llamagen_t2i")
     if family.text_positions and of_classes:
-        raise ConfigError(f"--{of_classes[0]}: {family.name} takes captions, not classes")
+        raise ConfigError(f"{of_classes[0]}: {family.name} takes captions, not classes")
     if family.text_positions and tokens and (texts.features is None) == (texts.encoder is None):
         raise ConfigError(
             f"a token set for {family.name} needs features of its captions: give either --text-features FOLDER, with "
@@ -283,9 +293,9 @@ def prepare(
     features: str | Path | None = None,
     reference: str | Path | None = None,
     trust_torchscript: bool = False,
-    reference_size: int = 256,
-    part_images: int = 2048,
-    max_unreadable: int = 100,
+    reference_size: int = REFERENCE_SIZE,
+    part_images: int = PART_IMAGES,
+    max_unreadable: int = MOST_UNREADABLE,
     gpus: int = 0,
     *,
     quiet: bool = False,
@@ -301,12 +311,23 @@ def prepare(
     given = (tokenizer, out, classes, features, reference, text_encoder)
     codes, tokens_at, names_in, network, statistics_at, encoder = (None if p is None else Path(p) for p in given)
     check(images, folders, codes, tokens_at, network, statistics_at)
+    by_class = {"--classes": classes, "--label-key": label_key, "--numeric-classes": numeric_classes,
+                "--allow-empty-classes": allow_empty_classes}  # fmt: skip
+    of_tokens = {"--tokenizer": tokenizer, "--image-size": image_size, "--augment": augment,
+                 "--part-images": part_images != PART_IMAGES, **by_class}  # fmt: skip
+    refuse_without("--out", tokens_at is not None, of_tokens)
+    of_statistics = {"--reference-size": reference_size != REFERENCE_SIZE, "--trust-torchscript": trust_torchscript}
+    refuse_without("--reference", statistics_at is not None, of_statistics)
+    of_images = {"--augment": augment, "--label-key": label_key, "--numeric-classes": numeric_classes, "--gpus": gpus,
+                 "--allow-empty-classes": allow_empty_classes,
+                 "--max-unreadable": max_unreadable != MOST_UNREADABLE}  # fmt: skip
+    refuse_without("IMAGES", images is not None, of_images)
+    if classes is not None and numeric_classes:
+        raise ConfigError("--numeric-classes sorts the classes that are found, and --classes lists them; give one")
     load_plugins(plugin or [])
     kind, tokens, statistics = checked_family(family, folders), None, None
     table, of_texts = (None if p is None else str(p) for p in (captions, text_features))
     texts = Texts(table, caption_key, of_texts, encoder, kind.text_positions)
-    by_class = {"classes": classes, "label-key": label_key, "numeric-classes": numeric_classes,
-                "allow-empty-classes": allow_empty_classes}  # fmt: skip
     check_texts(kind, texts, [name for name, value in by_class.items() if value], tokens_at is not None)
     size, augmentations = image_size or kind.image_size, augment or kind.augmentations
     crops_of(augmentations, size)
@@ -403,13 +424,15 @@ def main(
             "whatever you can.",
         ),
     ] = False,
-    reference_size: Annotated[int, typer.Option(min=1, help="Side length, in pixels, for --reference.")] = 256,
+    reference_size: Annotated[
+        int, typer.Option(min=1, help="Side length, in pixels, for --reference.")
+    ] = REFERENCE_SIZE,
     part_images: Annotated[
         int, typer.Option(min=1, help="Images per part; an interruption loses at most the parts in progress.")
-    ] = 2048,
+    ] = PART_IMAGES,
     max_unreadable: Annotated[
         int, typer.Option(min=0, help="Number of unreadable images that may be skipped; they are listed.")
-    ] = 100,
+    ] = MOST_UNREADABLE,
     gpus: Annotated[
         int, typer.Option(min=0, help="Wait until the cluster has this many GPUs, for example from an autoscaler.")
     ] = 0,

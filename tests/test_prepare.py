@@ -316,6 +316,20 @@ def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: 
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "TOKENIZER"], "is a file; expected a folder"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--features", "f"], "--features is for --reference"),
         (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--classes", "TOKENIZER"], "not UTF-8 text"),
+        (
+            ["PHOTOS", "--features", "f", "--reference", "r.npz", "--classes", "c.txt"],
+            "--classes does nothing without --out; leave it out, or give --out",
+        ),
+        (["PHOTOS", "--features", "f", "--reference", "r.npz", "--part-images", "9"], "--part-images does nothing"),
+        (
+            ["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--reference-size", "512"],
+            "--reference-size does nothing without --reference",
+        ),
+        (["--npy", "PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--gpus", "2"], "--gpus does nothing without"),
+        (
+            ["PHOTOS", "--tokenizer", "TOKENIZER", "--out", "t", "--classes", "c.txt", "--numeric-classes"],
+            "--numeric-classes sorts the classes that are found, and --classes lists them",
+        ),
         (["nowhere", "--tokenizer", "TOKENIZER", "--out", "t"], "nowhere: no such folder or file"),
         (["nope://x", "--tokenizer", "TOKENIZER", "--out", "t"], "nope://x: not a path or URI"),
     ],
