@@ -7,10 +7,19 @@ import time
 
 import psutil
 import pytest
+from packaging.requirements import Requirement
 
-from tests import processes
+from tests import oldest, processes
 from tests.branches import PARTS, table
 from tests.ports import RANGE, free_port
+
+
+def test_the_lowest_version_of_each_dependency_is_known(capsys: pytest.CaptureFixture[str]):
+    oldest.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "torch==2.13.*" in lines
+    assert "scipy==1.15.*" in lines
+    assert all(Requirement(line).specifier for line in lines)
 
 
 def test_a_port_is_given_to_one_process_alone():
