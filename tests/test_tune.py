@@ -104,6 +104,17 @@ def test_what_was_asked_for_is_kept_before_anything_begins(tmp_path: Path, capsy
         assert invoke(tune.main, [*sizes, *at], capsys).err == f"error: {', '.join(sizes)}\n"
 
 
+@pytest.mark.parametrize(("space", "queues"), [("digits_s", False), ("llamagen_b", True)])
+def test_a_driver_tells_the_queue_for_cards_once_that_it_begins(
+    space: str, queues: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    begun = list[Path]()
+    monkeypatch.setattr(tune, "begin_in_queue", begun.append)
+    tune.free_what_died(tmp_path, [load_config(find_space(space))] * 2, print)
+    assert begun == [tmp_path / "trials"] * queues
+
+
 @pytest.mark.parametrize(
     ("failed", "no_report", "left"),
     [
