@@ -23,6 +23,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from cca_ray.cluster.address import named_cluster
 from cca_ray.cluster.placement import check_cuts
 from cca_ray.cluster.queue import begin_in_queue, nodes_now
 from cca_ray.cluster.ray_compat import IN_A_JOB
@@ -115,7 +116,7 @@ def fresh_name(name: str, storage: Path) -> str:
 
 def free_what_died(folder: Path, configs: Sequence[StudyConfig], say: Callable[[str], None]) -> None:
     """What dead studies had reserved, and this one's earlier driver, on a cluster that is here after us."""
-    if os.environ.get("RAY_ADDRESS", "local") != "local":
+    if named_cluster() is not None:
         remove_leaked_groups(say)
     if any(config.placement.accelerators for config in configs):
         begin_in_queue(folder / "trials")
