@@ -28,9 +28,10 @@ from cca_ray.reporting.asked import Asked
 from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_study, studies_in
 from cca_ray.reporting.text import closing, interim, progress
 from cca_ray.search.records import ENDED_NAMES, readable
+from cca_ray.storage.lease import LEASE, cache_id, holder_of
 from cca_ray.storage.lock import holder
 from cca_ray.storage.mirror import exists, pull
-from cca_ray.storage.uris import command_line, database_uri, to_uri
+from cca_ray.storage.uris import command_line, database_uri, is_copy, to_uri
 from cca_ray.terminal.console import StorageOption, complete_study, run
 from cca_ray.terminal.live_view import last_lines, size_view
 from cca_ray.terminal.log_file import LOG_FILE
@@ -38,7 +39,7 @@ from cca_ray.terminal.snapshot import STATUS, AtWork, DriverStatus, read_driver_
 from cca_ray.tracking.moving import left_behind
 from cca_ray.verdict import MARKS, WORDS, worst
 
-FRESH_S = 30.0  # how old a sign of life of another machine's driver may be
+FRESH_S = 30.0  # how old a sign of life may be of a driver whose lock is not seen here
 RUNNING, STOPPED, FINISHED, BEGINS = "running", "stopped", "finished", "not begun"
 
 
@@ -98,15 +99,26 @@ class Seen(NamedTuple):
 def driver_of(folder: Path) -> tuple[str, DriverStatus | None]:
     """Which process runs the study, as `PID on HOST`, and what it tells of itself; nothing if none does.
 
-    The lock says so, where it can be seen: not always on another machine. There a fresh sign of life does. A file that
-    a killed driver has left is none.
+    The lock says so, where it can be seen. Elsewhere a fresh sign of life does. A file that a killed driver has left is
+    none.
     """
     pull(folder / STATUS)
     held, told = holder(folder), read_driver_status(folder)
     if held:
         return held, told if told and held.startswith(f"{told.process} on") else None
-    alive = told is not None and told.host != socket.gethostname() and time.time() - told.at < FRESH_S
+    alive = told is not None and time.time() - told.at < FRESH_S and lock_is_elsewhere(folder, told)
     return (f"{told.process} on {told.host}", told) if told and alive else ("", None)
+
+
+def lock_is_elsewhere(folder: Path, told: DriverStatus) -> bool:
+    """Whether the driver that tells this would have a lock that is not seen here.
+
+    Of a folder at a URI it lies in the driver's cache, which others of its own machine may not share.
+    """
+    if not is_copy(folder):
+        return told.host != socket.gethostname()
+    driver = holder_of(folder / LEASE)
+    return driver is not None and driver.cache != cache_id()
 
 
 def stored(trial: TrialRow) -> StoredTrial:

@@ -15,8 +15,11 @@ import cca_ray
 from cca_ray import status
 from cca_ray.contracts import FID
 from cca_ray.reporting.asked import Named, write_asked
+from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
-from cca_ray.terminal.snapshot import DriverStatus, SizeSnapshot
+from cca_ray.storage.mirror import push
+from cca_ray.storage.uris import local_path
+from cca_ray.terminal.snapshot import STATUS, DriverStatus, SizeSnapshot
 from tests.commands import invoke
 from tests.studies import make_study
 from tests.terminal.test_live_view import at_work
@@ -126,6 +129,27 @@ def test_a_fresh_sign_of_life_of_another_machine_is_one(storage: Path, capsys):
     at_this_moment(host="elsewhere").write(storage / "half")
     outcome = invoke(status.main, ["half", "--storage", str(storage)], capsys)
     assert f"half: running, by process {os.getpid()} on elsewhere" in outcome.out
+
+
+@pytest.mark.parametrize("host", ["", "elsewhere"])  # this machine: another user's, or another shell's
+def test_at_a_uri_a_sign_of_life_is_one_where_the_lease_is_of_another_cache(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def folder_of(cache: str) -> Path:
+        monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / cache))
+        return local_path(f"{(tmp_path / 'there').as_uri()}/half")
+
+    theirs = folder_of("theirs")
+    theirs.mkdir(parents=True)
+    with leased(theirs):
+        at_this_moment(host).write(theirs)
+        push(theirs / STATUS)
+        process, told = status.driver_of(folder_of("ours"))
+        assert process.startswith(f"{os.getpid()} on {host}")
+        assert told
+        # Who shares the cache would see the lock: it is not held, as after a kill.
+        assert status.driver_of(folder_of("theirs")) == ("", None)
+    assert status.driver_of(folder_of("ours")) == ("", None)  # it has ended
 
 
 def test_a_watch_ends_with_the_study(storage: Path, capsys):

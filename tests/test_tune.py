@@ -113,6 +113,45 @@ def test_what_was_asked_for_is_kept_before_anything_begins(tmp_path: Path, capsy
     assert [name.settings for name in named.values()] == [(), (), ("score.top_k=9",)]
 
 
+@pytest.mark.parametrize(("space", "queues"), [("digits_s", False), ("llamagen_b", True)])
+def test_a_driver_tells_the_queue_for_cards_once_that_it_begins(
+    space: str, queues: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    begun = list[Path]()
+    monkeypatch.setattr(tune, "begin_in_queue", begun.append)
+    tune.free_what_died(tmp_path, [load_config(find_space(space))] * 2, print)
+    assert begun == [tmp_path / "trials"] * queues
+
+
+@pytest.mark.parametrize(
+    ("address", "written_down", "outlives_us"),
+    [
+        ("local", True, False),
+        (None, True, True),
+        ("", True, True),
+        (None, False, False),
+        ("10.1.2.3:6379", False, True),
+    ],
+)
+def test_what_dead_studies_left_is_freed_on_every_cluster_that_is_not_our_own(
+    address: str | None, written_down: bool, outlives_us: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As by `ray start`: tests/cluster/test_address.py."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if written_down:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text("10.1.2.3:6379")
+    freed = list[object]()
+    monkeypatch.setattr(tune, "remove_leaked_groups", freed.append)
+    tune.free_what_died(tmp_path, [], print)
+    assert freed == [print] * outlives_us
+
+
 @pytest.mark.parametrize(
     ("failed", "no_report", "left"),
     [

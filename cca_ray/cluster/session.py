@@ -36,11 +36,11 @@ def start_ray(level: int = logging.ERROR) -> str:
     set_switches(TUNE_SWITCHES)
     quiet_tune()
     logging.getLogger("ray").setLevel(level)
-    refuse_odd_temporary_folder()
     cluster = named_cluster()
     if cluster is not None:
         check_cluster(cluster)
     else:
+        refuse_odd_temporary_folder()
         token_without_home()
     try:
         context = ray.init(logging_level=level, log_to_driver=False)
@@ -54,8 +54,7 @@ def start_ray(level: int = logging.ERROR) -> str:
 def refuse_odd_temporary_folder() -> None:
     """ConfigError if Ray, which writes its path on command lines, would not start in this node's temporary folder."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    starts_here = os.environ.get("RAY_ADDRESS", "local") == "local"
-    if starts_here and (not folder.isascii() or set(folder) & set("'\\")):
+    if not folder.isascii() or set(folder) & set("'\\"):
         raise ConfigError(
             f"{folder}: Ray cannot start in a temporary folder with letters beyond ASCII, ' or \\ in its path; "
             "set RAY_TMPDIR=/tmp, or TMPDIR"

@@ -254,12 +254,26 @@ def score(
 ) -> Scored:
     """Sample, decode, extract and score where the weights are; every worker gets the result.
 
-    `alive` is called after every shard.
+    `alive` is called after every shard. What one worker's images are found wrong for, all raise as a ValueError.
     """
-    metrics, classes = scoring.metrics, scoring.num_classes
+    metrics = scoring.metrics
     context = Context(scoring.reference, protocol.samples, group.device, partial(among, group))
+    mine, first = group.agreed(lambda: own_states(model, scoring, protocol, group, context, alive))
+    # One group after the other: the moments of all groups of all workers together would be gigabytes.
+    groups_of_all = [merged(metrics, group.gather(states)) for states in mine]
+    values, without = {}, {}
+    for metric, states in zip(metrics, zip(*groups_of_all, strict=True), strict=True):
+        values[metric.name], without[metric.name] = metric.with_jackknife(states, context)
+    return Scored(Score(values=values, without=without), group.gather(first)[0])
+
+
+def own_states(
+    model: Model, scoring: Scoring, protocol: Protocol, group: Group, context: Context, alive: Callable[[], None]
+) -> tuple[list[list[Any]], np.ndarray]:
+    """Of this worker's images: the metrics' states, by jackknife group and metric; and the first of all images."""
+    metrics, classes = scoring.metrics, scoring.num_classes
     count = int(jackknife_groups(np.arange(protocol.samples), protocol.samples, classes).max()) + 1
-    mine: list[list[Any]] = [[None] * len(metrics) for _ in range(count)]  # states by group and metric
+    mine: list[list[Any]] = [[None] * len(metrics) for _ in range(count)]
     first, thrift = np.empty(0), Thrift(group.device)
     for index, images, _ in sample_shards(model, scoring, protocol, group, thrift):
         features = thrift(partial(features_of, scoring.extractor, images))
@@ -271,17 +285,12 @@ def score(
         if index[0] == 0:
             first = images[:GRID_IMAGES].cpu().numpy()
         alive()
-    # One group after the other: the moments of all groups of all workers together would be gigabytes.
-    groups_of_all = [merged(metrics, group.gather(states)) for states in mine]
-    values, without = {}, {}
-    for metric, states in zip(metrics, zip(*groups_of_all, strict=True), strict=True):
-        values[metric.name], without[metric.name] = metric.with_jackknife(states, context)
-    return Scored(Score(values=values, without=without), group.gather(first)[0])
+    return mine, first
 
 
 def among(group: Group, sums: Sums) -> list[float]:
     """What the sums come to, each worked out by one worker: Fréchet distances take the CPU most of a second each."""
-    shares = group.gather(one_by_one(sums[group.rank :: group.world]))
+    shares = group.gather(group.agreed(lambda: one_by_one(sums[group.rank :: group.world])))
     return [shares[i % group.world][i // group.world] for i in range(len(sums))]
 
 

@@ -4,11 +4,11 @@ Precision is autocast's under either strategy, so a loss does not depend on whic
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # most of a second, which a process that only scores does not
     from torch.distributed.tensor import DTensor
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,24 @@ class Group:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What this worker's own part of some work comes to, in which the workers do not meet.
+
+        A ValueError of one is raised by all: the others would wait for it, where they meet next, for half an hour.
+        """
+        if self.world == 1:
+            return work()
+        outcome: T | ValueError
+        try:
+            outcome = work()
+        except ValueError as error:
+            outcome = error
+        told = self.gather(first_line(outcome) if isinstance(outcome, ValueError) else "")
+        if said := next(filter(None, told), ""):
+            raise ValueError(said)
+        assert not isinstance(outcome, ValueError)
+        return outcome
 
 
 @dataclass(frozen=True)

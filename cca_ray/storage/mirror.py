@@ -172,9 +172,12 @@ def is_current(path: Path, entry: Entry, file: TextIO) -> bool:
 
 
 def pull_file(path: Path, entry: Entry) -> None:
-    """`entry`: of the file at the URI."""
+    """`entry`: of the file at the URI, before the record was locked."""
     with record(path) as file:
         if is_current(path, entry, file):
+            return
+        # Who held the record may have pushed what is here, such as a database that it has open: then it stays.
+        if path.exists() and (now := trying(lambda: state(path))) and is_current(path, now, file):
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
@@ -201,7 +204,7 @@ def pull_file(path: Path, entry: Entry) -> None:
 def forget(path: Path) -> None:
     """Of a file that is no more at the URI: the copy, if it ever was there."""
     with record(path) as file:
-        if recorded(file) != Recorded():
+        if recorded(file) != Recorded() and trying(lambda: state(path)) is None:  # else it was pushed meanwhile
             path.unlink(missing_ok=True)
             keep(file, Recorded())
 

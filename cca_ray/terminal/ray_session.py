@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 
-from cca_ray.cluster.address import heeding_cluster
+from cca_ray.cluster.address import heeding_cluster, named_cluster
 from cca_ray.cluster.queue import Node, node_here, nodes_now
 from cca_ray.cluster.session import start_ray
 from cca_ray.errors import RayEnded
@@ -52,8 +52,8 @@ def ray_session(
 
 
 def nodes_to_plan_for() -> list[Node]:
-    """Of the cluster that RAY_ADDRESS names; else this machine, without a Ray of our own."""
-    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+    """Of the cluster that the environment names; else this machine, without a Ray of our own. Raises ConfigError."""
+    if named_cluster() is None:
         return [node_here()]
     with ray_session():
         return nodes_now()

@@ -40,8 +40,9 @@ class GroupSettings(TypedDict):
 def worker_loop(settings: GroupSettings) -> None:
     """What each worker of a group runs.
 
-    A ValueError, such as a diverged loss, meets all workers alike and would meet them again: it is reported, not
-    raised, for Ray Train would start the group anew. Any other exception may leave the others waiting and is raised.
+    A ValueError, such as a diverged loss, meets all workers alike, by `Group.agreed` where only one could tell, and
+    would meet them again: it is reported, not raised, for Ray Train would start the group anew. Any other exception may
+    leave the others waiting and is raised.
     """
     context = ray.train.get_context()
     # Ray Train lets the workers of a node see each other's cards, and knows which is whose.

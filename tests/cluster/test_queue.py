@@ -19,7 +19,19 @@ from ray.cluster_utils import Cluster
 from cca_ray.cluster import queue
 from cca_ray.cluster.placement import accelerator_of
 from cca_ray.cluster.placement import ways as ways_of
-from cca_ray.cluster.queue import DEAD_S, DEMAND_S, GONE_S, REFUSED_S, Answer, CardQueue, Node, grant, impossible, slots
+from cca_ray.cluster.queue import (
+    DEAD_S,
+    DEMAND_S,
+    GONE_S,
+    QUIET_S,
+    REFUSED_S,
+    Answer,
+    CardQueue,
+    Node,
+    grant,
+    impossible,
+    slots,
+)
 from cca_ray.inputs import find_space
 from cca_ray.placement_config import Placement
 from cca_ray.space_file import load_config
@@ -157,6 +169,37 @@ def test_a_dead_study_holds_no_cards_and_a_living_one_keeps_its_own(monkeypatch:
         clock[0] += DEAD_S / 4
         queue.alive("living")
         assert queue.ask("late/c", one) == Answer()
+
+
+def test_a_new_driver_of_a_study_frees_what_the_killed_one_held_and_waited_for():
+    queue, one = CardQueue(lambda: [A40]), table(("A40", 4))
+    assert all(queue.ask(key, one).granted for key in ("s/trials/held", "other/trials/held"))
+    assert queue.ask("s/trials/waits", table(("A40", 8))) == Answer()
+    assert queue.ask("other/trials/waits", one) == Answer()  # behind
+    queue.begin("s/trials")
+    assert list(queue.held) == ["other/trials/held"]
+    assert queue.ask("other/trials/waits", one).granted
+    assert queue.ask("s/trials/new", one) == Answer()  # who did not end keeps its cards
+
+
+def test_a_trial_is_never_given_a_way_that_its_placement_no_longer_lists(monkeypatch: pytest.MonkeyPatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    queue, old, new = CardQueue(lambda: [A40, H100]), table(("A40", 8)), table(("H100", 1))
+    assert queue.ask("s/a", old).granted == ways_of(old)[0]
+    assert queue.ask("s/a", new).granted == ways_of(new)[0]
+    assert queue.ask("s/b", old).granted  # the first one's cards are free
+    assert queue.ask("s/c", old) == Answer()
+    assert queue.ask("s/c", new).granted == ways_of(new)[0]  # nor does it wait for an old one
+
+    clock[0] += QUIET_S
+    queue.release("s/b")
+    clock[0] += QUIET_S
+    assert queue.ask_last("s/base", table(("A40", 1))) == ways_of(table(("A40", 1)))[0]
+    clock[0] += QUIET_S
+    assert queue.ask_last("s/base", new) is None  # given back just now
+    clock[0] += QUIET_S
+    assert queue.ask_last("s/base", new) == ways_of(new)[0]
 
 
 def test_who_waits_where_nodes_may_come_asks_for_one_way_after_the_other(monkeypatch: pytest.MonkeyPatch):

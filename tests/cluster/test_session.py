@@ -107,6 +107,18 @@ def test_a_folder_for_temporary_files_that_ray_cannot_use_is_told_with_the_cure(
         )
 
 
+@pytest.mark.parametrize("address", ["local", ""])  # both: a Ray of our own
+def test_a_folder_for_temporary_files_with_an_odd_name_is_told_with_the_cure(tmp_path: Path, address: str):
+    odd = tmp_path / "über"
+    odd.mkdir()
+    done = begin(RAY_TMPDIR=str(odd), RAY_ADDRESS=address)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {odd}: Ray cannot start in a temporary folder with letters beyond ASCII, ' or \\ in its path; "
+        "set RAY_TMPDIR=/tmp, or TMPDIR\n"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("home", ["/proc/absent", "/dev/null"])
 def test_a_home_that_cannot_be_written_is_no_hindrance(home: str):

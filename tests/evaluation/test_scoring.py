@@ -1,7 +1,10 @@
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from cca_ray.config import ResolvedStudy
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation import fid
+from cca_ray.evaluation.features import Extractor, Features
 from cca_ray.evaluation.fid import FID, frechet_distance
 from cca_ray.evaluation.kid import KID
 from cca_ray.evaluation.reference import Moments, Reference
@@ -118,6 +122,45 @@ def test_workers_share_the_distances_out_and_have_the_same_values(make_study: Ma
     assert found == [found[0]] * 3
     assert found[0].values == pytest.approx(alone.values, rel=1e-6)
     assert found[0].without == {name: pytest.approx(values, rel=1e-6) for name, values in alone.without.items()}
+
+
+class Damaged(Extractor):
+    """Of what it is given, nothing is finite."""
+
+    def forward(self, images: torch.Tensor) -> Features:
+        return Features(torch.full((len(images), self.width), torch.nan))
+
+
+@pytest.mark.parametrize("fault", ["features", "state_of", "value"])
+def test_what_one_worker_meets_is_raised_by_all_and_none_waits_for_it(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, fault: str
+):
+    config = make_study(score={"metrics": ["fid"]})
+    whole, model = scoring_of(config, CPU), load_base(config)
+    protocol, scorings, calls = protocol_of(config, whole, 300), [whole] * 3, count()  # two shards: the third has none
+    failing = np.linalg.LinAlgError("does not converge")
+
+    def fails_once(otherwise: Callable[..., Any], *given: Any) -> Any:
+        if next(calls) == 0:
+            raise failing
+        return otherwise(*given)
+
+    if fault == "features":
+        extractor = Damaged()
+        extractor.width, extractor.digest = whole.extractor.width, whole.extractor.digest
+        scorings[1] = replace(whole, extractor=extractor)
+    else:
+        (metric,) = whole.metrics
+        monkeypatch.setattr(metric, fault, partial(fails_once, getattr(metric, fault)))
+
+    message = "^the feature network .* gives numbers that" if fault == "features" else f"^{failing}$"
+
+    def meets(rank: int) -> None:
+        with pytest.raises(ValueError, match=message):
+            score(model, scorings[rank], protocol, Threads(rank, 3, CPU))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(meets, range(3)))
 
 
 def test_more_metrics_change_none(make_study: MakeStudy):

@@ -5,9 +5,12 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Event
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from cca_ray.storage.mirror import (
     push,
     push_database,
     reach,
+    record,
     remove,
     written_at,
 )
@@ -231,6 +235,41 @@ def test_a_database_that_is_open_arrives_as_it_was_at_its_last_write(uri_of: Uri
         copy.with_name("study.db-journal").write_bytes(b"of the older one")
         assert pull(copy)
         assert rows(copy) == [1, 2]
+
+
+@pytest.mark.parametrize("uri_of", ["folder"], indirect=True)
+@pytest.mark.parametrize("before", [0, 1], ids=["its first push", "a later push"])
+def test_who_looked_during_a_push_leaves_the_database_that_is_open(
+    uri_of: UriOf, monkeypatch: pytest.MonkeyPatch, before: int
+):
+    path, upload, pushing, waits = local_path(uri_of("study.db")), mirror.upload, Event(), Event()
+    path.parent.mkdir(parents=True)
+
+    def slowly(path: Path, source: Path) -> None:
+        pushing.set()
+        assert waits.wait(60)
+        upload(path, source)
+
+    @contextmanager
+    def waited_for(path: Path) -> Iterator[TextIO]:
+        if pushing.is_set():
+            waits.set()  # it has looked, and waits for the record now
+        with record(path) as file:
+            yield file
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as database, ThreadPoolExecutor(1) as pool:
+        database.execute("create table t (n)")
+        for _ in range(before):
+            push_database(path)
+        database.execute("insert into t values (1)")
+        monkeypatch.setattr(mirror, "upload", slowly)
+        monkeypatch.setattr(mirror, "record", waited_for)
+        pushed = pool.submit(push_database, path)
+        assert pushing.wait(60)
+        assert pull(path)
+        pushed.result()
+        database.execute("insert into t values (2)")
+    assert rows(path) == [1, 2]
 
 
 def test_a_study_has_one_driver_also_of_two_machines(uri_of: UriOf, elsewhere: Callable[[str], None]):

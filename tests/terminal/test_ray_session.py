@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,9 @@ import ray
 from optuna.trial import TrialState
 from PIL import Image
 
+from cca_ray.cluster.queue import Node, node_here
 from cca_ray.cluster.ray_compat import Versions, own_versions
+from cca_ray.terminal import ray_session as session
 from cca_ray.terminal.ray_session import ray_session
 from cca_ray.training.small_base import BaseFiles
 from tests.cluster.test_address import said_to_be
@@ -151,6 +153,19 @@ def test_a_study_whose_cluster_ends_says_so_and_goes_on_on_another(base_files: B
     assert TrialState.COMPLETE in {trial.state for trial in searched}
     assert set(statuses(tmp_path)) <= {"FINISHED", "KILLED"}
     assert (tmp_path / "runs" / "tiny" / "tiny" / "winner.pt").is_file()
+
+
+def test_a_plan_is_for_the_cluster_that_ray_start_wrote_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    theirs = [Node("A40", cpus=16, gpus=8)]
+    monkeypatch.setattr(session, "ray_session", nullcontext)
+    monkeypatch.setattr(session, "nodes_now", lambda: theirs)
+    assert session.nodes_to_plan_for() == [node_here()]
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.1.2.3:6379")
+    assert session.nodes_to_plan_for() == theirs
 
 
 def test_a_process_that_is_connected_stays_so(ray_here: None):
