@@ -132,6 +132,7 @@ def test_who_comes_second_waits_and_finds_it_made(tmp_path: Path):
 
 def test_the_key_follows_all_it_depends_on(data: TokenSet):
     arguments = [("w", 0.1, 0, "auto"), ("v", 0.1, 0, "auto"), ("w", 0.2, 0, "auto"), ("w", 0.1, 1, "auto"),
-                 ("w", 0.1, 0, "float32"), ("w", 0.1, 0, "auto", "random")]  # fmt: skip
-    assert len({table_key(weights, data, *pairing) for weights, *pairing in arguments}) == 6
+                 ("w", 0.1, 0, "float32"), ("w", 0.1, 0, "auto", "random"), ("w", 0.1, 0, "auto", "raster", "code"),
+                 ("w", 0.1, 0, "auto", "random", "code")]  # fmt: skip
+    assert len({table_key(weights, data, *pairing) for weights, *pairing in arguments}) == len(arguments)
     assert table_key("w", data, 0.1, 0, "auto", "raster") == table_key("w", data, 0.1, 0, "auto")
