@@ -100,7 +100,7 @@ def run_compiled(model: Model, placement: Placement, device: torch.device, passe
     tokens = torch.zeros(passes.rows, model.config.block_size, dtype=torch.int64, device=device)
     keys = torch.arange(passes.rows, dtype=torch.int32, device=device)
     dropout = Dropout(passes.dropout, keys) if passes.dropout else None
-    with torch.inference_mode(not is_trained(model)), autocast(placement, device):
+    with torch.set_grad_enabled(is_trained(model)), autocast(placement, device):
         hidden = few.hidden(condition, tokens, dropout)
     if is_trained(model):
         hidden.sum().backward()

@@ -81,7 +81,7 @@ def table_key(
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: an objective may multiply what it trains by these
 def pair_logps(scorer: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """log p of a batch's images under the true and under the negative conditions, [B] each, in one forward pass.
 
