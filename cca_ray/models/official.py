@@ -52,7 +52,7 @@ def load_tokenizer(family: str, checkpoint: str | Path, **overrides: Any) -> Tok
     config = known(config, family_of(family).parts().tokenizer_config, checkpoint)
     tokenizer = build_tokenizer(family, **{**config, **overrides})
     load_state(tokenizer, state, checkpoint)
-    return tokenizer.requires_grad_(False)
+    return tokenizer.requires_grad_(False).eval()
 
 
 def load_official(
@@ -64,6 +64,8 @@ def load_official(
     **overrides: Any,
 ) -> Model:
     """A model with an official checkpoint's weights, ready to score; the weights stay memory-mapped until moved.
+
+    It is in `eval` mode, as a plug-in may have layers that are random, or mix the rows of a batch, while they train.
 
     What the file tells of its model holds (its tokens an image, where it does not: `length`, or the family's default);
     an override that contradicts it is a ValueError. The tokenizer, if given, is checked to fit; some families need it.
@@ -89,7 +91,7 @@ def load_official(
             raise ValueError(f"{tokenizer_checkpoint}: {error}") from None
     elif kind.needs_codes:
         raise ValueError(f"{checkpoint}: a model of {family} also needs its tokenizer's checkpoint")
-    return model
+    return model.eval()
 
 
 def save_official(model: Model | Tokenizer, path: str | Path) -> None:

@@ -207,7 +207,7 @@ def whole_model(model: Model, weights: Weights, device: torch.device) -> Model:
     plain = model.unfilled()
     state = {name: whole(weights.get(name, tensor)) for name, tensor in model.state_dict().items()}
     plain.load_state_dict(state, assign=True)
-    return plain.requires_grad_(False).to(device)
+    return plain.requires_grad_(False).eval().to(device)
 
 
 @torch.no_grad()

@@ -83,6 +83,7 @@ def laid_out(
     """A fine-tuning of what is loaded already. `frozen`: the reference, where it has no table."""
     train, placement, objective = job.train, job.config.placement, objective_of(job.train)
     pairs = micro_batch_size(placement, train.global_batch)
+    model.train()  # it was loaded to be scored, as the reference is
     live = distribute(frozen.requires_grad_(False), placement, group, Passes(2 * pairs)) if frozen else None
     scorer = distribute(model, placement, group, Passes(2 * pairs if objective.pairs else pairs, train.dropout))
     return Loop(
