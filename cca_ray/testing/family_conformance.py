@@ -28,7 +28,7 @@ from cca_ray.models.condition import Texts, nulled
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.family import Family, Fields
 from cca_ray.models.likelihood import Scorer
-from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, save_official
+from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, save_official, tied_in
 from cca_ray.registry import FAMILIES
 from cca_ray.testing.fake_graphs import FakeRecorder
 from cca_ray.testing.family_pair import CLASSES, CODES, CPU, Computing, Pair, check_decoder, tensors_in
@@ -139,6 +139,11 @@ class FamilyConformance:
         """To a card: register as buffers what are no parameters."""
         assert not stranded(pair.model)
         assert not stranded(pair.tokenizer)
+
+    def test_every_weight_has_one_name(self, pair: Pair) -> None:
+        """A file has a tensor a name: tied weights would be untied by loading."""
+        assert tied_in(pair.model) is None
+        assert tied_in(pair.tokenizer) is None
 
     def test_logits_have_a_row_for_every_token(self, pair: Pair, computing: Computing) -> None:
         condition, tokens = pair.some()
