@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cca_ray.cluster.device import local_device
-from cca_ray.cluster.placement import autocast, is_out_of_memory, precision
-from cca_ray.errors import first_line
+from cca_ray.cluster.placement import autocast, precision
+from cca_ray.errors import first_line, is_out_of_memory
 from cca_ray.models.base import Model
 from cca_ray.models.dropout import Dropout
 from cca_ray.models.likelihood import Scorer
