@@ -1,7 +1,7 @@
 """Whose fault an error is, and what a person is told of it in a line.
 
 The user's are ValueErrors, `ConfigError` where nothing else says it; the storage's are OSErrors, `Stuck` where a trial
-meets one. All else is a fault of ours, and ends in a traceback.
+meets one. Memory that runs out is nobody's fault. All else is a fault of ours, and ends in a traceback.
 """
 
 import re
@@ -17,6 +17,9 @@ from pydantic import ValidationError
 USERINFO = re.compile(r"://(?:([^/\s:@]*):\S*|[^/\s:@]+)@")  # a password may hold what is no letter, `/` and `@` too
 QUERY = re.compile(r"([?&])([^=&\s]+)=[^&\s]+")
 SECRET = re.compile(r"^sig$|secret|passw|pwd|token|key|signature|credential|auth", re.IGNORECASE)  # names in a query
+MEMORY_RAN_OUT = (
+    "memory ran out; use a card or a machine with more, or take less at a time, as with --set placement.micro_batch=1"
+)
 LOCAL_RAY_DIED = "Ray died on this machine; run the same command again to continue"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which Ray gives to its tracebacks, terminal or not
 
@@ -35,6 +38,23 @@ class RayEnded(ConfigError):
 
 class Stuck(ValueError):
     """What is no fault of this trial, and every other would meet too: files, or a card, that cannot be used."""
+
+
+class NoMemory(RuntimeError):
+    """Memory that ran out where taking less at a time does not help any more; it says so itself."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a GPU or on a CPU, where PyTorch has no kind of its own for it."""
+    signs = (
+        "can't allocate memory", "not enough memory", "bad_alloc", "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",  # its workspace found no room
+        "CUDNN_STATUS_ALLOC_FAILED",
+    )  # fmt: skip
+    torch = sys.modules.get("torch")  # too heavy to import for a mistyped option
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError) if torch else MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
 
 
 def without_secrets(text: str) -> str:
@@ -62,7 +82,9 @@ def user_message(error: BaseException) -> str | None:
         return f"{error.title}: {reason(error)}"
     if isinstance(error, OSError):
         return f"{error.filename or 'input/output'}: {error.strerror or error}"
-    return str(error) if isinstance(error, ValueError) else None
+    if is_out_of_memory(error):
+        return MEMORY_RAN_OUT
+    return str(error) if isinstance(error, ValueError | NoMemory) else None
 
 
 def message_of_ray(error: BaseException) -> str | None:
@@ -107,7 +129,7 @@ def message_in(text: str) -> str | None:
         module, _, kind = name.rpartition(".")
         found = getattr(sys.modules.get(module or "builtins"), kind, None)
         if isinstance(found, type) and issubclass(found, BaseException) and not module.startswith("ray."):
-            return str(message) if issubclass(found, ValueError | OSError) else None
+            return str(message) if issubclass(found, ValueError | OSError | NoMemory) else None
     return None
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import ray
 import ray.data
+import torch
 from pydantic import BaseModel
 
 from cca_ray.cluster.ray_compat import quiet_data
-from cca_ray.errors import ConfigError, first_line, message_in, user_message, without_secrets
+from cca_ray.errors import MEMORY_RAN_OUT, ConfigError, first_line, message_in, user_message, without_secrets
+from cca_ray.evaluation.thrift import TOO_SMALL, NoRoom
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,20 @@ def test_passwords_of_uris_are_hidden(text: str, shown: str):
 def test_the_first_line_of_an_error_is_there_even_if_it_says_nothing():
     assert first_line(OSError("full\nsee the manual")) == "full"
     assert first_line(OSError()) == "OSError"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NoRoom(), TOO_SMALL),
+        (MemoryError(), MEMORY_RAN_OUT),
+        (torch.OutOfMemoryError("CUDA out of memory."), MEMORY_RAN_OUT),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), MEMORY_RAN_OUT),
+        (RuntimeError("CUDA error: device-side assert triggered"), None),
+    ],
+)
+def test_memory_that_ran_out_is_told_in_a_line_that_says_what_to_do(error: Exception, told: str | None):
+    assert user_message(error) == told
 
 
 class Settings(BaseModel):
@@ -76,6 +92,10 @@ def failing(how: str) -> Any:
             raise error
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "scoring":
+            raise NoRoom
+        case "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB.")
         case "fault":
             return 1 / 0
     return None
@@ -131,6 +151,8 @@ DIED = (
         ("unlike", "no end of trouble"),
         ("not to be pickled", "holds a lock"),
         ("killed", DIED),
+        ("scoring", TOO_SMALL),
+        ("memory", MEMORY_RAN_OUT),
         ("fault", None),
     ],
 )
@@ -178,6 +200,7 @@ def test_an_environment_that_ray_cannot_make_is_told(ray_here: None, tmp_path: P
     [
         ("Traceback:\ncca_ray.errors.ConfigError: \x1b[36mred\x1b[39m\n\nray.exceptions.UserCodeException: x", "red"),
         ("FileNotFoundError: a: b", "a: b"),
+        ("cca_ray.evaluation.thrift.NoRoom: a: b", "a: b"),
         ("cca_ray.errors.ConfigError: first\n\nRuntimeError: then", None),
         ("no.such.module.Error: x", None),
         ("note: nothing here", None),

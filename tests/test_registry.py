@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
 from cca_ray import prepare, pretrain
 from cca_ray.config import StudyConfig
+from cca_ray.data.tokens import read_token_set
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.protocol import Protocol
 from cca_ray.models.family import family_of
@@ -29,6 +31,9 @@ from cca_ray.registry import (
 from cca_ray.search.arms import difference, memory_of
 from cca_ray.space_file import parse
 from cca_ray.training.job import Job
+from cca_ray.training.reference_logps import table_key
+from cca_ray.training.setup import reference_key
+from cca_ray.training.small_base import BaseFiles
 from tests.commands import invoke
 from tests.conftest import MakeStudy, tiny_space
 
@@ -221,6 +226,21 @@ def test_the_code_of_others_makes_another_protocol():
     ours = Protocol(extractor="e", reference="r", samples=10, seed=0, image_size=8)
     assert ours.id == "13b702dc57"  # of version 0.1.0
     assert ours.model_copy(update={"plugins": ("plugged 0123",)}).id != ours.id
+
+
+def test_the_code_of_others_makes_another_reference_table(write: Write, make_study: MakeStudy, base_files: BaseFiles):
+    load_plugins([write()])
+    data = read_token_set(base_files.tokens)
+
+    def key(**changes: Any) -> str:
+        config = make_study(**changes)
+        return reference_key("weights", config, config.train, data)
+
+    plugged: dict[str, Any] = {"plugins": ["plugged"], "base": {"family": "tiny"}}
+    before, ours = key(**plugged), key()
+    LOADED["plugged"] = PluginInfo("plugged", "", "0123456789abcdef")  # as if its source had changed
+    assert key(**plugged) not in (before, ours)
+    assert key() == ours == table_key("weights", data, 0.1, 0, "float32")  # as earlier versions named it
 
 
 def test_a_worker_imports_the_same(write: Write, tmp_path: Path, make_study: MakeStudy):

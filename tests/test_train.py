@@ -1,6 +1,15 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
 from cca_ray.config import Train
 from cca_ray.contracts import RungScore, TrialReport
-from cca_ray.train import describe, folder_name
+from cca_ray.evaluation import scoring as scoring_module
+from cca_ray.evaluation.thrift import TOO_SMALL
+from cca_ray.train import describe, folder_name, main
+from cca_ray.training.small_base import BaseFiles
+from tests.commands import invoke, write_space
 
 REPORT = TrialReport(
     step=2,
@@ -31,3 +40,15 @@ def test_a_runs_folder_is_named_by_its_settings():
     assert folder_name("digits_s", cca) == "digits_s-lambda3-lr0.005"
     plain = Train.model_validate({"objective": "finetune", "learning_rate": 5e-3})
     assert folder_name("digits_s", plain) == "digits_s-finetune-lr0.005"
+
+
+def test_memory_that_is_too_small_is_a_line(
+    base_files: BaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def none(*arguments: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(scoring_module, "decode_images", none)
+    space = str(write_space(tmp_path, base_files))
+    outcome = invoke(main, [space, "--out", str(tmp_path / "run")], capsys)
+    assert (outcome.code, outcome.err) == (2, f"error: {TOO_SMALL}\n")

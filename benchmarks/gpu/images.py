@@ -17,9 +17,9 @@ from benchmarks.gpu.training import Figures
 from benchmarks.peers import official_vq, synchronised
 from benchmarks.sample import Sampler, official, ours, rates
 from cca_ray.cluster.device import free_memory
-from cca_ray.cluster.placement import is_out_of_memory
 from cca_ray.data.encode import PIXELS_AT_A_TIME
 from cca_ray.data.tokens import encode_images, to_input
+from cca_ray.errors import is_out_of_memory
 from cca_ray.evaluation.decoder import Decoder, GraphDecoder
 from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.fid import frechet_distance

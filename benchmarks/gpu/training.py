@@ -19,7 +19,8 @@ from benchmarks.peers import official_llamagen, official_var, synchronised
 from benchmarks.step import Manner, Step, of_llamagen, official, pairs
 from benchmarks.step import peak as process_peak
 from cca_ray.cluster.device import free_memory
-from cca_ray.cluster.placement import CARDS, GIB, is_out_of_memory, memory_gib
+from cca_ray.cluster.placement import CARDS, GIB, memory_gib
+from cca_ray.errors import is_out_of_memory
 from cca_ray.evaluation.protocol import SHARD
 from cca_ray.models.llamagen import LlamaGen
 from cca_ray.models.parallel import COMPILES

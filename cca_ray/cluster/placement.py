@@ -199,18 +199,6 @@ def smaller_micro_batch(placement: Placement, global_batch: int) -> int | None:
     return next((size for size in range(half, 0, -1) if share % size == 0), None)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """On a GPU or on a CPU, where PyTorch has no kind of its own for it."""
-    signs = (
-        "can't allocate memory", "not enough memory", "bad_alloc", "CUDA error: out of memory",
-        "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",  # its workspace found no room
-        "CUDNN_STATUS_ALLOC_FAILED",
-    )  # fmt: skip
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    )
-
-
 def worker_resources(placement: Placement) -> dict[str, float]:
     """What Ray sets aside for one worker."""
     resources: dict[str, float] = {"CPU": placement.cpus}

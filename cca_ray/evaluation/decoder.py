@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cca_ray.cluster.device import card_is_lost
-from cca_ray.cluster.placement import is_out_of_memory
-from cca_ray.errors import first_line
+from cca_ray.errors import first_line, is_out_of_memory
 from cca_ray.models.base import Model
 from cca_ray.models.condition import Condition
 

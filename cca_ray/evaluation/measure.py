@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 
 from cca_ray.cluster.device import local_device
 from cca_ray.config import ResolvedStudy
-from cca_ray.evaluation.features import Extractor, extract
+from cca_ray.evaluation.features import Extractor
 from cca_ray.evaluation.metric import AnyMetric, Context, metric_named, obstacle
 from cca_ray.evaluation.npz import open_images
 from cca_ray.evaluation.protocol import Protocol
-from cca_ray.evaluation.scoring import Scoring, load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.evaluation.scoring import Scoring, features_of, load_base, protocol_of, sample_shards, scoring_of
+from cca_ray.evaluation.thrift import Thrift
 from cca_ray.models.parallel import Group, for_sampling
 from cca_ray.registry import METRICS
 from cca_ray.storage.mirror import pull
@@ -38,16 +40,17 @@ def on_device(batches: Iterable[np.ndarray], device: torch.device) -> Iterator[t
     return (torch.from_numpy(batch.copy()).to(device) for batch in batches)
 
 
-def pooled_features(extractor: Extractor, batches: Iterable[torch.Tensor]) -> np.ndarray:
-    """[N, D] float32."""
-    return np.concatenate([extract(extractor, batch).pooled.cpu().numpy() for batch in batches])
+def pooled_features(extractor: Extractor, batches: Iterable[torch.Tensor], device: torch.device) -> np.ndarray:
+    """[N, D] float32. NoRoom if memory is too small."""
+    thrift = Thrift(device)
+    return np.concatenate([thrift(partial(features_of, extractor, batch)).pooled for batch in batches])
 
 
 def with_real_images(scoring: Scoring, path: str, device: torch.device) -> Scoring:
     """An ADM reference file may have the images themselves, in `arr_0`: their features are the reference's."""
     if "arr_0.npy" not in zipfile.ZipFile(path).namelist():
         return scoring
-    features = pooled_features(scoring.extractor, on_device(open_images(Path(path))[1], device))
+    features = pooled_features(scoring.extractor, on_device(open_images(Path(path))[1], device), device)
     return replace(scoring, reference=replace(scoring.reference, features=features))
 
 
@@ -60,16 +63,19 @@ def mixed(batches: Iterable[torch.Tensor], count: int) -> Iterator[Indexed]:
 
 
 def measure(batches: Iterable[Indexed], count: int, scoring: Scoring, device: torch.device) -> dict[str, float | None]:
-    """All registered metrics of `count` images, None where the extractor or the reference does not allow one."""
+    """All registered metrics of `count` images, None where the extractor or the reference does not allow one.
+
+    NoRoom if memory is too small.
+    """
     context, named = Context(scoring.reference, count, device), {name: metric_named(name) for name in METRICS.names()}
     possible: dict[str, AnyMetric] = {
         name: metric
         for name, metric in named.items()
         if not obstacle(metric, scoring.extractor.provides, scoring.reference, count)
     }
-    states = dict.fromkeys(possible)
+    states, thrift = dict.fromkeys(possible), Thrift(device)
     for index, images in batches:
-        features = extract(scoring.extractor, images).arrays()
+        features = thrift(partial(features_of, scoring.extractor, images))
         for name, metric in possible.items():
             states[name] = metric.merged([states[name], metric.state_of(features, index, context)])
     return {name: possible[name].value(states[name], context) if name in possible else None for name in named}

@@ -8,17 +8,18 @@ from typing import TypeVar
 import torch
 
 from cca_ray.cluster.device import free_memory
-from cca_ray.cluster.placement import is_out_of_memory
+from cca_ray.errors import NoMemory, is_out_of_memory
 
 LEAST = 16  # of what is made at a time: the smallest part that is tried
+TOO_SMALL = "memory runs out in scoring, even with few images at a time; use a card or a machine with more"
 T = TypeVar("T")
 
 
-class NoRoom(RuntimeError):
+class NoRoom(NoMemory):
     """Memory that is too small for scoring. Nothing that training does at a time would help."""
 
-    def __init__(self) -> None:
-        super().__init__("memory runs out in scoring, even with few images at a time; use a card with more")
+    def __init__(self, said: str = TOO_SMALL):  # an error that Ray brings from elsewhere is made of what it said
+        super().__init__(said)
 
 
 @contextmanager

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cca_ray.cluster.placement import is_out_of_memory
-from cca_ray.errors import first_line
+from cca_ray.errors import first_line, is_out_of_memory
 
 LOG = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cca_ray.cluster.device import local_device
-from cca_ray.cluster.placement import autocast, is_out_of_memory, precision
-from cca_ray.errors import first_line
+from cca_ray.cluster.placement import autocast, precision
+from cca_ray.errors import first_line, is_out_of_memory
 from cca_ray.models.base import Model
 from cca_ray.models.dropout import Dropout
 from cca_ray.models.likelihood import Scorer
@@ -119,7 +119,7 @@ def run_compiled(model: Model, placement: Placement, device: torch.device, passe
     tokens = torch.zeros(passes.rows, model.config.block_size, dtype=torch.int64, device=device)
     keys = torch.arange(passes.rows, dtype=torch.int32, device=device)
     dropout = Dropout(passes.dropout, keys) if passes.dropout else None
-    with torch.inference_mode(not is_trained(model)), autocast(placement, device):
+    with torch.set_grad_enabled(is_trained(model)), autocast(placement, device):
         hidden = few.hidden(condition, tokens, dropout)
     if is_trained(model):
         hidden.sum().backward()
@@ -226,7 +226,7 @@ def whole_model(model: Model, weights: Weights, device: torch.device) -> Model:
     plain = model.unfilled()
     state = {name: whole(weights.get(name, tensor)) for name, tensor in model.state_dict().items()}
     plain.load_state_dict(state, assign=True)
-    return plain.requires_grad_(False).to(device)
+    return plain.requires_grad_(False).eval().to(device)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from cca_ray.models.condition import Texts, nulled
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.family import Family, Fields
 from cca_ray.models.likelihood import Scorer
-from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, save_official
+from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, save_official, tied_in
 from cca_ray.registry import FAMILIES
 from cca_ray.testing.fake_graphs import FakeRecorder
 from cca_ray.testing.family_pair import CLASSES, CODES, CPU, Computing, Pair, check_decoder, tensors_in
@@ -79,8 +79,8 @@ class FamilyConformance:
             FAMILIES.add(cls.family, type(cls.family).__module__)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            tokenizer = build_tokenizer(name, **cls.tokens_config()).requires_grad_(False)
-            model = build(name, cls.smallest(), tokenizer, **cls.shape(tokenizer)).requires_grad_(False)
+            tokenizer = build_tokenizer(name, **cls.tokens_config()).requires_grad_(False).eval()
+            model = build(name, cls.smallest(), tokenizer, **cls.shape(tokenizer)).requires_grad_(False).eval()
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     torch.nn.init.normal_(parameter, std=0.3)
@@ -139,6 +139,11 @@ class FamilyConformance:
         """To a card: register as buffers what are no parameters."""
         assert not stranded(pair.model)
         assert not stranded(pair.tokenizer)
+
+    def test_every_weight_has_one_name(self, pair: Pair) -> None:
+        """A file has a tensor a name: tied weights would be untied by loading."""
+        assert tied_in(pair.model) is None
+        assert tied_in(pair.tokenizer) is None
 
     def test_logits_have_a_row_for_every_token(self, pair: Pair, computing: Computing) -> None:
         condition, tokens = pair.some()
@@ -306,6 +311,17 @@ class FamilyConformance:
         assert torch.equal(again(condition, tokens), pair.model(condition, tokens))
         codes = load_tokenizer(self.family.name, tmp_path / f"tokenizer.{ending}").encode(self.images(2))
         assert torch.equal(codes, pair.tokenizer.encode(self.images(2)))
+
+    def test_what_is_loaded_makes_of_an_image_the_same_whatever_is_beside_it(self, pair: Pair, tmp_path: Path) -> None:
+        save_official(pair.model, tmp_path / "model.pth")
+        save_official(pair.tokenizer, tmp_path / "tokenizer.pth")
+        model = self.load(tmp_path / "model.pth", tmp_path / "tokenizer.pth").requires_grad_(False)
+        tokenizer = load_tokenizer(self.family.name, tmp_path / "tokenizer.pth")
+        (condition, tokens), images = pair.some(), self.images(4)
+        assert torch.equal(tokenizer.encode(images[1:2]), tokenizer.encode(images)[1:2])
+        torch.testing.assert_close(tokenizer.decode(tokens[1:2]), tokenizer.decode(tokens)[1:2], rtol=1e-4, atol=1e-4)
+        alone, together = model(condition[1:2], tokens[1:2]), model(condition, tokens)[1:2]
+        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
 
     def test_the_official_code_finds_the_weights_in_what_is_saved(self, pair: Pair, tmp_path: Path) -> None:
         """As the file itself, or under "model"; strictly."""

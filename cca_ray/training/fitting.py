@@ -184,6 +184,8 @@ class Fit:
         self.optimizer.step()
         if self.averaged is not self.network:
             update_ema(weights_of(self.averaged), self.network, self.recipe.ema_decay, step)
+            for mine, now in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
+                mine.copy_(now)  # what layers count, such as a BatchNorm's statistics, is a mean already
         self.position = self.position.model_copy(update={"step": step + 1})
 
     def look(self, note: Callable[[str], None]) -> None:
@@ -194,7 +196,8 @@ class Fit:
         before, step, spell = self.position, self.position.step, self.recipe.steps_per_epoch
         if self.held_out is None or (step % (self.held_out.epochs * spell) and step < self.total):
             return
-        loss = self.held_out.loss(self.averaged)
+        loss = self.held_out.loss(self.averaged.eval())
+        self.averaged.train()
         if not math.isfinite(loss):
             raise ValueError(f"the validation loss is {loss:g} after {step} steps: use a smaller learning rate")
         if loss < before.best_loss:

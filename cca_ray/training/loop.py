@@ -18,10 +18,10 @@ from PIL import Image
 
 from cca_ray.cluster.device import free_memory, give_back
 from cca_ray.cluster.load import load_here
-from cca_ray.cluster.placement import TYPE, accelerator_of, devices, is_out_of_memory, micro_batch_size
+from cca_ray.cluster.placement import TYPE, accelerator_of, devices, micro_batch_size
 from cca_ray.config import ResolvedStudy
 from cca_ray.contracts import Attempt, RungScore, TrialReport
-from cca_ray.errors import Stuck
+from cca_ray.errors import Stuck, is_out_of_memory
 from cca_ray.evaluation.sampler import image_grid
 from cca_ray.evaluation.scoring import Scoring, protocol_of, score
 from cca_ray.evaluation.thrift import no_room

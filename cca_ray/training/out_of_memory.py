@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import Field
+
 from cca_ray.cluster.placement import accelerator_of, micro_batch_size, smaller_micro_batch
 from cca_ray.contracts import Contract
 from cca_ray.errors import reading
@@ -16,7 +18,7 @@ HALVINGS = 2  # of the micro-batch, when memory runs out
 class Halved(Contract):
     """What such a file says: the micro-batch, and after how many halvings."""
 
-    micro_batch: int
+    micro_batch: int = Field(ge=1)
     halvings: int
 
 
@@ -33,11 +35,17 @@ def halvings_of(job: Job) -> Path:
 
 
 def smaller(job: Job) -> Job:
-    """The job with the micro-batch that it was given after memory had run out, if it had."""
-    marker = halvings_of(job)
+    """The job with the micro-batch that it was given after memory had run out, if it had.
+
+    Its user may have placed it anew since: a smaller micro-batch of theirs holds, and what no longer cuts a worker's
+    share evenly becomes the next size that does. ValueError if the global batch cannot be cut evenly.
+    """
+    marker, placement, total = halvings_of(job), job.config.placement, job.train.global_batch
     if not pull(marker):
         return job
-    placement = job.config.placement.model_copy(update={"micro_batch": read_halved(marker).micro_batch})
+    share, most = total // placement.workers, min(micro_batch_size(placement, total), read_halved(marker).micro_batch)
+    size = next(size for size in range(most, 0, -1) if share % size == 0)
+    placement = placement.model_copy(update={"micro_batch": size})
     return replace(job, config=job.config.model_copy(update={"placement": placement}))
 
 
@@ -53,7 +61,9 @@ def shrink(job: Job, tried: Job | None = None) -> bool:
     marker, present = halvings_of(job), smaller(job)
     if tried is not None and size_of(present) < size_of(tried):
         return True
-    halvings = read_halved(marker).halvings if pull(marker) else 0
+    kept = read_halved(marker) if pull(marker) else None
+    # What the user has placed anew with no more than the kept size has not been halved yet.
+    halvings = kept.halvings if kept is not None and kept.micro_batch < size_of(job) else 0
     size = smaller_micro_batch(present.config.placement, job.train.global_batch)
     if size is None or halvings >= HALVINGS:
         return False

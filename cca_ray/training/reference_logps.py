@@ -68,17 +68,20 @@ def parts_of(images: int, epochs: int, size: int = PART_PAIRS) -> list[Part]:
 
 
 def table_key(
-    model_digest: str, data: TokenSet, null_ratio: float, seed: int, precision: str, order: TokenOrder = "raster"
-) -> str:
+    model_digest: str, data: TokenSet, null_ratio: float, seed: int, precision: str, order: TokenOrder = "raster",
+    code: str = "",
+) -> str:  # fmt: skip
     """Names the table of these weights, tokens and pairs, scored in this precision (that of `placement`).
 
-    The order of tokens counts where it is not raster: tables of earlier versions keep their names.
+    `code`: the digest of a plug-in's source, if the family is one's. It counts where it is given, the order of tokens
+    where it is not raster: tables of earlier versions keep their names.
     """
-    content = json.dumps([model_digest, data.digest, null_ratio, seed, precision, *([order] * (order != "raster"))])
+    added = [*([order] * (order != "raster")), *([code] * bool(code))]
+    content = json.dumps([model_digest, data.digest, null_ratio, seed, precision, *added])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: an objective may multiply what it trains by these
 def pair_logps(scorer: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """log p of a batch's images under the true and under the negative conditions, [B] each, in one forward pass.
 

@@ -14,6 +14,7 @@ from cca_ray.evaluation.scoring import Scoring, load_base, load_tokens, protocol
 from cca_ray.models.base import Model
 from cca_ray.models.files import digest_of_weights
 from cca_ray.models.parallel import Group, Passes, Weights, distribute, weights_of, whole_model
+from cca_ray.registry import owner_of
 from cca_ray.training.checkpoint import Settings
 from cca_ray.training.job import Job
 from cca_ray.training.objectives import Objective, objective_of
@@ -49,7 +50,10 @@ class Loop:
 
 
 def reference_key(base_digest: str, config: ResolvedStudy, train: Train, data: TokenSet) -> str:
-    return table_key(base_digest, data, train.null_ratio, train.seed, precision_of(config.placement), config.data.order)
+    """Names the reference's table of this study: see `table_key`. Weights mean nothing without a plug-in's own code."""
+    owner, precision = owner_of("family", config.base.family), precision_of(config.placement)
+    code = owner.digest if owner else ""
+    return table_key(base_digest, data, train.null_ratio, train.seed, precision, config.data.order, code)
 
 
 def prepare(job: Job, group: Group) -> Loop:
@@ -79,6 +83,7 @@ def laid_out(
     """A fine-tuning of what is loaded already. `frozen`: the reference, where it has no table."""
     train, placement, objective = job.train, job.config.placement, objective_of(job.train)
     pairs = micro_batch_size(placement, train.global_batch)
+    model.train()  # it was loaded to be scored, as the reference is
     live = distribute(frozen.requires_grad_(False), placement, group, Passes(2 * pairs)) if frozen else None
     scorer = distribute(model, placement, group, Passes(2 * pairs if objective.pairs else pairs, train.dropout))
     return Loop(

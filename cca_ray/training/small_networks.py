@@ -19,7 +19,7 @@ from cca_ray.models.base import Model, Tokenizer
 from cca_ray.models.codebook import Codebook
 from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.family import Family
-from cca_ray.models.official import build
+from cca_ray.models.official import build, refuse_tied
 from cca_ray.training.fitting import Fit, HeldOut, Hooks, Keeping, Recipe
 
 SEED = 0  # of tokenizer and feature network: bases of all seeds are models of the same tokens, measured alike
@@ -51,11 +51,13 @@ class NullConditions:
 
 
 def blank_tokenizer(family: Family, settings: Pretrain) -> Tokenizer:
-    """A small tokenizer with random weights, always the same."""
+    """A small tokenizer with random weights, always the same. ValueError if it ties weights."""
     config = family.small_tokenizer(settings)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        return family.parts().tokenizer(config)
+        tokenizer = family.parts().tokenizer(config)
+    refuse_tied(tokenizer, family.name)
+    return tokenizer
 
 
 def train_tokenizer(data: LabelledImages, family: Family, settings: Pretrain, making: Making) -> Tokenizer:

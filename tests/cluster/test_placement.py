@@ -16,13 +16,13 @@ from cca_ray.cluster.placement import (
     epoch_hours,
     exchange_seconds,
     in_this_process,
-    is_out_of_memory,
     memory_gib,
     micro_batch_size,
     ways,
     ways_by_arithmetic,
     worker_resources,
 )
+from cca_ray.errors import is_out_of_memory
 from cca_ray.inputs import SPACES
 from cca_ray.models.family import family_of
 from cca_ray.models.official import configure, parameters

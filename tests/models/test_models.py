@@ -1,9 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from cca_ray.models.family import Parts
+from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
+from cca_ray.models.llamagen_family import LlamaGenFamily
+from cca_ray.models.llamagen_vq import LlamaGenVQ, VQConfig
 from cca_ray.models.official import build, build_tokenizer, load_official, load_tokenizer, parameters, save_official
+from cca_ray.registry import FAMILIES
 
 SMALL = dict(num_classes=10, vocab_size=64, block_size=16)
 
@@ -35,6 +41,40 @@ def test_the_five_official_sizes_at_three_resolutions(size: str, count: int, pix
     assert parameters(model) == count
     assert (model.config.grid, model.config.block_size) == (grid, grid**2)
     assert model.rope.shape[0] == grid**2 + 1
+
+
+class Tied(LlamaGen):
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__(config)
+        self.output.weight = self.tok_embeddings.weight
+
+
+class SharedBlock(LlamaGenVQ):
+    def __init__(self, config: VQConfig):
+        super().__init__(config)
+        self.decoder.norm_out = self.encoder.norm_out
+
+
+class Tying(LlamaGenFamily):
+    name = "tying"
+
+    def parts(self) -> Parts:
+        return replace(super().parts(), model=Tied, tokenizer=SharedBlock)
+
+
+def test_tied_weights_which_loading_would_untie_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(FAMILIES.found, "tying", Tying())
+    tied = r"family tying: Tied ties output\.weight to tok_embeddings\.weight, and loading unties them: give each"
+    with pytest.raises(ValueError, match=tied) as error:
+        build("tying", "S", **SMALL)
+    assert "\n" not in str(error.value)
+    save_official(build("llamagen", "S", **SMALL), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=tied):
+        load_official("tying", "S", tmp_path / "model.pt")
+    tokenizer = build_tokenizer("llamagen", codebook_size=32, ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
+    save_official(tokenizer, tmp_path / "tokenizer.pt")
+    with pytest.raises(ValueError, match=r"SharedBlock ties decoder\.norm_out\.weight to encoder\.norm_out\.weight"):
+        load_tokenizer("tying", tmp_path / "tokenizer.pt")
 
 
 def test_an_official_file_says_its_classes_codes_and_tokens(tmp_path: Path):

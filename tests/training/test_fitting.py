@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,24 @@ def test_a_damaged_file_is_told(tmp_path: Path):
 def test_a_training_that_diverged_is_told(loss: float):
     with pytest.raises(ValueError, match=r"the validation loss is .* after 8 steps: use a smaller learning rate"):
         Watched(script=[1.0, loss]).run()
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_what_is_held_out_is_scored_as_it_will_be_sampled(ema_decay: float):
+    """A plug-in's network may have layers that mix the rows of a batch while they train, and count what they saw."""
+    net, modes = nn.Sequential(nn.BatchNorm1d(3), network()), list[bool]()
+    recipe = replace(RECIPE, epochs=2, ema_decay=ema_decay)
+
+    def held_out(some: nn.Module) -> float:
+        modes.append(some.training)
+        return -float(len(modes))  # the last weights are the best
+
+    def loss_of(index: Tensor, step: int) -> Tensor:
+        assert net.training
+        return loss_on(net, index)
+
+    fit = Fit(net, loss_of, recipe, HeldOut(held_out))
+    fit.run(Hooks(lambda step, steps: None))
+    assert modes == [False, False]
+    assert all(map(torch.equal, fit.averaged.buffers(), net.buffers()))
+    assert all(counted.any() for counted in net.buffers())

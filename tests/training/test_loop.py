@@ -38,6 +38,7 @@ from cca_ray.training.job import Job
 from cca_ray.training.loop import fine_tune
 from cca_ray.training.objectives import Objective, ScoredPairs
 from cca_ray.training.out_of_memory import shrink, smaller
+from cca_ray.training.setup import prepare
 from cca_ray.training.step import Diverged
 from tests.conftest import MakeStudy
 
@@ -103,6 +104,15 @@ def assert_same_run(folder: Path, reports: list[TrialReport], whole) -> None:
         np.testing.assert_array_equal(
             np.asarray(Image.open(score_at(report).grid)), np.asarray(Image.open(score_at(other).grid))
         )
+
+
+def test_only_the_model_that_is_trained_is_in_training_mode(make_study: MakeStudy, tmp_path: Path):
+    """A plug-in may have layers for which that makes a difference."""
+    config = make_study(train=LIVE)
+    loop = prepare(Job(config, config.train, tmp_path), Group())
+    assert loop.frozen is not None
+    networks = loop.model, loop.frozen.get_submodule("model"), loop.scored_model(), loop.scoring.tokenizer
+    assert [network.training for network in networks] == [True, False, False, False]
 
 
 def test_accumulation_changes_no_result(whole, tmp_path: Path):

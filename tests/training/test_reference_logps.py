@@ -1,9 +1,12 @@
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from cca_ray.data.pairs import gather, plan_epoch
 from cca_ray.data.tokens import TokenSet, read_token_set
@@ -50,6 +53,18 @@ def test_the_table_holds_what_the_frozen_model_says(scorer: Scorer, data: TokenS
     for found, live in zip(table.of(1, batch), pair_logps(scorer, batch), strict=True):
         torch.testing.assert_close(found, live, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(table.positive[0], table.negative[0])
+
+
+@pytest.mark.parametrize("joined", [torch.mul, torch.maximum, F.mse_loss])
+def test_a_live_reference_may_be_multiplied_by_what_is_trained(
+    scorer: Scorer, data: TokenSet, joined: Callable[[Tensor, Tensor], Tensor]
+):
+    """An objective does so that is squared or weighted; only a difference keeps nothing for the backward pass."""
+    plan = plan_epoch(data.labels, 1, scorer.model.null_label, 0.1, seed=3, epoch=0)
+    trained = torch.zeros(4, requires_grad=True)
+    for logps in pair_logps(scorer, gather(data, plan, np.arange(4))):
+        assert not logps.requires_grad
+        joined(trained, logps).sum().backward()
 
 
 def test_a_table_of_shuffled_tokens_holds_what_the_frozen_model_says_of_them(rar_files: BaseFiles):
@@ -132,6 +147,7 @@ def test_who_comes_second_waits_and_finds_it_made(tmp_path: Path):
 
 def test_the_key_follows_all_it_depends_on(data: TokenSet):
     arguments = [("w", 0.1, 0, "auto"), ("v", 0.1, 0, "auto"), ("w", 0.2, 0, "auto"), ("w", 0.1, 1, "auto"),
-                 ("w", 0.1, 0, "float32"), ("w", 0.1, 0, "auto", "random")]  # fmt: skip
-    assert len({table_key(weights, data, *pairing) for weights, *pairing in arguments}) == 6
+                 ("w", 0.1, 0, "float32"), ("w", 0.1, 0, "auto", "random"), ("w", 0.1, 0, "auto", "raster", "code"),
+                 ("w", 0.1, 0, "auto", "random", "code")]  # fmt: skip
+    assert len({table_key(weights, data, *pairing) for weights, *pairing in arguments}) == len(arguments)
     assert table_key("w", data, 0.1, 0, "auto", "raster") == table_key("w", data, 0.1, 0, "auto")
