@@ -90,7 +90,9 @@ def test_samples_are_not_compared_with_images_of_another_size(make_study: MakeSt
     extractor = copy(scoring.extractor)
     extractor.image_size = None  # takes images of any size, as Inception does
     larger = replace(scoring, extractor=extractor, reference=replace(scoring.reference, image_size=16))
-    with pytest.raises(ValueError, match=r"of images 16 pixels wide, but the samples are 8 wide; set score.image_size=16"):
+    with pytest.raises(
+        ValueError, match=r"of images 16 pixels wide, but the samples are 8 wide; set score.image_size=16"
+    ):
         protocol_of(config, larger, 40)
     resized = config.model_copy(update={"score": config.score.model_copy(update={"image_size": 16})})
     assert protocol_of(resized, larger, 40).image_size == 16
