@@ -106,7 +106,8 @@ class Console:
         self.noted = ""
         self.patience: Patience | None = None
         self.said = self.started  # the last line
-        self.lock = threading.RLock()  # MLflow's thread speaks too
+        self.crowded = False  # what is kept below has taken the place of bars: progress is lines until `clear`
+        self.lock = threading.RLock()  # MLflow's thread speaks too, and sizes that run side by side
 
     def say(self, text: str) -> None:
         text = without_secrets(text)
@@ -126,13 +127,17 @@ class Console:
         """`done` of `total` steps of `what`."""
         if self.quiet:
             return
-        if not self.terminal:
+        with self.lock:
+            if self.terminal and not self.crowded:
+                self.draw_bar(what, done, total)
+                return
             now = time.monotonic()
             pace = self.paces.setdefault(what, Pace(now, done))
             if pace.due(now, done, total):
                 parts = (f"{what}  {100 * done // total} %", self.noted, pace.left(now, done, total))
                 self.say(", ".join(filter(None, parts)))
-            return
+
+    def draw_bar(self, what: str, done: int, total: int) -> None:
         if self.bars is None:
             self.clear()
             self.bars = Progress(
@@ -167,6 +172,7 @@ class Console:
             if not self.terminal and not self.quiet and self.patience is None:
                 self.patience = Patience(doing, lambda: self.said, self.say)
             if self.terminal and self.live is None:
+                self.crowded = self.bars is not None
                 self.close_bars()
                 self.live = Live(get_renderable=draw, console=self.rich, refresh_per_second=2, transient=True)
                 self.live.start()
@@ -184,7 +190,7 @@ class Console:
     def clear(self) -> None:
         """Take away what is kept below the lines."""
         with self.lock:
-            live, self.live = self.live, None
+            live, self.live, self.crowded = self.live, None, False
             if self.patience is not None:
                 self.patience.end()
                 self.patience = None
