@@ -24,7 +24,7 @@ import typer
 import yaml
 
 from cca_ray.cluster.placement import check_cuts
-from cca_ray.cluster.queue import nodes_now
+from cca_ray.cluster.queue import begin_in_queue, nodes_now
 from cca_ray.cluster.ray_compat import IN_A_JOB
 from cca_ray.cluster.session import remove_leaked_groups
 from cca_ray.cluster.stopping import Stop, end_process, heeding_signals, interrupt
@@ -113,6 +113,14 @@ def fresh_name(name: str, storage: Path) -> str:
     return candidate
 
 
+def free_what_died(folder: Path, configs: Sequence[StudyConfig], say: Callable[[str], None]) -> None:
+    """What dead studies had reserved, and this one's earlier driver, on a cluster that is here after us."""
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        remove_leaked_groups(say)
+    if any(config.placement.accelerators for config in configs):
+        begin_in_queue(folder / "trials")
+
+
 def search(
     folder: Path, uri: str, configs: list[StudyConfig], budget: Budget, side_by_side: bool, console: Console,
     again: Callable[[int], None] = end_process,
@@ -142,8 +150,7 @@ def search(
             stop = Stop()
             with ray_session(lambda: stop.ask(LOST_S), log, logging.INFO), heeding_signals(stop, again):
                 console.clear()
-                if os.environ.get("RAY_ADDRESS", "local") != "local":  # a cluster that is here after us
-                    remove_leaked_groups(console.say)
+                free_what_died(folder, configs, console.say)
                 for line in plan_of(configs, storage, name, nodes_now(), budget.minutes, budget.device_hours):
                     console.say(line)
                 study = Study(name, folder, trackers, console, window)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -28,7 +29,7 @@ REFUSED_S = 60.0  # how long a way is not tried again that Ray could not start, 
 GONE_S = 60.0  # after which who no longer asks is out of the queue
 QUIET_S = 60.0  # in which no trial came or went before a card is idle: the next trial takes some time to start
 DEAD_S = 120.0  # after which a study that was not heard of is dead, and holds nothing
-NAME = "queue-4"  # of the actor; the number is that of its methods: studies of other versions wait in their own queue
+NAME = "queue-5"  # of the actor; the number is that of its methods: studies of other versions wait in their own queue
 
 
 @dataclass(frozen=True)
@@ -205,15 +206,20 @@ class CardQueue:
         self.heard: dict[str, float] = {}  # study -> when it gave its last sign of life
         self.moved = time.monotonic()  # when a trial last came or went
 
+    def begin(self, study: str) -> None:
+        """It has a new driver, so that none of its trials runs: what the one before held and waited for is free."""
+        for key in [key for key in self.order if study_of(key) == study]:
+            self.forget(key)
+
     def ask(self, key: str, placement: Placement) -> Answer:
         """Whether a trial may start now."""
-        if key in self.held:
-            return Answer(self.held[key])
+        if way := self.way_of(key, placement):
+            return Answer(way)
         now = time.monotonic()
         if key not in self.waiting:
             self.moved = now
         waiting = self.waiting.setdefault(key, Waiting(ways(placement), now, now))
-        waiting.asked = now
+        waiting.ways, waiting.asked = ways(placement), now
         nodes = self.serve(key, now)
         if key in self.held or not may_grow(nodes):
             return Answer(self.held.get(key))
@@ -222,8 +228,14 @@ class CardQueue:
     def ask_last(self, key: str, placement: Placement) -> Placement | None:
         """The way that what is no trial may take now: it comes behind all trials, and no node is started for it."""
         now = time.monotonic()
-        if key not in self.held and now - self.moved >= QUIET_S:
+        if not self.way_of(key, placement) and now - self.moved >= QUIET_S:
             self.serve(key, now, {key: ways(placement)})
+        return self.held.get(key)
+
+    def way_of(self, key: str, placement: Placement) -> Placement | None:
+        """The way that it holds. One that its placement does not list, or no longer, is given back."""
+        if key in self.held and self.held[key] not in ways(placement):
+            self.release(key)
         return self.held.get(key)
 
     def serve(self, key: str, now: float, last: Mapping[str, Sequence[Placement]] = MappingProxyType({})) -> list[Node]:
@@ -288,6 +300,11 @@ def queue_of_the_cluster() -> Any:
     where = {"name": NAME, "namespace": "cca_ray", "lifetime": "detached", "get_if_exists": True}
     alone = {"num_cpus": 0, "resources": ON_THE_HEAD, "max_restarts": -1, "max_task_retries": -1}
     return ray.remote(CardQueue).options(**where, **alone).remote()
+
+
+def begin_in_queue(trials: Path) -> None:
+    """Say that the study of this folder of trials has a new driver, and no trial of it runs. See `CardQueue.begin`."""
+    ray.get(queue_of_the_cluster().begin.remote(str(trials)))
 
 
 def wait_in_queue(placer: Any, key: str, placement: Placement) -> Placement:
