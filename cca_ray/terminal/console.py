@@ -30,7 +30,7 @@ from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import local_path
 from cca_ray.terminal.pace import Pace
 from cca_ray.terminal.patience import Patience
-from cca_ray.terminal.stream import lenient_output
+from cca_ray.terminal.stream import lenient, lenient_output
 
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 PROGRAM = "cca-ray"
@@ -95,7 +95,7 @@ class Console:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.stream, self.quiet = stream or sys.stdout, quiet
+        self.stream, self.quiet = lenient(stream or sys.stdout), quiet
         self.rich = RichConsole(file=self.stream, highlight=False)
         self.terminal = self.stream.isatty() and not self.rich.is_dumb_terminal and not quiet
         self.started = time.monotonic()
@@ -106,7 +106,8 @@ class Console:
         self.noted = ""
         self.patience: Patience | None = None
         self.said = self.started  # the last line
-        self.lock = threading.RLock()  # MLflow's thread speaks too
+        self.crowded = False  # what is kept below has taken the place of bars: progress is lines until `clear`
+        self.lock = threading.RLock()  # MLflow's thread speaks too, and sizes that run side by side
 
     def say(self, text: str) -> None:
         text = without_secrets(text)
@@ -126,13 +127,17 @@ class Console:
         """`done` of `total` steps of `what`."""
         if self.quiet:
             return
-        if not self.terminal:
+        with self.lock:
+            if self.terminal and not self.crowded:
+                self.draw_bar(what, done, total)
+                return
             now = time.monotonic()
             pace = self.paces.setdefault(what, Pace(now, done))
             if pace.due(now, done, total):
                 parts = (f"{what}  {100 * done // total} %", self.noted, pace.left(now, done, total))
                 self.say(", ".join(filter(None, parts)))
-            return
+
+    def draw_bar(self, what: str, done: int, total: int) -> None:
         if self.bars is None:
             self.clear()
             self.bars = Progress(
@@ -167,6 +172,7 @@ class Console:
             if not self.terminal and not self.quiet and self.patience is None:
                 self.patience = Patience(doing, lambda: self.said, self.say)
             if self.terminal and self.live is None:
+                self.crowded = self.bars is not None
                 self.close_bars()
                 self.live = Live(get_renderable=draw, console=self.rich, refresh_per_second=2, transient=True)
                 self.live.start()
@@ -184,7 +190,7 @@ class Console:
     def clear(self) -> None:
         """Take away what is kept below the lines."""
         with self.lock:
-            live, self.live = self.live, None
+            live, self.live, self.crowded = self.live, None, False
             if self.patience is not None:
                 self.patience.end()
                 self.patience = None
@@ -228,6 +234,8 @@ def run_command(command: Any, arguments: list[str] | None = None, program: str |
     with lenient_output() as (out, _):
         try:
             code = command.main(arguments, prog_name=program, standalone_mode=False)
+        except typer.Abort:  # Ctrl-C or Ctrl-D at a question: who asks says what became of it
+            sys.exit(INTERRUPTED)
         except Exception as error:
             message = error.format_message() if isinstance(error, typer.TyperException) else user_message(error)
             if message is None:  # a fault of ours

@@ -5,11 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from rich.progress import TaskID
 from rich.text import Text
 
 import cca_ray
@@ -97,6 +99,48 @@ def test_while_something_is_waited_for_a_terminal_counts_the_seconds(
     assert console.live is None
     console.close_bars()
     assert "starting Ray, 3 s" in terminal.getvalue()
+
+
+def test_progress_beside_what_another_thread_keeps_below_is_lines_and_leaves_one_bar(terminal: Terminal):
+    """As `tune --side-by-side`: a base is made while another size is searched."""
+    console = Console(terminal)
+    console.progress("base", 1, 100)
+    for done in range(2, 101):
+        console.keep_below(lambda: Text("3 of 5 trials"), lambda: ("search", "3 of 5"))
+        console.progress("base", done, 100)
+    assert terminal.getvalue().count("━") < 50  # of one bar, which fills 80 columns with the rest
+    assert [line.split("s  ")[1] for line in terminal.getvalue().splitlines() if "s  base" in line] == [
+        "base  25 %", "base  50 %", "base  75 %", "base  100 %"
+    ]  # fmt: skip
+    console.clear()
+    console.progress("base", 100, 100)
+    assert console.bars is not None  # the next has them again
+    console.close_bars()
+
+
+@pytest.mark.parametrize("other", ["say", "keep_below"])
+def test_bars_outlive_what_other_threads_do_to_them(terminal: Terminal, other: str):
+    """A thread that comes between a bar's opening and its drawing waits."""
+    console, came = Console(terminal), list[threading.Thread]()
+
+    def come() -> None:
+        if other == "say":
+            console.say("MLflow is back")
+        else:
+            console.keep_below(lambda: Text("3 of 5 trials"), lambda: ("search", "3 of 5"))
+
+    class Tasks(dict[str, TaskID]):
+        def __contains__(self, what: object) -> bool:
+            came.append(threading.Thread(target=come))
+            came[-1].start()
+            came[-1].join(0.3)
+            return super().__contains__(what)
+
+    console.tasks = Tasks()
+    console.progress("base", 1, 100)
+    came[0].join()
+    console.clear()
+    console.close_bars()
 
 
 def test_elsewhere_nothing_is_kept_below():
