@@ -12,7 +12,7 @@ from PIL import Image
 
 from cca_ray import report
 from cca_ray.contracts import FID, Difference, Edge, MetricInfo, MlflowNames, ModelScore, SizeSummary, StudySummary
-from cca_ray.reporting.asked import Named, write_asked
+from cca_ray.reporting.asked import Asked, Named, write_asked
 from cca_ray.reporting.results import picture_of, read_study
 from cca_ray.reporting.summary import TITLES, picture, report_at_end, table, write_summary
 from cca_ray.reporting.text import closing, warnings
@@ -224,11 +224,11 @@ def test_a_size_that_has_not_finished_says_so_and_shows_what_there_is(page: Page
 
 
 def test_a_size_that_never_began_is_named_where_the_outcome_is_told(storage: Path, tmp_path: Path):
-    two = replace(read_study(storage, "two"), asked=("digits_s", "digits_m"))
+    two = replace(read_study(storage, "two"), asked=Asked(sizes=("digits_s", "digits_m")))
     text = Page(report.write_report([two], tmp_path / "two")).text
     assert "1 of its sizes has not finished: digits_m." in text
     assert "two, digits_m: not begun." in text
-    one = replace(read_study(storage, "one"), asked=("digits_s", "digits_m", "digits_var"))
+    one = replace(read_study(storage, "one"), asked=Asked(sizes=("digits_s", "digits_m", "digits_var")))
     text = Page(report.write_report([one], tmp_path / "one")).text
     assert "2 of its sizes have not finished: digits_m, digits_var." in text
     assert text.count("not begun") == 1
