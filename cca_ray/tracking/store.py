@@ -5,6 +5,7 @@ With the files beside it the only importer of mlflow.
 
 import json
 import os
+import ssl
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -61,7 +62,10 @@ PROXY_ANSWERS = {403, 407, 502, 503, 504}  # HTTP's answers that a proxy gives w
 
 
 def reach(url: str, timeout_s: float = 10.0) -> None:
-    """Ask a server once. Raises OSError if none is there, or a proxy is in the way; around one to this very machine."""
+    """Ask a server once. Raises OSError if none is there, or a proxy is in the way; around one to this very machine.
+
+    What TLS refuses has answered: MLflow's client, which has its own settings for certificates, is the one to judge.
+    """
     place = urlsplit(url)
     user, _, host = place.netloc.rpartition("@")
     name = place.hostname or ""
@@ -76,6 +80,8 @@ def reach(url: str, timeout_s: float = 10.0) -> None:
         if proxy and error.code in PROXY_ANSWERS:
             raise ConnectionError(f"{error}; {by_way_of(proxy, place.scheme, name)}") from None
     except OSError as error:
+        if any(isinstance(part, ssl.SSLError) for part in (error, getattr(error, "reason", None))):
+            return
         if proxy:
             raise ConnectionError(
                 f"{getattr(error, 'reason', error)}; {by_way_of(proxy, place.scheme, name)}"

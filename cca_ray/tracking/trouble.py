@@ -31,7 +31,7 @@ def cause(error: Exception) -> str:
     """One line; of a lost connection, which MLflow tells at length, only the cause."""
     line = first_line(error)
     if "Caused by" in line:
-        line = line.rsplit(": ", 1)[-1].strip("\"')")
+        line = line.rsplit(": ", 1)[-1].partition(" (_ssl.c")[0].strip("\"')")
     known = isinstance(error, (MlflowException, OSError, ValueError))
     return without_secrets(line if known else f"{type(error).__name__}: {line}")
 

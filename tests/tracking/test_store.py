@@ -1,14 +1,18 @@
-"""The way to an MLflow server: real HTTP, with a proxy in the environment that lets nothing through."""
+"""The way to an MLflow server: real HTTP, with a proxy in the environment that lets nothing through, and HTTPS."""
 
 import os
+import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
+from werkzeug.serving import make_ssl_devcert
 
-from cca_ray.tracking.store import reach
+from cca_ray.tracking.store import Store, reach
+from cca_ray.tracking.tracker import Tracker
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -26,10 +30,19 @@ class Refuse(Answer):
     code = 503
 
 
-def serving(answer: type[Answer]) -> Iterator[str]:
+class AnExperiment(Answer):
+    def do_GET(self) -> None:
+        super().do_GET()
+        known = '"experiment_id": "7", "name": "study", "artifact_location": "mlflow-artifacts:/7"'
+        self.wfile.write(f'{{"experiment": {{{known}, "lifecycle_stage": "active"}}}}'.encode())
+
+
+def serving(answer: type[Answer], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     with HTTPServer(("127.0.0.1", 0), answer) as server:
+        if tls:  # the handshake in the first reading, so that one that fails is that request's end only
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"https://localhost:{server.server_port}" if tls else f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
@@ -70,3 +83,47 @@ def test_a_proxy_that_is_not_there_is_named_with_the_cure(proxy: str, monkeypatc
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"refused; .*http_proxy=http://127\.0\.0\.1:9: set no_proxy=mlflow\.example"):
         reach("http://mlflow.example:5000")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> str:
+    """Its own authority, which no system knows; the key is beside it, and the name is localhost."""
+    return make_ssl_devcert(str(tmp_path / "private"), cn="localhost")[0]
+
+
+@pytest.fixture(params=["server", "client too"])
+def private(request: pytest.FixtureRequest, certificate: str) -> Iterator[str]:
+    """A server with this certificate, which may want the client to show one too."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, certificate.replace(".crt", ".key"))
+    if request.param == "client too":
+        tls.verify_mode = ssl.CERT_REQUIRED
+        tls.load_verify_locations(certificate)
+    yield from serving(AnExperiment, tls)
+
+
+TRUSTING = {"MLFLOW_TRACKING_SERVER_CERT_PATH": "", "MLFLOW_TRACKING_INSECURE_TLS": "true", "REQUESTS_CA_BUNDLE": ""}
+
+
+@pytest.mark.parametrize("private", ["server"], indirect=True)
+@pytest.mark.parametrize("name", TRUSTING)
+def test_a_certificate_that_mlflow_is_told_of_is_taken(private: str, certificate: str, name: str, monkeypatch):
+    monkeypatch.setenv(name, TRUSTING[name] or certificate)
+    store = Store(private, "study", None, print)
+    store.open()
+    assert store.experiment_id == "7"
+
+
+def test_a_server_whose_certificate_we_do_not_know_has_answered(private: str):
+    reach(private)
+
+
+def test_a_server_that_wants_our_certificate_has_answered(private: str, certificate: str, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)  # which the system then knows, and so the handshake goes on
+    reach(private)
+
+
+@pytest.mark.parametrize("private", ["server"], indirect=True)
+def test_a_certificate_that_nobody_vouches_for_is_one_line(private: str):
+    with pytest.raises(ValueError, match=f"^MLflow at {private} cannot be used: self-signed certificate$"):
+        Tracker(private, "study")
