@@ -181,7 +181,7 @@ def resume(
         reports = [read_report(report, logged) for report in content["reports"]] if same else []
         progress = Progress(content["step"], content["seconds"], reports, content["device_seconds"])
     if not same:
-        raise ValueError(f"{path}: belongs to another fine-tuning; delete it, or use another name")
+        raise ValueError(f"{path}: belongs to another fine-tuning; delete it, or use another name (of train: --out)")
     restore(model, optimizer, (content["model"], content["optimizer"]))
     if ema is not None:
         with torch.no_grad():

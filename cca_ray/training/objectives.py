@@ -6,7 +6,7 @@ computed, for whoever only wants names and parameters does without.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import Field
@@ -17,6 +17,13 @@ from cca_ray.registry import OBJECTIVES
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def wanted(found: "Tensor | None", name: str) -> "Tensor":
+    """ValueError if it is not there: the objective, or what it logs, wants more than the objective says."""
+    if found is None:
+        raise ValueError(f"{name} is used by an objective that was made without: see its pairs=, reference= and log=")
+    return found
 
 
 @dataclass(frozen=True)
@@ -40,21 +47,18 @@ class ScoredPairs:
     @property
     def gap(self) -> "Tensor":
         """log p - log p_ref under the true condition."""
-        assert self.reference_logps is not None
-        return self.logps - self.reference_logps
+        return self.logps - wanted(self.reference_logps, "reference_logps")
 
     @property
     def negative_gap(self) -> "Tensor":
         """log p - log p_ref under the negative condition."""
-        assert self.negative_logps is not None
-        assert self.negative_reference_logps is not None
-        return self.negative_logps - self.negative_reference_logps
+        reference = wanted(self.negative_reference_logps, "negative_reference_logps")
+        return wanted(self.negative_logps, "negative_logps") - reference
 
     @property
     def counts_as_positive(self) -> "Tensor":
         """Pairs whose second term is a positive of weight 1: null-masked, or of equal labels (official code)."""
-        assert self.negative_labels is not None
-        return self.null | (self.labels == self.negative_labels)
+        return self.null | (self.labels == wanted(self.negative_labels, "negative_labels"))
 
 
 def reward_accuracy(pairs: ScoredPairs) -> "Tensor":
@@ -77,7 +81,7 @@ class Objective(Generic[P]):
 
     parameters: its own settings, further keys of `train`, with a default each. loss: of every pair [B].
     pairs: whether it needs negative conditions. reference: whether it needs log-likelihoods of the frozen base.
-    log: by name, what is logged beside the loss, of every pair [B].
+    log: by name, what is logged beside the loss, of every pair [B]; by default the rewards, where it has both.
     """
 
     name: str
@@ -86,7 +90,7 @@ class Objective(Generic[P]):
     loss: Callable[[ScoredPairs, P], "Tensor"]
     pairs: bool = True
     reference: bool = True
-    log: Logged = field(default_factory=lambda: REWARDS)
+    log: Logged | None = None
     kind: str = "objective"
 
     def __post_init__(self) -> None:
@@ -97,13 +101,20 @@ class Objective(Generic[P]):
             raise TypeError(f"objective {self.name}: every `train` has {', '.join(sorted(taken))} already")
 
     @property
+    def beside(self) -> Logged:
+        """What is logged beside the loss."""
+        if self.log is not None:
+            return self.log
+        return REWARDS if self.pairs and self.reference else {}
+
+    @property
     def logged(self) -> tuple[str, ...]:
         """Names of the values that a step logs."""
-        return ("loss", *self.log)
+        return ("loss", *self.beside)
 
     def values(self, pairs: ScoredPairs, parameters: P) -> "tuple[Tensor, ...]":
         """Of every pair [B], in the order of `logged`; the first is the loss."""
-        return self.loss(pairs, parameters), *(value(pairs) for value in self.log.values())
+        return self.loss(pairs, parameters), *(value(pairs) for value in self.beside.values())
 
 
 class CcaParameters(Strict):
@@ -163,7 +174,7 @@ def finetune_loss(pairs: ScoredPairs, own: NoParameters) -> "Tensor":
 CCA = Objective("cca", "CCA", CcaParameters, cca_loss)
 DPO = Objective("dpo", "DPO", DpoParameters, dpo_loss)
 UNLEARNING = Objective("unlearning", "unlearning", UnlearningParameters, unlearning_loss)
-FINETUNE = Objective("finetune", "plain fine-tuning", NoParameters, finetune_loss, pairs=False, reference=False, log={})
+FINETUNE = Objective("finetune", "plain fine-tuning", NoParameters, finetune_loss, pairs=False, reference=False)
 
 
 def objective_of(train: Train) -> Objective[Strict]:

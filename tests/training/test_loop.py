@@ -234,7 +234,7 @@ seen: list[tuple[bool, bool]] = []
 def test_an_objective_is_given_what_it_wants_and_no_more(
     make_study: MakeStudy, tmp_path: Path, pairs: bool, reference: bool
 ):
-    mine = Objective("mine", "mine", NoParameters, likelihood_loss, pairs, reference, log={})
+    mine = Objective("mine", "mine", NoParameters, likelihood_loss, pairs, reference)
     OBJECTIVES.add(mine, "my_pkg.mine")
     try:
         reports = run(make_study(train={**LIVE, "dropout": 0.1}), tmp_path, objective="mine")

@@ -14,8 +14,18 @@ from cca_ray.config import Train
 from cca_ray.contracts import Strict
 from cca_ray.models.likelihood import sequence_logps
 from cca_ray.registry import OBJECTIVES
-from cca_ray.testing.objective_conformance import ObjectiveConformance
-from cca_ray.training.objectives import CCA, DPO, FINETUNE, UNLEARNING, Objective, ScoredPairs, objective_of
+from cca_ray.testing.objective_conformance import ObjectiveConformance, some_pairs
+from cca_ray.training.objectives import (
+    CCA,
+    DPO,
+    FINETUNE,
+    UNLEARNING,
+    NoParameters,
+    Objective,
+    ScoredPairs,
+    finetune_loss,
+    objective_of,
+)
 from tests.conftest import golden
 
 OBJECTIVES_NPZ = golden("objectives.npz")
@@ -39,6 +49,30 @@ class TestUnlearning(ObjectiveConformance):
 
 class TestFinetune(ObjectiveConformance):
     objective = FINETUNE
+
+
+def lifted_loss(pairs: ScoredPairs, own: NoParameters) -> torch.Tensor:
+    return pairs.negative_logps - pairs.logps
+
+
+def anchored_loss(pairs: ScoredPairs, own: NoParameters) -> torch.Tensor:
+    return torch.nn.functional.mse_loss(pairs.logps, pairs.reference_logps, reduction="none")
+
+
+class TestOneWithoutReference(ObjectiveConformance):
+    objective = Objective("lifted", "lifted", NoParameters, lifted_loss, reference=False)
+
+
+class TestOneWithoutPairs(ObjectiveConformance):
+    objective = Objective("anchored", "anchored", NoParameters, anchored_loss, pairs=False)
+
+
+def test_an_objective_that_wants_more_than_it_says_is_told_in_a_line():
+    for log, name in (({}, "reference_logps"), ({"margin": lambda pairs: pairs.negative_gap}, "negative_reference")):
+        loss = finetune_loss if log else lambda pairs, own: pairs.gap
+        mine = Objective("mine", "mine", NoParameters, loss, pairs=False, reference=False, log=log)
+        with pytest.raises(ValueError, match=f"{name}.* is used by an objective that was made without: see its pairs="):
+            mine.values(some_pairs(mine), NoParameters())
 
 
 def tensor(name: str) -> torch.Tensor:
