@@ -61,6 +61,10 @@ class Rung(Strict):
     samples: int = Field(ge=2)
     keep: float | None = Field(None, gt=0, le=1)  # share of the trials that goes on from here; None: search.keep
 
+    def step_of(self, total: int) -> int:
+        """The optimizer step, of so many, after which a trial is scored."""
+        return max(1, round(self.at * total))
+
 
 class Score(Strict):
     """How samples are made and scored; with the reference's digest this becomes the protocol."""

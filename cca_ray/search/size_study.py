@@ -57,6 +57,7 @@ from cca_ray.search.mlflow_pages import (
 )
 from cca_ray.search.ray_tune import TableOf, run_trials
 from cca_ray.search.records import ENDED, KEEP_S, METRICS, readable, used_device_seconds
+from cca_ray.search.rungs import check_rungs
 from cca_ray.search.shared_files import BaseGrid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
 from cca_ray.storage.mirror import exists, pull, push_database
@@ -137,6 +138,7 @@ class SizeStudy:
         with OPENING:
             context.stop.check()
             model, self.data = load_base(config), load_tokens(config.data.tokens)
+            check_rungs(config, len(self.data.labels))
             scoring = scoring_of(config, Group().device)
             protocol = protocol_of(config, scoring, config.score.samples)
             seeds = range(config.score.seed + 1, config.score.seed + 2 * config.score.blocks + 1)

@@ -69,7 +69,7 @@ class Clock:
 
 def rung_steps(config: ResolvedStudy, total: int) -> dict[int, int]:
     """Optimizer step -> samples to score there."""
-    return {max(1, round(rung.at * total)): rung.samples for rung in config.rungs}
+    return {rung.step_of(total): rung.samples for rung in config.rungs}
 
 
 def save_grid(images: np.ndarray, scoring: Scoring, path: Path) -> None:

@@ -347,6 +347,13 @@ def test_a_placement_that_this_machine_cannot_hold_is_refused_at_once(study: Stu
     assert not (study.folder / "study.db").exists()
 
 
+def test_rungs_that_fall_on_one_step_of_the_shortest_trial_are_refused_at_once(study: Study, make_study: MakeStudy):
+    rungs = [{"at": 0.01, "samples": 60}, {"at": 0.1, "samples": 60}, {"at": 1.0, "samples": 80}]
+    with pytest.raises(ValueError, match=r"tiny: rungs: 0\.01, 0\.1, 1 of a trial of 10 steps are its steps 1, 1, 10"):
+        run(study, make_study(rungs=rungs))
+    assert not (study.folder / "study.db").exists()
+
+
 @pytest.mark.slow
 def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: MakeStudy):
     """And scored with guidance, as asked for; a larger number later adds only what is missing. All without a FID."""
