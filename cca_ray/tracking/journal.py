@@ -63,7 +63,8 @@ class Journal:
     def pop(self, arrived: bool = True) -> None:
         """Take the first entry off; one that did not arrive is set aside.
 
-        What was set aside before is older than one that arrived, and must not undo it later. The file shrinks with the last entry: until then a restart repeats, which does no harm.
+        What was set aside before is older than one that arrived, and must not undo it later.
+        The file shrinks with the last entry: until then a restart repeats, which does no harm.
         """
         entry = self.entries.popleft()
         if not arrived:
