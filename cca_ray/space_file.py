@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,8 +19,8 @@ from cca_ray.errors import ConfigError, first_line, reason
 LONGEST_NAME = 150  # bytes: a file's may have 255, and ours go on after it
 # What lies in the storage or in a study's folder, where it would be in the way of a study or a size of this name.
 OURS = {
-    "bases", "driver.json", "lock", "log.txt", "mlartifacts", "mlflow.db", "reference", "report", "scores",
-    "status.json", "study.db", "summary.json", "trials",
+    "asked.json", "bases", "driver.json", "lock", "log.txt", "mlartifacts", "mlflow.db", "reference", "report",
+    "scores", "status.json", "study.db", "summary.json", "trials",
 }  # fmt: skip
 
 MOST_BYTES, MOST_NODES = 2**20, 10_000  # of a file; of its values, with every alias written out
@@ -48,6 +49,8 @@ def allowed_keys(location: tuple[int | str, ...], content: Mapping[str, Any]) ->
             model = model.model_fields[str(part)].annotation
         elif getattr(model, "__args__", None):
             model = next(a for a in reversed(model.__args__) if a is not Ellipsis)
+        if get_origin(model) in (Union, UnionType):  # a section that may be left out
+            model = next(a for a in get_args(model) if a is not NoneType)
     if model is Train:
         known = list(keys_of_train(content["train"].get("objective", Train.model_fields["objective"].default)))
     else:
@@ -125,7 +128,7 @@ def read_yaml(text: str, source: str) -> Any:
             return None
         if written_out(node, {}) > MOST_NODES:
             raise ConfigError(f"{source}: with its aliases written out it has more than {MOST_NODES:,} values")
-        return loader.construct_document(node)
+        return by_value(loader.construct_document(node))
     except RecursionError:
         raise ConfigError(f"{source}: is nested too deeply, or within itself") from None
     except yaml.YAMLError as error:
@@ -154,6 +157,13 @@ def written_out(node: yaml.Node, known: dict[int, int]) -> int:
         parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(written_out(part, known) for part in parts)
     return known[id(node)]
+
+
+def by_value(content: Any) -> Any:
+    """The same with a copy in each place of what aliases share: `--set` changes one place."""
+    if isinstance(content, dict):
+        return {key: by_value(value) for key, value in content.items()}
+    return [by_value(value) for value in content] if isinstance(content, list) else content
 
 
 def load_config(path: str | Path, settings: Iterable[str] = ()) -> StudyConfig:

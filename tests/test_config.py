@@ -48,6 +48,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "unknown key in a list": (changed("rungs", [{"at": 1.0, "sample": 3}]), "rungs.0.sample"),
     "text for a number": (changed("train.beta", "big"), "train.beta: input should be a valid number, not 'big'"),
     "a fraction for a count": (changed("train.epochs", 1.5), "train.epochs: input should be a valid integer"),
+    "unknown key in a section that may be left out": (
+        changed("search.stop_when", {"expected_gain": 0.01, "expected": 1}),
+        "search.stop_when.expected: unknown key; allowed: expected_gain",
+    ),
+    "unknown key of a range": (
+        changed("search.space.lambda", {"low": 1, "high": 5, "step": 1}), "search.space.lambda.step: unknown key",
+    ),
     "truth for a count": (changed("train.epochs", True), "train.epochs: input should be a valid integer"),
     "negative beta": (changed("train.beta", -1.0), "train.beta: input should be greater than 0, not -1.0"),
     "infinite beta": (changed("train.beta", float("inf")), "train.beta: input should be a finite number"),
@@ -176,6 +183,14 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path: Path):
 )
 def test_a_setting_overrides_the_file(tmp_path: Path, setting: str, read):
     assert read(load_config(write(tmp_path, tiny_space()), [setting]))
+
+
+def test_a_setting_changes_one_place_of_those_that_share_an_alias(tmp_path: Path):
+    content = tiny_space()
+    content["search"]["space"] = {"lambda": "&r {low: 0.001, high: 1.0}", "learning_rate": "*r"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content).replace("'", ""))
+    space = load_config(tmp_path / "tiny.yaml", ["search.space.lambda.high=5"]).search.space
+    assert (space["lambda"].high, space["learning_rate"].high) == (5.0, 1.0)
 
 
 @pytest.mark.parametrize(
