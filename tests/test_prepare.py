@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from cca_ray import prepare
+from cca_ray.data import token_set_making
 from cca_ray.data.images import centre_crop, crops_of, cut, decode
 from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import import_npy
@@ -24,8 +25,10 @@ from cca_ray.evaluation.reference import Moments, Reference
 from cca_ray.evaluation.reference_making import make_reference
 from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.models.files import digest_of_weights, write_atomically
+from cca_ray.models.llamagen_family import LlamaGenFamily
 from cca_ray.models.official import load_tokenizer
 from cca_ray.prepare import wait_for_gpus
+from cca_ray.registry import FAMILIES, LOADED, PluginInfo
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.images_done import Pace
@@ -73,6 +76,24 @@ def test_every_crop_of_every_image_is_encoded_in_order(made: tuple[Path, str], p
     with torch.inference_mode():
         expected = network.encode(to_input(views)).numpy()
     assert (data.tokens[38] == expected).mean() > 0.999  # a sum in another order may tip a tie
+
+
+def test_a_token_set_of_other_code_of_a_plug_in_is_not_gone_on_with(
+    photos: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(token_set_making, "write_stream", lambda *arguments: "made")
+    monkeypatch.setitem(FAMILIES.found, "mine", LlamaGenFamily())
+    monkeypatch.setitem(FAMILIES.owners, "mine", "plugged")
+
+    def made(family: str, code: str) -> str:
+        monkeypatch.setitem(LOADED, "plugged", PluginInfo("plugged", "", code))
+        listing = list_images(str(photos))
+        return tokenize(listing, family, tokenizer, 16, CROPS, tmp_path / "out", 40, 5, Pace(Console()))
+
+    assert [made("mine", "a"), made("mine", "a")] == ["made", "made"]
+    for family, code in (("mine", "b"), ("llamagen", "a")):
+        with pytest.raises(ConfigError, match=r"out: holds another token set \(plug-in differs\); use another --out"):
+            made(family, code)
 
 
 def test_unreadable_images_are_left_out_and_listed(made: tuple[Path, str], photos: Path):

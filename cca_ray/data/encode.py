@@ -164,7 +164,7 @@ def claim(folder: Path, plan: Mapping[str, object]) -> str | None:
             if CONTENTS in plan:
                 found.setdefault(CONTENTS, plan[CONTENTS])  # earlier versions did not look
         if found != plan:
-            key = next(key for key in plan if found.get(key) != plan[key])
+            key = next(key for key in [*plan, *found] if found.get(key) != plan.get(key))
             raise ConfigError(f"{folder}: holds another token set ({key} differs); use another --out, or delete it")
         manifest = folder / MANIFEST
         with reading(manifest, "damaged; delete it to make it again"):

@@ -117,13 +117,14 @@ def tokenize(
     """
     crops = crops_of(augmentations, size)
     meta = token_meta(load_tokenizer(family, tokenizer), size, [crop.name for crop in crops], listing.class_names)
-    plan = plan_of(listing.digest, contents_of(listing), meta, part_images)
+    owner, plan = owner_of("family", family), dict(plan_of(listing.digest, contents_of(listing), meta, part_images))
+    if owner:
+        plan["plug-in"] = owner.digest  # another version of its code encodes otherwise
     if finished := claim(out, {**plan, **captioning.plan} if captioning else plan):
         return finished
     if captioning is not None:
         meta = meta.model_copy(update={"captions": captioning.made(out)})
     squares = list(dict.fromkeys(crop.square for crop in crops))
-    owner = owner_of("family", family)
     plugins = [owner.module] if owner else []
     arguments = {
         "plugins": plugins, "family": family, "tokenizer": to_uri(tokenizer.absolute()), "crops": crops, "size": size
