@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -170,8 +170,9 @@ def telling_trouble(command: str, folder: Path) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         said = without_secrets(first_line(error)) if event == "failed" else "the same command continues it"
-        if trouble := tell(command, news_of(folder.name, to_uri(folder), [], [said], event)):
-            print(f"error: {trouble}", file=sys.stderr)
+        with suppress(Exception):  # whatever becomes of the news, this is what the caller is to hear
+            if trouble := tell(command, news_of(folder.name, to_uri(folder), [], [said], event)):
+                print(f"error: {trouble}", file=sys.stderr)
         raise
 
 

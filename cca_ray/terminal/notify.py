@@ -42,18 +42,20 @@ def news_of(study: str, folder: str, sizes: Sequence[SizeSummary], trouble: Sequ
 
 
 def notify(command: str, news: News) -> str:
-    """Run the command in a shell; what went wrong with it, in a line, or nothing."""
+    """Run the command in a shell; what went wrong with it, in a line, or nothing. Raises nothing of its own."""
     if not command:
         return ""
-    content = json.dumps(news.model_dump(), ensure_ascii=False)
+    # UTF-8 wherever we are, as JSON is; half a character, as of a folder's name that is not UTF-8, stays one as \udce9.
+    content = json.dumps(news.model_dump(), ensure_ascii=False).encode(errors="backslashreplace")
     try:
         done = subprocess.run(  # noqa: S602 (it is the user's own command line)
-            command, shell=True, input=content, text=True, capture_output=True, timeout=LONGEST_S, check=False
+            command, shell=True, input=content, capture_output=True, timeout=LONGEST_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = f"took longer than {LONGEST_S:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
-        return f"--notify: the command {why}"
+    except subprocess.TimeoutExpired:
+        return f"--notify: the command took longer than {LONGEST_S:.0f} s"
+    except (OSError, ValueError) as error:  # ValueError: no command line at all, as one with a null character
+        return f"--notify: the command cannot be run: {error}"
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
+        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
         return f"--notify: the command ended with exit code {done.returncode}" + (f": {said[-1]}" if said else "")
     return ""
