@@ -68,6 +68,15 @@ def readable_size(size: float) -> str:
     return f"{size:,.1f} GB"
 
 
+def agreed() -> bool:
+    """Whether the person at the terminal says yes. typer.Abort at Ctrl-C or Ctrl-D."""
+    try:
+        return typer.confirm("Delete them?")
+    except typer.Abort:
+        print("\nnothing was deleted")
+        raise
+
+
 def main(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the study.", autocompletion=complete_study)],
     storage: StorageOption = Path("runs"),
@@ -90,7 +99,7 @@ def main(
             return
         print(f"{name}: no later run needs these {total}; {readable_size(kept)} of the trials stay")
         asked = sys.stdin.isatty() and sys.stdout.isatty()
-        if not (yes or (asked and typer.confirm("Delete them?"))):
+        if not (yes or (asked and agreed())):
             print("nothing was deleted" + "; --yes deletes them" * (not asked))
             return
         for file in found:

@@ -1,7 +1,11 @@
 """What `clean` shows and deletes, and what the runs after it find."""
 
 import fcntl
+import os
+import pty
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -89,6 +93,29 @@ def test_it_only_shows_unless_it_is_told_to_delete(tmp_path: Path, capsys):
     assert sum(path.suffix == ".png" for path in after) == 9
     again = invoke(clean.main, [*at, "--yes"], capsys)
     assert again.out.startswith("one: nothing to delete")
+
+
+ASKING = "import sys; from cca_ray import clean; from cca_ray.terminal.console import run; run(clean.main)"
+
+
+@pytest.mark.parametrize(("key", "code"), [("\x03", 130), ("\x04", 130), ("n\n", 0)], ids=["Ctrl-C", "Ctrl-D", "no"])
+def test_a_question_without_a_yes_deletes_nothing(tmp_path: Path, key: str, code: int):
+    folder = with_files(tmp_path / "runs" / "one", finished=False)
+    before = sizes_below(folder / "trials")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", ASKING, "one", "--storage", str(tmp_path / "runs")])
+    shown = ""
+    with suppress(OSError):  # the end of a terminal whose program has ended
+        while part := os.read(terminal, 4096).decode():
+            shown += part
+            if shown.endswith("[y/N]: "):
+                os.write(terminal, key.encode())
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == code, shown
+    assert shown.splitlines()[-1] == "nothing was deleted"
+    assert sizes_below(folder / "trials") == before
 
 
 def test_of_a_finished_study_the_winner_is_kept_once_and_what_waits_for_mlflow(tmp_path: Path, capsys):

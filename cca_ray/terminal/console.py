@@ -234,6 +234,8 @@ def run_command(command: Any, arguments: list[str] | None = None, program: str |
     with lenient_output() as (out, _):
         try:
             code = command.main(arguments, prog_name=program, standalone_mode=False)
+        except typer.Abort:  # Ctrl-C or Ctrl-D at a question: who asks says what became of it
+            sys.exit(INTERRUPTED)
         except Exception as error:
             message = error.format_message() if isinstance(error, typer.TyperException) else user_message(error)
             if message is None:  # a fault of ours
