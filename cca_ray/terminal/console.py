@@ -30,7 +30,7 @@ from cca_ray.inputs import SPACES
 from cca_ray.storage.uris import local_path
 from cca_ray.terminal.pace import Pace
 from cca_ray.terminal.patience import Patience
-from cca_ray.terminal.stream import lenient_output
+from cca_ray.terminal.stream import lenient, lenient_output
 
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 PROGRAM = "cca-ray"
@@ -95,7 +95,7 @@ class Console:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.stream, self.quiet = stream or sys.stdout, quiet
+        self.stream, self.quiet = lenient(stream or sys.stdout), quiet
         self.rich = RichConsole(file=self.stream, highlight=False)
         self.terminal = self.stream.isatty() and not self.rich.is_dumb_terminal and not quiet
         self.started = time.monotonic()

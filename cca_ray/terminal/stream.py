@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from cca_ray.cluster.ray_compat import ERRORS_THREAD
 from cca_ray.errors import COLOURS
@@ -46,7 +46,7 @@ class Lenient:
                 self.lost = error
 
     def holdable(self, text: str) -> str:
-        encoding = self.stream.encoding or "utf-8"
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
         return text.encode(encoding, "replace").decode(encoding)
 
     def __getattr__(self, name: str) -> Any:
@@ -59,6 +59,13 @@ class Lenient:
         return self.lost is not None and not isinstance(self.lost, BrokenPipeError)
 
 
+def lenient(stream: TextIO | None) -> TextIO:
+    """The stream, of a program of anybody's, as one that ends nothing. None: a stream that is closed."""
+    if isinstance(stream, Lenient):
+        return stream
+    return cast(TextIO, Lenient(stream or open(os.devnull, "w")))
+
+
 @contextmanager
 def native_stderr_to(path: Path) -> Iterator[None]:
     """Meanwhile what libraries write to stderr past Python, as Ray's C++ does, goes to the end of this file.
@@ -67,31 +74,36 @@ def native_stderr_to(path: Path) -> Iterator[None]:
     """
     err = sys.stderr
     try:
+        if err is None:
+            raise OSError("stderr is closed")
         terminal, file = os.dup(NATIVE), os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError:  # a closed stderr, or a full disk: that is for those to tell who need it
         yield
         return
-    mine = err if isinstance(err, Lenient) and is_native(err.stream) else None
-    before = mine.stream if mine else None
-    with open(terminal, "w", encoding=before.encoding if before else None, buffering=1) as stream:
+    mine = err if isinstance(err, Lenient) else Lenient(err)  # that of a script which calls us is a plain one
+    before = mine.stream
+    ours = is_native(before)  # a notebook's goes elsewhere
+    with open(terminal, "w", encoding=before.encoding if ours else None, buffering=1) as stream:
+        mine.flush()
         os.dup2(file, NATIVE)
         os.close(file)
-        err.flush()
-        if mine is not None:
-            mine.stream = stream
+        if ours:
+            mine.stream, sys.stderr = stream, mine
         try:
             yield
         finally:
-            err.flush()
-            if mine is not None and before is not None:
+            mine.flush()
+            if ours:
                 mine.stream = before
+                if sys.stderr is mine:
+                    sys.stderr = err
             os.dup2(terminal, NATIVE)
 
 
 def is_native(stream: TextIO) -> bool:
     try:
         return stream.fileno() == NATIVE
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # AttributeError: of a script's own, which has no descriptor
         return False
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cca_ray.cluster.ray_compat import ERRORS_THREAD
 from cca_ray.terminal.console import Console
-from cca_ray.terminal.stream import Lenient
+from cca_ray.terminal.stream import Lenient, native_stderr_to
 
 PROGRAM = """
 import sys
@@ -64,10 +64,45 @@ def test_characters_that_a_stream_cannot_hold_are_replaced():
     assert stream.lost is None
 
 
-def test_a_console_goes_on_without_its_stream():
-    console = Console(Lenient(Broken(OSError(28, "full"))))  # type: ignore[arg-type]
+@pytest.mark.parametrize("as_terminal", [False, True])
+def test_a_console_goes_on_without_its_stream(monkeypatch: pytest.MonkeyPatch, as_terminal: bool):
+    """Also one of a script's or a notebook's, which is no stream of ours."""
+    stream = Broken(OSError(28, "full"))
+    monkeypatch.setattr(stream, "isatty", lambda: as_terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(stream)
     for i in range(4):
         console.say(f"line {i}")
+        console.progress("base", i, 4)
+    console.close_bars()
+    assert stream.writes > 1
+
+
+class Tee:
+    """What scripts put in the place of stdout: it has no encoding and no descriptor."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return False
+
+
+def test_a_stream_of_a_scripts_own_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tee = Tee()
+    monkeypatch.setattr(sys, "stderr", tee)
+    with native_stderr_to(tmp_path / "log"):
+        print("to stderr", file=sys.stderr)
+        Console(tee).say("λ")  # type: ignore[arg-type]  # a text stream in all that print uses
+    assert tee.text == "to stderr\n    0 s  λ\n"
+    assert sys.stderr is tee
 
 
 def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -131,6 +166,37 @@ def test_what_libraries_write_past_python_goes_to_the_file(tmp_path: Path):
     done = native(str(tmp_path / "log"), stderr=subprocess.PIPE)
     assert done.stderr == "ours\nafter\nerror: the end\n"
     assert (tmp_path / "log").read_text() == "before\ncore_worker.cc\ndaemon\n"
+
+
+SCRIPT = """
+import logging, os, sys
+from pathlib import Path
+from cca_ray.terminal.console import Console
+from cca_ray.terminal.stream import native_stderr_to
+
+before = sys.stderr
+with native_stderr_to(Path("log")), native_stderr_to(Path("log")):  # as a study, and Ray in it
+    print("the script's", file=sys.stderr)
+    os.write(2, b"core_worker.cc\\n")
+    for i in range(2000):
+        Console().say("λ" * 100)
+assert sys.stderr is before
+os.write(2, b"after\\n")
+"""
+
+
+@pytest.mark.parametrize(("line", "encoding"), [("| head -1", "utf-8"), ("> /dev/full", "utf-8"), ("", "latin-1")])
+def test_a_script_that_calls_us_keeps_its_stderr_and_goes_on_without_its_output(
+    tmp_path: Path, line: str, encoding: str
+):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} script.py {line}"], cwd=tmp_path, capture_output=True, text=True,
+        encoding="latin-1", env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert done.stderr.splitlines()[:2] == ["the script's", "after"]
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "log").read_text() == "core_worker.cc\n"
 
 
 def test_a_file_that_cannot_be_written_leaves_stderr_as_it_is(tmp_path: Path):
