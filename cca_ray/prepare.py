@@ -60,11 +60,12 @@ class Nodes:
     """
 
     def __init__(self, session: ExitStack):
-        self.session = session
+        self.session, self.connected = session, False
 
     def connect(self) -> None:
-        if not ray.is_initialized():
+        if not self.connected:
             self.session.enter_context(ray_session())
+            self.connected = True
 
     def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
         """Python's own, as Ray tasks."""

@@ -105,6 +105,17 @@ def died(node: str) -> bool:
     return any(known["NodeID"] == node and not known["Alive"] for known in ray.nodes())
 
 
+def check_connection(address: str, node: str) -> None:
+    """ConfigError if the Ray at this address, to which this process is connected on this node, has ended.
+
+    Who asked it for something would wait in vain, and so would its own end: no other can be had in this process.
+    """
+    if not answers(address) or died(node):
+        raise ConfigError(
+            "the Ray of this process has ended; restart the process (in a notebook, the kernel), and run the same again"
+        )
+
+
 @contextmanager
 def heeding_cluster(address: str, stop: Callable[[], None], node: str = "") -> Iterator[None]:
     """Meanwhile `stop` is called if the Ray at this address ends; whatever error follows from that is RayEnded.

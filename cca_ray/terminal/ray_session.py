@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 
-from cca_ray.cluster.address import heeding_cluster
+from cca_ray.cluster.address import check_connection, heeding_cluster
 from cca_ray.cluster.queue import Node, node_here, nodes_now
 from cca_ray.cluster.session import start_ray
 from cca_ray.errors import RayEnded
@@ -32,9 +32,11 @@ def ray_session(
 
     ConfigError if there is none; RayEnded if it ends meanwhile: then `stop` is called, by another thread, and the main
     thread is to end this. `log`: takes what Ray's C++ writes, which has log files of its own. `level`: see `start_ray`.
-    A process that is connected already stays so.
+    A process that is connected already stays so; ConfigError if that Ray has ended.
     """
     if ray.is_initialized():
+        there = ray.get_runtime_context()
+        check_connection(there.gcs_address, there.get_node_id())
         yield
         return
     with native_stderr_to(log):

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from cca_ray.cluster import address
-from cca_ray.cluster.address import Named, check_cluster, heeding_cluster, named_cluster
+from cca_ray.cluster.address import Named, check_cluster, check_connection, heeding_cluster, named_cluster
 from cca_ray.cluster.ray_compat import RECONNECT, Versions, cluster_versions, own_versions, same_versions
 from cca_ray.errors import ConfigError
 from tests.test_jobs import free_port
@@ -215,6 +215,17 @@ def test_who_waits_for_ray_without_a_node_of_its_own_is_ended_too():
     done = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": "local"}, capture_output=True, text=True)
     told = "error: Ray died on this machine; run the same command again to continue\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "asked to stop\n", told)
+
+
+def test_who_is_connected_to_a_ray_that_has_ended_or_whose_node_has_is_told_to_restart(monkeypatch: pytest.MonkeyPatch):
+    with silent() as port:
+        there = f"127.0.0.1:{port}"
+        for alive in (True, False):
+            monkeypatch.setattr(address.ray, "nodes", lambda alive=alive: [{"NodeID": "a", "Alive": alive}])
+            with nullcontext() if alive else pytest.raises(ConfigError, match="restart the process"):
+                check_connection(there, "a")
+    with pytest.raises(ConfigError, match="the Ray of this process has ended; restart the process"):
+        check_connection(there, "a")
 
 
 def test_errors_on_a_cluster_that_is_there_stay_what_they_are():

@@ -158,3 +158,45 @@ def test_a_process_that_is_connected_stays_so(ray_here: None):
     with ray_session():
         assert ray.get_runtime_context().gcs_address == before
     assert ray.is_initialized()
+
+
+CALLS_AGAIN = """
+import os, time
+import psutil
+from cca_ray.cluster import address
+from cca_ray.errors import ConfigError, RayEnded
+from cca_ray.prepare import Nodes
+from contextlib import ExitStack
+from cca_ray.terminal.ray_session import ray_session
+
+try:
+    with ray_session(lambda: None):
+        (gcs,) = (child for child in psutil.Process().children(recursive=True) if "gcs_server" in child.name())
+        gcs.kill()
+        gcs.wait()
+        raise ZeroDivisionError  # as whatever follows from it
+except RayEnded as error:
+    print("first:", error)
+begin = time.monotonic()
+for again in (ray_session().__enter__, Nodes(ExitStack()).connect):  # every verb's, and that of prepare
+    try:
+        again()
+    except ConfigError as error:
+        print(error)
+print(time.monotonic() - begin < 10, flush=True)
+os._exit(0)  # Ray's own end would wait
+"""
+
+
+@pytest.mark.slow
+def test_the_next_call_in_a_process_whose_ray_has_ended_says_to_restart_it():
+    """As the next cell of a notebook, which would wait for Ray for ever."""
+    command = [sys.executable, "-c", CALLS_AGAIN]
+    with apart():
+        done = subprocess.run(
+            command, env={**os.environ, "RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=LONGEST_S
+        )
+    first, *others = done.stdout.splitlines()
+    assert re.fullmatch(r"first: the Ray at [\d.:]+ has ended; run the same command again to continue", first)
+    told = "the Ray of this process has ended; restart the process (in a notebook, the kernel), and run the same again"
+    assert others == [told, told, "True"], done.stderr
