@@ -73,7 +73,7 @@ def where_to_look(found: Found, spaces: Sequence[str]) -> dict[str, str]:
         "summary": to_uri(folder / "summary.json"),
         **{size: f"{to_uri(folder / size)}: winner.pt, samples.png" for size in winners},
         **({"report": to_uri(found.report)} if found.report else {}),
-        "log": str(folder / LOG_FILE),
+        "log": to_uri(folder / LOG_FILE),
         "browse": found.browse,
         **found.tables,
         "trials": command_line("optuna-dashboard", database_uri(folder / "study.db")),

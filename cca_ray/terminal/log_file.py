@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cca_ray.errors import without_secrets
+from cca_ray.storage.mirror import pull, push
 
 LOG_FILE = "log.txt"  # in a study's folder
 OURS = logging.getLogger("cca_ray")  # what the terminal is told, is told to the file too
@@ -32,10 +33,11 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append all that goes through Python's logging, and its warnings, to a file.
+    """Append all that goes through Python's logging, and its warnings, to a file; in the end also at its URI.
 
     An exception that passes is written there with its traceback, and takes along a note that names the file.
     """
+    pull(path)  # what runs on other machines wrote
     handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(Form(FORM))
     root, level = logging.getLogger(), OURS.level
@@ -56,6 +58,8 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
         for logger, handlers, propagate in taken:
             logger.handlers, logger.propagate = handlers, propagate
+        with suppress(OSError):  # as of a full disk
+            push(path)
 
 
 def take_from_terminal() -> list[tuple[logging.Logger, list[logging.Handler], bool]]:

@@ -15,11 +15,13 @@ from cca_ray.search.ledger import Ledger
 from cca_ray.storage.mirror import push, remove
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.live_view import in_a_line, view
+from cca_ray.terminal.log_file import LOG_FILE
 from cca_ray.terminal.snapshot import STATUS, DriverStatus, SizeSnapshot
 from cca_ray.terminal.snapshot_of import snapshot_of
 
 BEAT_S = 2.0  # how often `status.json` is written
 PUSH_S = 10.0  # how often, at most, it goes to the study's URI
+LOG_S = 60.0  # the same of `log.txt`, if it has changed
 OFTEN_S = 0.3  # how often, at most, the study is looked at
 CLUSTER_S = 5.0  # how often, at most, the cluster is asked
 
@@ -50,14 +52,17 @@ class Window:
             remove(self.folder / STATUS)
 
     def beat(self) -> None:
-        """The thread: a sign of life."""
-        pushed = -math.inf
+        """The thread: a sign of life, and the log as far as it is."""
+        log, pushed, logged, length = self.folder / LOG_FILE, -math.inf, -math.inf, 0
         while True:
             with suppress(OSError):  # a full disk is for those to tell who need it
                 self.driver.model_copy(update={"at": time.time()}).write(self.folder)
                 if time.monotonic() - pushed > PUSH_S:
                     push(self.folder / STATUS)
                     pushed = time.monotonic()
+                if time.monotonic() - logged > LOG_S and log.stat().st_size != length:
+                    logged, length = time.monotonic(), log.stat().st_size
+                    push(log)
             if self.ending.wait(BEAT_S):
                 return
 

@@ -1,11 +1,14 @@
 """How a study at work looks on a terminal, and what the window leaves for who looks from elsewhere."""
 
 import io
+import time
 from pathlib import Path
 
+import pytest
 from rich.console import Console as RichConsole
 
 from cca_ray.contracts import FID, Prospect
+from cca_ray.storage.uris import local_path
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.live_view import MOST_ROWS, duration, in_a_line, view
 from cca_ray.terminal.snapshot import COMPARING, STATUS, AtWork, Best, DriverStatus, SizeSnapshot, read_driver_status
@@ -140,3 +143,19 @@ def test_a_window_tells_of_its_driver_as_long_as_it_is_open(tmp_path: Path):
         assert told is not None
         assert told.at > NOW
     assert not (tmp_path / STATUS).exists()
+
+
+def test_a_window_brings_the_log_to_its_uri_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("cca_ray.terminal.window.BEAT_S", 0.05)
+    monkeypatch.setattr("cca_ray.terminal.window.LOG_S", 0.1)
+    there = tmp_path / "bucket" / "runs" / "digits"
+    folder = local_path(f"file://{there}")
+    folder.mkdir(parents=True)
+    with Window(Console(io.StringIO()), folder, driver()):  # before there is a log
+        for text in ("first", "first, second"):
+            (folder / "log.txt").write_text(text)
+            wait_until(lambda text=text: (there / "log.txt").exists() and (there / "log.txt").read_text() == text)
+        before = (there / "log.txt").stat().st_mtime_ns
+        time.sleep(0.5)
+        assert (there / "log.txt").stat().st_mtime_ns == before  # nothing new

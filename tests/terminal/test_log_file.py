@@ -1,11 +1,13 @@
 """What libraries say goes to a file, nothing of it to the terminal."""
 
 import logging
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 
+from cca_ray.storage.uris import local_path
 from cca_ray.terminal.log_file import logging_to
 from tests.commands import invoke
 
@@ -62,3 +64,23 @@ def test_a_fault_of_ours_is_a_traceback_on_the_terminal_too(tmp_path: Path):
         print(1 / 0)
     assert error.value.__notes__ == [f"log: {tmp_path / 'log.txt'}"]
     assert "ZeroDivisionError" in (tmp_path / "log.txt").read_text()
+
+
+def write_and_fail(logger: logging.Logger, text: str) -> None:
+    logger.warning(text)
+    raise ZeroDivisionError
+
+
+def test_the_log_of_a_study_at_a_uri_is_there_also_after_an_error_and_goes_on_from_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: logging.Logger
+):
+    there = tmp_path / "bucket" / "runs" / "tiny" / "log.txt"
+    for machine in ("first", "second"):
+        monkeypatch.setenv("CCA_RAY_CACHE", str(tmp_path / machine))
+        log = local_path(f"file://{there}")
+        log.parent.mkdir(parents=True)
+        with pytest.raises(ZeroDivisionError), logging_to(log):
+            write_and_fail(library, machine)
+    text = there.read_text()
+    assert re.findall("a_library: (.*)", text) == ["first", "second"]
+    assert text.count("Traceback") == 2
