@@ -254,7 +254,7 @@ def test_a_study_whose_machine_was_lost_goes_on_on_another_to_the_same_result(
     assert json.loads(summary.read_text())["sizes"][0]["checkpoint"] == to_uri(summary.parent / "tiny" / "winner.pt")
     assert exists(summary.parent / "report" / "report.html")
     assert pull(log := summary.parent / "log.txt")
-    assert log.read_text().count("starting Ray") == 2  # of both machines
+    assert log.read_text().count("opening MLflow at") == 2  # of both machines, if of the first its first minute alone
     assert not list(tmp_path.glob("runs"))
 
     output = finish(start(tmp_path, "third", "report", "tiny", "--storage", storage, "--out", "page"))

@@ -1,17 +1,19 @@
 """How a study stands, drawn for a terminal. Light on imports: `status` shows it too."""
 
 import math
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from cca_ray.contracts import CHANCE_OF, Prospect
-from cca_ray.terminal.snapshot import COMPARING, DriverStatus, SizeSnapshot
+from cca_ray.terminal.snapshot import COMPARING, AtWork, DriverStatus, SizeSnapshot
 
 MOST_IN_LINE = 3  # of the same, in a line
 MOST_ROWS = 12  # of running trials, of all sizes; more than a terminal holds would push the rest away
+ROOM_FOR_BAR, ROOM_FOR_SPEED = 60, 50  # columns of a terminal from which on a trial's row has them
 STATES = {"COMPLETE": "completed", "PRUNED": "stopped", "FAIL": "failed"}
 
 
@@ -42,27 +44,48 @@ def counts(snapshot: SizeSnapshot) -> str:
     return ", ".join(f"{arm} {done}/{planned}" for arm, (done, planned) in snapshot.arms.items())
 
 
-def trials_table(snapshot: SizeSnapshot, now: float, most: int) -> Table:
-    """A row a trial, of the first ones: which, how far, images/s, score at its last rung, time left."""
-    table = Table.grid(padding=(0, 1, 0, 0), expand=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column(width=10)
-    for _ in range(4):
-        table.add_column(justify="right", no_wrap=True)
-    metric, at_work = snapshot.metric, snapshot.at_work
-    for trial in at_work[:most]:
-        left = trial.left(now)
-        table.add_row(
-            Text.assemble((f" {trial.arm} #{trial.number}", "cyan"), f" {trial.settings}"),
-            ProgressBar(total=trial.total or 1, completed=trial.step),
-            f"{trial.step}/{trial.total}" if trial.total else f"starts {duration(now - trial.reported)}",
-            f"{count(trial.images_per_second)} img/s" if trial.images_per_second else "",
+@dataclass(frozen=True)
+class TrialsTable:
+    """A row a trial, of the first ones: which, how far, images/s, score at its last rung, time left.
+
+    On a narrow terminal, the bar goes first, then the images/s: which trial it is always stays.
+    """
+
+    snapshot: SizeSnapshot
+    now: float
+    most: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown, more = self.snapshot.at_work[: self.most], len(self.snapshot.at_work) - self.most
+        table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        names = [f" {trial.arm} #{trial.number}" for trial in shown]
+        table.add_column(no_wrap=True, min_width=max(map(len, names), default=0))
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        bar, speed = options.max_width >= ROOM_FOR_BAR, options.max_width >= ROOM_FOR_SPEED
+        if bar:
+            table.add_column(width=10)
+        for _ in range(3 + speed):
+            table.add_column(justify="right", no_wrap=True)
+        for name, trial in zip(names, shown, strict=True):
+            table.add_row(
+                Text(name, "cyan"),
+                Text(trial.settings),
+                *[ProgressBar(total=trial.total or 1, completed=trial.step)] * bar,
+                *self.figures(trial, speed),
+            )
+        yield table
+        if more > 0:
+            yield Text(f" … and {more} more", "dim")
+
+    def figures(self, trial: AtWork, speed: bool) -> list[str]:
+        metric, left = self.snapshot.metric, trial.left(self.now)
+        rate = f"{count(trial.images_per_second)} img/s" if trial.images_per_second else ""
+        return [
+            f"{trial.step}/{trial.total}" if trial.total else f"starts {duration(self.now - trial.reported)}",
+            *[rate] * speed,
             f"{metric.label} {trial.values[metric.name]:.2f}" if metric.name in trial.values else "",
             "" if left is None else duration(left),
-        )
-    if len(at_work) > most:
-        table.add_row(Text(f" … and {len(at_work) - most} more", "dim"))
-    return table
+        ]
 
 
 def best_line(snapshot: SizeSnapshot) -> Text:
@@ -100,7 +123,7 @@ def size_view(driver: DriverStatus, snapshot: SizeSnapshot, now: float) -> list[
         what = "base, guided base, control and finalists on fresh noise"
         below: RenderableType = Text(f" {what}, for {duration(now - snapshot.at)}")
     else:
-        below = trials_table(snapshot, now, max(1, MOST_ROWS // len(driver.snapshots)))
+        below = TrialsTable(snapshot, now, max(1, MOST_ROWS // len(driver.snapshots)))
     return [headline(snapshot, now), below, best_line(snapshot), *next_line(snapshot.prospect)]
 
 

@@ -54,6 +54,25 @@ def test_a_running_study_at_80_columns():
     assert cluster == "cluster  CPU 2/8 in use; GPU 4/6 in use; workers: 4 on A40"
 
 
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (59, " search #5 λ=312 lr=1.4…  50/100 1,234 img/s FID 17.25 1:20"),
+        (50, " search #5 λ=3…  50/100 1,234 img/s FID 17.25 1:20"),
+        (49, " search #5 λ=312 lr=1.4e-…  50/100 FID 17.25 1:20"),
+        (40, " search #5 λ=312…  50/100 FID 17.25 1:20"),
+    ],
+)
+def test_a_narrow_terminal_still_says_which_trial_it_is(width: int, shown: str):
+    assert shown in drawn(driver(at_work(5), at_work(6, step=100)), width)
+
+
+@pytest.mark.parametrize("width", [20, 30, 36])
+def test_so_does_one_that_is_too_narrow_for_the_rest(width: int):
+    rows = [line for line in drawn(driver(at_work(5), at_work(117)), width) if line.startswith(" search")]
+    assert [row.split()[1] for row in rows] == ["#5", "#117"]
+
+
 def test_what_another_trial_should_bring_is_below_the_best():
     running = driver(at_work(5))
     promising = running.snapshots[0].model_copy(update={"prospect": Prospect(expected_gain=0.0123, chance=0.1)})
