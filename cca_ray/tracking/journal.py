@@ -14,6 +14,20 @@ def line_of(entry: JsonObject) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
+REPLACES = {"tags": ("key",), "end": ("key",), "register": ("name", "alias")}  # and by what they tell which
+
+
+def rest_of(old: JsonObject, new: JsonObject) -> JsonObject | None:
+    """What an entry that waits still has to say after a newer one that has arrived; None: nothing."""
+    same = REPLACES.get(f"{new.get('do')}")
+    if same is None or any(old.get(name) != new.get(name) for name in ("do", *same)):
+        return old
+    if new["do"] == "tags":
+        tags = {name: value for name, value in (old.get("tags") or {}).items() if name not in new["tags"]}
+        return {**old, "tags": tags} if tags else None
+    return None
+
+
 class Journal:
     """A queue of entries. What MLflow did not take is set aside, and waits in the file for the next process.
 
@@ -49,12 +63,16 @@ class Journal:
     def pop(self, arrived: bool = True) -> None:
         """Take the first entry off; one that did not arrive is set aside.
 
+        What was set aside before is older than one that arrived, and must not undo it later.
         The file shrinks with the last entry: until then a restart repeats, which does no harm.
         """
         entry = self.entries.popleft()
         if not arrived:
             self.aside.append(entry)
             self.kept = None
+        elif self.aside and entry.get("do") in REPLACES:
+            rests = (rest_of(old, entry) for old in self.aside)
+            self.aside, self.kept = [rest for rest in rests if rest], None
         if not self.entries:
             with suppress(OSError):
                 self._shrink()

@@ -167,10 +167,10 @@ def test_a_journal_keeps_what_was_set_aside(tmp_path: Path):
     path = tmp_path / "study" / "journal"
     journal = Journal(path)
     for at in range(4):
-        journal.append({"do": "end", "at": at})
+        journal.append({"do": "metrics", "at": at})
     for arrived in (True, False, True, False):
         journal.pop(arrived)
-    journal.append({"do": "end", "at": 4})
+    journal.append({"do": "metrics", "at": 4})
     assert [entry["at"] for entry in Journal(path).entries] == [1, 3, 4]  # as after a kill
     journal.pop()
     assert [entry["at"] for entry in Journal(path).entries] == [1, 3]
@@ -182,6 +182,52 @@ def test_a_journal_keeps_what_was_set_aside(tmp_path: Path):
     journal.take_up()
     journal.pop()
     assert path.read_bytes() == b""
+
+
+def test_what_was_set_aside_never_undoes_what_came_after_it(tmp_path: Path):
+    path = tmp_path / "study" / "journal"
+    journal = Journal(path)
+
+    def pop(arrived: bool, do: str, **content: object) -> None:
+        journal.append({"do": do, **content})
+        journal.pop(arrived)
+
+    pop(False, "tags", key="a", tags={"note": "Running", "other": "1"})
+    pop(False, "tags", key="a", tags={"note": "Running still"})
+    pop(False, "tags", key="b", tags={"note": "of another run"})
+    pop(False, "end", key="a", state="INTERRUPTED")
+    pop(False, "register", key="a/1", name="digits", alias="champion")
+    pop(False, "register", key="c/1", name="another", alias="champion")
+    assert len(journal.aside) == 6
+    pop(True, "tags", key="a", tags={"note": "better"})
+    pop(True, "end", key="a", state="COMPLETE")
+    pop(True, "register", key="a/2", name="digits", alias="champion")  # a newer winner keeps the alias
+    left = [
+        {"do": "tags", "key": "a", "tags": {"other": "1"}},
+        {"do": "tags", "key": "b", "tags": {"note": "of another run"}},
+        {"do": "register", "key": "c/1", "name": "another", "alias": "champion"},
+    ]
+    assert journal.aside == list(Journal(path).entries) == left
+    pop(True, "tags", key="a", tags={"other": "2"})
+    assert list(Journal(path).entries) == left[1:]
+    journal.take_up()
+    journal.pop()
+    journal.pop()
+    assert path.read_bytes() == b""
+
+
+def test_a_note_that_was_refused_is_not_sent_after_the_verdict(make: Make, tmp_path: Path, monkeypatch):
+    tracker = make(journal=tmp_path / "study" / "mlflow.journal")
+    tracker.run("study", "study")
+    assert tracker.flush(20)
+    with monkeypatch.context() as refused:
+        refused.setattr(tracker.client, "log_batch", lambda *a, **k: (_ for _ in ()).throw(ValueError("403")))
+        tracker.tags("study", {"mlflow.note.content": "Running", "kept": "yes"})
+        assert tracker.flush(20)
+    tracker.note("study", "better than guided")
+    tracker.close(20, patient=True)
+    tags = tracker.client.get_run(tracker.run_id("study")).data.tags
+    assert (tracker.left, tags["mlflow.note.content"], tags["kept"]) == ("", "better than guided", "yes")
 
 
 def test_a_journal_names_files_so_that_its_storage_can_move(tmp_path: Path):
