@@ -143,6 +143,9 @@ def register_model(
         version = versions[0]
         if version.description != description:
             client.update_model_version(name, version.version, description)
+        for tag, value in tags.items():
+            if version.tags.get(tag) != value:
+                client.set_model_version_tag(name, str(version.version), tag, value)
     else:
         version = client.create_model_version(
             name,

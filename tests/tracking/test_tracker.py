@@ -443,6 +443,18 @@ def test_a_new_winner_takes_the_alias_and_a_study_that_is_run_again_only_from_it
     assert len(tracker.client.search_model_versions("name = 'contested'")) == 3
 
 
+def test_a_version_has_the_scores_of_the_last_registration(make: Make, picture: Path):
+    tracker = make()
+    tracker.run("parent", "parent")
+    tracker.run("parent/child", "child", "parent")
+    win(tracker, "parent/child", picture, "again")
+    tags = {KEY: "parent", "fid": "5.4", "std": "0.6"}  # of more replicates
+    tracker.register("parent/child", "again", "champion", "FID 5.4", tags)
+    assert tracker.flush(60)
+    version = tracker.client.get_model_version("again", "1")
+    assert (version.description, version.tags) == ("FID 5.4", {**tags, "cca_ray.crowned": "true"})
+
+
 def test_what_someone_wrote_about_the_experiment_stays(tracker: Tracker):
     tracker.describe({"mlflow.note.content": "ours"})
     assert tracker.flush(60)
