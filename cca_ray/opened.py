@@ -11,7 +11,7 @@ import optuna
 
 from cca_ray.contracts import Contract, StudySummary
 from cca_ray.errors import ConfigError
-from cca_ray.report import make_report
+from cca_ray.report import make_report, update_mlflow
 from cca_ray.reporting.results import SizeResults, StudyResults, read_study, read_summary
 from cca_ray.reporting.tables import trial_of
 from cca_ray.status import StudyStatus, in_a_line, look
@@ -103,9 +103,14 @@ class Study:
         return read_summary(self.path / "summary.json")
 
     def report(self, out: str | Path | None = None) -> Report:
-        """Make the report of what there is now, in the folder `out`, by default `report` in the study's own."""
+        """Make the report of what there is now, in the folder `out`, by default `report` in the study's own.
+
+        If the storage has moved, MLflow's records follow; if they cannot, a line on stderr says why.
+        """
         with quiet_optuna():
-            return Report(make_report(self.path.parent, [self.name], None if out is None else local_path(out)))
+            page = make_report(self.path.parent, [self.name], None if out is None else local_path(out))
+        update_mlflow(self.path.parent)
+        return Report(page)
 
     def champion(self, size: str | None = None) -> "Champion":
         """The winner of a size, which may be left out if there is one size: `champion.sample([0, 1, 2], seed=0)`."""

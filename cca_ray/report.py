@@ -12,8 +12,9 @@ from typing import Annotated
 
 import optuna
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
-from cca_ray.errors import ConfigError
+from cca_ray.errors import ConfigError, first_line
 from cca_ray.reporting.page import shown, write_report
 from cca_ray.reporting.results import read_study
 from cca_ray.storage.mirror import push
@@ -22,15 +23,32 @@ from cca_ray.tracking.moving import follow, left_behind
 
 
 def make_report(storage: Path, names: Sequence[str], out: Path | None = None) -> Path:
-    """The page. What there is to say of an MLflow that has moved with its storage goes to stderr."""
+    """The page."""
     studies = [read_study(storage, name) for name in names]
     folder = out or storage / names[0] / "-with-".join(["report", *names[1:]])
     page = write_report(studies, folder)
     push(folder)
-    if left_behind(storage):
-        for line in follow(storage.resolve() / "mlflow.db", storage.resolve() / "mlartifacts"):
-            print(line, file=sys.stderr)
     return page
+
+
+def update_mlflow(storage: Path) -> bool:
+    """Let the records of an MLflow that has moved with its storage follow it; says so on stderr. False if they can not.
+
+    They are then as they were, as where the database is read-only, or another program writes to it.
+    """
+    if not left_behind(storage):
+        return True
+    database, artifacts = storage.resolve() / "mlflow.db", storage.resolve() / "mlartifacts"
+    try:
+        lines = follow(database, artifacts)
+    except SQLAlchemyError as error:
+        why = first_line(getattr(error, "orig", None) or error)
+        told = f"the storage has moved, but MLflow's records in {database} could not be updated: {why}"
+        print(f"error: {told}; once that is mended, `cca-ray report` updates them", file=sys.stderr)
+        return False
+    for line in lines:
+        print(line, file=sys.stderr)
+    return True
 
 
 def main(
@@ -53,6 +71,8 @@ def main(
         raise ConfigError(f"a study is named twice: {' '.join(names)}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(shown(make_report(storage, names, out)))
+    if not update_mlflow(storage):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

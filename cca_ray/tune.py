@@ -146,12 +146,12 @@ def search(
     ):
         console.say(f"opening MLflow at {uri}")
         console.waiting("opening MLflow")
-        for experiment in dict.fromkeys(map(experiment_of, configs)):
-            journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
-            trackers[experiment] = Tracker(uri, experiment, storage / "mlartifacts", journal, console.say)
-        browse = next(iter(trackers.values())).browse
-        window.tell(browse=browse)
         try:
+            for experiment in dict.fromkeys(map(experiment_of, configs)):
+                journal = folder / f"{experiment.replace(' ', '-').replace('cca_ray', 'mlflow')}.journal"
+                trackers[experiment] = Tracker(uri, experiment, storage / "mlartifacts", journal, console.say)
+            browse = next(iter(trackers.values())).browse
+            window.tell(browse=browse)
             console.clear()
             console.say("starting Ray")
             console.waiting("starting Ray")

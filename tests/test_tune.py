@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +22,11 @@ from cca_ray.errors import ConfigError
 from cca_ray.inputs import find_space
 from cca_ray.reporting.asked import read_asked
 from cca_ray.reporting.outcome import failed_replicates
+from cca_ray.search.mlflow_pages import experiment_of
 from cca_ray.space_file import load_config
 from cca_ray.status import RUNNING, SizeStatus, look
 from cca_ray.study import Budget
+from cca_ray.terminal.console import Console
 from cca_ray.terminal.snapshot import STATUS
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
@@ -150,6 +153,20 @@ def test_what_dead_studies_left_is_freed_on_every_cluster_that_is_not_our_own(
     monkeypatch.setattr(tune, "remove_leaked_groups", freed.append)
     tune.free_what_died(tmp_path, [], print)
     assert freed == [print] * outlives_us
+
+
+def test_an_experiment_that_cannot_be_opened_leaves_none_of_the_others_open(tmp_path: Path):
+    configs = [load_config(find_space(name), []) for name in ("digits_s", "digits_var")]
+    deleted, uri = experiment_of(configs[1]), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker = Tracker(uri, deleted)
+    tracker.client.delete_experiment(tracker.experiment_id)
+    tracker.close(10)
+    (tmp_path / "study").mkdir()
+    before = set(threading.enumerate())
+    with pytest.raises(ValueError, match=f"{deleted} was deleted there"):
+        tune.search(tmp_path / "study", uri, configs, Budget(None, None), False, Console(quiet=True))
+    assert (tmp_path / "study" / "mlflow-llamagen-digits.journal").exists()  # the first was open
+    assert [thread for thread in threading.enumerate() if thread not in before and thread.name == "mlflow"] == []
 
 
 @pytest.mark.parametrize(

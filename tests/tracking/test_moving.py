@@ -14,6 +14,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from cca_ray import report, status
+from cca_ray.opened import Study
 from cca_ray.tracking.moving import PLACES, beside, left_behind
 from cca_ray.tracking.tracker import Tracker
 from tests.commands import invoke
@@ -122,6 +123,31 @@ def test_a_finished_study_that_was_moved_says_what_to_run_and_then_its_champion_
     mlflow.set_tracking_uri(f"sqlite:///{there / 'mlflow.db'}")
     assert Path(download_artifacts("models:/digits@champion")).is_relative_to(there)
     assert invoke(report.main, ["hand", "--storage", str(there)], capsys).err == ""
+
+
+LIKE_MLFLOW = """
+create table experiments(artifact_location); insert into experiments values('file:///gone/runs/mlartifacts');
+create table runs(artifact_uri); create table logged_models(artifact_location);
+create table model_versions(source, storage_location); create table datasets(dataset_source);
+"""
+READ_ONLY = "create trigger t before update on experiments begin select raise(abort, 'a readonly database'); end"
+LOCKED = "begin immediate"
+
+
+@pytest.mark.parametrize(("way", "why"), [(LOCKED, "database is locked"), (READ_ONLY, "a readonly database")])
+def test_records_that_cannot_be_written_are_told_of_after_the_page(way: str, why: str, tmp_path: Path, capsys):
+    make_study(tmp_path / "hand")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as other:
+        other.executescript(LIKE_MLFLOW)
+        other.execute(way)
+        made = invoke(report.main, ["hand", "--storage", str(tmp_path)], capsys)
+        page = Study(tmp_path / "hand").report()
+        assert why in capsys.readouterr().err
+    assert made.code == 1
+    assert made.out.strip() == str(page.path)
+    assert made.err.startswith(f"error: the storage has moved, but MLflow's records in {tmp_path / 'mlflow.db'}")
+    assert f"could not be updated: {why}; once" in made.err
+    assert made.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all, but long enough for its header" * 9])
