@@ -107,11 +107,14 @@ class Champion:
     def sample(self, labels: Sequence[int] | np.ndarray, seed: int = 0) -> np.ndarray:
         """Images [N, H, W, 3] uint8 of these labels [N].
 
-        Image i has the noise of image i of that seed, whatever the other labels are. ValueError for an unknown label.
+        Image i has the noise of image i of that seed, whatever the other labels are. ValueError for an unknown label,
+        or for what is no whole number.
         """
-        wanted = np.asarray(labels, dtype=np.int64).reshape(-1)
-        if not len(wanted) or wanted.min() < 0 or wanted.max() >= self.classes:
-            raise ValueError(f"label: expected at least one, each from 0 to {self.classes - 1}")
+        given = np.asarray(labels).reshape(-1)
+        whole = given.dtype.kind in "iuf" and bool((given == np.floor(given)).all())
+        if not len(given) or not whole or given.min() < 0 or given.max() >= self.classes:
+            raise ValueError(f"label: expected at least one, each a whole number from 0 to {self.classes - 1}")
+        wanted = given.astype(np.int64)
         noise = uniforms(seed, np.arange(len(wanted)), sum(self.model.decode_steps))
         here = torch.tensor(wanted, device=self.device)
         tokens = sample_tokens(self.model, here, noise.to(self.device), self.decoding)

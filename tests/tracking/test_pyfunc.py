@@ -41,12 +41,16 @@ def test_an_image_depends_on_its_label_and_its_place_only(make_study: MakeStudy,
     seven, three = champion.predict({"label": [7, 3]})
     assert (champion.predict({"label": np.array([7], dtype=np.int32)}) == seven).all()
     assert (champion.predict({"label": [1, 3, 5]})[1] == three).all()
+    assert (champion.predict({"label": [7.0]}) == seven).all()
     assert (champion.predict({"label": [7, 3]}, {"seed": 1})[0] != seven).any()
 
 
-@pytest.mark.parametrize("labels", [[], [10], [-1, 3]])
+NO_LABELS = [[], [10], [-1, 3], [1.9], [1.9, True], [True, False], [float("nan")], [2**70], ["1"], [None]]
+
+
+@pytest.mark.parametrize("labels", NO_LABELS)
 def test_what_is_no_label_is_one_line(make_study: MakeStudy, tmp_path: Path, labels: list[Any]):
-    with pytest.raises(ValueError, match="label: expected at least one, each from 0 to 9"):
+    with pytest.raises(ValueError, match="label: expected at least one, each a whole number from 0 to 9"):
         champion_of(make_study(), tmp_path).predict({"label": labels})
 
 
