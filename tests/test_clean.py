@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +105,7 @@ def test_a_question_without_a_yes_deletes_nothing(tmp_path: Path, key: str, code
     before = sizes_below(folder / "trials")
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # who runs the tests in the background may have it ignored
         os.execv(sys.executable, [sys.executable, "-c", ASKING, "one", "--storage", str(tmp_path / "runs")])
     shown = ""
     with suppress(OSError):  # the end of a terminal whose program has ended
