@@ -153,7 +153,7 @@ def test_an_official_rar_b_is_fine_tuned_and_comes_out_as_an_official_file(tmp_p
     verb(
         "train", "rar_b", "--lambda", "300", "--lr", "1e-5", "--out", tmp_path / "made", *paths,
         *settings(train__global_batch=2, placement__micro_batch=1, rungs=[{"at": 1.0, "samples": 2}],
-                  placement__gpus=0, placement__accelerators=[]),
+                  placement__gpus=0, placement__accelerators=[], score__image_size=64),
     )  # fmt: skip
     assert_the_official_loader_takes(tmp_path / "made" / "model.pt", official)
 

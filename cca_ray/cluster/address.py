@@ -25,6 +25,7 @@ VARIABLE = "RAY_ADDRESS"
 ANSWER_S = 10.0  # that who is asked has for an answer
 LOOK_S = 3.0  # how often a cluster at work is looked after
 LEFT_S = 50.0  # that a verb has to end in order, before Ray ends this process without a word of ours
+JOIN_S = 5.0  # that the thread which looks has to come back from Ray
 END_S = 30.0  # after which one that has not ended, for it waits for Ray and hears nothing, is ended
 
 
@@ -134,12 +135,12 @@ def heeding_cluster(address: str, stop: Callable[[], None], node: str = "") -> I
         if not answers(address):
             return ended if time.monotonic() - seen > patience else ""
         seen = time.monotonic()
-        return LOCAL_RAY_DIED if node and died(node) else ""
+        return LOCAL_RAY_DIED if node and not over.is_set() and died(node) else ""
 
     def look() -> None:
         nonlocal ended
         while not over.wait(LOOK_S):
-            if what := amiss():
+            if (what := amiss()) and not over.is_set():
                 ended = what
                 lost.set()
                 stop()
@@ -159,3 +160,4 @@ def heeding_cluster(address: str, stop: Callable[[], None], node: str = "") -> I
         raise
     finally:
         over.set()
+        thread.join(JOIN_S)  # Ray ends, without a word, a process that asks it something after its shutdown

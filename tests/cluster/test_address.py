@@ -228,6 +228,23 @@ def test_who_is_connected_to_a_ray_that_has_ended_or_whose_node_has_is_told_to_r
         check_connection(there, "a")
 
 
+def test_nobody_asks_ray_after_its_end(monkeypatch: pytest.MonkeyPatch):
+    """Ray would end this process, with exit code 1 and nothing said."""
+    asking, told = threading.Event(), list[str]()
+
+    def died(node: str) -> bool:
+        asking.set()
+        time.sleep(0.5)
+        told.append("answered")
+        return True
+
+    monkeypatch.setattr(address, "died", died)
+    monkeypatch.setattr(address, "LOOK_S", 0.01)
+    with silent() as port, heeding_cluster(f"127.0.0.1:{port}", lambda: told.append("asked to stop"), "node"):
+        assert asking.wait(10)
+    assert told == ["answered"]
+
+
 def test_errors_on_a_cluster_that_is_there_stay_what_they_are():
     with silent() as port, pytest.raises(ZeroDivisionError), heeding_cluster(f"127.0.0.1:{port}", lambda: None):
         print(1 / 0)
