@@ -1,4 +1,4 @@
-"""Which trials go on at a rung: a pure function of the scores there so far. And whether rungs lie apart."""
+"""Which trials go on at a rung: a pure function of the scores there so far."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ import numpy as np
 
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import RungScore
-from cca_ray.errors import ConfigError
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.registry import METRICS
 
@@ -20,32 +19,6 @@ def cost(metric: str, value: float) -> float:
 
 def best_value(metric: str, scores: Sequence[RungScore]) -> float:
     return min((score.values[metric] for score in scores), key=lambda value: cost(metric, value))
-
-
-def lengths(config: StudyConfig, images: int) -> list[int]:
-    """In how many optimizer steps a trial may be trained, short ones first."""
-
-    def values(name: str, own: int) -> set[int]:
-        bounds = config.search.space.get(name)
-        return {own} if bounds is None else {own, *range(math.ceil(bounds.low), math.floor(bounds.high) + 1)}
-
-    epochs, batches = values("epochs", config.train.epochs), values("global_batch", config.train.global_batch)
-    return sorted({images // batch * count for batch in batches if batch <= images for count in epochs})
-
-
-def check_rungs(config: StudyConfig, images: int) -> None:
-    """ConfigError if two rungs of a trial fall on one step: it would be compared with others at another rung of theirs.
-
-    `images`: in the token set.
-    """
-    for total in lengths(config, images):
-        steps = [rung.step_of(total) for rung in config.rungs]
-        if len(set(steps)) < len(steps):
-            places, found = ", ".join(f"{rung.at:g}" for rung in config.rungs), ", ".join(map(str, steps))
-            raise ConfigError(
-                f"{config.name}: rungs: {places} of a trial of {total} steps are its steps {found}, and each must be "
-                "another; take fewer rungs, more epochs or a smaller global_batch"
-            )
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ from cca_ray.search.mlflow_pages import (
 )
 from cca_ray.search.ray_tune import TableOf, run_trials
 from cca_ray.search.records import ENDED, KEEP_S, METRICS, readable, used_device_seconds
-from cca_ray.search.rungs import check_rungs
 from cca_ray.search.shared_files import BaseGrid, reference_table
 from cca_ray.search.terminal_listener import Lines, LiveView, Show, not_shown
+from cca_ray.search.trial_lengths import check_rungs
 from cca_ray.storage.mirror import exists, pull, push_database
 from cca_ray.storage.uris import database_uri, is_copy, to_uri
 from cca_ray.tracking.origin import origin, versions
