@@ -193,10 +193,15 @@ def micro_batch_size(placement: Placement, global_batch: int) -> int:
     return micro_batch
 
 
+def even_cut(share: int, most: int) -> int:
+    """The largest size, of at most `most`, that cuts a worker's share evenly; 0 if there is none."""
+    return next((size for size in range(most, 0, -1) if share % size == 0), 0)
+
+
 def smaller_micro_batch(placement: Placement, global_batch: int) -> int | None:
     """The largest micro-batch of at most half the present one that cuts a worker's share evenly; None below one."""
     share, half = global_batch // placement.workers, micro_batch_size(placement, global_batch) // 2
-    return next((size for size in range(half, 0, -1) if share % size == 0), None)
+    return even_cut(share, half) or None
 
 
 def worker_resources(placement: Placement) -> dict[str, float]:

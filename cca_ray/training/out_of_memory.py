@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cca_ray.cluster.placement import accelerator_of, micro_batch_size, smaller_micro_batch
+from cca_ray.cluster.placement import accelerator_of, even_cut, micro_batch_size, smaller_micro_batch
 from cca_ray.contracts import Contract
 from cca_ray.errors import reading
 from cca_ray.storage.files import atomically
@@ -44,8 +44,7 @@ def smaller(job: Job) -> Job:
     if not pull(marker):
         return job
     share, most = total // placement.workers, min(micro_batch_size(placement, total), read_halved(marker).micro_batch)
-    size = next(size for size in range(most, 0, -1) if share % size == 0)
-    placement = placement.model_copy(update={"micro_batch": size})
+    placement = placement.model_copy(update={"micro_batch": even_cut(share, most)})
     return replace(job, config=job.config.model_copy(update={"placement": placement}))
 
 
