@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 from rich.console import Console as RichConsole
@@ -95,7 +95,7 @@ class Console:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.stream, self.quiet = lenient(stream or sys.stdout), quiet
+        self.stream, self.quiet = cast(TextIO, lenient(stream or sys.stdout)), quiet
         self.rich = RichConsole(file=self.stream, highlight=False)
         self.terminal = self.stream.isatty() and not self.rich.is_dumb_terminal and not quiet
         self.started = time.monotonic()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from cca_ray.cluster.ray_compat import ERRORS_THREAD
 from cca_ray.errors import COLOURS
@@ -23,8 +23,9 @@ class Lenient:
     log.
     """
 
-    def __init__(self, stream: TextIO):
-        self.stream = stream
+    def __init__(self, stream: TextIO | None):
+        """None: a stream that was closed, as by `>&-`."""
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115 (for as long as the stream)
         self.lost: Exception | None = None
 
     def write(self, text: str) -> int:
@@ -59,11 +60,9 @@ class Lenient:
         return self.lost is not None and not isinstance(self.lost, BrokenPipeError)
 
 
-def lenient(stream: TextIO | None) -> TextIO:
-    """The stream, of a program of anybody's, as one that ends nothing. None: a stream that is closed."""
-    if isinstance(stream, Lenient):
-        return stream
-    return cast(TextIO, Lenient(stream or open(os.devnull, "w")))
+def lenient(stream: TextIO | None) -> Lenient:
+    """The stream, of a program of anybody's, as one that ends nothing."""
+    return stream if isinstance(stream, Lenient) else Lenient(stream)
 
 
 @contextmanager
@@ -80,7 +79,7 @@ def native_stderr_to(path: Path) -> Iterator[None]:
     except OSError:  # a closed stderr, or a full disk: that is for those to tell who need it
         yield
         return
-    mine = err if isinstance(err, Lenient) else Lenient(err)  # that of a script which calls us is a plain one
+    mine = lenient(err)  # that of a script which calls us is a plain one
     before = mine.stream
     ours = is_native(before)  # a notebook's goes elsewhere
     with open(terminal, "w", encoding=before.encoding if ours else None, buffering=1) as stream:
@@ -111,7 +110,7 @@ def is_native(stream: TextIO) -> bool:
 def lenient_output() -> Iterator[tuple[Lenient, Lenient]]:
     """Meanwhile stdout and stderr are lenient. Python's own flush at the exit then finds nothing to complain of."""
     before = sys.stdout, sys.stderr
-    out, err = (Lenient(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115 (None: closed by `>&-`)
+    out, err = map(Lenient, before)
     sys.stdout, sys.stderr = out, err
     try:
         yield out, err
