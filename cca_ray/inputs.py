@@ -25,10 +25,13 @@ def find_space(name: str) -> Path:
     A bare name without an ending is always that of the project's, whatever else is called so in the working directory.
     Where there are both, stderr says which is taken.
     """
-    taken, path = found(name), local_path(name)
-    shipped = SPACES / f"{path.stem}.yaml"
+    path, taken = local_path(name), file_of(name)
+    pull(path)
+    if not taken.exists():
+        raise ConfigError(f"{path}: no such search-space file{meant(path.stem)}")
     if not could_be_shipped(path, name):
         return taken
+    shipped = SPACES / f"{path.stem}.yaml"
     others = [other for other in (path, path.with_suffix(".yaml"), shipped) if other.is_file()]
     for other in others:
         if not other.samefile(taken):
@@ -42,18 +45,15 @@ def could_be_shipped(path: Path, name: str) -> bool:
     return path.name == name and path.suffix in ("", ".yaml") and (SPACES / f"{path.stem}.yaml").exists()
 
 
-def found(name: str) -> Path:
-    """See `find_space`; silent."""
+def file_of(name: str) -> Path:
+    """The file that a name means, whether or not it is there; see `find_space`."""
     path = local_path(name)
-    pull(path)
-    if could_be_shipped(path, name):
-        return path if path.suffix and path.is_file() else SPACES / f"{path.stem}.yaml"
-    if not path.exists():
-        raise ConfigError(f"{path}: no such search-space file{meant(path.stem)}")
+    if could_be_shipped(path, name) and not (path.suffix and path.is_file()):
+        return SPACES / f"{path.stem}.yaml"
     return path
 
 
 def name_anywhere(name: str) -> str:
-    """What names the same search space in any working directory. ConfigError if there is none."""
-    path = found(name)
+    """What names the same search space in any working directory."""
+    path = file_of(name)
     return path.stem if path.parent == SPACES else to_uri(path.absolute())

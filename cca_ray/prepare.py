@@ -312,15 +312,15 @@ def prepare(
     given = (tokenizer, out, classes, features, reference, text_encoder)
     codes, tokens_at, names_in, network, statistics_at, encoder = (None if p is None else Path(p) for p in given)
     check(images, folders, codes, tokens_at, network, statistics_at)
-    by_class = {"--classes": classes, "--label-key": label_key, "--numeric-classes": numeric_classes,
-                "--allow-empty-classes": allow_empty_classes}  # fmt: skip
+    of_labels = {"--label-key": label_key, "--numeric-classes": numeric_classes,
+                 "--allow-empty-classes": allow_empty_classes}  # fmt: skip
+    by_class = {"--classes": classes, **of_labels}
     of_tokens = {"--tokenizer": tokenizer, "--image-size": image_size, "--augment": augment,
                  "--part-images": part_images != PART_IMAGES, **by_class}  # fmt: skip
     refuse_without("--out", tokens_at is not None, of_tokens)
     of_statistics = {"--reference-size": reference_size != REFERENCE_SIZE, "--trust-torchscript": trust_torchscript}
     refuse_without("--reference", statistics_at is not None, of_statistics)
-    of_images = {"--augment": augment, "--label-key": label_key, "--numeric-classes": numeric_classes, "--gpus": gpus,
-                 "--allow-empty-classes": allow_empty_classes,
+    of_images = {"--augment": augment, **of_labels, "--gpus": gpus,
                  "--max-unreadable": max_unreadable != MOST_UNREADABLE}  # fmt: skip
     refuse_without("IMAGES", images is not None, of_images)
     if classes is not None and numeric_classes:
