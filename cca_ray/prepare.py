@@ -7,7 +7,7 @@ cca-ray prepare --npy official_codes --tokenizer vq_ds16_c2i.pt --out npy384    
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,26 +21,33 @@ from cca_ray.cluster.queue import may_grow, nodes_now
 from cca_ray.data.images import AUGMENTATIONS, crops_of
 from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import import_npy
-from cca_ray.data.token_set_making import Texts, tokenize, tokens_an_image
+from cca_ray.data.token_set_making import Texts, tokenize
 from cca_ray.data.tokens import MANIFEST, UNREADABLE, Counts, no_images
 from cca_ray.errors import ConfigError, reading
-from cca_ray.evaluation.features import load_extractor
 from cca_ray.evaluation.reference_making import make_reference
-from cca_ray.models.family import Family, family_of
-from cca_ray.models.official import load_tokenizer
+from cca_ray.prepare_options import (
+    MOST_UNREADABLE,
+    OF_CLASSES,
+    PART_IMAGES,
+    REFERENCE_SIZE,
+    Source,
+    Statistics,
+    Tokens,
+    check,
+    check_files,
+    check_texts,
+    checked_family,
+    refuse_idle,
+)
 from cca_ray.registry import FAMILIES, load_plugins
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
-from cca_ray.storage.mirror import pull, reach
+from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.calling import callable_module, in_python
 from cca_ray.terminal.console import Console, place, run
 from cca_ray.terminal.images_done import Pace
 from cca_ray.terminal.ray_session import ray_session
-
-REFERENCE_SIZE = 256  # pixels along a side, as the official evaluation has them
-PART_IMAGES = 2048
-MOST_UNREADABLE = 100
 
 
 def wait_for_gpus(count: int, say: Callable[[str], None]) -> None:
@@ -76,126 +83,6 @@ class Nodes:
         self.connect()
         task = ray.remote(function)
         return ray.get([task.remote(*values) for values in zip(*arguments, strict=True)])
-
-
-def read_classes(path: Path | None) -> list[str] | None:
-    """One class name per line, in the order of the labels."""
-    if path is None:
-        return None
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
-    if len(names) < 2:
-        raise ConfigError(f"{path}: expected one class name per line, at least 2")
-    return names
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the images are, and how their classes are told; see `list_images`."""
-
-    images: str
-    classes: Sequence[str] | None
-    label_key: str | None
-    numeric_classes: bool
-    allow_empty_classes: bool
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A token set that is wanted, in the folder `out`."""
-
-    family: str
-    tokenizer: Path
-    size: int
-    augmentations: Sequence[str]
-    out: Path
-    part_images: int
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Reference statistics that are wanted, in the file `out`."""
-
-    features: Path
-    size: int
-    out: Path
-    trust_torchscript: bool
-
-
-def check(images: str | None, npy: list[Path], tokenizer: Path | None, out: Path | None, features: Path | None,
-          reference: Path | None) -> None:  # fmt: skip
-    """ConfigError if the options do not say what to make of what."""
-    if (images is None) == (not npy):
-        raise ConfigError("give either IMAGES or --npy FOLDER")
-    if out is None and reference is None:
-        raise ConfigError("nothing to make: give --out FOLDER, --reference FILE.npz, or both")
-    if out is not None and tokenizer is None:
-        raise ConfigError("--out needs --tokenizer FILE, such as vq_ds16_c2i.pt or vae_ch160v4096z32.pth")
-    if reference is not None and (features is None or npy):
-        raise ConfigError("--reference needs IMAGES and --features FILE")
-    if reference is not None and reference.suffix != ".npz":
-        raise ConfigError(f"--reference {reference}: expected a file that ends in .npz")
-    if features is not None and reference is None:
-        raise ConfigError("--features is for --reference FILE.npz; give both or none")
-    if out is not None and out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: is a file; expected a folder")
-
-
-def refuse_without(needed: str, there: bool, given: Mapping[str, object]) -> None:
-    """ConfigError if one of these options was `given`, but what it is for is not asked for: it would do nothing."""
-    if unused := [option for option, value in given.items() if value and not there]:
-        raise ConfigError(f"{unused[0]} does nothing without {needed}; leave it out, or give {needed}")
-
-
-def checked_family(name: str, npy: list[Path]) -> Family:
-    """ConfigError if there is none of this name, or its official code leaves no tokens that could be imported."""
-    if name not in FAMILIES.names():
-        raise ConfigError(f"--family {name}: one of {', '.join(FAMILIES.names())}")
-    family = family_of(name)
-    if npy and not family.official_codes:
-        raise ConfigError(f"--npy: the official code of {name} leaves no tokens in .npy files")
-    return family
-
-
-def check_texts(family: Family, texts: Texts, of_classes: list[str], tokens: bool) -> None:
-    """ConfigError if options of captions are given to a family of classes, or the other way, or some are missing."""
-    given = {"captions": texts.captions, "caption-key": texts.key, "text-features": texts.features,
-             "text-encoder": texts.encoder}  # fmt: skip
-    of_texts = [name for name, value in given.items() if value is not None]
-    if of_texts and not (family.text_positions and tokens):
-        raise ConfigError(f"--{of_texts[0]} is for the token set (--out) of a family of texts, such as llamagen_t2i")
-    if family.text_positions and of_classes:
-        raise ConfigError(f"{of_classes[0]}: {family.name} takes captions, not classes")
-    if family.text_positions and tokens and (texts.features is None) == (texts.encoder is None):
-        raise ConfigError(
-            f"a token set for {family.name} needs features of its captions: give either --text-features FOLDER, with "
-            "those of a T5 in files, or --text-encoder FOLDER, with a T5 that is run here"
-        )
-
-
-def check_files(
-    classes: Path | None, tokenizer: Path | None, features: Path | None, encoder: Path | None, tokens: Tokens | None,
-    statistics: Statistics | None,
-) -> list[str] | None:  # fmt: skip
-    """ConfigError, before anything starts, if a file cannot be read, or what is wanted cannot be written or made.
-
-    The names of the classes, if they are given.
-    """
-    for given in (classes, tokenizer, features, encoder):
-        if given is not None:
-            pull(given)
-    if tokens is not None:
-        reach(tokens.out, write=True)
-    if statistics is not None:
-        reach(statistics.out.parent, write=True)
-    names = read_classes(classes)
-    if tokens is not None:
-        tokens_an_image(load_tokenizer(tokens.family, tokens.tokenizer), tokens.size)
-    if statistics is not None:
-        load_extractor(statistics.features, statistics.trust_torchscript)
-    return names
 
 
 def from_npy(roots: list[Path], names: list[str] | None, tokens: Tokens, console: Console) -> None:
@@ -312,24 +199,20 @@ def prepare(
     given = (tokenizer, out, classes, features, reference, text_encoder)
     codes, tokens_at, names_in, network, statistics_at, encoder = (None if p is None else Path(p) for p in given)
     check(images, folders, codes, tokens_at, network, statistics_at)
-    of_labels = {"--label-key": label_key, "--numeric-classes": numeric_classes,
-                 "--allow-empty-classes": allow_empty_classes}  # fmt: skip
-    by_class = {"--classes": classes, **of_labels}
-    of_tokens = {"--tokenizer": tokenizer, "--image-size": image_size, "--augment": augment,
-                 "--part-images": part_images != PART_IMAGES, **by_class}  # fmt: skip
-    refuse_without("--out", tokens_at is not None, of_tokens)
-    of_statistics = {"--reference-size": reference_size != REFERENCE_SIZE, "--trust-torchscript": trust_torchscript}
-    refuse_without("--reference", statistics_at is not None, of_statistics)
-    of_images = {"--augment": augment, **of_labels, "--gpus": gpus,
-                 "--max-unreadable": max_unreadable != MOST_UNREADABLE}  # fmt: skip
-    refuse_without("IMAGES", images is not None, of_images)
-    if classes is not None and numeric_classes:
-        raise ConfigError("--numeric-classes sorts the classes that are found, and --classes lists them; give one")
+    chosen = {
+        "IMAGES": images, "--out": out, "--reference": reference, "--tokenizer": tokenizer, "--image-size": image_size,
+        "--augment": augment, "--classes": classes, "--label-key": label_key, "--numeric-classes": numeric_classes,
+        "--allow-empty-classes": allow_empty_classes, "--trust-torchscript": trust_torchscript, "--gpus": gpus,
+        "--reference-size": reference_size != REFERENCE_SIZE, "--part-images": part_images != PART_IMAGES,
+        "--max-unreadable": max_unreadable != MOST_UNREADABLE,
+    }  # fmt: skip
+    options = [option for option, value in chosen.items() if value]
+    refuse_idle(options)
     load_plugins(plugin or [])
     kind, tokens, statistics = checked_family(family, folders), None, None
     table, of_texts = (None if p is None else str(p) for p in (captions, text_features))
     texts = Texts(table, caption_key, of_texts, encoder, kind.text_positions)
-    check_texts(kind, texts, [name for name, value in by_class.items() if value], tokens_at is not None)
+    check_texts(kind, texts, [option for option in OF_CLASSES if option in options], tokens_at is not None)
     size, augmentations = image_size or kind.image_size, augment or kind.augmentations
     crops_of(augmentations, size)
     if tokens_at is not None and codes is not None:

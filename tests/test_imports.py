@@ -12,8 +12,8 @@ ORDER = [
     "errors", "contracts", "verdict", "registry", "placement_config", "search_config",
     "config", "space_file", "storage", "inputs",
     "cluster", "models", "data", "evaluation", "training", "tracking", "champion", "search", "terminal", "reporting",
-    "testing", "report", "pretrain", "prepare", "train", "sample", "evaluate", "status", "clean", "opened", "study",
-    "tune", "plan", "cli", "__main__",
+    "testing", "report", "pretrain", "prepare_options", "prepare", "train", "sample", "evaluate", "status", "clean",
+    "opened", "study", "tune", "plan", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parent.parent / "cca_ray"
 
