@@ -7,7 +7,6 @@ cca-ray clean digits --storage s3://my/runs      of a study in a bucket
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,6 @@ import optuna
 import typer
 
 from cca_ray.reporting.results import SizeResults, read_study
-from cca_ray.search.accounts import counted
 from cca_ray.search.cleaning import WEIGHTS, Progress, needed_weights, unneeded
 from cca_ray.storage.files import fingerprint
 from cca_ray.storage.lease import leased
@@ -27,10 +25,8 @@ from cca_ray.terminal.console import StorageOption, complete_study, run
 
 def progress_of(size: SizeResults, folder: Path, weights: set[Path]) -> Progress:
     """How far a size is. `weights`: those that there are of trials."""
-    states = [trial.state for trial in size.trials]
-    begun = Counter(trial.arm for trial in size.trials if trial.state != "WAITING")
-    now = counted(begun, len(size.settings.control.learning_rates))
-    finished = size.summary is not None and size.finished_at == now and "RUNNING" not in states
+    known = size.finished_at is not None  # else trials may have been begun since
+    finished = known and size.finished and "RUNNING" not in [trial.state for trial in size.trials]
     winner, best = folder / size.name / "winner.pt", size.best
     if not finished or best is None:
         return Progress(size.settings.score.finalists, finished)

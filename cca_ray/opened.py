@@ -28,7 +28,7 @@ class Best(Contract):
     """The best trial of a size.
 
     `final`: it is the winner, and `values` are its scores in the final comparison, on noise that chose nothing; else
-    the search goes on, and they are its scores at its last rung.
+    the search has not finished, or was continued since, and they are its scores at its last rung.
     """
 
     trial: int  # its number in Optuna
@@ -135,7 +135,7 @@ class Study:
 
 def best_of(size: SizeResults) -> Best | None:
     """None if no trial of the search is completed."""
-    if size.summary:
+    if size.summary and size.finished:
         winner = size.summary.winner
         values = size.summary.models["tuned"].values
         return Best(trial=winner.trial, params=winner.params, values=values, final=True)

@@ -30,7 +30,7 @@ from cca_ray.reporting.text import closing, interim, progress
 from cca_ray.search.records import ENDED_NAMES, readable
 from cca_ray.storage.lease import LEASE, cache_id, holder_of
 from cca_ray.storage.lock import holder
-from cca_ray.storage.mirror import exists, pull
+from cca_ray.storage.mirror import exists, folders, pull
 from cca_ray.storage.uris import command_line, database_uri, is_copy, to_uri
 from cca_ray.terminal.console import StorageOption, complete_study, run
 from cca_ray.terminal.live_view import last_lines, size_view
@@ -72,6 +72,7 @@ class SizeStatus(Contract):
     seconds_left: float | None = None
     running: tuple[AtWork | StoredTrial, ...] = ()
     best: BestTrial | None = None
+    failed: str = ""  # what ended it, while the study goes on with others
     verdict: str = ""  # of a finished one, as the next
     outcome: SizeSummary | None = None
 
@@ -135,6 +136,8 @@ def stored(trial: TrialRow) -> StoredTrial:
 def status_of_size(size: SizeResults, state: str, told: DriverStatus | None) -> SizeStatus:
     counts = {arm: dict(Counter(t.state for t in size.of(arm))) for arm in dict.fromkeys(t.arm for t in size.trials)}
     status = SizeStatus(size=size.name, state=state, trials=counts)
+    if told and size.name in told.failed:
+        status = status.model_copy(update={"failed": told.failed[size.name]})
     if told and (snapshot := told.of(size.name)):
         now = time.time()
         at_work = tuple(t.model_copy(update={"seconds_left": t.left(now)}) for t in snapshot.at_work)
@@ -163,6 +166,14 @@ def where_to_look(folder: Path, told: DriverStatus | None) -> dict[str, str]:
     return {**where, "trials": command_line("optuna-dashboard", database_uri(folder / "study.db"))}
 
 
+def state_of(size: SizeResults, process: str, told: DriverStatus | None) -> str:
+    """Of a size that has begun. `process`: that runs the study, if any; it may do without this size."""
+    if size.finished and not (told and told.of(size.name)):
+        return FINISHED
+    runs = bool(process) and (told is None or (size.name in told.sizes and size.name not in told.failed))
+    return RUNNING if runs else STOPPED
+
+
 def look(storage: Path, name: str) -> Seen:
     """ValueError if there is no such study."""
     folder = storage / name
@@ -173,11 +184,7 @@ def look(storage: Path, name: str) -> Seen:
         if not process:
             raise
         study = StudyResults(name, folder, ())  # it is only beginning
-    at_work = {snapshot.size for snapshot in told.snapshots} if told else set()
-    sizes = []
-    for size in study.sizes:
-        state = FINISHED if size.summary and size.name not in at_work else RUNNING if process else STOPPED
-        sizes.append(status_of_size(size, state, told))
+    sizes = [status_of_size(size, state_of(size, process, told), told) for size in study.sizes]
     begin = replace(study, asked=Asked(sizes=told.sizes)).not_begun if told else study.not_begun
     sizes += [SizeStatus(size=size, state=BEGINS) for size in begin]
     finished = bool(sizes) and all(size.state == FINISHED for size in sizes)
@@ -209,6 +216,7 @@ def drawn(seen: Seen) -> RenderableType:
             parts.append(Text(f"{size.size}: {BEGINS}", "dim"))
         else:
             parts += waiting(results[size.size], size.state)
+            parts += [Text(f"  failed: {size.failed}", "red")] * bool(size.failed)
     if told and (shared := last_lines(told)):
         parts += [Text(), *shared]
     if content.state == STOPPED:
@@ -231,7 +239,9 @@ class Listed(Contract):
 def list_studies(storage: Path) -> Listed:
     """ValueError if there is no such storage."""
     found, unreadable = list[StudyStatus](), dict[str, str]()
-    for name in studies_in(storage):
+    begun = set(studies_in(storage))
+    beginning = {path.name for path in folders(storage) if exists(path / STATUS) and driver_of(path)[0]}
+    for name in sorted(begun | beginning):
         try:
             found.append(look(storage, name).content)
         except ValueError as error:

@@ -1,5 +1,6 @@
 """The sizes of a study: one after another, or side by side; what small ones find, larger ones of the family try."""
 
+import logging
 import math
 import shutil
 import threading
@@ -18,6 +19,7 @@ from cca_ray.cluster.placement import GIB, in_this_process
 from cca_ray.cluster.stopping import LOOK_S, Stop
 from cca_ray.config import StudyConfig
 from cca_ray.contracts import SizeSummary
+from cca_ray.errors import first_line, user_message, without_secrets
 from cca_ray.reporting.lessons import lessons_for
 from cca_ray.reporting.results import read_database
 from cca_ray.reporting.summary import picture, table, write_summary
@@ -38,6 +40,7 @@ from cca_ray.training.bases_ahead import bases_ahead
 from cca_ray.training.small_base import resolve
 from cca_ray.verdict import noise, verdict
 
+LOG = logging.getLogger(__name__)
 GROUP_GIB = 1.12  # what a trial that is a worker group holds on the driver's machine (benchmarks/head.py)
 
 
@@ -156,7 +159,8 @@ class Sizes:
     def run(self) -> list[SizeSummary]:
         """The summaries of all sizes.
 
-        Raises KeyboardInterrupt if it was stopped. ValueError if a size cannot go on: others at work end first.
+        Raises KeyboardInterrupt if it was stopped. ValueError if a size cannot go on: others at work end first. Of
+        several that cannot, the first.
         """
         have_gib = psutil.virtual_memory().total / GIB
         if warning := too_many_at_once(self.configs, self.side_by_side, have_gib):
@@ -172,9 +176,11 @@ class Sizes:
                     self.ahead = bases_ahead(self.configs[1:], self.study.folder.parent)
             if over == begun:
                 break
-            if error := self.await_one():
-                errors.append(error)
+            ended, error = self.await_one()
             over += 1
+            if error is not None:
+                errors.append(error)
+                self.tell_failed(ended, error, others=begun > over)
         if errors:
             self.stop.check()
             raise errors[0]
@@ -263,8 +269,19 @@ class Sizes:
         with suppress(RayError):
             self.stop.get([made])
 
-    def await_one(self) -> BaseException | None:
-        """Wait for the next size to end, and keep what it found; what ended it, if it found nothing."""
+    def tell_failed(self, size: str, error: BaseException, others: bool) -> None:
+        """Who runs several side by side hears of each at once. `others`: whether there are any left."""
+        if not self.side_by_side or self.stop.wished.is_set() or isinstance(error, KeyboardInterrupt):
+            return
+        why = user_message(error)
+        if why is None:  # a fault of ours
+            LOG.error("%s", size, exc_info=error)
+        why = without_secrets(why or f"{type(error).__name__}: {first_line(error)}").removeprefix(f"{size}: ")
+        self.study.window.failed(size, why)
+        self.study.console.say(f"{size}  failed: {why}" + "; the others go on" * others)
+
+    def await_one(self) -> tuple[str, BaseException | None]:
+        """Wait for the next size to end, and keep what it found: its name, and what ended it, if it found nothing."""
         patience = math.inf
         while True:
             with suppress(Empty):
@@ -278,12 +295,12 @@ class Sizes:
         study = self.study
         study.window.hide(config.name)
         if isinstance(outcome, BaseException):
-            return outcome
+            return config.name, outcome
         try:
             size = finish_size(outcome, study.folder / config.name, study.trackers[experiment_of(config)])
             self.done[config.name] = size
             write_summary(study.folder, self.sizes())
         except OSError as error:  # others may be at work
-            return error
+            return config.name, error
         study.console.say(verdict(size))
-        return None
+        return config.name, None

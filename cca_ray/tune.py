@@ -32,7 +32,7 @@ from cca_ray.cluster.stopping import Stop, end_process, heeding_signals, interru
 from cca_ray.config import MOST_SEED, StudyConfig
 from cca_ray.contracts import SizeSummary
 from cca_ray.errors import ConfigError, Incomplete, first_line, without_secrets
-from cca_ray.inputs import DEFAULT_SPACES, find_space, name_anywhere
+from cca_ray.inputs import DEFAULT_SPACES, file_of, find_space, name_anywhere
 from cca_ray.opened import Study as OpenStudy
 from cca_ray.registry import FAMILIES
 from cca_ray.reporting.asked import Named, write_asked
@@ -49,7 +49,7 @@ from cca_ray.storage.mirror import exists, reach
 from cca_ray.storage.uris import database_uri, to_uri
 from cca_ray.study import Budget, Sizes, Study
 from cca_ray.terminal.calling import callable_module, in_python
-from cca_ray.terminal.console import Console, StorageOption, complete_space, run
+from cca_ray.terminal.console import INTERRUPTED, Console, StorageOption, complete_space, run
 from cca_ray.terminal.log_file import LOG_FILE, logging_to
 from cca_ray.terminal.notify import news_of
 from cca_ray.terminal.notify import notify as tell
@@ -103,7 +103,7 @@ def read_spaces(spaces: list[str], settings: list[str]) -> list[StudyConfig]:
 def names_of(configs: list[StudyConfig], spaces: list[str], settings: Sequence[str]) -> dict[str, Named]:
     """How a command named these, for the commands that go on from it. What it sets for the search alone is left out."""
     kept = tuple(setting for setting in settings if not setting.startswith("search."))
-    words = {Path(word).stem: word for word in map(name_anywhere, spaces or DEFAULT_SPACES)}
+    words = {file_of(word).stem: name_anywhere(word) for word in spaces or DEFAULT_SPACES}
     return {config.name: Named(space=words[config.name], settings=kept) for config in configs}
 
 
@@ -177,14 +177,32 @@ def search(
     return Found(folder, sizes, report, browse, no_report, left, tables, failed_replicates(sizes, configs))
 
 
+def how_to_continue(folder: Path, fresh: bool) -> str:
+    """What to say beside "the same command": with --fresh, that would begin yet another study."""
+    return f"with --name {folder.name} instead of --fresh" if fresh else ""
+
+
 @contextmanager
-def telling_trouble(command: str, folder: Path) -> Iterator[None]:
-    """Meanwhile tell the user's command of what ends the study before its end."""
+def noting(how: str) -> Iterator[None]:
+    """What ends the study meanwhile takes along a note of how it is continued, if not by the same command."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if how:
+            error.add_note(f"continue it {how}")
+        raise
+
+
+@contextmanager
+def telling_trouble(command: str, folder: Path, how: str) -> Iterator[None]:
+    """Meanwhile tell the user's command of what ends the study before its end. `how`: see `how_to_continue`."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
         event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        said = without_secrets(first_line(error)) if event == "failed" else "the same command continues it"
+        said = (
+            without_secrets(first_line(error)) if event == "failed" else f"the same command continues it {how}".strip()
+        )
         with suppress(Exception):  # whatever becomes of the news, this is what the caller is to hear
             if trouble := tell(command, news_of(folder.name, to_uri(folder), [], [said], event)):
                 print(f"error: {trouble}", file=sys.stderr)
@@ -236,7 +254,8 @@ def run_study(
     folder = folder_of(storage, name, fresh, configs)
     console.say(f"study {folder.name}: {', '.join(c.name for c in configs)}; output in {to_uri(folder)}")
     uri = tracking_uri or database_uri(folder.parent / "mlflow.db")
-    with alone(folder), leased(folder), telling_trouble(notify, folder):
+    how = how_to_continue(folder, fresh)
+    with alone(folder), leased(folder), noting(how), telling_trouble(notify, folder, how):
         write_asked(folder, named)
         return search(folder, uri, configs, budget, side_by_side, console, again)
 
@@ -373,7 +392,13 @@ def main(
         return
     console = Console(sys.stderr if as_json else sys.stdout, quiet)
     named = names_of(configs, spaces or [], said)
-    found = run_study(study, fresh, storage, tracking_uri, configs, named, budget, side_by_side, notify, console)
+    try:
+        found = run_study(study, fresh, storage, tracking_uri, configs, named, budget, side_by_side, notify, console)
+    except KeyboardInterrupt as error:
+        if not fresh:
+            raise
+        print("interrupted", *getattr(error, "__notes__", ()), sep="; ", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     folder = found.folder
     sentences, where = tuple(closing(size) for size in found.sizes), where_to_look(found, named)
     end = Told(
@@ -389,9 +414,10 @@ def main(
     if as_json:
         print(end.model_dump_json(indent=1))
     else:
-        show_end(console, configs[-1].score.samples, end)
+        show_end(console, {config.name: config.score.samples for config in configs}, end)
     if missing := missing_of(found, notify):
-        print(*(f"error: {what}" for what in missing), sep="\n", file=sys.stderr)
+        how = how_to_continue(folder, fresh)
+        print(*(f"error: {what}" + f" ({how})" * bool(how) for what in missing), sep="\n", file=sys.stderr)
         raise typer.Exit(1)
 
 

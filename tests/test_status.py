@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 
 import cca_ray
 from cca_ray import status
 from cca_ray.contracts import FID
 from cca_ray.reporting.asked import Named, write_asked
+from cca_ray.search.accounts import COUNTED
 from cca_ray.storage.lease import leased
 from cca_ray.storage.lock import alone
 from cca_ray.storage.mirror import push
@@ -114,8 +116,58 @@ def test_a_study_that_makes_its_base_runs_too(storage: Path, capsys):
     with alone(storage / "new"):
         at_this_moment(snapshots=()).write(storage / "new")
         content = json.loads(invoke(status.main, ["new", "--storage", str(storage), "--json"], capsys).out)
+        listed = invoke(status.main, ["--storage", str(storage)], capsys).out
     assert content["state"] == "running"
     assert [size["state"] for size in content["sizes"]] == ["not begun", "not begun"]
+    assert re.search("new +running +digits_s not begun; digits_m not begun", listed)
+    assert "new" not in invoke(status.main, ["--storage", str(storage)], capsys).out  # its driver was killed
+
+
+def continue_it(folder: Path) -> None:
+    """A trial more is begun in a study, which was finished with all it had, and its driver is killed."""
+    at = f"sqlite:///{folder / 'study.db'}"
+    control = optuna.load_study(study_name=f"{folder.name}/digits_s/control", storage=at)
+    search = optuna.load_study(study_name=f"{folder.name}/digits_s/search", storage=at)
+    control.set_user_attr(COUNTED, len(search.trials))
+    assert cca_ray.open(folder).state == "finished"
+    search.ask()
+
+
+def test_a_finished_study_that_is_continued_has_not_finished_until_it_has_again(storage: Path, capsys):
+    folder = storage / "whole"
+    assert cca_ray.open(folder).best["digits_s"].final
+    continue_it(folder)
+    outcome = invoke(status.main, ["whole", "--storage", str(storage)], capsys)
+    assert "whole: stopped" in outcome.out
+    assert "The same `tune` command continues it." in outcome.out
+    assert re.search("whole +stopped +digits_s stopped", invoke(status.main, ["--storage", str(storage)], capsys).out)
+    study = cca_ray.open(folder)
+    assert (study.state, study.best["digits_s"].final) == ("stopped", False)
+    report = study.report().path.read_text()
+    assert (
+        "whole, digits_s: continued after it had finished, and not finished again; its results are of before." in report
+    )
+
+
+def test_a_size_that_failed_beside_others_is_not_running(storage: Path, capsys):
+    make_study(storage / "half", "digits_m", finished=False)
+    with alone(storage / "half"):
+        at_this_moment(failed={"digits_m": "no trial was completed"}).write(storage / "half")
+        outcome = invoke(status.main, ["half", "--storage", str(storage)], capsys)
+        content = json.loads(invoke(status.main, ["half", "--storage", str(storage), "--json"], capsys).out)
+    assert [(size["size"], size["state"]) for size in content["sizes"]] == [
+        ("digits_s", "running"), ("digits_m", "stopped"),
+    ]  # fmt: skip
+    assert content["sizes"][1]["failed"] == "no trial was completed"
+    assert "  failed: no trial was completed" in outcome.out
+
+
+def test_a_size_that_the_driver_was_not_asked_for_is_not_running(storage: Path):
+    make_study(storage / "half", "digits_m", finished=False)
+    with alone(storage / "half"):
+        at_this_moment(sizes=("digits_s",)).write(storage / "half")
+        found = cca_ray.open(storage / "half").status
+    assert [(size.size, size.state) for size in found.sizes] == [("digits_s", "running"), ("digits_m", "stopped")]
 
 
 def test_what_a_killed_driver_left_is_no_sign_of_life(storage: Path, capsys):

@@ -15,6 +15,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from cca_ray.cluster.stopping import Stop
+from cca_ray.errors import ConfigError
 from cca_ray.inputs import SPACES, find_space
 from cca_ray.search.accounts import COUNTED, TERMS, Terms
 from cca_ray.search.budget import Limits
@@ -22,6 +23,8 @@ from cca_ray.space_file import load_config
 from cca_ray.status import look
 from cca_ray.study import Budget, Sizes, Study, UsedBefore, smaller_sizes, too_many_at_once, used_before
 from cca_ray.terminal.console import Console
+from cca_ray.terminal.snapshot import DriverStatus
+from cca_ray.terminal.window import Window
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.small_base import BaseFiles
 from tests.commands import EXPERIMENT, start, write_space
@@ -126,6 +129,46 @@ def test_a_size_that_an_earlier_run_finished_takes_no_share_from_those_that_are_
     left, first = given["device_hours"] - 1, limits(False, 0)
     assert first.seconds == 0 if over else first.device_seconds == pytest.approx(3600 * (left / 3 + 1))
     assert limits(True, 1).device_seconds == pytest.approx(3600 * left / (2 if over else 3))
+
+
+class Ending(Sizes):
+    """Each size ends at once, as `outcomes` has it."""
+
+    outcomes: tuple[BaseException, ...] = ()
+
+    def begin(self, number: int) -> None:
+        self.ended.put((self.configs[number], self.outcomes[number]))
+
+
+def test_each_size_that_fails_side_by_side_is_told_of_at_once(tmp_path: Path, capsys, caplog):
+    configs = [load_config(find_space(name)) for name in ("digits_s", "digits_m", "digits_var")]
+    console = Console()
+    driver = DriverStatus.of_this_process("study", tuple(config.name for config in configs), tmp_path / "log.txt")
+    window = Window(console, tmp_path, driver)
+    sizes = Ending(Study("study", tmp_path, {}, console, window), configs, Budget(), True, Stop())
+    sizes.outcomes = (
+        ConfigError("digits_s: no trial was completed"),
+        OSError(28, "No space left", "x.pt"),
+        KeyError("a"),
+    )
+    with pytest.raises(ConfigError, match="digits_s: no trial was completed"):
+        sizes.run()
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.endswith("digits_s  failed: no trial was completed; the others go on")
+    assert second.endswith("digits_m  failed: x.pt: No space left; the others go on")
+    assert third.endswith("digits_var  failed: KeyError: 'a'")  # there are no others
+    assert window.driver.failed["digits_m"] == "x.pt: No space left"
+    assert [record.message for record in caplog.records if record.exc_info] == ["digits_var"]  # a fault of ours
+
+
+def test_a_size_that_fails_alone_is_told_of_by_what_ends_the_command(tmp_path: Path, capsys):
+    configs, console = [load_config(find_space("digits_s"))], Console()
+    window = Window(console, tmp_path, DriverStatus.of_this_process("study", ("digits_s",), tmp_path / "log.txt"))
+    sizes = Ending(Study("study", tmp_path, {}, console, window), configs, Budget(), False, Stop())
+    sizes.outcomes = (ConfigError("digits_s: no trial was completed"),)
+    with pytest.raises(ConfigError):
+        sizes.run()
+    assert capsys.readouterr().out == ""
 
 
 def test_more_trials_than_the_head_can_drive_are_told_of():

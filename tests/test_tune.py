@@ -25,6 +25,7 @@ from cca_ray.reporting.outcome import failed_replicates
 from cca_ray.search.mlflow_pages import experiment_of
 from cca_ray.space_file import load_config
 from cca_ray.status import RUNNING, SizeStatus, look
+from cca_ray.storage.uris import local_path
 from cca_ray.study import Budget
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.snapshot import STATUS
@@ -71,6 +72,36 @@ def test_a_fresh_name_is_one_that_no_study_has(tmp_path: Path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits-2").mkdir()
     assert fresh_name("digits", tmp_path) == "digits-3"
+
+
+def test_how_sizes_were_named_is_kept_wherever_their_files_are():
+    """The names that a URI and a path give to one file differ: the one has a query, and escapes."""
+    at_a_uri = "s3://runs/bases/größe_s.yaml?scheme=http&endpoint_override=10.0.0.5%3A9000"
+    config = load_config(find_space("digits_s")).model_copy(update={"name": "größe_s"})
+    named = tune.names_of([config], [at_a_uri], ["search.trials=3", "train.beta=0.05"])["größe_s"]
+    assert local_path(named.space) == local_path(at_a_uri)
+    assert named.settings == ("train.beta=0.05",)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, KeyboardInterrupt])
+def test_what_ends_a_fresh_study_says_how_that_one_is_continued(
+    kind: type[BaseException], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """The same command would begin another."""
+    by_hand = kind is KeyboardInterrupt
+
+    def search(folder: Path, *more: object) -> None:
+        raise kind("no room")
+
+    monkeypatch.setattr(tune, "search", search)
+    command = ["digits_s", "--storage", str(tmp_path / "runs"), "--fresh"]
+    for name in ("digits_s", "digits_s-2"):
+        outcome = invoke(tune.main, command, capsys)
+        how = f"continue it with --name {name} instead of --fresh"
+        said = f"interrupted; {how}" if by_hand else f"error: no room ({how})"
+        assert (outcome.code, outcome.err) == (130 if by_hand else 2, f"{said}\n")
+    outcome = invoke(tune.main, [*command[:-1], "--name", "digits_s"], capsys)
+    assert "--fresh" not in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the last `tune` of a study asked for: its sizes, and how each was named, for the commands that go on from it."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,4 +57,5 @@ def sampling(named: Named, winner: str, folder: Path) -> str:
 
 def in_storage(folder: Path) -> list[str | Path]:
     """The option that names the storage of a study with this folder; none of the storage that is taken without it."""
-    return ["--storage", folder.parent] if folder.parent != Path("runs").resolve() else []
+    usual = folder.parent == Path("runs").resolve() and "CCA_RAY_STORAGE" not in os.environ
+    return [] if usual else ["--storage", folder.parent]

@@ -80,12 +80,24 @@ def where_to_look(found: Found, named: Mapping[str, Named]) -> dict[str, str]:
     }
 
 
-def show_end(console: Console, samples: int, end: Told) -> None:
-    """The tables, where to look, and last what a person should know; of a quiet study only the tables."""
+def samples_of(by_size: Mapping[str, int]) -> str:
+    """`1,800 samples`, or `1,800 (digits_s) and 5,000 (digits_m) samples`."""
+    if len(set(by_size.values())) == 1:
+        return f"{next(iter(by_size.values())):,} samples"
+    of = {count: [size for size in by_size if by_size[size] == count] for count in by_size.values()}
+    return " and ".join(f"{count:,} ({', '.join(sizes)})" for count, sizes in of.items()) + " samples"
+
+
+def show_end(console: Console, samples: Mapping[str, int], end: Told) -> None:
+    """The tables, where to look, and last what a person should know; of a quiet study only the tables.
+
+    `samples`: how many images a score is of, by size.
+    """
     width = shutil.get_terminal_size().columns if console.terminal else None
     for metric in dict.fromkeys(metric for size in end.sizes for metric in size.shown):
         sizes = [size for size in end.sizes if metric in size.metrics]
-        print(f"\n{metric.label} on fresh noise, {samples:,} samples\n{table(sizes, width, metric)}\n")
+        counts = samples_of({size.size: samples[size.size] for size in sizes})
+        print(f"\n{metric.label} on fresh noise, {counts}\n{table(sizes, width, metric)}\n")
     if console.quiet:
         return
     column = max(map(len, end.where))

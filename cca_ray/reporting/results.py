@@ -4,6 +4,7 @@ Of a study that still runs, or was stopped, it is what there is so far.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -32,7 +33,7 @@ from cca_ray.errors import first_line, reading, reason
 from cca_ray.evaluation.jackknife import jackknife_error
 from cca_ray.reporting.asked import Asked, read_asked
 from cca_ray.reporting.settings import Bounds, Settings
-from cca_ray.search.accounts import COUNTED, seconds_of_size
+from cca_ray.search.accounts import COUNTED, counted, seconds_of_size
 from cca_ray.search.learning import LEARNT, Learnt
 from cca_ray.search.records import METRICS, PARAMETERS, ArmName, rung_scores
 from cca_ray.storage.mirror import exists, folders, pull, reach, snapshot
@@ -144,6 +145,13 @@ class SizeResults:
 
     def of(self, arm: str, *states: str) -> list[TrialRow]:
         return [t for t in self.trials if t.arm == arm and (not states or t.state in states)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, and no trial was begun since. Version 0.1.0 did not keep how many there were then."""
+        begun = Counter(trial.arm for trial in self.trials if trial.state != "WAITING")
+        now = counted(begun, len(self.settings.control.learning_rates))
+        return self.summary is not None and self.finished_at in (None, now)
 
     @cached_property
     def best(self) -> TrialRow | None:

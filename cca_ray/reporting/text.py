@@ -27,6 +27,7 @@ from cca_ray.verdict import (
     with_spread,
 )
 
+CONTINUED = "continued after it had finished, and not finished again; its results are of before"
 NAMED = 8  # trials that ended for the same reason, at most
 
 
@@ -81,6 +82,7 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
         *([sentence(f"{done.prospect}")] if done.prospect else []),
         *["± is sampling noise only: one training seed; --replicates 2 adds training noise"]
         * (done.winner.models == 1),
+        *[sentence(CONTINUED)] * (not size.finished),
     ]
 
 
@@ -124,7 +126,7 @@ def story(size: SizeResults) -> str:
 
 def hours(size: SizeResults) -> str:
     """Device time of the trials, by type of card where there are several."""
-    if not size.summary or size.summary.device_hours is None:
+    if not size.summary or not size.finished or size.summary.device_hours is None:
         return f"{size.trial_seconds / 3600:.2g} hours of trials"
     return device_hours(size.summary)
 
@@ -146,8 +148,9 @@ def cost(size: SizeResults) -> list[str]:
         "one of them without the condition. Counted in passes: no times were measured."
     )
     used = f"Search: {hours(size)}, including the control"
-    seconds = size.summary.seconds if size.summary else size.seconds
-    return [sampling, f"{used}; {seconds / 60:.1f} minutes {'in all' if size.summary else 'so far'}, over all runs."]
+    done = size.summary if size.finished else None
+    seconds = done.seconds if done else size.seconds
+    return [sampling, f"{used}; {seconds / 60:.1f} minutes {'in all' if done else 'so far'}, over all runs."]
 
 
 def failures(size: SizeResults) -> list[str]:
@@ -227,6 +230,7 @@ def warnings(studies: Sequence[StudyResults]) -> list[str]:
     """What a reader must know before comparing numbers."""
     sizes = [(study, size) for study in studies for size in study.sizes]
     lines = [f"{study.name}, {size.name}: not finished; {progress(size)}." for study, size in sizes if not size.summary]
+    lines += [f"{study.name}, {size.name}: {CONTINUED}." for study, size in sizes if size.summary and not size.finished]
     lines += [f"{study.name}, {name}: not begun." for study in studies for name in study.not_begun]
     lines += [
         f"{study.name}, {done.size}: {told(edge)}."

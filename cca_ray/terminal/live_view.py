@@ -93,7 +93,7 @@ def best_line(snapshot: SizeSnapshot) -> Text:
         return Text("best     no trial of the search has been completed yet", "dim")
     best, metric = snapshot.best, snapshot.metric
     score = f"{metric.label} {best.values[metric.name]:.2f}"
-    return Text.assemble("best     ", (score, "bold green"), f"  {best.settings}  (search #{best.number})")
+    return Text.assemble("best     ", (score, "bold green"), f"  {best.settings}  ({best.arm} #{best.number})")
 
 
 def next_line(prospect: Prospect | None) -> list[Text]:

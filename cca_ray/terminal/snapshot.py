@@ -42,8 +42,12 @@ class AtWork(Frozen):
 
 
 class Best(Frozen):
-    """The best completed trial of a size, by the score of its last rung."""
+    """The best completed trial of a size, by the score of its last rung: of the search, while that is at work.
 
+    After it they are the control's, or the replicates.
+    """
+
+    arm: str = "search"
     number: int
     settings: str
     values: dict[str, float]  # by metric
@@ -84,6 +88,7 @@ class DriverStatus(Frozen):
     cluster: dict[str, tuple[float, float]] = {}  # CPU, GPU: in use, in all
     doing: dict[str, tuple[str, float]] = {}  # by size, what comes before its first trial, and since when
     snapshots: tuple[SizeSnapshot, ...] = ()  # of the sizes at work, from their first trial on
+    failed: dict[str, str] = {}  # by size, what ended it
 
     @staticmethod
     def of_this_process(study: str, sizes: tuple[str, ...], log: Path) -> "DriverStatus":

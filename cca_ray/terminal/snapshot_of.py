@@ -35,7 +35,7 @@ def snapshot_of(ledger: Ledger, before: SizeSnapshot | None = None) -> SizeSnaps
         arms={arm.name: (len(arm.ended()), arm.planned()) for arm in reversed(ledger.arms)},
         at_work=at_work,
         metric=metric,
-        best=best_trial(search.ended(TrialState.COMPLETE), metric),
+        best=best_trial(search, metric),
         prospect=None if comparing else prospect_of(ledger, search),
         seconds_left=None if comparing else seconds_left(ledger, trials, at_work),
         at=time.time(),
@@ -69,14 +69,14 @@ def prospect_of(ledger: Ledger, search: Arm) -> Prospect | None:
     return search.prospect()
 
 
-def best_trial(completed: Sequence[FrozenTrial], metric: MetricInfo) -> Best | None:
+def best_trial(arm: Arm, metric: MetricInfo) -> Best | None:
     """By the score of the last rung."""
-    trials = {trial.number: trial for trial in completed}
+    trials = {trial.number: trial for trial in arm.ended(TrialState.COMPLETE)}
     scores = {number: rung_scores(trial)[-1] for number, trial in trials.items()}
     number = best_of(scores, metric)
     if number is None:
         return None
-    return Best(number=number, settings=readable(trials[number].params), values=scores[number].values)
+    return Best(arm=arm.name, number=number, settings=readable(trials[number].params), values=scores[number].values)
 
 
 def seconds_left(ledger: Ledger, trials: Sequence[FrozenTrial], at_work: Sequence[AtWork]) -> float | None:

@@ -108,6 +108,11 @@ class Window:
             ordered = tuple(by_size[name] for name in self.driver.sizes if name in by_size)
             self.driver = self.driver.model_copy(update={"snapshots": ordered})
 
+    def failed(self, size: str, why: str) -> None:
+        """Others may go on."""
+        with self.lock:
+            self.driver = self.driver.model_copy(update={"failed": {**self.driver.failed, size: why}})
+
     def hide(self, size: str) -> None:
         """It has ended."""
         self.seen.pop(size, None)

@@ -53,7 +53,10 @@ def test_the_best_is_that_of_the_search(ledger: Ledger):
     complete(ledger, "b", 4.0)
     best = snapshot_of(ledger).best
     assert best is not None
-    assert (best.number, best.values["fid"]) == (1, 4.0)
+    assert (best.arm, best.number, best.values["fid"]) == ("search", 1, 4.0)
+    after = snapshot_of(Ledger(ledger.config, [ledger.arms[0]])).best  # further rates of the control
+    assert after is not None
+    assert (after.arm, after.values["fid"]) == ("control", 1.0)
 
 
 def test_what_is_left_is_trials_as_long_as_those_before_and_the_final_comparison(ledger: Ledger):
