@@ -38,7 +38,7 @@ from tests.buckets import CREDENTIALS, s3_server
 from tests.commands import invoke, write_space
 from tests.ports import free_port
 from tests.processes import begin, wait_until
-from tests.tracking.test_tracker import Server, empty_mlflow
+from tests.tracking.servers import Server, empty_mlflow
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "CCA_RAY_JOBS"

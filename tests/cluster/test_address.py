@@ -19,7 +19,7 @@ from cca_ray.cluster import address
 from cca_ray.cluster.address import Named, check_cluster, check_connection, heeding_cluster, named_cluster
 from cca_ray.cluster.ray_compat import RECONNECT, Versions, cluster_versions, own_versions, same_versions
 from cca_ray.errors import ConfigError
-from tests.test_jobs import free_port
+from tests.ports import free_port
 
 CURE = "unset RAY_ADDRESS to run on this machine alone"
 

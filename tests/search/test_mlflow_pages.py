@@ -27,7 +27,8 @@ from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import verdict
 from tests.conftest import MakeStudy, tiny_space
 from tests.studies import make_study
-from tests.tracking.test_tracker import contents, server, the_server
+from tests.tracking.experiments import contents
+from tests.tracking.servers import server, the_server
 
 __all__ = ["server", "the_server"]  # fixtures
 
