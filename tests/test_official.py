@@ -14,8 +14,8 @@ from PIL import Image
 from cca_ray.models.files import read_checkpoint
 from cca_ray.models.official import build, build_tokenizer
 from tests.conftest import golden, golden_state
+from tests.golden.models import official_state
 from tests.golden.weights import inception_checkpoint
-from tests.models.test_var_vqvae import official_state
 
 
 def verb(name: str, *arguments: str | Path) -> str:
