@@ -40,6 +40,25 @@ def invoke(main: Callable[..., Any], arguments: list[str], capsys: pytest.Captur
     return Outcome(stop.value.code, captured.out, captured.err)
 
 
+def assert_refused(
+    main: Callable[..., Any], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], **paths: Path
+) -> None:
+    """By a verb, in one line, and nothing is left here. `paths`: what words of the arguments stand for."""
+    outcome = invoke(main, [str(paths.get(word, word)) for word in arguments], capsys)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+def verb(name: str, *arguments: str | Path) -> str:
+    """`python -m cca_ray.NAME ARGUMENTS`, in a process of its own that must succeed; its output."""
+    command = [sys.executable, "-m", f"cca_ray.{name}", *map(str, arguments)]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout
+
+
 def write_space(folder: Path, files: BaseFiles, name: str = "tiny", **train_settings: Any) -> Path:
     """A search-space file on the tests' tiny base."""
     content = tiny_space()

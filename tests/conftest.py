@@ -32,6 +32,11 @@ settings.register_profile("few", max_examples=30, derandomize=True, database=Non
 settings.register_profile("nightly", max_examples=10_000, database=None, deadline=None)
 settings.load_profile("few")
 
+# What helpers find wrong is shown as in a test's own file: with what was compared.
+pytest.register_assert_rewrite(
+    "tests.commands", "tests.official_studies", "tests.real_studies", "tests.tracking.servers"
+)
+
 os.environ["CCA_RAY_PRETENDED_GPUS"] = "1"  # the suite computes on the CPU, on a machine with cards too
 
 GOLDEN = Path(__file__).parent / "golden"

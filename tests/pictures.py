@@ -22,7 +22,7 @@ from benchmarks.default import ROWS, Row, read_rows
 from cca_ray.contracts import Contract, SizeSummary
 from cca_ray.reporting.results import read_summary
 from tests.browser import Browser, chromium
-from tests.tracking.test_tracker import Server
+from tests.tracking.servers import Server
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MADE_OF = DOCS / "pictures.json"

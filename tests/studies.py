@@ -12,6 +12,7 @@ from PIL import Image
 from cca_ray.config import Range
 from cca_ray.contracts import Finalist, ModelScore, SizeSummary
 from cca_ray.inputs import find_space
+from cca_ray.reporting.results import SizeResults, read_study
 from cca_ray.reporting.summary import write_summary
 from cca_ray.search.arms import Arm, distribution, memory_of, open_arm
 from cca_ray.search.records import ArmName
@@ -19,6 +20,25 @@ from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 
 EVIL = "<script>alert('λ')</script> & \"quotes\""
+# What may be searched, as `settings` of `make_study`.
+SPACES = {
+    "λ and learning rate": [],
+    "learning rate alone": [
+        "train={objective: unlearning, global_batch: 128, epochs: 8, ema_decay: 0.95}",
+        "search.space={learning_rate: {low: 0.001, high: 0.02}}", "search.first_points=[]",
+    ],
+    "four settings, one whole and one not on a log scale": [
+        "search.space={beta: {low: 0.02, high: 0.3, log: false}, epochs: {low: 2, high: 9}, "
+        "learning_rate: {low: 0.001, high: 0.02}, lambda: {low: 0.5, high: 20}}",
+        "search.first_points=[]",
+    ],
+    "one that may be 0": [
+        "search.space={dropout: {low: 0, high: 0.3, log: false}, beta: {low: 0.02, high: 0.3}}",
+        "search.first_points=[]",
+    ],
+    "by inception score": ["search.metric=inception_score"],
+    "by both": ["search.metric=both"],
+}  # fmt: skip
 
 
 def rung(step: int, fid: float, samples: int = 1800) -> dict[str, Any]:
@@ -83,6 +103,12 @@ def make_study(
     if finished:
         write_outcome(folder, size, int(np.argmin(fids)), search, protocol)
     return folder
+
+
+def the_size(folder: Path, **keywords: object) -> SizeResults:
+    """Of a study that `make_study` has made, as a report reads it."""
+    make_study(folder / "study", **keywords)  # type: ignore[arg-type]
+    return read_study(folder, "study").sizes[0]
 
 
 def scored(fid: float, std: float, guidance_scale: float = 1.0) -> ModelScore:

@@ -16,16 +16,13 @@ from optuna.trial import create_trial
 from cca_ray import clean
 from cca_ray.contracts import SizeSummary
 from cca_ray.reporting.results import read_study
-from cca_ray.reporting.summary import write_summary
 from cca_ray.search.accounts import COUNTED
-from cca_ray.search.size_study import SizeStudy, StudyContext
 from cca_ray.storage.mirror import exists, push, sizes_below
 from cca_ray.storage.uris import local_path
-from cca_ray.study import finish_size
-from cca_ray.tracking.tracker import Tracker
 from tests.buckets import CREDENTIALS, gs_server, s3_server
 from tests.commands import invoke
 from tests.conftest import MakeStudy
+from tests.real_studies import run
 from tests.studies import make_study as make_by_hand
 
 
@@ -188,18 +185,6 @@ def clean_bucket(plain: Path, template: str, monkeypatch: pytest.MonkeyPatch, ca
     assert left == {str(path.relative_to(plain)): size for path, size in sizes_below(plain / "trials").items()}
     assert left
     assert not exists(there / "driver.json")
-
-
-def run(folder: Path, make_study: MakeStudy, trials: int, lines: list[str] | None = None) -> SizeSummary:
-    """The tiny study, to its end and with all that a study of several sizes does then."""
-    tracker = Tracker(f"sqlite:///{folder.parent / 'mlflow.db'}", "test", folder.parent / "artifacts")
-    folder.mkdir(exist_ok=True)
-    say = (lines if lines is not None else []).append
-    config = make_study(search={"trials": trials, "max_concurrent": 1})
-    result = SizeStudy(config, StudyContext(folder.name, folder, tracker, say)).run()
-    size = finish_size(result, folder / "tiny", tracker)
-    write_summary(folder, [size])
-    return size
 
 
 def shown(size: SizeSummary) -> dict[str, object]:

@@ -22,10 +22,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from cca_ray import evaluate, prepare, pretrain, report, sample, train, tune
-from cca_ray.cluster.placement import Load, check_cuts, memory_gib
-from cca_ray.placement_config import Accelerator
+from cca_ray.cluster.placement import Load, check_cuts
 from cca_ray.space_file import load_config
 from tests import clusters
+from tests.cluster.placements import in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = ["cluster.yaml", "deploy/gcp.yaml"]
@@ -420,15 +420,6 @@ def test_every_card_of_a_cluster_is_in_the_table_of_every_official_model(path: P
     for where, cards in labelled().items():
         assert cards & table, where
         assert cards - table == cards & (LEFT_OUT | NO_WAY.get(path.stem, set())), where
-
-
-def in_words(way: Accelerator, load: Load) -> str:
-    """As docs/imagenet.md has it."""
-    assert way.workers
-    assert way.micro_batch
-    assert way.strategy
-    needed = memory_gib(load, way.workers, way.micro_batch, way.strategy, recompute=False)
-    return f"{way.workers} × {way.micro_batch}{', parted' * (way.strategy == 'fsdp')}: {needed:.0f}"
 
 
 def test_the_documentation_tells_the_ways_that_are_in_the_files():

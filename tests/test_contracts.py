@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from cca_ray.contracts import RungScore, SizeSummary, StudySummary, TrialReport
-from tests.test_earlier_versions import ARCHIVE
+from tests.earlier_versions import ARCHIVE
 
 OLD_RUNG = {
     "step": 5, "fid": 2.5, "inception_score": 8.0, "without": [[2.4, 7.9], [2.6, 8.1]], "scoring_seconds": 0.5,

@@ -22,9 +22,9 @@ from cca_ray.search.records import rung_scores
 from cca_ray.search.size_study import open_storage
 from cca_ray.space_file import load_config
 from tests.commands import invoke
+from tests.earlier_versions import ARCHIVE
 from tests.search.ledgers import DIGESTS
 
-ARCHIVE = Path(__file__).parent / "fixtures" / "studies-0.1.0.tar.xz"
 MADE_AT = "/tmp/cca_ray-fixture"  # where the studies say that they lie
 
 

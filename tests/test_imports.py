@@ -1,6 +1,7 @@
-"""A package imports only from packages above it, and a file from no file that imports it."""
+"""A package imports only from packages above it, a file from no file that imports it, and nobody from a test module."""
 
 import ast
+import re
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -74,3 +75,15 @@ def test_every_package_is_in_the_wheel():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
     folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
     assert set(project["tool"]["setuptools"]["packages"]) == folders | {"cca_ray.search_spaces"}
+
+
+def test_no_file_of_the_tests_imports_from_a_test_module():
+    """What several of them share is in a file of its own, whose name says what that is."""
+    imports = [
+        (path.name, ast.unparse(node))
+        for path in Path(__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert imports
+    assert [(name, words) for name, words in imports if re.search(r"\btest_", words)] == []

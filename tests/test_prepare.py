@@ -32,8 +32,8 @@ from cca_ray.registry import FAMILIES, LOADED, PluginInfo
 from cca_ray.storage.lock import alone
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.images_done import Pace
-from tests.commands import invoke
-from tests.evaluation.test_inception import Nvidias
+from tests.commands import assert_refused, invoke
+from tests.evaluation.programs import Nvidias
 from tests.processes import begin
 
 CROPS = ["flips", "ten-crop-1.1"]
@@ -359,13 +359,4 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     arguments: list[str], message: str, photos: Path, tokenizer: Path, tmp_path: Path, capsys
 ):
     with chdir(tmp_path):
-        assert_refused(arguments, message, capsys, PHOTOS=photos, TOKENIZER=tokenizer)
-
-
-def assert_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], **paths: Path) -> None:
-    """In one line, and nothing is left here. `paths`: what words of the arguments stand for."""
-    outcome = invoke(prepare.main, [str(paths.get(word, word)) for word in arguments], capsys)
-    assert outcome.code == 2
-    assert message in outcome.err
-    assert outcome.err.count("\n") == 1
-    assert list(Path().iterdir()) == []
+        assert_refused(prepare.main, arguments, message, capsys, PHOTOS=photos, TOKENIZER=tokenizer)

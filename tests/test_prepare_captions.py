@@ -17,8 +17,7 @@ from cca_ray.data.tokens import UNREADABLE, read_token_set
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.official import build
 from tests.captioned import WIDTH, embedded
-from tests.commands import invoke
-from tests.test_prepare import assert_refused
+from tests.commands import assert_refused, invoke
 
 TEXTS = ["one cat", "two very small dogs", "an emu", "one cat", "a dog"]
 COUNT = 10
@@ -148,4 +147,4 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     arguments: list[str], message: str, photos: Path, tokenizer: Path, tmp_path: Path, capsys
 ):
     with chdir(tmp_path):
-        assert_refused(arguments, message, capsys, PHOTOS=photos, TOKENIZER=tokenizer)
+        assert_refused(prepare.main, arguments, message, capsys, PHOTOS=photos, TOKENIZER=tokenizer)

@@ -24,7 +24,7 @@ from cca_ray.storage.uris import local_path
 from cca_ray.terminal.snapshot import STATUS, DriverStatus, SizeSnapshot
 from tests.commands import invoke
 from tests.studies import make_study
-from tests.terminal.test_live_view import at_work
+from tests.terminal.trials_at_work import at_work
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ from cca_ray.training.job import Job
 from cca_ray.training.loop import fine_tune
 from cca_ray.training.small_networks import Making, feature_settings, reference_of, train_features, train_tokenizer
 from tests.captioned import WIDTH, WORDS, captioned, write_captioned
+from tests.commands import verb
 from tests.conftest import some_digits, tiny_space
-from tests.test_official import assert_official_and_moved, verb
+from tests.official_studies import assert_official_and_moved
 
 EPOCHS = 60
 SETTINGS = Pretrain(image_size=16, downsample=4, codebook_size=32, tokenizer_width=8, tokenizer_epochs=4,

@@ -20,7 +20,7 @@ from cca_ray.data.images import centre_crop, decode, lanczos
 from cca_ray.data.tokens import TokenSet, read_token_set
 from cca_ray.models.official import build_tokenizer, load_tokenizer, save_official
 from tests.commands import Outcome, invoke
-from tests.data.test_images import add, damaged_avif, picture, png
+from tests.data.made_images import add, damaged_avif, picture, png
 
 SIZE = 8
 Wanted = list[tuple[Image.Image, int]]

@@ -23,7 +23,7 @@ import psutil
 from cca_ray.training.small_base import BaseFiles
 from tests.chaos.study import KEYS, LONGEST_S, End, Study, Trial, Twin, Verdict, judge
 from tests.processes import wait_until
-from tests.tracking.test_tracker import Server, empty_mlflow
+from tests.tracking.servers import Server, empty_mlflow
 
 INTERRUPTED = (130, 143)
 STOP_S = 10.0  # from SIGTERM or SIGINT to the end

@@ -1,6 +1,5 @@
 """What the environment names as a cluster: real sockets, and a real Ray."""
 
-import json
 import os
 import socket
 import subprocess
@@ -19,7 +18,8 @@ from cca_ray.cluster import address
 from cca_ray.cluster.address import Named, check_cluster, check_connection, heeding_cluster, named_cluster
 from cca_ray.cluster.ray_compat import RECONNECT, Versions, cluster_versions, own_versions, same_versions
 from cca_ray.errors import ConfigError
-from tests.test_jobs import free_port
+from tests.cluster.versions import said_to_be
+from tests.ports import free_port
 
 CURE = "unset RAY_ADDRESS to run on this machine alone"
 
@@ -98,21 +98,6 @@ def test_who_is_not_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch
 def test_a_host_that_nobody_knows_is_told(host: str):
     with pytest.raises(ConfigError, match="no Ray cluster answers there"):
         check_cluster(Named(f"{host}:6379", "RAY_ADDRESS", CURE))
-
-
-@contextmanager
-def said_to_be(versions: Versions) -> Iterator[str]:
-    """The address of the tests' Ray, which meanwhile says that it is of these versions."""
-    from ray._private.worker import global_worker
-
-    key, namespace, client = b"CLUSTER_METADATA", b"cluster", global_worker.gcs_client
-    before = client.internal_kv_get(key, namespace)
-    changed = {**json.loads(before), "ray_version": versions.ray, "python_version": versions.python}
-    client.internal_kv_put(key, json.dumps(changed).encode(), True, namespace)
-    try:
-        yield ray.get_runtime_context().gcs_address
-    finally:
-        client.internal_kv_put(key, before, True, namespace)
 
 
 def test_a_ray_of_our_versions_is_taken(ray_here: None):

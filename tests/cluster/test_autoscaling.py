@@ -16,8 +16,8 @@ from cca_ray.cluster.placement import TYPE
 from cca_ray.data.tokens import MANIFEST
 from cca_ray.training.small_base import BaseFiles
 from tests.commands import write_space
+from tests.job_clusters import Cluster
 from tests.processes import begin
-from tests.test_jobs import Cluster
 
 pytestmark = pytest.mark.timeout(600)
 

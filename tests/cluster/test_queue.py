@@ -36,17 +36,13 @@ from cca_ray.inputs import find_space
 from cca_ray.placement_config import Placement
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import BaseFiles
+from tests.cluster.placements import table
 from tests.commands import write_space
 from tests.conftest import apart
 from tests.processes import begin
 
 H100, A100, A40 = (Node(name, cpus=16, gpus=8) for name in ("H100", "A100", "A40"))
 HEAD = Node("CPU", cpus=0, gpus=0)
-
-
-def table(*entries: tuple[str, int]) -> Placement:
-    accelerators = [{"type": type_, "workers": workers} for type_, workers in entries]
-    return Placement.model_validate_json(json.dumps({"accelerators": accelerators, "cpus": 2}))
 
 
 def names(granted: dict[str, Placement]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from PIL import Image
 from cca_ray.data.captioned import CaptionedImages, list_captioned
 from cca_ray.data.listing import list_images
 from cca_ray.errors import ConfigError
+from tests.data.made_images import add
 
 # By image; two share a caption, and one looks like another, which Unicode writes in two ways.
 TEXTS = {
@@ -59,9 +60,7 @@ def tar(folder: Path) -> CaptionedImages:
     with tarfile.open(folder / "00000.tar", "w") as archive:
         for number, name in enumerate(ORDER):
             for ending, content in ((".png", png(number)), (".txt", TEXTS[name].encode()), (".json", b"{}")):
-                entry = tarfile.TarInfo(name.removesuffix(".png") + ending)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
+                add(archive, name.removesuffix(".png") + ending, content)
     return list_captioned(str(folder))
 
 

@@ -11,7 +11,7 @@ from cca_ray.data.contents import contents_of, digest_of_some
 from cca_ray.data.encode import CONTENTS, claim
 from cca_ray.data.listing import list_images
 from cca_ray.errors import ConfigError
-from tests.data.test_images import picture, png, write_class_tars, write_parquet, write_tree, write_webdataset
+from tests.data.made_images import picture, png, write_class_tars, write_parquet, write_tree, write_webdataset
 
 
 def in_place(path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cca_ray.data.listing import list_images
 from cca_ray.errors import ConfigError
-from tests.data.test_images import add, picture, pixels, png
+from tests.data.made_images import add, picture, pixels, png
 
 Fill = Callable[[tarfile.TarFile], None]
 

@@ -9,7 +9,7 @@ from torch import nn
 from cca_ray.evaluation.features import FeatureArrays, Features, extract, load_extractor
 from cca_ray.evaluation.small_network import FeatureNet
 from tests.conftest import golden
-from tests.evaluation.test_inception import Nvidias
+from tests.evaluation.programs import Nvidias
 from tests.golden.weights import inception_checkpoint
 
 GOLDEN = golden("inception_fid.npz")

@@ -12,6 +12,7 @@ from cca_ray.evaluation.features import extract, load_extractor
 from cca_ray.evaluation.inception import INCEPTION, NVIDIA_INCEPTION, Inception, ScriptedInception, resize_tf1
 from cca_ray.testing.extractor_conformance import ExtractorConformance
 from tests.conftest import golden
+from tests.evaluation.programs import Nvidias
 from tests.golden.weights import inception_checkpoint
 
 GOLDEN = golden("inception_fid.npz")
@@ -22,22 +23,6 @@ class TestInceptionKind(ExtractorConformance):
 
     def write(self, path: Path) -> None:
         torch.save(inception_checkpoint(json.loads(str(GOLDEN["manifest"]))), path)
-
-
-class Nvidias(nn.Module):
-    """A program with the face of NVIDIA's."""
-
-    def __init__(self, classes: int):
-        super().__init__()
-        self.layers = nn.Conv2d(3, 12, 4, stride=4)
-        self.output = nn.Linear(12, classes)
-
-    def forward(self, img: Tensor, return_features: bool = False, no_output_bias: bool = False) -> Tensor:
-        features = self.layers((img.float() - 128) / 128).mean((2, 3))
-        if return_features:
-            return features
-        logits = features @ self.output.weight.t() if no_output_bias else self.output(features)
-        return logits.softmax(1)
 
 
 class TestNvidiaKind(ExtractorConformance):

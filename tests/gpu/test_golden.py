@@ -26,11 +26,17 @@ from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
 from cca_ray.placement_config import Placement
 from cca_ray.training.objectives import CCA, CcaParameters, ScoredPairs
 from tests.conftest import golden, golden_state
+from tests.golden.models import (
+    TINY_LLAMAGEN,
+    TINY_RAR,
+    TINY_VAR,
+    TINY_VAR_TOKENIZER,
+    labels_and_tokens,
+    official_model,
+    official_tokenizer,
+)
 from tests.golden.weights import inception_checkpoint
 from tests.gpu.places import OnCard, Place
-from tests.models import test_llamagen, test_rar, test_var, test_var_vqvae
-from tests.models.test_var import labels_and_tokens, official_model
-from tests.models.test_var_vqvae import official_tokenizer
 
 FLOAT32 = 1e-5
 CONVOLUTIONS = 1e-4  # of dozens of layers, in another order of sums
@@ -54,7 +60,7 @@ def apart(found: Tensor, official: np.ndarray) -> float:
 
 
 def llamagen(place: Place) -> LlamaGen:
-    model = build("llamagen", "B", **test_llamagen.TINY)
+    model = build("llamagen", "B", **TINY_LLAMAGEN)
     load_state(model, golden_state(golden("llamagen_tiny.npz")), "golden")
     assert isinstance(model, LlamaGen)
     return model.requires_grad_(False).to(place.device)
@@ -62,12 +68,12 @@ def llamagen(place: Place) -> LlamaGen:
 
 def var(place: Place) -> tuple[VAR, VARVQVAE]:
     content = golden("var_tiny.npz")
-    tokenizer = official_tokenizer(content, test_var_vqvae.TINY).to(place.device)
-    return official_model(content, test_var.TINY, tokenizer).to(place.device), tokenizer
+    tokenizer = official_tokenizer(content, TINY_VAR_TOKENIZER).to(place.device)
+    return official_model(content, TINY_VAR, tokenizer).to(place.device), tokenizer
 
 
 def rar(place: Place) -> RAR:
-    model = RAR(test_rar.TINY)
+    model = RAR(TINY_RAR)
     load_state(model, golden_state(golden("rar_tiny.npz")), "golden")
     return model.requires_grad_(False).to(place.device)
 

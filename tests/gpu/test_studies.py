@@ -1,8 +1,6 @@
 """Whole studies as people run them, each in processes of its own: on one card, two trials on it, workers on two."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +11,14 @@ import torch
 from benchmarks.common import TINY, set_options
 from cca_ray.reporting.results import read_summary
 from cca_ray.storage.uris import database_uri
+from tests.commands import verb
 from tests.gpu.conftest import CARD
 from tests.gpu.places import OnCard, Place
-from tests.test_official import check_gpt_b
+from tests.official_studies import check_gpt_b
 
 # On the CPU these take a minute each: they are among the nightly tests there.
 PLACES = [pytest.param("cpu", marks=[pytest.mark.nightly, pytest.mark.timeout(600)]), CARD]
 FEW = [word for word in TINY if not word.startswith("search.")]
-
-
-def verb(name: str, *words: str) -> str:
-    """What it prints."""
-    command = [sys.executable, "-m", f"cca_ray.{name}", *words]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 def most_at_once(database: Path) -> int:

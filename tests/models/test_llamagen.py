@@ -9,14 +9,13 @@ from cca_ray.models.likelihood import Scorer
 from cca_ray.models.llamagen import LlamaGen
 from cca_ray.models.official import build, parameters
 from tests.conftest import golden, golden_state
-
-TINY = dict(dim=64, n_layer=2, n_head=4, num_classes=10, vocab_size=64, block_size=16, multiple_of=32)
+from tests.golden.models import TINY_LLAMAGEN
 
 
 @pytest.fixture(scope="module")
 def tiny() -> LlamaGen:
     content = golden("llamagen_tiny.npz")
-    model = build("llamagen", "B", **TINY)
+    model = build("llamagen", "B", **TINY_LLAMAGEN)
     load_state(model, golden_state(content), "golden")
     return model.requires_grad_(False)
 
@@ -60,7 +59,7 @@ def test_a_later_token_never_changes_an_earlier_logit(tiny: LlamaGen):
 @pytest.mark.parametrize(("dim", "kind", "width"), [(48, torch.bfloat16, 16), (48, torch.float32, 12),
                                                      (64, torch.bfloat16, 16)])  # fmt: skip
 def test_a_cache_in_half_precision_has_heads_of_a_multiple_of_eight(dim: int, kind: torch.dtype, width: int):
-    model = build("llamagen", "B", **{**TINY, "dim": dim}).to(kind).requires_grad_(False)
+    model = build("llamagen", "B", **{**TINY_LLAMAGEN, "dim": dim}).to(kind).requires_grad_(False)
     cache = model.new_cache(3)
     assert {tensor.shape for pair in cache for tensor in pair} == {(3, 4, 16, width)}
     assert model.cache_bytes * 3 == sum(tensor.nbytes for pair in cache for tensor in pair)
@@ -69,7 +68,7 @@ def test_a_cache_in_half_precision_has_heads_of_a_multiple_of_eight(dim: int, ki
 def test_a_cache_with_wider_heads_changes_no_result(monkeypatch: pytest.MonkeyPatch):
     """In float32, to see every digit, as 3B's has them in bfloat16: 100 numbers in 104."""
     torch.manual_seed(0)
-    model = build("llamagen", "B", **{**TINY, "dim": 80}).requires_grad_(False)
+    model = build("llamagen", "B", **{**TINY_LLAMAGEN, "dim": 80}).requires_grad_(False)
     torch.nn.init.normal_(model.output.weight, std=0.3)
     labels, noise = torch.arange(6) % 5, torch.rand(6, 16, dtype=torch.float64)
     tokens = torch.randint(64, (6, 16))

@@ -16,8 +16,8 @@ from cca_ray.models.llamagen_t2i import LlamaGenT2I, LlamaGenT2IConfig
 from cca_ray.models.llamagen_t2i_family import FAMILY
 from cca_ray.models.official import build, configure, load_official, parameters
 from cca_ray.space_file import load_config
+from tests.cluster.placements import in_words
 from tests.conftest import golden, golden_state
-from tests.test_cluster_files import in_words
 from tests.traffic import traffic
 
 ROOT = Path(__file__).resolve().parents[2]

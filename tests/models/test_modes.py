@@ -17,7 +17,7 @@ from cca_ray.models.official import build, load_official, save_official
 from cca_ray.models.parallel import whole_model
 from cca_ray.registry import FAMILIES
 from cca_ray.testing.family_conformance import FamilyConformance
-from tests.models.test_contract import GRID, GRID_CODES
+from tests.models.small_settings import GRID, GRID_CODES
 
 
 class MixingTokenizer(LlamaGenVQ):

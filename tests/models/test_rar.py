@@ -13,14 +13,14 @@ from cca_ray.models.official import build, parameters
 from cca_ray.models.rar import RAR, RARConfig
 from cca_ray.models.rar_family import FAMILY
 from tests.conftest import golden, golden_state
+from tests.golden.models import TINY_RAR
 
-TINY = RARConfig(dim=64, n_layer=3, n_head=4, mlp_dim=256, num_classes=10, vocab_size=32, block_size=16)
 GUIDED = [(1.0, 0.0), (4.0, 0.0), (4.0, 1.0), (16.0, 2.75)]  # the official scale and power
 
 
 @pytest.fixture(scope="module")
 def tiny() -> RAR:
-    model = RAR(TINY)
+    model = RAR(TINY_RAR)
     load_state(model, golden_state(golden("rar_tiny.npz")), "golden")
     return model.requires_grad_(False)
 
@@ -119,10 +119,10 @@ def test_the_four_official_sizes(size: str, count: int, tensors: int):
 def test_names_and_shapes_say_what_a_model_is():
     """Of the official files, whose tables have rows that nothing uses, and of small ones, whose have none."""
     content = FAMILY.content_of(golden_state(golden("rar_tiny.npz")))
-    assert RARConfig(**content) == TINY
-    bare = replace(TINY, spare_places=2, spare_steps=2)
+    assert RARConfig(**content) == TINY_RAR
+    bare = replace(TINY_RAR, spare_places=2, spare_steps=2)
     assert RARConfig(**FAMILY.content_of(RAR(bare).state_dict())) == bare
-    other = FAMILY.content_of(RAR(replace(TINY, spare_steps=99)).state_dict())
+    other = FAMILY.content_of(RAR(replace(TINY_RAR, spare_steps=99)).state_dict())
     assert "block_size" not in other  # neither: a strict load then lists what does not fit
 
 
@@ -135,7 +135,7 @@ def test_decoding_with_the_cache_equals_the_whole_sequence(tiny: RAR):
 
 def test_rows_that_nothing_uses_change_nothing_and_learn_nothing():
     """The mask token; places and steps beyond the image; and of what comes next, the places of token and condition."""
-    model = RAR(TINY)
+    model = RAR(TINY_RAR)
     load_state(model, golden_state(golden("rar_tiny.npz")), "golden")
     labels, tokens = torch.arange(11), torch.randint(32, (11, 16))
     logits = model(labels, tokens)
@@ -166,7 +166,7 @@ def test_dropout_is_off_unless_asked_for(tiny: RAR):
 
 
 def test_a_model_begins_as_the_official_one_does():
-    model, again = RAR(TINY), RAR(TINY)
+    model, again = RAR(TINY_RAR), RAR(TINY_RAR)
     model.initialize(torch.Generator().manual_seed(1))
     again.initialize(torch.Generator().manual_seed(1))
     for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
@@ -192,5 +192,5 @@ def test_a_model_begins_as_the_official_one_does():
 )
 def test_settings_that_build_no_model_are_refused(fields: dict, message: str):
     with pytest.raises(ValueError, match=message) as error:
-        replace(TINY, **fields)
+        replace(TINY_RAR, **fields)
     assert "\n" not in str(error.value)

@@ -12,34 +12,26 @@ from cca_ray.models.dropout import Dropout, dropout_keys
 from cca_ray.models.var import VAR, VARConfig
 from cca_ray.models.var_vqvae import VARVQVAE, VARVQConfig
 from tests.conftest import golden
-from tests.models.test_var_vqvae import TINY as TINY_TOKENIZER
-from tests.models.test_var_vqvae import official_state, official_tokenizer
+from tests.golden.models import (
+    TINY_VAR,
+    TINY_VAR_TOKENIZER,
+    labels_and_tokens,
+    official_model,
+    official_state,
+    official_tokenizer,
+)
 
-TINY = VARConfig(depth=2, dim=128, n_head=2, num_classes=10, vocab_size=64, code_dim=8, patch_nums=(1, 2, 3, 4))
 ENDS = [1, 5, 14, 30]  # of its scales
-
-
-def official_model(content: dict[str, np.ndarray], config: VARConfig, tokenizer: VARVQVAE) -> VAR:
-    """Strictly loaded, frozen; built on the meta device first, as nothing in it depends on data."""
-    with torch.device("meta"):
-        model = VAR(config)
-    model.load_state_dict(official_state(content, "var"), assign=True)
-    model.attach(tokenizer)
-    return model.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> VARVQVAE:
-    return official_tokenizer(golden("var_tiny.npz"), TINY_TOKENIZER)
+    return official_tokenizer(golden("var_tiny.npz"), TINY_VAR_TOKENIZER)
 
 
 @pytest.fixture(scope="module")
 def tiny(tokenizer: VARVQVAE) -> VAR:
-    return official_model(golden("var_tiny.npz"), TINY, tokenizer)
-
-
-def labels_and_tokens(content: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(content["labels"]), torch.from_numpy(content["indices"].astype(np.int64))
+    return official_model(golden("var_tiny.npz"), TINY_VAR, tokenizer)
 
 
 def token_logps(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -92,9 +84,9 @@ def test_names_are_the_official_ones(tiny: VAR):
 
 
 def test_buffers_are_the_official_ones():
-    state, official = VAR(TINY).state_dict(), official_state(golden("var_tiny.npz"), "var")
+    state, official = VAR(TINY_VAR).state_dict(), official_state(golden("var_tiny.npz"), "var")
     names = ["lvl_1L", "attn_bias_for_masking", *(name for name in official if name.endswith("zero_k_bias"))]
-    assert len(names) == 2 + len(VAR(TINY).stack)
+    assert len(names) == 2 + len(VAR(TINY_VAR).stack)
     for name in names:
         assert torch.equal(state[name], official[name]), name
 
@@ -161,21 +153,21 @@ def test_the_codes_are_neither_trained_nor_saved_but_copied_and_moved(tiny: VAR)
 
 
 def test_the_model_asks_for_its_codes():
-    model = VAR(TINY)
+    model = VAR(TINY_VAR)
     with pytest.raises(AssertionError, match="attach the tokenizer first"):
         model(torch.tensor([3]), torch.randint(64, (1, 30)))
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused():
-    other = VARVQVAE(replace(TINY_TOKENIZER, vocab_size=32))
+    other = VARVQVAE(replace(TINY_VAR_TOKENIZER, vocab_size=32))
     with pytest.raises(
         ValueError, match=r"has 32 codes of 8 channels at scales \[1, 2, 3, 4\], but the model wants 64"
     ):
-        VAR(TINY).attach(other)
+        VAR(TINY_VAR).attach(other)
 
 
 def test_initial_weights_follow_the_generator_and_the_official_scales():
-    model, again = VAR(TINY), VAR(TINY)
+    model, again = VAR(TINY_VAR), VAR(TINY_VAR)
     model.initialize(torch.Generator().manual_seed(1))
     again.initialize(torch.Generator().manual_seed(1))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
@@ -197,9 +189,9 @@ def test_initial_weights_follow_the_generator_and_the_official_scales():
 
 
 def test_attention_without_l2_norm_has_no_temperature():
-    model = VAR(replace(TINY, attn_l2_norm=False))
+    model = VAR(replace(TINY_VAR, attn_l2_norm=False))
     model.initialize(torch.Generator().manual_seed(1))
-    model.attach(VARVQVAE(TINY_TOKENIZER))
+    model.attach(VARVQVAE(TINY_VAR_TOKENIZER))
     assert not any("scale_mul" in name for name in model.state_dict())
     assert model(torch.tensor([3]), torch.randint(64, (1, 30))).isfinite().all()
 
@@ -222,5 +214,5 @@ def test_the_official_sizes_can_be_built_without_memory():
 )
 def test_settings_that_build_no_model_are_refused(fields: dict, message: str):
     with pytest.raises(ValueError, match=message) as error:
-        replace(TINY, **fields)
+        replace(TINY_VAR, **fields)
     assert "\n" not in str(error.value)

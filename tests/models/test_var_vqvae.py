@@ -7,31 +7,16 @@ import torch.nn.functional as F
 
 from cca_ray.models.var_vqvae import VARVQVAE, MultiScaleQuantizer, Phi, VARVQConfig
 from tests.conftest import golden
-from tests.golden.weights import checkpoint
+from tests.golden.models import TINY_VAR_TOKENIZER, official_tokenizer
 
-TINY = VARVQConfig(vocab_size=64, z_channels=8, ch=32, patch_nums=(1, 2, 3, 4))
 DIGITS = VARVQConfig(
     vocab_size=32, z_channels=8, ch=16, ch_mult=(1, 2), num_res_blocks=1, patch_nums=(1, 2, 3, 4), norm_groups=8
 )
 
 
-def official_state(content: dict[str, np.ndarray], part: str) -> dict[str, torch.Tensor]:
-    """The official weights behind a golden file's numbers; `part`: var or vae."""
-    scales = tuple(content["patch_nums"].tolist())
-    return checkpoint(json.loads(str(content[f"manifest_{part}"])), float(content["std"]), scales)
-
-
-def official_tokenizer(content: dict[str, np.ndarray], config: VARVQConfig) -> VARVQVAE:
-    """Strictly loaded, frozen; built on the meta device first, as nothing in it depends on data."""
-    with torch.device("meta"):
-        tokenizer = VARVQVAE(config)
-    tokenizer.load_state_dict(official_state(content, "vae"), assign=True)
-    return tokenizer.requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def tiny() -> VARVQVAE:
-    return official_tokenizer(golden("var_tiny.npz"), TINY)
+    return official_tokenizer(golden("var_tiny.npz"), TINY_VAR_TOKENIZER)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cca_ray.reporting import charts
 from cca_ray.reporting.numbers import number, score
 from cca_ray.reporting.page import SEARCH
-from cca_ray.reporting.results import SizeResults, read_study
+from cca_ray.reporting.results import SizeResults
 from cca_ray.reporting.style import (
     DARK_GREYS,
     DARK_STEPS,
@@ -29,31 +29,7 @@ from cca_ray.reporting.style import (
     spread,
     steps_of_colour,
 )
-from tests.studies import make_study
-
-SPACES = {
-    "λ and learning rate": [],
-    "learning rate alone": [
-        "train={objective: unlearning, global_batch: 128, epochs: 8, ema_decay: 0.95}",
-        "search.space={learning_rate: {low: 0.001, high: 0.02}}", "search.first_points=[]",
-    ],
-    "four settings, one whole and one not on a log scale": [
-        "search.space={beta: {low: 0.02, high: 0.3, log: false}, epochs: {low: 2, high: 9}, "
-        "learning_rate: {low: 0.001, high: 0.02}, lambda: {low: 0.5, high: 20}}",
-        "search.first_points=[]",
-    ],
-    "one that may be 0": [
-        "search.space={dropout: {low: 0, high: 0.3, log: false}, beta: {low: 0.02, high: 0.3}}",
-        "search.first_points=[]",
-    ],
-    "by inception score": ["search.metric=inception_score"],
-    "by both": ["search.metric=both"],
-}  # fmt: skip
-
-
-def the_size(folder: Path, **keywords: object) -> SizeResults:
-    make_study(folder / "study", **keywords)  # type: ignore[arg-type]
-    return read_study(folder, "study").sizes[0]
+from tests.studies import SPACES, the_size
 
 
 @pytest.mark.parametrize("settings", SPACES.values(), ids=SPACES)

@@ -11,7 +11,7 @@ from cca_ray.report import write_report
 from cca_ray.reporting.results import read_study
 from cca_ray.reporting.summary import write_summary
 from tests.browser import CHROMIUM, DRIVER, MISSING, chromium
-from tests.reporting.test_linked import DESK, OUTSIDE, OVERLAPS, PHONE, Report
+from tests.reporting.screens import DESK, OUTSIDE, OVERLAPS, PHONE, Report
 from tests.studies import make_study, summary_of
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)

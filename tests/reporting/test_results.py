@@ -14,8 +14,8 @@ import pytest
 from cca_ray.contracts import FID
 from cca_ray.reporting.results import read_study
 from cca_ray.reporting.text import protocol
+from tests.earlier_versions import OLD_SUMMARY
 from tests.studies import make_study
-from tests.test_summary import OLD_SUMMARY
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from cca_ray.reporting.places import in_landscape
 from cca_ray.reporting.results import SizeResults
 from cca_ray.reporting.spots import Spot, with_spots
 from cca_ray.reporting.style import as_svg, canvas, save
-from tests.reporting.test_charts import SPACES, the_size
-from tests.studies import EVIL
+from tests.studies import EVIL, SPACES, the_size
 
 
 def marks_of(size: SizeResults, name: str) -> tuple[str, dict[str, tuple[float, float]]]:

@@ -20,7 +20,7 @@ from cca_ray.search.ahead import Ahead, BaseStandings, BesideTrials, LastInQueue
 from cca_ray.search.fresh_scores import Block, Nowhere, Scores
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.standings import Contender
-from tests.cluster.test_queue import table
+from tests.cluster.placements import table
 from tests.conftest import MakeStudy
 
 BASE = Contender("tiny-base")

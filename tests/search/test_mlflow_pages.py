@@ -2,70 +2,30 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.entities import Run
 
-from cca_ray.config import StudyConfig
-from cca_ray.contracts import SizeSummary
 from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group
 from cca_ray.reporting.results import read_study
-from cca_ray.reporting.summary import report_at_end, table
+from cca_ray.reporting.summary import table
 from cca_ray.search.mlflow_pages import experiment_of, register_champion, registered_name, trials_filter
-from cca_ray.search.size_study import SizeStudy, StudyContext
 from cca_ray.space_file import parse
 from cca_ray.storage.uris import local_path
-from cca_ray.study import finish_size
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.verdict import verdict
 from tests.conftest import MakeStudy, tiny_space
+from tests.real_studies import Shown, finish
 from tests.studies import make_study
-from tests.tracking.test_tracker import contents, server, the_server
+from tests.tracking.experiments import contents
+from tests.tracking.servers import server, the_server
 
 __all__ = ["server", "the_server"]  # fixtures
-
-
-@dataclass
-class Shown:
-    """A finished study, and where it is shown."""
-
-    config: StudyConfig
-    folder: Path
-    tracker: Tracker
-    summary: SizeSummary
-
-    def runs(self, query: str, *order: str) -> list[Run]:
-        return list(self.tracker.client.search_runs([self.tracker.experiment_id], query, order_by=list(order)))
-
-    @property
-    def parent(self) -> Run:
-        return self.tracker.client.get_run(self.summary.mlflow.run_id)
-
-    @property
-    def page(self) -> str:
-        """Of the experiment's runs, in MLflow's browser."""
-        return f"/experiments/{self.tracker.experiment_id}/runs"
-
-    def files(self, folder: str | None = None) -> set[str]:
-        return {f.path for f in self.tracker.client.list_artifacts(self.summary.mlflow.run_id, folder)}
-
-
-def finish(config: StudyConfig, folder: Path, tracker: Tracker) -> SizeSummary:
-    """As the command does it."""
-    folder.mkdir(exist_ok=True)
-    result = SizeStudy(config, StudyContext(folder.name, folder, tracker, lambda line: None)).run()
-    summary = finish_size(result, folder / config.name, tracker)
-    _, trouble = report_at_end(folder, [summary], {summary.mlflow.experiment: tracker})
-    assert trouble == ""
-    assert tracker.flush(120)
-    return summary
 
 
 # The browser's tests look at a server, too.

@@ -11,7 +11,7 @@ import typer
 from cca_ray.errors import ConfigError
 from cca_ray.evaluate import tell_verified, verified
 from tests.conftest import MakeStudy
-from tests.test_clean import run
+from tests.real_studies import run
 
 
 def made_elsewhere(scores: Iterable[Path], higher: float) -> None:

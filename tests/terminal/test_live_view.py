@@ -14,15 +14,7 @@ from cca_ray.terminal.live_view import MOST_ROWS, duration, in_a_line, view
 from cca_ray.terminal.snapshot import COMPARING, STATUS, AtWork, Best, DriverStatus, SizeSnapshot, read_driver_status
 from cca_ray.terminal.window import Window
 from tests.processes import wait_until
-
-NOW = 1000.0
-
-
-def at_work(number: int, step: int = 50, settings: str = "λ=312 lr=1.4e-05") -> AtWork:
-    return AtWork(
-        arm="search", number=number, trials=14, settings=settings, step=step, total=100, images_per_second=1234.5,
-        values={"fid": 17.25}, accelerator="A40", workers=2, seconds_left=90.0, reported=NOW - 10,
-    )  # fmt: skip
+from tests.terminal.trials_at_work import NOW, at_work
 
 
 def driver(*trials: AtWork, phase: str = "search", mlflow: str = "", best: Best | None = None) -> DriverStatus:

@@ -20,7 +20,7 @@ from cca_ray.cluster.ray_compat import Versions, own_versions
 from cca_ray.terminal import ray_session as session
 from cca_ray.terminal.ray_session import ray_session
 from cca_ray.training.small_base import BaseFiles
-from tests.cluster.test_address import said_to_be
+from tests.cluster.versions import said_to_be
 from tests.commands import statuses, trials, write_space
 from tests.conftest import apart
 from tests.ports import free_port

@@ -15,8 +15,8 @@ from cca_ray.training.small_base import BaseFiles, with_files
 from cca_ray.verdict import verdict
 from tests.browser import CHROMIUM, DRIVER, MISSING, Browser
 from tests.conftest import tiny_space
-from tests.search.test_mlflow_pages import Shown, finish
-from tests.tracking.test_tracker import Server, empty_mlflow
+from tests.real_studies import Shown, finish
+from tests.tracking.servers import Server, empty_mlflow
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
 

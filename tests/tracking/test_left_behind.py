@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cca_ray.tracking.journal import Journal
-from tests.tracking.test_tracker import Make, Server, contents, empty, fill, lines, make, picture, server, the_server
-
-__all__ = ["empty", "lines", "make", "picture", "server", "the_server"]  # fixtures
+from tests.tracking.conftest import Make
+from tests.tracking.experiments import contents, fill
+from tests.tracking.servers import Server
 
 
 def a_file(place: Path) -> None:

@@ -19,9 +19,8 @@ from cca_ray.tracking.moving import PLACES, beside, left_behind
 from cca_ray.tracking.tracker import Tracker
 from tests.commands import invoke
 from tests.studies import make_study
-from tests.tracking.test_tracker import DIGITS, contents, empty, fill, lines, picture
+from tests.tracking.experiments import DIGITS, contents, fill
 
-__all__ = ["empty", "lines", "picture"]  # fixtures
 REVISION = "dc11669786a5"  # of MLflow 3.17's schema
 
 

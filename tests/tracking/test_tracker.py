@@ -1,134 +1,27 @@
-import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
-import requests
-from mlflow.entities import LoggedModel, Run
-from PIL import Image
+from mlflow.entities import Run
 
 from cca_ray.tracking.journal import Journal
-from cca_ray.tracking.pyfunc import Cut, Settings
-from cca_ray.tracking.store import KEY, DataSet
+from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
 from tests.ports import free_port
 from tests.processes import begin, wait_until
-
-SETTINGS = Settings(
-    family="llamagen",
-    size="S",
-    length=16,
-    image_size=8,
-    precision="auto",
-    decoding=Cut(temperature=1.0, top_k=0, top_p=1.0),
-)
-
-
-class Server:
-    """A real MLflow server on loopback that can be killed, and comes back with its port and database."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        if self.process is not None:
-            return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                   "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}",
-                   "--artifacts-destination", str(self.folder / "artifacts")]  # fmt: skip
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        end = time.monotonic() + 120
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                if requests.get(f"{self.url}/health", timeout=1).ok:
-                    return
-            except requests.RequestException:
-                time.sleep(0.25)
-        self.kill()
-        pytest.fail((self.folder / "log").read_text()[-2000:])
-
-    def kill(self) -> None:
-        """It and its children, and see that it ended so. Nothing if it was killed before."""
-        if self.process is not None:
-            process, self.process = self.process, None
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGKILL)
-            for child in children:
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
-            assert process.wait(timeout=20) == -signal.SIGKILL, (self.folder / "log").read_text()[-2000:]
-            assert not psutil.wait_procs(children, timeout=20)[1]
-
-
-@pytest.fixture(scope="module")
-def the_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def server(the_server: Server) -> Server:
-    the_server.start()
-    return the_server
-
-
-Make = Callable[..., Tracker]
-
-
-@pytest.fixture
-def lines() -> list[str]:
-    return []
-
-
-def empty_mlflow(path: Path) -> Path:
-    """A new database, which takes MLflow seconds to make."""
-    Tracker(f"sqlite:///{path}", "another").close(10)
-    return path
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return empty_mlflow(tmp_path_factory.mktemp("empty") / "mlflow.db")
-
-
-@pytest.fixture
-def make(tmp_path: Path, empty: Path, lines: list[str]) -> Iterator[Make]:
-    """Trackers, by default of one database, that are closed in the end."""
-    made: list[Tracker] = []
-    shutil.copy(empty, tmp_path / "mlflow.db")
-
-    def make(uri: str = f"sqlite:///{tmp_path / 'mlflow.db'}", journal: Path | None = None) -> Tracker:
-        made.append(Tracker(uri, f"study {tmp_path.name}", tmp_path / "artifacts", journal, lines.append))
-        return made[-1]
-
-    yield make
-    for tracker in made:
-        tracker.close(0)
+from tests.tracking.conftest import Make
+from tests.tracking.experiments import contents, fill, win
+from tests.tracking.servers import Server
 
 
 @pytest.fixture(params=["sqlite", "server"])
 def tracker(request: pytest.FixtureRequest, make: Make) -> Tracker:
     return make(request.getfixturevalue("server").url) if request.param == "server" else make()
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "grid.png")
-    return tmp_path / "grid.png"
 
 
 def run_of(tracker: Tracker, key: str) -> Run:
@@ -282,84 +175,6 @@ def test_a_journal_keeps_whole_lines(tmp_path: Path):
     assert len(Journal(path).entries) == 4  # the file is emptied as a whole
     last.pop()
     assert path.stat().st_size == 0
-
-
-DIGITS = DataSet("digits", "0123456789abcdef", "bases/digits", "{}", '{"images": 240}')
-
-
-def fill(tracker: Tracker, picture: Path) -> None:
-    """One of each."""
-    tracker.describe({"mlflow.note.content": "what it is"})
-    tracker.run("parent", "parent")
-    tracker.run("parent/child", "child", "parent")
-    tracker.params("parent/child", {"lambda": 0.1})
-    tracker.metrics("parent/child", {step: {"loss": step / 7, "margin": 0.1 * step} for step in range(800)})
-    tracker.metrics("parent", {10: {"fid": 1 / 3}})
-    tracker.image("parent/child", "samples", picture, 2)
-    tracker.file("parent", picture)
-    tracker.file("parent", picture, "report")
-    tracker.data_set("parent/child", DIGITS)
-    tracker.tags("parent", {"winner": "λ"})
-    win(tracker, "parent/child", picture)
-    tracker.end("parent/child", "FAIL", "diverged")
-    tracker.end("parent", "COMPLETE")
-
-
-def win(tracker: Tracker, key: str, weights: Path, name: str = "digits") -> None:
-    """The run's model, which becomes the champion."""
-    tracker.model(key, "λ=0.1", {"lambda": 0.1}, {"size": "s"}, 800, {"fid": 1 / 7, "is": 2.5}, DIGITS)
-    tracker.scores(key, {"fid_final": 1 / 9}, DIGITS)
-    tracker.pack(key, key.split("/")[0], {"model": weights, "tokenizer": weights}, SETTINGS)
-    tracker.register(key, name, "champion", f"{key} won", {KEY: key.split("/")[0], "fid": 1 / 9})
-
-
-def contents(tracker: Tracker, of_run: bool = True) -> dict[str, object]:
-    """All that MLflow has of an experiment: runs by their keys, models, versions. `of_run`: also status and times."""
-    client, here = tracker.client, [tracker.experiment_id]
-    models = {model.model_id: model for model in client.search_logged_models(here)}
-    versions = [
-        {name: value for name, value in vars(version).items() if name != "_last_updated_timestamp"}
-        for version in client.search_model_versions("")
-        if version.run_id in {model.source_run_id for model in models.values()}
-    ]
-
-    def model_of(model: LoggedModel) -> dict[str, object]:
-        parts = {name: value for name, value in model.to_dictionary().items() if name != "last_updated_timestamp"}
-        paths = [file.path for file in client.list_logged_model_artifacts(model.model_id)]
-        return {**parts, "metrics": sorted(str(metric) for metric in parts["metrics"]), "paths": paths}
-
-    return {
-        **runs_of(tracker, of_run),
-        "experiment": dict(client.get_experiment(tracker.experiment_id).tags),
-        "models": {model_id: model_of(model) for model_id, model in models.items()},
-        "versions": versions,
-        "aliases": {name: client.get_registered_model(name).aliases for name in {v["_name"] for v in versions}},
-    }
-
-
-def runs_of(tracker: Tracker, of_run: bool) -> dict[str, object]:
-    """See `contents`."""
-
-    def files(run_id: str, folder: str | None = None) -> list[str]:
-        return [
-            path
-            for file in tracker.client.list_artifacts(run_id, folder)
-            for path in (files(run_id, file.path) if file.is_dir else [file.path])
-        ]
-
-    return {
-        run.data.tags["cca_ray.key"]: (
-            dict(run.info) if of_run else run.info.run_name,
-            run.data.params,
-            run.data.tags,
-            {m: [tuple(dict(v).items()) for v in tracker.client.get_metric_history(run.info.run_id, m)]
-             for m in run.data.metrics},
-            files(run.info.run_id),
-            run.inputs.to_dictionary(),
-            [(output.model_id, output.step) for output in run.outputs.model_outputs] if run.outputs else [],
-        )
-        for run in tracker.client.search_runs([tracker.experiment_id])
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "server"])

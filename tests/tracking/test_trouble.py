@@ -18,7 +18,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from cca_ray.tracking.tracker import ENVIRONMENT
 from cca_ray.tracking.trouble import A_FEW, FOR_EVER, ONCE, cause, tries
-from tests.tracking.test_tracker import free_port
+from tests.ports import free_port
 
 
 @contextmanager

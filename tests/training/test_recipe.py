@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +13,26 @@ from cca_ray.config import StudyConfig
 from cca_ray.data.pairs import Batch, plan_epoch
 from cca_ray.evaluation.scoring import load_base, load_tokens
 from cca_ray.models.base import Model
-from cca_ray.models.parallel import Group
-from cca_ray.training.job import Job
-from cca_ray.training.setup import Loop, prepare
 from cca_ray.training.step import batch_loss, train_step
 from tests.conftest import MakeStudy, golden
+from tests.training.recipe import (
+    BATCH,
+    BETA,
+    BETA1,
+    BETA2,
+    CLIP,
+    DECAY,
+    EMA,
+    EPSILON,
+    LAMBDA,
+    NULL_RATIO,
+    RATE,
+    RECIPE,
+    WARMUP,
+    prepared,
+)
 
-BATCH, MICRO, STEPS = 24, 8, 3
-BETA, LAMBDA, NULL_RATIO = 0.5, 3.0, 0.2
-RATE, WARMUP, BETA1, BETA2, EPSILON, DECAY, CLIP, EMA = 1e-2, 2, 0.7, 0.98, 1e-8, 0.3, 0.02, 0.2
-RECIPE = dict(
-    learning_rate=RATE, warmup_steps=WARMUP, adam_beta1=BETA1, adam_beta2=BETA2, weight_decay=DECAY, clip=CLIP,
-    ema_decay=EMA, beta=BETA, null_ratio=NULL_RATIO, global_batch=BATCH, reference="live", **{"lambda": LAMBDA},
-)  # fmt: skip
-
-
-def prepared(config: StudyConfig, folder: Path, **placement: Any) -> Loop:
-    config = config.model_copy(update={"placement": config.placement.model_copy(update=placement)})
-    return prepare(Job(config, config.train, folder), Group(device=torch.device("cpu")))
+MICRO, STEPS = 8, 3
 
 
 def logps(model: Model, labels: Tensor, tokens: Tensor) -> Tensor:

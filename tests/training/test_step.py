@@ -21,7 +21,7 @@ from cca_ray.training.reference_logps import ReferenceTable
 from cca_ray.training.setup import Loop, prepare
 from cca_ray.training.step import Diverged, Log, batch_loss, reference_logps, train_step
 from tests.conftest import MakeStudy
-from tests.training.test_recipe import BETA1, RECIPE, prepared
+from tests.training.recipe import BETA1, RECIPE, prepared
 
 CPU = torch.device("cpu")
 
