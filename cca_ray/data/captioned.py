@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cca_ray.data.contents import READERS
-from cca_ray.data.listing import Listing, below, is_shard, list_images, look, open_files, refuse_odd_name
+from cca_ray.data.listing import Listing, below, is_shard, list_images, look, open_files
+from cca_ray.data.odd_names import refuse_odd_name
 from cca_ray.data.tar_shards import members_of
 from cca_ray.errors import ConfigError, first_line, reading
 

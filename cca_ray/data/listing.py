@@ -6,7 +6,6 @@ URI that pyarrow reads, such as s3://bucket/imagenet.
 
 import hashlib
 import json
-import os
 import tarfile
 import time
 import unicodedata
@@ -14,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cca_ray.data.images import KINDS
+from cca_ray.data.odd_names import refuse_odd_name, refuse_odd_paths
 from cca_ray.data.parquet_shards import images_of_group, list_rows
 from cca_ray.data.tar_shards import CAPTION_SUFFIXES, hidden, list_tar
 from cca_ray.errors import ConfigError, first_line
@@ -181,22 +181,6 @@ def below(path: str, root: str) -> PurePosixPath:
     return PurePosixPath(path).relative_to(root)
 
 
-def refuse_odd_paths(where: str, filesystem: fs.FileSystem, root: str) -> None:
-    """ConfigError if a local name is not UTF-8, or a link leads nowhere or to a folder that contains it."""
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        return
-    folders = [root]
-    while folders:
-        for entry in os.scandir(folder := folders.pop()):  # which says what is a link without another look at the disk
-            refuse_odd_name(where, entry.name)
-            if entry.is_symlink():
-                path, here = Path(entry.path), Path(folder).resolve()
-                if not path.exists() or path.resolve() in (here, *here.parents):
-                    raise ConfigError(f"{where}: the link {path} leads nowhere, or back to a folder that contains it")
-            elif entry.is_dir():
-                folders.append(entry.path)
-
-
 def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool) -> list[Entry]:
     """An ImageFolder tree: the first folder below the root is the class, in the order of torchvision's."""
     entries, folders = [], set()
@@ -286,15 +270,6 @@ def with_labels(
 
 def look(name: str) -> str:
     return unicodedata.normalize("NFC", name)
-
-
-def refuse_odd_name(where: str, name: str) -> None:
-    """ConfigError, with the name made visible, if it is not UTF-8: no manifest could hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = name.encode(errors="surrogateescape")
-        raise ConfigError(f"{where}: the name {shown!r} is not UTF-8; rename it") from None
 
 
 @lru_cache(maxsize=2)
