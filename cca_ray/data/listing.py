@@ -121,14 +121,16 @@ def list_images(
     labelled: bool = True,
     label_key: str | None = None,
     numeric_classes: bool = False,
+    allow_empty: bool = False,
 ) -> Listing:
     """Find all images; hidden files and folders are passed over. Without `labelled`, images in no class folder will do.
 
     `classes`: the names in the order of their labels; otherwise those found, sorted. `label_key`: the field of the
     `.json` beside an image in a tar, or the column of a Parquet file, that holds its class. `numeric_classes`: names
-    that are numbers are sorted as numbers, not as text.
+    that are numbers are sorted as numbers, not as text. `allow_empty`: labels may leave numbers out.
     `each(function, where, paths)` lists several shards at a time.  ConfigError, naming the place, if there is
-    nothing, an empty class folder, a class that is not among `classes`, or a shard that cannot be read.
+    nothing, an empty class folder, a label below the largest without an image, a class that is not among `classes`, or
+    a shard that cannot be read.
     """
     parquet_images.cache_clear()  # of files that may have been made again
     filesystem, root = open_files(where)
@@ -174,7 +176,20 @@ def list_images(
             f"{where}: all images are of one class, {name!r}; expected at least 2, because "
             "negatives come from the others"
         )
+    if labelled and not classes and not allow_empty:
+        refuse_gaps(listing)
     return listing
+
+
+def refuse_gaps(listing: Listing) -> None:
+    """ConfigError if the numbers of classes leave some out: those would be drawn from, untrained."""
+    counts = np.bincount(listing.labels, minlength=len(listing.class_names))
+    if len(empty := np.flatnonzero(counts == 0)):
+        raise ConfigError(
+            f"{listing.where}: labels go from {listing.labels.min()} to {listing.labels.max()}, but there is no image "
+            f"of class {empty[0]}{f' and {len(empty) - 1:,} more' * (len(empty) > 1)}; number the classes from 0, "
+            "without gaps (prepare also takes --classes FILE, which names all, or --allow-empty-classes)"
+        )
 
 
 def below(path: str, root: str) -> PurePosixPath:
