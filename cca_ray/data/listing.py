@@ -155,6 +155,7 @@ def list_images(
     if shards:
         wanted = [(where, path, classes, label_key if labelled else None, labelled) for path in shards]
         found_shards = list(each(list_shard, *zip(*wanted, strict=True)))
+        refuse_roots_in_roots({shard.root: path for shard, path in zip(found_shards, shards, strict=True)})
         entries = [entry for shard in found_shards for entry in shard.entries]
         passed_over += sum((shard.passed_over for shard in found_shards), Counter[str]())
     else:
@@ -229,10 +230,11 @@ def refuse_numbered_shards(where: str, entries: list[Entry], paths: list[str]) -
 
 @dataclass(frozen=True)
 class Shard:
-    """The images of one file; of what else is in it, how many by suffix."""
+    """The images of one file; of what else is in it, how many by suffix. root: see `tar_shards.Found`."""
 
     entries: tuple[Entry, ...]
     passed_over: Counter[str]
+    root: str | None = None
 
 
 def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: str | None, labelled: bool) -> Shard:
@@ -246,9 +248,20 @@ def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: 
                 return Shard(tuple(entries), Counter())
             found = list_tar(file, path, is_image, frozenset(classes or ()), label_key, labelled)
             images = (Entry(path, image.start, image.length, image.key, image.name) for image in found.images)
-            return Shard(tuple(images), found.passed_over)
+            return Shard(tuple(images), found.passed_over, found.root)
     except (tarfile.TarError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a readable shard ({first_line(error)})") from None
+
+
+def refuse_roots_in_roots(shards: dict[str | None, str]) -> None:
+    """ConfigError if the root of class folders of one shard lies below that of another: a class's folder, perhaps."""
+    for root, path in shards.items():
+        for above in map(str, PurePosixPath(root or "").parents):
+            if other := shards.get("" if above == "." else above):
+                raise ConfigError(
+                    f"{path}: its images lie in {root}, and the class folders of {other} in {above}: which folder is "
+                    "the class? Put x.cls beside each x.jpg, or pack all without folders above or below the classes"
+                )
 
 
 def with_labels(
