@@ -167,14 +167,15 @@ def of_shards(images: Listing, key: str | None, each: Callable[..., Iterable[Any
     names: dict[str, list[str]] = {}
     for entry in images.entries:
         names.setdefault(entry.path, []).append(entry.name)
-    arguments = [[images.where] * len(names), list(names), list(names.values()), [key] * len(names)]
+    root = open_files(images.where)[1]  # here: a relative path leads elsewhere on a node
+    folders = [place_below(path, root) for path in names]
+    arguments = [[images.where] * len(names), list(names), folders, list(names.values()), [key] * len(names)]
     return [caption for captions in each(of_shard, *arguments) for caption in captions]
 
 
-def of_shard(where: str, path: str, names: Sequence[str], key: str | None) -> list[Caption]:
-    """Of the images of one file, in order."""
-    filesystem, root = open_files(where)
-    folder = place_below(path, root)
+def of_shard(where: str, path: str, folder: str, names: Sequence[str], key: str | None) -> list[Caption]:
+    """Of the images of one file, in order; their features lie in this folder."""
+    filesystem, _ = open_files(where)
     try:
         with filesystem.open_input_file(path) as file:
             if not path.lower().endswith(".tar"):

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cca_ray.data.captioned import CaptionedImages, list_captioned
-from cca_ray.data.listing import list_images
+from cca_ray.data.listing import list_images, open_files, read_entry
 from cca_ray.errors import ConfigError
 
 # By image; two share a caption, and one looks like another, which Unicode writes in two ways.
@@ -220,3 +220,27 @@ def test_a_caption_that_is_missing_is_one_line(
         make(tmp_path / "images")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", [tar, parquet])
+def test_shards_at_a_relative_path_are_read_from_another_folder(
+    form: Callable[[Path], CaptionedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As a node's process reads them, which knows the path and not where the driver stands."""
+    expected = form(tmp_path / "images")
+    (tmp_path / "node").mkdir()
+
+    def elsewhere(function: Callable[..., object], *arguments: Iterable[object]) -> list[object]:
+        open_files.cache_clear()
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path / "node")
+            found = [function(*values) for values in zip(*arguments, strict=True)]
+        open_files.cache_clear()
+        return found
+
+    monkeypatch.chdir(tmp_path)
+    found = list_captioned("images", each=elsewhere)
+    assert found.captions == expected.captions
+    entry = found.images.entries[1]
+    arguments = [[value] for value in ("images", entry.path, entry.start, entry.length)]
+    assert elsewhere(read_entry, *arguments) == [png(1)]
