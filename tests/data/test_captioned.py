@@ -15,6 +15,7 @@ from PIL import Image
 
 from cca_ray.data.captioned import CaptionedImages, list_captioned
 from cca_ray.data.listing import list_images, open_files, read_entry
+from cca_ray.data.text_features import FeatureFiles
 from cca_ray.errors import ConfigError
 
 # By image; two share a caption, and one looks like another, which Unicode writes in two ways.
@@ -244,3 +245,29 @@ def test_shards_at_a_relative_path_are_read_from_another_folder(
     entry = found.images.entries[1]
     arguments = [[value] for value in ("images", entry.path, entry.start, entry.length)]
     assert elsewhere(read_entry, *arguments) == [png(1)]
+
+
+def alike_but_for_their_endings(folder: Path) -> CaptionedImages:
+    (images(folder) / "a/y.jpg").write_bytes(png(0))
+    (table := folder.with_suffix(".json")).write_text(json.dumps({**TEXTS, "a/y.jpg": "a bus"}))
+    return list_captioned(str(folder), str(table))
+
+
+def a_tar_and_parquet_of_one_name(folder: Path) -> CaptionedImages:
+    parquet(folder)
+    with tarfile.open(folder / "p.tar", "w") as archive:
+        for name, content in (("0.png", png(0)), ("0.txt", b"a bus")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return list_captioned(str(folder))
+
+
+@pytest.mark.parametrize("form", [alike_but_for_their_endings, a_tar_and_parquet_of_one_name])
+def test_captions_whose_features_would_lie_in_one_file_are_refused_where_files_are_read(
+    form: Callable[[Path], CaptionedImages], tmp_path: Path
+):
+    found = form(tmp_path / "images")  # which is right for a T5 that is run here
+    assert "a bus" in found.texts
+    with pytest.raises(ConfigError, match=r"(a/y|p/0)\.npy: would be the features of two captions"):
+        FeatureFiles(str(tmp_path), found.captions)
