@@ -24,7 +24,6 @@ from pyarrow import fs
 
 from cca_ray.data.contents import READERS
 from cca_ray.data.listing import Listing, below, is_shard, list_images, look, open_files
-from cca_ray.data.odd_names import refuse_odd_name
 from cca_ray.data.tar_shards import members_of
 from cca_ray.errors import ConfigError, first_line, reading
 
@@ -83,7 +82,6 @@ def numbered(images: Listing, captions: Sequence[Caption]) -> CaptionedImages:
     """Equal texts are one caption, whose features are those of the first image that has it."""
     first: dict[str, Caption] = {}
     for caption in captions:
-        refuse_odd_name(images.where, caption.text)
         first.setdefault(look(caption.text), caption)
     if len(first) < 2:
         raise ConfigError(
@@ -118,8 +116,15 @@ def text_of(row: object, key: str | None, place: str) -> str:
 
 
 def whole(text: object, place: str) -> str:
+    """The text without space around it. ConfigError, saying where it stands, if it is empty, or no Unicode."""
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{place}: expected a caption, found {str(text)[:40]!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{place}: the caption {text[:40]!r} holds {text[error.start]!r}, which is half of a character; mend it"
+        ) from None
     return text.strip()
 
 

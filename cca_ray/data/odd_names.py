@@ -13,8 +13,8 @@ def refuse_odd_name(where: str, name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        shown = name.encode(errors="surrogateescape")
-        raise ConfigError(f"{where}: the name {shown!r} is not UTF-8; rename it") from None
+        shown = repr(name).replace(r"\udc", r"\x")  # as a byte that is none is kept in a file's name
+        raise ConfigError(f"{where}: the name {shown} is not UTF-8; rename it") from None
 
 
 def refuse_odd_paths(where: str, filesystem: fs.FileSystem, root: str) -> None:

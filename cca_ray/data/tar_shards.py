@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from cca_ray.data.odd_names import refuse_odd_name
 from cca_ray.errors import ConfigError
 
 BLOCK = tarfile.BLOCKSIZE
@@ -111,6 +112,8 @@ def list_tar(
     members = members_of(file, path)
     inner = [member for member in members.values() if member.name.lower().endswith(".tar")]
     images = [member for member in members.values() if is_image(member.name)]
+    for member in inner + images:
+        refuse_odd_name(path, member.name)
     if inner and images:
         raise ConfigError(f"{path}: holds both images, such as {images[0].name}, and archives, such as {inner[0].name}")
     if inner:
@@ -339,4 +342,5 @@ def json_label(path: str, member: Member, content: bytes, key: str) -> str | int
         raise ConfigError(f"{path}: {member.name} has no field {key!r}; see --label-key") from None
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
         raise ConfigError(f"{path}: {member.name}: {key} is {str(label)[:40]}; expected a class number or name")
+    refuse_odd_name(f"{path}: {member.name}", str(label))
     return label

@@ -208,6 +208,7 @@ MISTAKES = [
     (altered("t.jsonl", lambda rows: rows[2].pop("image")), "t.jsonl: row 2: names no image; expected a field"),
     (altered("t.jsonl", lambda rows: rows[2].pop("text")), "t.jsonl: row 2: no field 'text' (it has image)"),
     (altered("t.jsonl", lambda rows: rows[2].update(text=["a", "b"])), "row 2: 'text' is a list of 2; --caption-key"),
+    (altered("t.jsonl", lambda rows: rows[2].update(text="x \ud83d")), r"row 2: the caption 'x \ud83d' holds '\ud83d'"),
     (altered("t.json", len), "t.json: not a table of captions"),
     (altered("t.xlsx", len), "t.xlsx: expected .csv, .json, .jsonl or .parquet, or a folder of .jsonl files"),
 ]  # fmt: skip
