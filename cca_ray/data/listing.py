@@ -94,13 +94,17 @@ class Listing:
 
 
 @lru_cache(maxsize=8)
+def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    # By way of the local path, which refuses credentials: they would be said and kept with what is made.
+    filesystem, path = fs.FileSystem.from_uri(to_uri(local_path(uri)))
+    return filesystem, path
+
+
 def open_files(where: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it."""
+    """The file system of a path or URI, and the path in it; of a relative path, from where the process stands now."""
     try:
         if is_uri(where):
-            # By way of the local path, which refuses credentials: they would be said and kept with what is made.
-            filesystem, path = fs.FileSystem.from_uri(to_uri(local_path(where)))
-            return filesystem, path
+            return open_uri(where)
         return fs.LocalFileSystem(), str(local_path(where).absolute())
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{where}: not a path or URI that can be opened ({first_line(error)})") from None
@@ -301,14 +305,14 @@ def look(name: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def parquet_images(where: str, path: str, group: int) -> list[bytes]:
-    """The images of one row group, kept for its next rows."""
+def parquet_images(where: str, path: str, group: int, run: str) -> list[bytes]:
+    """The images of one row group, kept for its next rows. `run`: see `read_entry`."""
     with open_files(where)[0].open_input_file(path) as file:
         return images_of_group(file, path, group)
 
 
-def read_entry(where: str, path: str, start: int, length: int) -> bytes:
-    """The image's file, undecoded.
+def read_entry(where: str, path: str, start: int, length: int, run: str = "") -> bytes:
+    """The image's file, undecoded. `run`: names a run in which files stay what they are; nothing is kept for another.
 
     ValueError if it is gone, not allowed or too large; a ConfigError, which stops all, if the storage does not answer
     thrice.
@@ -316,7 +320,7 @@ def read_entry(where: str, path: str, start: int, length: int) -> bytes:
     for pause_s in (1.0, 5.0, None):
         try:
             if path.lower().endswith(".parquet"):
-                return parquet_images(where, path, length)[start]
+                return parquet_images(where, path, length, run)[start]
             if length > MOST_IMAGE_BYTES:  # before room is made for it
                 raise ValueError(f"has {length:,} bytes; an image has at most {MOST_IMAGE_BYTES:,}")
             with open_files(where)[0].open_input_file(path) as file:

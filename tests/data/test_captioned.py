@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cca_ray.data.captioned import CaptionedImages, list_captioned
-from cca_ray.data.listing import list_images, open_files, read_entry
+from cca_ray.data.listing import list_images, read_entry
 from cca_ray.data.text_features import FeatureFiles
 from cca_ray.errors import ConfigError
 
@@ -233,12 +233,9 @@ def test_shards_at_a_relative_path_are_read_from_another_folder(
     (tmp_path / "node").mkdir()
 
     def elsewhere(function: Callable[..., object], *arguments: Iterable[object]) -> list[object]:
-        open_files.cache_clear()
         with monkeypatch.context() as there:
             there.chdir(tmp_path / "node")
-            found = [function(*values) for values in zip(*arguments, strict=True)]
-        open_files.cache_clear()
-        return found
+            return [function(*values) for values in zip(*arguments, strict=True)]
 
     monkeypatch.chdir(tmp_path)
     found = list_captioned("images", each=elsewhere)

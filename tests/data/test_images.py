@@ -269,6 +269,18 @@ def test_a_parquet_file_that_was_made_again_is_read_again(tmp_path: Path):
     np.testing.assert_array_equal(pixels(list_images(str(folder)))[5], np.asarray(picture(22)))
 
 
+def test_a_relative_path_leads_on_from_where_the_process_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        write_tree(tmp_path / name / "photos")
+    (tmp_path / "there" / "photos" / "cat" / "3.png").write_bytes(png(picture(3)))
+    counts = []
+    for name in ("here", "there"):
+        monkeypatch.chdir(tmp_path / name)
+        counts.append(len(list_images("photos").entries))
+    assert counts == [6, 7]
+
+
 def test_an_image_that_is_only_a_path_says_that_it_has_no_bytes(tmp_path: Path):
     rows = [{"bytes": None, "path": "/data/0.JPEG"}, {"bytes": png(picture(0)), "path": "1.png"}]
     pq.write_table(pa.table({"image": rows, "label": [0, 1]}), tmp_path / "0.parquet")
