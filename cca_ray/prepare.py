@@ -106,7 +106,10 @@ def from_images(
     if captioning is not None:
         listing, conditions = captioning.images.images, f" with {len(captioning.images.captions):,} captions"
     else:
-        listing = list_images(images, source.classes, nodes.map, labelled, source.label_key, source.numeric_classes)
+        listing = list_images(
+            images, source.classes, nodes.map, labelled, source.label_key, source.numeric_classes,
+            source.allow_empty_classes,
+        )  # fmt: skip
         conditions = f" of {len(set(listing.labels.tolist())):,} classes" * labelled
     if labelled and listing.surprise:
         console.say(listing.surprise)
@@ -269,7 +272,7 @@ def main(
         bool, typer.Option("--numeric-classes", help="Sort classes that are numbers as numbers, not as text.")
     ] = False,
     allow_empty_classes: Annotated[
-        bool, typer.Option("--allow-empty-classes", help="Continue even if no image of a class can be read.")
+        bool, typer.Option("--allow-empty-classes", help="Continue even if a class has no image that can be read.")
     ] = False,
     captions: Annotated[
         str | None,

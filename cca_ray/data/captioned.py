@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cca_ray.data.contents import READERS
-from cca_ray.data.listing import Listing, below, is_shard, list_images, look, open_files, refuse_odd_name
+from cca_ray.data.listing import Listing, below, is_shard, list_images, look, open_files
 from cca_ray.data.tar_shards import members_of
 from cca_ray.errors import ConfigError, first_line, reading
 
@@ -82,7 +82,6 @@ def numbered(images: Listing, captions: Sequence[Caption]) -> CaptionedImages:
     """Equal texts are one caption, whose features are those of the first image that has it."""
     first: dict[str, Caption] = {}
     for caption in captions:
-        refuse_odd_name(images.where, caption.text)
         first.setdefault(look(caption.text), caption)
     if len(first) < 2:
         raise ConfigError(
@@ -117,8 +116,15 @@ def text_of(row: object, key: str | None, place: str) -> str:
 
 
 def whole(text: object, place: str) -> str:
+    """The text without space around it. ConfigError, saying where it stands, if it is empty, or no Unicode."""
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{place}: expected a caption, found {str(text)[:40]!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{place}: the caption {text[:40]!r} holds {text[error.start]!r}, which is half of a character; mend it"
+        ) from None
     return text.strip()
 
 
@@ -166,14 +172,15 @@ def of_shards(images: Listing, key: str | None, each: Callable[..., Iterable[Any
     names: dict[str, list[str]] = {}
     for entry in images.entries:
         names.setdefault(entry.path, []).append(entry.name)
-    arguments = [[images.where] * len(names), list(names), list(names.values()), [key] * len(names)]
+    root = open_files(images.where)[1]  # here: a relative path leads elsewhere on a node
+    folders = [place_below(path, root) for path in names]
+    arguments = [[images.where] * len(names), list(names), folders, list(names.values()), [key] * len(names)]
     return [caption for captions in each(of_shard, *arguments) for caption in captions]
 
 
-def of_shard(where: str, path: str, names: Sequence[str], key: str | None) -> list[Caption]:
-    """Of the images of one file, in order."""
-    filesystem, root = open_files(where)
-    folder = place_below(path, root)
+def of_shard(where: str, path: str, folder: str, names: Sequence[str], key: str | None) -> list[Caption]:
+    """Of the images of one file, in order; their features lie in this folder."""
+    filesystem, _ = open_files(where)
     try:
         with filesystem.open_input_file(path) as file:
             if not path.lower().endswith(".tar"):

@@ -4,6 +4,7 @@ A run that was cut short goes on at the parts that are missing.
 """
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ class ReadImages:
 
     def __init__(self, where: str, squares: Sequence[Square]):
         self.where, self.squares = where, squares
+        self.run = uuid.uuid4().hex  # a process of Ray's may have read for another run, before files were made again
 
     def __call__(self, rows: Columns) -> Columns:
         count = len(rows["index"])
@@ -60,7 +62,7 @@ class ReadImages:
         problems = np.full(count, "", dtype=object)
         for i, (path, start, length) in enumerate(zip(rows["path"], rows["start"], rows["length"], strict=True)):
             try:
-                image = decode(read_entry(self.where, str(path), int(start), int(length)))
+                image = decode(read_entry(self.where, str(path), int(start), int(length), self.run))
                 for square in self.squares:
                     pixels[square.key][i] = square.of(image, int(rows["index"][i]))
             except ConfigError:

@@ -6,7 +6,6 @@ URI that pyarrow reads, such as s3://bucket/imagenet.
 
 import hashlib
 import json
-import os
 import tarfile
 import time
 import unicodedata
@@ -14,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from cca_ray.data.images import KINDS
+from cca_ray.data.odd_names import refuse_odd_name, refuse_odd_paths
 from cca_ray.data.parquet_shards import images_of_group, list_rows
 from cca_ray.data.tar_shards import CAPTION_SUFFIXES, hidden, list_tar
 from cca_ray.errors import ConfigError, first_line
@@ -94,13 +94,17 @@ class Listing:
 
 
 @lru_cache(maxsize=8)
+def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    # By way of the local path, which refuses credentials: they would be said and kept with what is made.
+    filesystem, path = fs.FileSystem.from_uri(to_uri(local_path(uri)))
+    return filesystem, path
+
+
 def open_files(where: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it."""
+    """The file system of a path or URI, and the path in it; of a relative path, from where the process stands now."""
     try:
         if is_uri(where):
-            # By way of the local path, which refuses credentials: they would be said and kept with what is made.
-            filesystem, path = fs.FileSystem.from_uri(to_uri(local_path(where)))
-            return filesystem, path
+            return open_uri(where)
         return fs.LocalFileSystem(), str(local_path(where).absolute())
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{where}: not a path or URI that can be opened ({first_line(error)})") from None
@@ -121,14 +125,16 @@ def list_images(
     labelled: bool = True,
     label_key: str | None = None,
     numeric_classes: bool = False,
+    allow_empty: bool = False,
 ) -> Listing:
     """Find all images; hidden files and folders are passed over. Without `labelled`, images in no class folder will do.
 
     `classes`: the names in the order of their labels; otherwise those found, sorted. `label_key`: the field of the
     `.json` beside an image in a tar, or the column of a Parquet file, that holds its class. `numeric_classes`: names
-    that are numbers are sorted as numbers, not as text.
+    that are numbers are sorted as numbers, not as text. `allow_empty`: labels may leave numbers out.
     `each(function, where, paths)` lists several shards at a time.  ConfigError, naming the place, if there is
-    nothing, an empty class folder, a class that is not among `classes`, or a shard that cannot be read.
+    nothing, an empty class folder, a label below the largest without an image, a class that is not among `classes`, or
+    a shard that cannot be read.
     """
     parquet_images.cache_clear()  # of files that may have been made again
     filesystem, root = open_files(where)
@@ -153,6 +159,7 @@ def list_images(
     if shards:
         wanted = [(where, path, classes, label_key if labelled else None, labelled) for path in shards]
         found_shards = list(each(list_shard, *zip(*wanted, strict=True)))
+        refuse_roots_in_roots({shard.root: path for shard, path in zip(found_shards, shards, strict=True)})
         entries = [entry for shard in found_shards for entry in shard.entries]
         passed_over += sum((shard.passed_over for shard in found_shards), Counter[str]())
     else:
@@ -174,27 +181,24 @@ def list_images(
             f"{where}: all images are of one class, {name!r}; expected at least 2, because "
             "negatives come from the others"
         )
+    if labelled and not classes and not allow_empty:
+        refuse_gaps(listing)
     return listing
+
+
+def refuse_gaps(listing: Listing) -> None:
+    """ConfigError if the numbers of classes leave some out: those would be drawn from, untrained."""
+    counts = np.bincount(listing.labels, minlength=len(listing.class_names))
+    if len(empty := np.flatnonzero(counts == 0)):
+        raise ConfigError(
+            f"{listing.where}: labels go from {listing.labels.min()} to {listing.labels.max()}, but there is no image "
+            f"of class {empty[0]}{f' and {len(empty) - 1:,} more' * (len(empty) > 1)}; number the classes from 0, "
+            "without gaps (prepare also takes --classes FILE, which names all, or --allow-empty-classes)"
+        )
 
 
 def below(path: str, root: str) -> PurePosixPath:
     return PurePosixPath(path).relative_to(root)
-
-
-def refuse_odd_paths(where: str, filesystem: fs.FileSystem, root: str) -> None:
-    """ConfigError if a local name is not UTF-8, or a link leads nowhere or to a folder that contains it."""
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        return
-    folders = [root]
-    while folders:
-        for entry in os.scandir(folder := folders.pop()):  # which says what is a link without another look at the disk
-            refuse_odd_name(where, entry.name)
-            if entry.is_symlink():
-                path, here = Path(entry.path), Path(folder).resolve()
-                if not path.exists() or path.resolve() in (here, *here.parents):
-                    raise ConfigError(f"{where}: the link {path} leads nowhere, or back to a folder that contains it")
-            elif entry.is_dir():
-                folders.append(entry.path)
 
 
 def list_folder(where: str, root: str, infos: list[fs.FileInfo], labelled: bool) -> list[Entry]:
@@ -230,10 +234,11 @@ def refuse_numbered_shards(where: str, entries: list[Entry], paths: list[str]) -
 
 @dataclass(frozen=True)
 class Shard:
-    """The images of one file; of what else is in it, how many by suffix."""
+    """The images of one file; of what else is in it, how many by suffix. root: see `tar_shards.Found`."""
 
     entries: tuple[Entry, ...]
     passed_over: Counter[str]
+    root: str | None = None
 
 
 def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: str | None, labelled: bool) -> Shard:
@@ -247,9 +252,20 @@ def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: 
                 return Shard(tuple(entries), Counter())
             found = list_tar(file, path, is_image, frozenset(classes or ()), label_key, labelled)
             images = (Entry(path, image.start, image.length, image.key, image.name) for image in found.images)
-            return Shard(tuple(images), found.passed_over)
+            return Shard(tuple(images), found.passed_over, found.root)
     except (tarfile.TarError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a readable shard ({first_line(error)})") from None
+
+
+def refuse_roots_in_roots(shards: dict[str | None, str]) -> None:
+    """ConfigError if the root of class folders of one shard lies below that of another: a class's folder, perhaps."""
+    for root, path in shards.items():
+        for above in map(str, PurePosixPath(root or "").parents):
+            if other := shards.get("" if above == "." else above):
+                raise ConfigError(
+                    f"{path}: its images lie in {root}, and the class folders of {other} in {above}: which folder is "
+                    "the class? Put x.cls beside each x.jpg, or pack all without folders above or below the classes"
+                )
 
 
 def with_labels(
@@ -288,24 +304,15 @@ def look(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def refuse_odd_name(where: str, name: str) -> None:
-    """ConfigError, with the name made visible, if it is not UTF-8: no manifest could hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = name.encode(errors="surrogateescape")
-        raise ConfigError(f"{where}: the name {shown!r} is not UTF-8; rename it") from None
-
-
 @lru_cache(maxsize=2)
-def parquet_images(where: str, path: str, group: int) -> list[bytes]:
-    """The images of one row group, kept for its next rows."""
+def parquet_images(where: str, path: str, group: int, run: str) -> list[bytes]:
+    """The images of one row group, kept for its next rows. `run`: see `read_entry`."""
     with open_files(where)[0].open_input_file(path) as file:
         return images_of_group(file, path, group)
 
 
-def read_entry(where: str, path: str, start: int, length: int) -> bytes:
-    """The image's file, undecoded.
+def read_entry(where: str, path: str, start: int, length: int, run: str = "") -> bytes:
+    """The image's file, undecoded. `run`: names a run in which files stay what they are; nothing is kept for another.
 
     ValueError if it is gone, not allowed or too large; a ConfigError, which stops all, if the storage does not answer
     thrice.
@@ -313,7 +320,7 @@ def read_entry(where: str, path: str, start: int, length: int) -> bytes:
     for pause_s in (1.0, 5.0, None):
         try:
             if path.lower().endswith(".parquet"):
-                return parquet_images(where, path, length)[start]
+                return parquet_images(where, path, length, run)[start]
             if length > MOST_IMAGE_BYTES:  # before room is made for it
                 raise ValueError(f"has {length:,} bytes; an image has at most {MOST_IMAGE_BYTES:,}")
             with open_files(where)[0].open_input_file(path) as file:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from cca_ray.data.odd_names import refuse_odd_name
 from cca_ray.errors import ConfigError
 
 BLOCK = tarfile.BLOCKSIZE
@@ -57,10 +58,14 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Found:
-    """The images of an archive; of its other files, but for those with labels, how many by suffix."""
+    """The images of an archive; of its other files, but for those with labels, how many by suffix.
+
+    root: the folder that holds the class folders, where those are the classes.
+    """
 
     images: tuple[Labelled, ...]
     passed_over: Counter[str]
+    root: str | None = None
 
 
 class Window(io.RawIOBase):
@@ -107,6 +112,8 @@ def list_tar(
     members = members_of(file, path)
     inner = [member for member in members.values() if member.name.lower().endswith(".tar")]
     images = [member for member in members.values() if is_image(member.name)]
+    for member in inner + images:
+        refuse_odd_name(path, member.name)
     if inner and images:
         raise ConfigError(f"{path}: holds both images, such as {images[0].name}, and archives, such as {inner[0].name}")
     if inner:
@@ -117,8 +124,13 @@ def list_tar(
     passed_over = Counter(suffix for suffix in others if suffix not in LABEL_SUFFIXES)
     if not labelled:
         return Found(tuple(Labelled(m.name, m.start, m.length, "any") for m in images), passed_over)
-    keys = key_of_image(file, path, members, images, classes, label_key)
-    return Found(tuple(Labelled(m.name, m.start, m.length, keys(m)) for m in images), passed_over)
+    keys, root = key_of_image(file, path, members, images, classes, label_key), root_of(images)
+    found = tuple(Labelled(m.name, m.start, m.length, keys(m)) for m in images)
+    by_folder = any(
+        isinstance(image.key, str) and image.name.lstrip("/").startswith(posixpath.join(root, image.key, ""))
+        for image in found
+    )
+    return Found(found, passed_over, root if by_folder and label_key is None else None)
 
 
 def list_inner(file: Any, path: str, inner: list[Member], list_one: Callable[[Any, str], Found]) -> Found:
@@ -242,21 +254,28 @@ def resolved(name: str, links: dict[str, str]) -> str:
     return name
 
 
-def class_folder(images: list[Member], path: str) -> Callable[[Member], str]:
-    """The class folder of an image, empty if there is none: the first folder below that which holds all images.
+def folder_of(image: Member) -> str:
+    return posixpath.dirname(image.name).lstrip("/")
 
-    As for trees on a disk, whatever folder they were packed from. If all lie in one folder, that is it.
+
+def root_of(images: list[Member]) -> str:
+    """The folder that holds the class folders of all images, empty if the archive itself does.
+
+    As for trees on a disk, whatever folder they were packed from. If all lie in one folder, that is a class's.
     """
-    folders = {posixpath.dirname(image.name).lstrip("/") for image in images}
-    root = posixpath.commonpath(folders) if folders else ""
+    folders = {folder_of(image) for image in images} or {""}
+    return posixpath.commonpath(folders) if len(folders) > 1 else posixpath.dirname(folders.pop())
+
+
+def class_folder(images: list[Member], path: str) -> Callable[[Member], str]:
+    """The class folder of an image, empty if there is none: the first folder below the root."""
+    root = root_of(images)
 
     def of(image: Member) -> str:
-        folder = posixpath.dirname(image.name).lstrip("/")
-        if len(folders) == 1 or not folder:
-            return posixpath.basename(folder)
-        if folder == root:
+        folder = folder_of(image)
+        if folder and folder == root:
             raise ConfigError(f"{path}: {image.name} lies beside the class folders, not in one; put it into one")
-        return posixpath.relpath(folder, root or ".").split("/")[0]
+        return posixpath.relpath(folder, root or ".").split("/")[0] if folder else ""
 
     return of
 
@@ -275,14 +294,14 @@ def key_of_image(
                 path, member, content)  # fmt: skip
     captions = {m.stem for m in members.values() if PurePosixPath(m.name).suffix in CAPTION_SUFFIXES}
     own_name = PurePosixPath(path.rsplit(": ", 1)[-1]).stem
-    folder_of = class_folder(images, path)
+    class_folder_of = class_folder(images, path)
 
     def of(image: Member) -> str | int:
         if label_key or beside:
             if image.stem not in beside:
                 raise ConfigError(f"{path}: {image.name} has no {image.stem}{ending} beside it")
             return beside[image.stem]
-        folder, name = folder_of(image), PurePosixPath(image.name)
+        folder, name = class_folder_of(image), PurePosixPath(image.name)
         if own_name in classes and folder in ("", own_name):
             return own_name
         is_shard = image.stem in captions  # its name is no class: img2dataset numbers them, with captions beside
@@ -323,4 +342,5 @@ def json_label(path: str, member: Member, content: bytes, key: str) -> str | int
         raise ConfigError(f"{path}: {member.name} has no field {key!r}; see --label-key") from None
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
         raise ConfigError(f"{path}: {member.name}: {key} is {str(label)[:40]}; expected a class number or name")
+    refuse_odd_name(f"{path}: {member.name}", str(label))
     return label

@@ -42,7 +42,7 @@ class FeatureSource(Protocol):
 
 
 class FeatureFiles:
-    """A file a caption: see `features_of`. ConfigError if one is not there."""
+    """A file a caption: see `features_of`. ConfigError if one is not there, or would be that of two."""
 
     name = "files"
 
@@ -50,6 +50,7 @@ class FeatureFiles:
         self.filesystem, root = open_files(where)
         if self.filesystem.get_file_info(root).type != fs.FileType.Directory:
             raise ConfigError(f"--text-features {where}: no such folder")
+        refuse_shared_places(root, captions)
         self.paths: dict[str, str] = {}
         sizes: dict[str, int] = {}
         for ending in ENDINGS:
@@ -79,6 +80,17 @@ class FeatureFiles:
         path = self.paths[caption.place]
         with reading(path, "not the features of a caption"):
             return features_of(io.BytesIO(self.content(path)), path)
+
+
+def refuse_shared_places(root: str, captions: Sequence[Caption]) -> None:
+    """ConfigError if two texts have their features in one place, as those of `a.jpg` and `a.png`."""
+    by_place: dict[str, Caption] = {}
+    for caption in captions:
+        if (other := by_place.setdefault(caption.place, caption)) is not caption:
+            raise ConfigError(
+                f"{root}/{caption.place}.npy: would be the features of two captions, {other.text[:40]!r} and "
+                f"{caption.text[:40]!r}, for their images have one name without its ending; rename one"
+            )
 
 
 def features_of(content: io.BytesIO, path: str) -> np.ndarray:

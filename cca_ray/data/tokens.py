@@ -134,7 +134,7 @@ class Counts:
     seen: int
     taken: int
     unreadable: int
-    fewest: int  # images taken of the smallest class
+    fewest: int  # images taken of the smallest class; it may have none
     fewest_class: str
     passed_over: Mapping[str, int]  # files that are no images by their names, by suffix
     captions: int = 0  # of the images taken; where there are some, there are no classes
@@ -168,8 +168,7 @@ def count_images(
             f"{folder}: no image of the class {lost[0]!r}{f' and {len(lost) - 1} more' * (len(lost) > 1)} can be read; "
             f"see {folder / UNREADABLE}, or use --allow-empty-classes to continue without them"
         )
-    there = np.flatnonzero(has)
-    smallest = there[has[there].argmin()]
+    smallest = has.argmin()
     return Counts(len(labels), len(taken), lost_images, int(has[smallest]), meta.class_names[smallest], passed_over)
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from cca_ray.data.captioned import CaptionedImages, list_captioned
-from cca_ray.data.listing import list_images
+from cca_ray.data.listing import list_images, read_entry
+from cca_ray.data.text_features import FeatureFiles
 from cca_ray.errors import ConfigError
 from tests.data.made_images import add
 
@@ -206,6 +207,7 @@ MISTAKES = [
     (altered("t.jsonl", lambda rows: rows[2].pop("image")), "t.jsonl: row 2: names no image; expected a field"),
     (altered("t.jsonl", lambda rows: rows[2].pop("text")), "t.jsonl: row 2: no field 'text' (it has image)"),
     (altered("t.jsonl", lambda rows: rows[2].update(text=["a", "b"])), "row 2: 'text' is a list of 2; --caption-key"),
+    (altered("t.jsonl", lambda rows: rows[2].update(text="x \ud83d")), r"row 2: the caption 'x \ud83d' holds '\ud83d'"),
     (altered("t.json", len), "t.json: not a table of captions"),
     (altered("t.xlsx", len), "t.xlsx: expected .csv, .json, .jsonl or .parquet, or a folder of .jsonl files"),
 ]  # fmt: skip
@@ -219,3 +221,50 @@ def test_a_caption_that_is_missing_is_one_line(
         make(tmp_path / "images")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", [tar, parquet])
+def test_shards_at_a_relative_path_are_read_from_another_folder(
+    form: Callable[[Path], CaptionedImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As a node's process reads them, which knows the path and not where the driver stands."""
+    expected = form(tmp_path / "images")
+    (tmp_path / "node").mkdir()
+
+    def elsewhere(function: Callable[..., object], *arguments: Iterable[object]) -> list[object]:
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path / "node")
+            return [function(*values) for values in zip(*arguments, strict=True)]
+
+    monkeypatch.chdir(tmp_path)
+    found = list_captioned("images", each=elsewhere)
+    assert found.captions == expected.captions
+    entry = found.images.entries[1]
+    arguments = [[value] for value in ("images", entry.path, entry.start, entry.length)]
+    assert elsewhere(read_entry, *arguments) == [png(1)]
+
+
+def alike_but_for_their_endings(folder: Path) -> CaptionedImages:
+    (images(folder) / "a/y.jpg").write_bytes(png(0))
+    (table := folder.with_suffix(".json")).write_text(json.dumps({**TEXTS, "a/y.jpg": "a bus"}))
+    return list_captioned(str(folder), str(table))
+
+
+def a_tar_and_parquet_of_one_name(folder: Path) -> CaptionedImages:
+    parquet(folder)
+    with tarfile.open(folder / "p.tar", "w") as archive:
+        for name, content in (("0.png", png(0)), ("0.txt", b"a bus")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return list_captioned(str(folder))
+
+
+@pytest.mark.parametrize("form", [alike_but_for_their_endings, a_tar_and_parquet_of_one_name])
+def test_captions_whose_features_would_lie_in_one_file_are_refused_where_files_are_read(
+    form: Callable[[Path], CaptionedImages], tmp_path: Path
+):
+    found = form(tmp_path / "images")  # which is right for a T5 that is run here
+    assert "a bus" in found.texts
+    with pytest.raises(ConfigError, match=r"(a/y|p/0)\.npy: would be the features of two captions"):
+        FeatureFiles(str(tmp_path), found.captions)

@@ -215,6 +215,18 @@ def test_a_parquet_file_that_was_made_again_is_read_again(tmp_path: Path):
     np.testing.assert_array_equal(pixels(list_images(str(folder)))[5], np.asarray(picture(22)))
 
 
+def test_a_relative_path_leads_on_from_where_the_process_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        write_tree(tmp_path / name / "photos")
+    (tmp_path / "there" / "photos" / "cat" / "3.png").write_bytes(png(picture(3)))
+    counts = []
+    for name in ("here", "there"):
+        monkeypatch.chdir(tmp_path / name)
+        counts.append(len(list_images("photos").entries))
+    assert counts == [6, 7]
+
+
 def test_an_image_that_is_only_a_path_says_that_it_has_no_bytes(tmp_path: Path):
     rows = [{"bytes": None, "path": "/data/0.JPEG"}, {"bytes": png(picture(0)), "path": "1.png"}]
     pq.write_table(pa.table({"image": rows, "label": [0, 1]}), tmp_path / "0.parquet")
@@ -348,3 +360,34 @@ def test_the_order_of_numbers_is_told_where_it_surprises(tmp_path: Path):
     assert list_images(str(write_tree(tmp_path / "words"))).surprise == ""
     with pytest.raises(ConfigError, match="--numeric-classes, but the class 'cat' is not a number"):
         list_images(str(tmp_path / "words"), numeric_classes=True)
+
+
+def numbered(folder: Path, kind: str, labels: list[int]) -> Path:
+    """Images of these labels, in a tar or in Parquet."""
+    folder.mkdir()
+    images = [png(picture(i)) for i in range(len(labels))]
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": images, "label": labels}), folder / "0.parquet")
+        return folder
+    with tarfile.open(folder / "0.tar", "w") as archive:
+        for i, label in enumerate(labels):
+            add(archive, f"{i}.png", images[i])
+            add(archive, f"{i}.{kind}", str(label).encode() if kind == "cls" else f'{{"label": {label}}}'.encode())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["parquet", "cls", "json"])
+def test_numbers_of_classes_that_leave_some_out_are_refused(kind: str, tmp_path: Path):
+    """As of sets that count from 1: a class that no image shows was made, and then sampled."""
+    key = "label" if kind == "json" else None
+    from_one, with_gaps = (numbered(tmp_path / name, kind, labels) for name, labels in
+                           (("one", [1, 2, 3, 1]), ("gaps", [0, 5, 2])))  # fmt: skip
+    with pytest.raises(ConfigError, match="from 1 to 3, but there is no image of class 0; number the") as error:
+        list_images(str(from_one), label_key=key)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="there is no image of class 1 and 2 more; number the"):
+        list_images(str(with_gaps), label_key=key)
+    names = ["ant", "bee", "cat", "dog", "emu", "fox"]
+    assert list_images(str(with_gaps), names, label_key=key).labels.tolist() == [0, 5, 2]  # a subset of theirs
+    assert list_images(str(from_one), label_key=key, allow_empty=True).class_names == ("0", "1", "2", "3")
+    assert len(list_images(str(from_one), labelled=False).entries) == 4

@@ -360,3 +360,42 @@ def test_one_class_alone_is_an_error_wherever_it_comes_from(tmp_path: Path):
 
     with pytest.raises(ConfigError, match=r"all images are of one class, '1'; expected at least 2"):
         list_images(str(archive_of(tmp_path / "s.tar", fill)))
+
+
+def shards(folder: Path, *names: list[str]) -> Path:
+    """A tar for each list of images."""
+    folder.mkdir()
+    for number, some in enumerate(names):
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for name in some:
+                add(archive, name, png(picture(0)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "root", "above"),
+    [
+        # As Tiny ImageNet: a shard of one class only gave the class 'images'.
+        (["train/n01/images/0.png", "train/n02/images/0.png"], ["train/n02/images/1.png"], "train/n02", "train"),
+        (["train/cat/tabby/1.png", "train/dog/pug/1.png"], ["train/dog/pug/2.png", "train/dog/lab/3.png"],
+         "train/dog", "train"),
+        (["cat/x/1.png", "dog/x/1.png"], ["/dog/x/2.png"], "dog", r"\."),
+    ],
+)  # fmt: skip
+def test_shards_whose_class_folders_lie_at_different_depths_are_refused(
+    tmp_path: Path, first: list[str], second: list[str], root: str, above: str
+):
+    for number, two in enumerate(([first, second], [second, first])):
+        where = shards(tmp_path / str(number), *two)
+        with pytest.raises(ConfigError, match=f"its images lie in {root}, and the class folders of .* in {above}: wh"):
+            list_images(str(where))
+        assert len(list_images(str(where), labelled=False).entries) == len(first + second)
+
+
+def test_shards_of_one_class_each_or_packed_from_several_folders_keep_their_classes(tmp_path: Path):
+    for number, (first, second) in enumerate([
+        (["train/cat/0.png", "train/dog/0.png"], ["train/dog/1.png"]),
+        (["train/cat/0.png"], ["train/dog/0.png"]),
+        (["00000/cat/0.png", "00000/dog/0.png"], ["00001/dog/0.png", "00001/cat/0.png"]),
+    ]):  # fmt: skip
+        assert list_images(str(shards(tmp_path / str(number), first, second))).class_names == ("cat", "dog")

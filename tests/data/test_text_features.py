@@ -66,6 +66,13 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_features_that_would_be_those_of_two_captions_are_refused(files: Path):
+    """Of images `a/y.jpg` and `a/y.png`: both had the same, and nothing said so."""
+    captions = (*CAPTIONS, Caption("one cat", "a/y"))
+    with pytest.raises(ConfigError, match=r"a/y\.npy: would be the features of two captions, 'one dog' and 'one cat'"):
+        FeatureFiles(str(files), captions)
+
+
 def test_files_give_the_features_in_the_order_of_captions(files: Path):
     first, second = FeatureFiles(str(files), CAPTIONS).features(CAPTIONS, files)
     np.testing.assert_array_equal(first, PADDED[:2])
