@@ -196,7 +196,8 @@ class GpSampler:
         waiting = [t for t in question.trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
         running = box.inside(t.params for t in waiting if t.params.keys() >= box.space.keys())
         if data is None:
-            return box.params(first_points(len(box.space), len(running) + 1)[-1])
+            placed = sum(t.params.keys() >= box.space.keys() for t in question.trials)  # those that failed, too
+            return box.params(first_points(len(box.space), placed + 1)[-1])
         surface = Surface.of(data.points, data.values, data.noise)
         tried = data.points.x[data.points.group < MOST_RUNGS]
         tried = np.clip(tried if len(tried) else data.points.x, -1, 1)

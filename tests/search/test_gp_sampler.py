@@ -78,6 +78,18 @@ def test_the_first_proposal_is_in_the_middle_and_others_beside_it_are_elsewhere(
         running.append(trial(number, proposal, TrialState.RUNNING))
 
 
+@pytest.mark.parametrize("beside", [0, 3])
+def test_after_trials_that_failed_the_next_is_elsewhere(beside: int):
+    """All fail, so that nothing is known; some run beside one another."""
+    tried = list[dict[str, float]]()
+    for number in range(12):
+        states = [TrialState.RUNNING if i >= number - beside else TrialState.FAIL for i in range(number)]
+        trials = [trial(i, params, state) for i, (params, state) in enumerate(zip(tried, states, strict=True))]
+        proposal = dict(GP.propose(question(trials, number)))
+        assert min((apart(proposal, params) for params in tried), default=1) > 0.1
+        tried.append(proposal)
+
+
 def test_a_few_trials_are_enough_for_a_smooth_surface():
     assert min(fid(t.params) for t in searched(10)) < 1.02 * 8
 
