@@ -127,6 +127,7 @@ class Ledger:
         self.stuck = ""  # why, if it is no one's wish
         self.used_up = False  # the budget
         self.enough = False  # by `search.stop_when`
+        self.doubted_at = -1  # how many had ended when it was last to end by that, had none run
         self.all_begun = False  # no trial more begins, as far as is known
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -199,7 +200,12 @@ class Ledger:
 
     def undecided(self) -> bool:
         """Whether a trial at work may yet show that its arm needs another: then "none for now" is not the end."""
-        return not self.halted and any(running.arm.widen for running in self.running.values())
+        return not self.halted and any(r.arm.widen or self.in_doubt(r.arm) for r in self.running.values())
+
+    def in_doubt(self, arm: Arm) -> bool:
+        """Whether `search.stop_when` decides about it when its running trials have ended, as the next run would."""
+        limited = arm.name == "search" and self.config.search.stop_when is not None
+        return limited and not self.search_over and arm.begun() < arm.trials
 
     def begin(self, trial_id: str, arm: Arm, trial: optuna.Trial) -> TrialInfo:
         values = dict(trial.params)
@@ -373,14 +379,22 @@ class Ledger:
         return False
 
     def promising(self, arm: Arm) -> bool:
-        """Whether another trial is worth it, by `search.stop_when`; as many as the grace at a rung always are."""
+        """Whether another trial is worth it, by `search.stop_when`; as many as the grace at a rung always are.
+
+        While trials run, "no" is only for now: what they come to may say otherwise, now or when the study is continued.
+        """
         limit = self.config.search.stop_when
         if limit is None or len(arm.ended(TrialState.COMPLETE)) < self.config.search.grace_trials:
             return True
+        running, ended = any(r.arm is arm for r in self.running.values()), len(arm.ended())
+        if running and ended == self.doubted_at:  # Tune asks many times a second
+            return False
         found = arm.prospect()
         if found is None or found.expected_gain >= limit.expected_gain:
             return True
-        if not self.enough:
+        if running:
+            self.doubted_at = ended
+        elif not self.enough:
             self.enough = True
             for listener in self.listeners:
                 listener.on_enough(self.config.name, found)

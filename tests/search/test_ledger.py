@@ -7,8 +7,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from cca_ray.config import StudyConfig
 from cca_ray.contracts import Attempt, TrialReport
 from cca_ray.search.budget import Limits
+from cca_ray.search.ledger import Ledger
 from cca_ray.search.listener import Listener, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.mlflow_listener import true_ends
 from cca_ray.search.records import rung_scores, used_device_seconds
@@ -145,6 +147,58 @@ def test_a_search_ends_when_another_trial_would_bring_too_little(
     assert not again.done()
     assert again.propose("again") is None
     assert again.done()
+
+
+def two_at_once(make_config: MakeStudy) -> StudyConfig:
+    limit = {"stop_when": {"expected_gain": 0.02}, "max_concurrent": 2}
+    return make_config(search={"sampler": "gp", "trials": 30, "grace_trials": 2, **limit})
+
+
+def search_until_none(ledger: Ledger, fid: float) -> str:
+    """Two at once, until none more begins; which one still runs."""
+    number = 0
+    while ledger.propose(f"{number}") is not None:
+        if number:
+            finish(ledger, f"{number - 1}", fid)
+        number += 1
+    assert number < 20
+    return f"{number - 1}"
+
+
+def test_a_search_does_not_end_while_a_trial_runs_that_may_be_the_best(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    ledger = new_ledger(two_at_once(make_config), storage, tracker).ledger
+    last = search_until_none(ledger, 5.0)
+    assert ledger.undecided()
+    assert ledger.at_once() == 2  # or may begin
+    finish(ledger, last, 3.0)
+    assert ledger.propose("more") is not None
+    assert not ledger.enough
+
+
+def test_the_next_run_decides_as_this_one_whether_a_search_ends(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    ledger, names, begun = new_ledger(two_at_once(make_config), storage, tracker).ledger, list[str](), 0
+    while True:
+        while len(names) < 2 and ledger.propose(f"{begun}") is not None:
+            names.append(f"{begun}")
+            begun += 1
+        if not names:
+            break
+        assert begun < 30
+        finish(ledger, names.pop(0), 5.0)
+    assert ledger.enough
+    assert not ledger.undecided()
+    assert ledger.done()
+    assert new_ledger(two_at_once(make_config), storage, tracker).ledger.propose("again") is None
+
+
+def finish(ledger: Ledger, name: str, fid: float) -> None:
+    for step in (5, 10):
+        assert ledger.record(name, at_rung(step, 10, fid, spread=0.01))
+    ledger.finish(name)
 
 
 def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(
