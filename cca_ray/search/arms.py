@@ -159,6 +159,20 @@ class Arm:
         begun = len(self.ended(*ENDED, TrialState.RUNNING)) if self.widen else 0
         return max(self.trials, begun + (begun >= self.trials and self.beyond() is not None))
 
+    def hopeless(self) -> str:
+        """That no learning rate of the control could be trained, without which no study ends; empty if not known."""
+        failed = self.ended(TrialState.FAIL)
+        return self.none_completed() if self.given and len(failed) >= self.planned() else ""
+
+    def none_completed(self) -> str:
+        """What to tell of it if no trial was completed."""
+        remedy = "Narrow the space, or raise --trials"
+        if self.given:
+            low = min([*self.given, *self.rates()])
+            remedy = f"Try other rates, such as --fresh --set control.learning_rates=[{low / 10:.3g},{low / 3:.3g}]"
+        told = "no trial was completed; their reasons are above and in MLflow"
+        return f"{self.study.study_name}: {told}. {remedy}"
+
     def next_point(self, trials: Sequence[FrozenTrial], begun: int) -> dict[str, float]:
         """What the sampler proposes; if that has been run, what it proposes with another seed."""
         sampler: Sampler = SAMPLERS.get(self.sampler)

@@ -54,10 +54,7 @@ def finalists(
     """
     trials = arm.ended(TrialState.COMPLETE)
     if not trials:
-        raise ValueError(
-            f"{arm.study.study_name}: no trial was completed; their reasons are above and in MLflow. "
-            "Narrow the space, or raise --trials"
-        )
+        raise ValueError(arm.none_completed())
     return [as_contender(trial, storage, of_trial(trial), study) for trial in best_trials(trials, most)]
 
 

@@ -160,6 +160,8 @@ class Ledger:
         """The next fine-tuning; None when all arms are done, the budget is used up or the study is stopping."""
         self.settle()
         self.all_begun = False
+        if self.hopeless and not self.halted:
+            self.halt()
         with self.writing():
             for arm in self.arms:
                 if self.halted:
@@ -182,6 +184,11 @@ class Ledger:
     def search_over(self) -> bool:
         """Whether no trial of the search begins any more, though there are fewer than planned."""
         return self.used_up or self.enough
+
+    @property
+    def hopeless(self) -> str:
+        """Why the study can never end, whatever the search finds; empty if it can."""
+        return next(filter(None, (arm.hopeless() for arm in self.arms)), "")
 
     def at_once(self) -> int:
         """How many trials run or may begin now."""
