@@ -39,6 +39,7 @@ from cca_ray.search.final_comparison import (
     compare,
     costs_of_controls,
     finalists,
+    keep_former_winner,
     kept_blocks,
     summarize,
     weights_of,
@@ -378,7 +379,9 @@ class SizeStudy:
 
     def result(self, outcome: Outcome) -> SizeResult:
         """What is kept of the outcome, and shown in MLflow."""
-        config, tracker = self.config, self.context.tracker
+        config, tracker, folder = self.config, self.context.tracker, self.context.folder
+        if outcome.winner.checkpoint != str(folder / config.name / "winner.pt"):
+            keep_former_winner(self.search.ended(TrialState.COMPLETE), folder, self.id)
         self.memory.set_user_attr(TERMS, self.context.terms.model_dump(mode="json"))
         seconds = self.clock.finish()
         push_database(self.database)
