@@ -6,9 +6,9 @@ Running the same study again keeps the trials that have ended and takes up the i
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -19,6 +19,7 @@ from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.search import budget
 from cca_ray.search.arms import Arm, trials_of
 from cca_ray.search.budget import Limits, Used
+from cca_ray.search.cleaning import best_trials
 from cca_ray.search.gp_sampler import worth_going_on
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.records import (
@@ -109,7 +110,10 @@ class Running:
 
 
 class Ledger:
-    """The state of the study of one size in Optuna, as it happens. `listeners` are told, in this order."""
+    """The state of the study of one size in Optuna, as it happens. `listeners` are told, in this order.
+
+    `limits`: with all replicates that are asked for; `again`: the settings, and seeds, of those that have ended.
+    """
 
     def __init__(
         self,
@@ -118,9 +122,10 @@ class Ledger:
         listeners: Sequence[Listener] = (),
         limits: Limits | None = None,
         keep_s: float = KEEP_S,
+        again: Sequence[Mapping[str, float]] = (),
     ):
         self.config, self.arms, self.listeners, self.limits = config, arms, [*listeners], limits or Limits()
-        self.keep_s = keep_s
+        self.keep_s, self.again = keep_s, again
         self.running: dict[str, Running] = {}  # by Tune's ids
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted_at = math.inf  # since when nothing more is begun, by the monotonic clock
@@ -376,7 +381,8 @@ class Ledger:
         if not arm.ended() or not self.limits.bound:
             return True
         used, wide = self.used(), devices(ways(self.config.placement)[0])  # placed as they prefer
-        kept = budget.kept_back(self.limits, used, self.final_seconds(), wide, self.config.search.max_concurrent)
+        limits = replace(self.limits, replicates=self.replicates_left())
+        kept = budget.kept_back(limits, used, self.final_seconds(), wide, self.config.search.max_concurrent)
         if budget.affordable(self.limits, time.monotonic(), used, kept):
             return True
         if not self.used_up:
@@ -384,6 +390,12 @@ class Ledger:
             for listener in self.listeners:
                 listener.on_budget_end(self.config.name, kept[0])
         return False
+
+    def replicates_left(self) -> int:
+        """Those that ended count as far as their settings are finalists': another trial may have pushed them out."""
+        search = [t for arm in self.arms if arm.name == "search" for t in arm.ended(TrialState.COMPLETE)]
+        best = [{**t.params, "seed": 0} for t in best_trials(search, self.config.score.finalists)]
+        return max(0, self.limits.replicates - sum({**params, "seed": 0} in best for params in self.again))
 
     def promising(self, arm: Arm) -> bool:
         """Whether another trial is worth it, by `search.stop_when`; as many as the grace at a rung always are.

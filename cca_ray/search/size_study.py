@@ -199,10 +199,10 @@ class SizeStudy:
         """What the trials and the final comparison come to."""
         config, context = self.config, self.context
         again = self.replicates()
-        left = max(0, config.replicates - sum(trial.state in ENDED for trial in again))
+        there = [trial.params for trial in again if trial.state in ENDED]
         used = sum(used_device_seconds(again).values())
-        limits = replace(self.limits, device_seconds=self.limits.device_seconds - used, replicates=left)
-        ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s)
+        limits = replace(self.limits, device_seconds=self.limits.device_seconds - used, replicates=config.replicates)
+        ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s, again=there)
         self.open_mlflow_run()
         state = "FAIL"
         try:

@@ -1,6 +1,7 @@
 """What the memory of a study decides; real Optuna storage, no Ray."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import optuna
@@ -262,6 +263,31 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     assert ledger.final_seconds() == pytest.approx(25.0)
     assert ledger.done()
     assert sum("the budget allows no further trial" in line for line in lines) == 1
+
+
+def test_a_replicate_counts_as_long_as_its_settings_are_a_finalists(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    """Of two finalists; a further trial that pushes one out is still to be trained again."""
+    config = make_config(search={"trials": 3}, score={"finalists": 2})
+    ledger = new_ledger(config, storage, tracker, Limits(device_seconds=1e6, replicates=4)).ledger
+    control = ledger.propose("control")
+    assert control
+    finish(ledger, "control", 9.0)
+    settings = list[Mapping[str, float]]()
+    for name, fid in (("first", 5.0), ("second", 6.0)):
+        trial = ledger.propose(name)
+        assert trial
+        settings.append(trial.params)
+        finish(ledger, name, fid)
+    assert ledger.replicates_left() == 4
+    ledger.again = [{**params, "seed": seed} for params in settings for seed in (1, 2)]
+    assert ledger.replicates_left() == 0
+    kept = ledger.limits
+    assert ledger.propose("third")
+    finish(ledger, "third", 4.0)
+    assert ledger.replicates_left() == 2
+    assert ledger.limits == kept
 
 
 @pytest.mark.parametrize(("device_seconds", "controls"), [(110.0, 2), (140.0, 3)])
