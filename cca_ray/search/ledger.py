@@ -27,6 +27,7 @@ from cca_ray.search.records import (
     DECISION,
     ENDED,
     KEEP_S,
+    RULE,
     RUNG,
     STORAGE_ERRORS,
     Decision,
@@ -290,6 +291,7 @@ class Ledger:
         """By the rule of `search.rungs`; of several metrics there is one alone. `score`: of the trial at the rung."""
         search, arm, number = self.config.search, running.arm, running.info.number
         if search.rungs == "posterior" and len(arm.metrics) == 1:
+            running.trial.set_user_attr(RULE, search.rungs)
             return worth_going_on(arm.question(with_score(trials, number, rung, score), number), rung)
         passed = [rung_scores(t) for t in trials if t.number != number]
         others = [Mark.of(scores[rung], arm.metrics) for scores in passed if len(scores) > rung]

@@ -14,7 +14,7 @@ from cca_ray.search.budget import Limits
 from cca_ray.search.ledger import Ledger
 from cca_ray.search.listener import Listener, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.mlflow_listener import true_ends
-from cca_ray.search.records import rung_scores, used_device_seconds
+from cca_ray.search.records import RULE, rung_scores, used_device_seconds
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.reports import TrialFailure
 from tests.conftest import MakeStudy
@@ -124,6 +124,8 @@ def test_by_the_posterior_a_trial_stops_that_promises_less_than_a_new_one(
         assert not goes_on or ledger.record(name, at_rung(10, 10, fid, 10.0 - fid, spread=0.02))
         ledger.finish(name)
     assert ledger.done()
+    rules = {t.user_attrs.get(RULE) for t in ledger.arms[1].study.trials}
+    assert rules == ({None} if metric == "both" else {"posterior"})
 
 
 def test_a_search_ends_when_another_trial_would_bring_too_little(
