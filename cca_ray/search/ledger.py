@@ -166,9 +166,9 @@ class Ledger:
         """The next fine-tuning; None when all arms are done, the budget is used up or the study is stopping."""
         self.settle()
         self.all_begun = False
-        if self.hopeless and not self.halted:
-            self.halt()
         with self.writing():
+            if self.hopeless and not self.halted:
+                self.halt()
             for arm in self.arms:
                 if self.halted:
                     break

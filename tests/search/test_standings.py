@@ -185,7 +185,7 @@ def test_the_error_of_simulated_differences_is_the_true_one(ours: int, theirs: i
         return Standing(Contender("a"), {"fid": trained + effects.mean(2)}, {"fid": without}, np.empty(0))
 
     found = []
-    for _ in range(1000):
+    for _ in range(400):
         shared = 0.3 * groups**0.5 * rng.standard_normal((1, 1, groups))
         found.append(drawn(ours, shared).beside(drawn(theirs, shared), "fid"))
     true = sum(0.5**2 / n + (0.2**2 / n if n > 1 else 0.0) for n in (ours, theirs))
