@@ -5,7 +5,7 @@ Of the final comparison by its headline metric; better is what the metric says i
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from cca_ray.contracts import Edge, Finalist, MetricInfo, Role, Score, SizeSumma
 MARKS = {1: "✓", 0: "≈", -1: "✗"}
 WORDS = {1: "better", 0: "equal", -1: "WORSE"}
 THAN = {1: "better than", 0: "equal within noise to", -1: "WORSE than"}
+BUDGET = ("epochs", "global_batch", "ema_decay")  # of what may be searched: the control has `train`'s
 JUDGED: dict[Role, str] = {"guided": "the guided base", "control": "the control"}  # by these the tuned model is judged
 
 
@@ -129,12 +130,18 @@ def verdict(size: SizeSummary) -> str:
     )
 
 
+def control_in_words(searched: Collection[str]) -> str:
+    """What the control is, where these settings were searched: the search may have tried other budgets."""
+    own = " and ".join(name for name in BUDGET if name in searched)
+    return f"plain fine-tuning with {f'the {own} of `train`' if own else 'the same budget'}"
+
+
 def verdict_in_words(size: SizeSummary) -> str:
     """The same for who does not know the ratios' meaning."""
     return (
         f"after {size.objective_label}, {size.size} samples without guidance at {size.headline.label} "
         f"{scored(size, 'tuned')}: {versus(size, 'guided')} ({size.value('guided'):.2f}), at half its sampling cost, "
-        f"and {versus(size, 'control', 'plain fine-tuning with the same budget')} ({size.value('control'):.2f})"
+        f"and {versus(size, 'control', control_in_words(size.winner.params))} ({size.value('control'):.2f})"
     )
 
 

@@ -67,6 +67,14 @@ def test_where_more_is_better_more_is_better():
     assert "inception score 8.40 ± 0.01: ✓ better than the guided base (8.10)" in verdict_in_words(good)
 
 
+def test_the_control_has_the_same_budget_only_where_none_is_searched():
+    size = summary_of()
+    assert "plain fine-tuning with the same budget" in verdict_in_words(size)
+    params = {**size.winner.params, "epochs": 3.0, "ema_decay": 0.9}
+    other = size.model_copy(update={"winner": size.winner.model_copy(update={"params": params})})
+    assert "plain fine-tuning with the epochs and ema_decay of `train`" in verdict_in_words(other)
+
+
 def test_the_verdict_compares_with_guidance_and_control():
     said = verdict(summary_of(fid=17.1))
     assert "better than the guided base (0.95 × 18.00)" in said

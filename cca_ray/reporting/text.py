@@ -4,17 +4,19 @@ The verdict itself is `verdict`'s. Plain text; escaping is the page's.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cca_ray.contracts import Finalist, MetricInfo, Role, SizeSummary
 from cca_ray.registry import FAMILIES
 from cca_ray.reporting.numbers import number, score
 from cca_ray.reporting.results import SizeResults, StudyResults
-from cca_ray.reporting.settings import Rung
-from cca_ray.search.records import readable
+from cca_ray.reporting.settings import Rung, Search
+from cca_ray.search.records import RULE, readable
 from cca_ray.verdict import (
+    BUDGET,
     JUDGED,
     against,
+    control_in_words,
     headline,
     noise,
     of_other,
@@ -176,6 +178,24 @@ def conditions_of(size: SizeResults) -> tuple[str, str]:
     return f"{'class-balanced' if balanced else 'random'} labels", "labels"
 
 
+USUAL = "surely_worse"  # the rule at rungs of a trial that keeps no other
+
+
+def at_rungs(rules: Collection[str], search: Search) -> str:
+    """Which trials continued."""
+    usual = (
+        "A trial that is within two standard errors of those that continue also continues, and so do the first "
+        f"{search.grace_trials} trials."
+    )
+    posterior = (
+        "{} continued if the Gaussian process of all scores expected of the rest of its training at least 0.7 of what "
+        "as much of the best new trial would bring; until one was completed, all continued."
+    )
+    if USUAL not in rules:
+        return posterior.format("A trial")
+    return usual if len(rules) == 1 else f"{usual} {posterior.format('Other trials')}"
+
+
 def protocol(size: SizeResults) -> list[str]:
     """How scores were made, from the study's settings."""
     scoring, train, search = size.settings.score, size.settings.train, size.settings.search
@@ -187,9 +207,11 @@ def protocol(size: SizeResults) -> list[str]:
     power = f" (growing over the steps, power {scoring.guidance_power:g})" * (scoring.guidance_power > 0)
     sized = f", resized to {scoring.image_size} pixels" if scoring.image_size else ""
 
+    rules = {t.frozen.user_attrs.get(RULE, USUAL) for t in size.of("search") if t.rungs} or {USUAL}
+
     def keeps(rung: Rung) -> str:
         share = search.keep if rung.keep is None else rung.keep
-        return f", the best {100 * share:g} % continue" if rung.at < 1 and share < 1 else ""
+        return f", the best {100 * share:g} % continue" if USUAL in rules and rung.at < 1 and share < 1 else ""
 
     rungs = ", ".join(f"{100 * r.at:g} % of the steps ({r.samples:,} images{keeps(r)})" for r in size.settings.rungs)
     on_base = (size.summary and size.summary.guidance_scales) or scoring.guidance_scales
@@ -201,16 +223,18 @@ def protocol(size: SizeResults) -> list[str]:
     conditions, short = conditions_of(size)
     *most, last = (metric.label for metric in size.metrics)
     scores = f"{', '.join(most)} and {last}" if most else last
+    control = "plain fine-tuning with the same steps, data order and EMA"
+    if {*BUDGET} & search.space.keys():
+        control = f"{control_in_words(search.space)}, in the same data order"
     beta = "" if train.beta is None else f" β {train.beta:g},"
     return [
         f"Protocol {size.protocol}: {scores} of {scoring.samples:,} images per block of noise, "
         f"{conditions}, {warmth}, {cut}{sized}. Scores are means over {blocks} fresh "
         f"block{'s' * (blocks > 1)} not used for any choice; as many other blocks selected the guidance scale, the "
         f"control and the winner. {covers}",
-        f"The search scored its trials at {rungs}, all on the same {short} and noise. A trial that is within two "
-        f"standard errors of those that continue also continues, and so do the first {search.grace_trials} trials.",
-        f"Guidance scales tried on the base{power}: {scales}{chosen}. The control is plain fine-tuning with the same "
-        f"steps, data order and EMA, and the best of the learning rates {rates}. Where the search did not set them: "
+        f"The search scored its trials at {rungs}, all on the same {short} and noise. {at_rungs(rules, search)}",
+        f"Guidance scales tried on the base{power}: {scales}{chosen}. The control is {control}, and the best of the "
+        f"learning rates {rates}. Where the search did not set them: "
         f"objective {train.objective},{beta} {train.global_batch} images per step, {train.epochs} "
         f"epoch{'s' * (train.epochs > 1)}, EMA {train.ema_decay:g}.",
     ]

@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -118,7 +119,18 @@ class Arm:
         trials = self.study.get_trials(deepcopy=False)
         if not any(t.state == TrialState.WAITING for t in trials):
             self.study.enqueue_trial(self.next_point(trials, begun))
-        return self.study.ask(dict(self.space))
+        return self.drawn(self.study.ask())
+
+    def drawn(self, trial: optuna.Trial) -> optuna.Trial:
+        """With a value of every setting. One that it has none of, as where a smaller size did not search it, is random.
+
+        By the trial's number and the setting's name, so that a study that was killed in between draws the same.
+        """
+        for name, values in self.space.items():
+            seed = zlib.crc32(f"{self.seed} {trial.number} {name}".encode())
+            self.study.sampler = optuna.samplers.RandomSampler(seed)
+            draw(trial, name, values)
+        return trial
 
     def rates(self) -> dict[float, float]:
         """Cost by learning rate, of those that have ended; infinite where the trial failed.
@@ -146,6 +158,20 @@ class Arm:
         """How many trials it has, as far as is known."""
         begun = len(self.ended(*ENDED, TrialState.RUNNING)) if self.widen else 0
         return max(self.trials, begun + (begun >= self.trials and self.beyond() is not None))
+
+    def hopeless(self) -> str:
+        """That no learning rate of the control could be trained, without which no study ends; empty if not known."""
+        failed = self.ended(TrialState.FAIL)
+        return self.none_completed() if self.given and len(failed) >= self.planned() else ""
+
+    def none_completed(self) -> str:
+        """What to tell of it if no trial was completed."""
+        remedy = "Narrow the space, or raise --trials"
+        if self.given:
+            low = min([*self.given, *self.rates()])
+            remedy = f"Try other rates, such as --fresh --set control.learning_rates=[{low / 10:.3g},{low / 3:.3g}]"
+        told = "no trial was completed; their reasons are above and in MLflow"
+        return f"{self.study.study_name}: {told}. {remedy}"
 
     def next_point(self, trials: Sequence[FrozenTrial], begun: int) -> dict[str, float]:
         """What the sampler proposes; if that has been run, what it proposes with another seed."""
@@ -196,10 +222,7 @@ class Arm:
         """
         study_id = self.storage.get_study_id_from_name(self.study.study_name)
         trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
-        trial = optuna.Trial(self.study, trial_id)
-        for name, values in self.space.items():
-            draw(trial, name, values)
-        return trial
+        return self.drawn(optuna.Trial(self.study, trial_id))
 
     def begun(self) -> int:
         """How many trials were, which is the number of the next."""

@@ -3,8 +3,10 @@
 Every score is kept in a file, so that a comparison that was cut short goes on where it was.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ from cca_ray.search.fresh_scores import Chooser
 from cca_ray.search.records import rung_scores
 from cca_ray.search.standings import Contender, Standing, contested, difference, winner_of
 from cca_ray.search.widening import edge_of_control, edge_of_guidance, edges_of_search
-from cca_ray.storage.files import fingerprint
+from cca_ray.storage.files import atomically, fingerprint
 from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import to_uri
 from cca_ray.training.tasks import MadeOf, kept_score, scored_weights
@@ -54,10 +56,7 @@ def finalists(
     """
     trials = arm.ended(TrialState.COMPLETE)
     if not trials:
-        raise ValueError(
-            f"{arm.study.study_name}: no trial was completed; their reasons are above and in MLflow. "
-            "Narrow the space, or raise --trials"
-        )
+        raise ValueError(arm.none_completed())
     return [as_contender(trial, storage, of_trial(trial), study) for trial in best_trials(trials, most)]
 
 
@@ -70,6 +69,15 @@ def weights_of(trial: FrozenTrial, storage: Path, study: str) -> Path:
         if fingerprint(winner) == made_of:
             return winner
     return own
+
+
+def keep_former_winner(trials: Sequence[FrozenTrial], storage: Path, study: str) -> None:
+    """Before another takes `winner.pt`: of a study that was cleaned it may be a trial's only weights."""
+    for trial in trials:
+        own, there = trial_folder(storage, trial.user_attrs["key"]) / WEIGHTS, weights_of(trial, storage, study)
+        if there != own:
+            own.parent.mkdir(parents=True, exist_ok=True)
+            atomically(own, partial(shutil.copyfile, there))
 
 
 def kept_blocks(key: str, storage: Path, protocols: Sequence[str], study: str) -> set[int]:

@@ -52,8 +52,10 @@ class Work:
         """`ended`: how many trials have, by arm; more than were planned, as of a wider control, spare no others."""
         ended, search = ended or {}, config.search
         controls = max(0, len(config.control.learning_rates) - ended.get("control", 0))
-        again = max(0, config.replicates - ended.get("replicate", 0))
-        trials = max(0, search.trials - ended.get("search", 0)) + again
+        further = max(0, search.trials - ended.get("search", 0))
+        # Of those that ended it is only known that they count where no further trial may push their finalists out.
+        again = max(0, config.replicates - (0 if further else ended.get("replicate", 0)))
+        trials = further + again
         left = trials + controls
         return Work(
             trials=trials,

@@ -23,6 +23,7 @@ MOST = 150  # scores that the surface is computed from; of more, the best, its o
 SPREAD = 256  # points over the whole space among which the next is looked for
 BEST = 6  # trials about which is looked
 NEAR, REACH = 16, (0.08, 0.25)  # points about each of the best trials, and how far from it
+UNSURE = 0.1  # of a trial that failed, in shares of the best: its error is at least this
 WORTH = 0.7  # of what a new trial promises: this one's score is there, a new one's may yet disappoint
 APART = 0.1  # from a trial that runs, along one side at least: a twin of it would only tell the noise
 REFINED = 3  # the best of these are looked around again
@@ -148,15 +149,19 @@ def data_of(size: Earlier, box: Box, metrics: tuple[str, ...], number: int = 0) 
     return found
 
 
-def failed(trials: Sequence[FrozenTrial], box: Box, parts: Sequence[Data]) -> list[Data]:
-    """A trial that failed may have been a bad one, or had bad luck: a bad score with a large error."""
+def failed(trials: Sequence[FrozenTrial], box: Box, own: Sequence[Data], others: Sequence[Data]) -> list[Data]:
+    """A trial that failed may have been a bad one, or had bad luck: a bad score with a large error.
+
+    Beside the scores that are nearest to a whole trial's, for in a group of its own it would only tell of a constant.
+    """
     some = [t for t in trials if t.state == TrialState.FAIL and t.params.keys() >= box.space.keys()]
+    parts = own or others
     if not some or not parts:
         return []
     values = np.concatenate([part.values for part in parts])
-    bad, spread = np.quantile(values, 0.8), max(float(np.ptp(values)), 0.1)
-    x = box.inside(t.params for t in some)
-    points = Points(x, np.zeros((len(x), 2)), np.zeros(len(x), int), np.array([t.number for t in some]))
+    bad, spread = max(np.quantile(values, 0.8), KNEE), max(float(np.ptp(values)) if own else 0.0, UNSURE)
+    x, group = box.inside(t.params for t in some), min(int(part.points.group[0]) for part in parts)
+    points = Points(x, np.zeros((len(x), 2)), np.full(len(x), group), np.array([t.number for t in some]))
     return [Data(points, np.full(len(x), bad), np.full(len(x), spread**2))]
 
 
@@ -164,12 +169,12 @@ def knowledge(question: Question, box: Box) -> Data | None:
     """What is known before the proposal; None if nothing is."""
     own = data_of(Earlier(question.trials, question.rungs, 0.0), box, question.metrics)
     others = [part for i, size in enumerate(question.earlier, 1) for part in data_of(size, box, question.metrics, i)]
-    parts = [*own, *failed(question.trials, box, own), *others]
+    parts = [*own, *failed(question.trials, box, own, others), *others]
     if not parts:
         return None
     data = Data.joined(parts)
     if len(data.values) > MOST:  # its own come first, for a large study that it learns from could push them all out
-        others_last = np.lexsort((data.values, data.points.group >= MOST_RUNGS))
+        others_last = np.lexsort((data.values, data.points.trial >= MOST_TRIALS))
         data = data.of(np.sort(others_last[:MOST]))
     return data
 
@@ -196,7 +201,8 @@ class GpSampler:
         waiting = [t for t in question.trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
         running = box.inside(t.params for t in waiting if t.params.keys() >= box.space.keys())
         if data is None:
-            return box.params(first_points(len(box.space), len(running) + 1)[-1])
+            placed = sum(t.params.keys() >= box.space.keys() for t in question.trials)  # those that failed, too
+            return box.params(first_points(len(box.space), placed + 1)[-1])
         surface = Surface.of(data.points, data.values, data.noise)
         tried = data.points.x[data.points.group < MOST_RUNGS]
         tried = np.clip(tried if len(tried) else data.points.x, -1, 1)

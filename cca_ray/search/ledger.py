@@ -6,9 +6,9 @@ Running the same study again keeps the trials that have ended and takes up the i
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -19,6 +19,7 @@ from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.search import budget
 from cca_ray.search.arms import Arm, trials_of
 from cca_ray.search.budget import Limits, Used
+from cca_ray.search.cleaning import best_trials
 from cca_ray.search.gp_sampler import worth_going_on
 from cca_ray.search.listener import Listener, Place, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.records import (
@@ -26,6 +27,7 @@ from cca_ray.search.records import (
     DECISION,
     ENDED,
     KEEP_S,
+    RULE,
     RUNG,
     STORAGE_ERRORS,
     Decision,
@@ -109,7 +111,10 @@ class Running:
 
 
 class Ledger:
-    """The state of the study of one size in Optuna, as it happens. `listeners` are told, in this order."""
+    """The state of the study of one size in Optuna, as it happens. `listeners` are told, in this order.
+
+    `limits`: with all replicates that are asked for; `again`: the settings, and seeds, of those that have ended.
+    """
 
     def __init__(
         self,
@@ -118,15 +123,17 @@ class Ledger:
         listeners: Sequence[Listener] = (),
         limits: Limits | None = None,
         keep_s: float = KEEP_S,
+        again: Sequence[Mapping[str, float]] = (),
     ):
         self.config, self.arms, self.listeners, self.limits = config, arms, [*listeners], limits or Limits()
-        self.keep_s = keep_s
+        self.keep_s, self.again = keep_s, again
         self.running: dict[str, Running] = {}  # by Tune's ids
         self.interrupted = {arm.name: [t.number for t in arm.ended(TrialState.RUNNING)] for arm in arms}
         self.halted_at = math.inf  # since when nothing more is begun, by the monotonic clock
         self.stuck = ""  # why, if it is no one's wish
         self.used_up = False  # the budget
         self.enough = False  # by `search.stop_when`
+        self.doubted_at = -1  # how many had ended when it was last to end by that, had none run
         self.all_begun = False  # no trial more begins, as far as is known
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -160,6 +167,8 @@ class Ledger:
         self.settle()
         self.all_begun = False
         with self.writing():
+            if self.hopeless and not self.halted:
+                self.halt()
             for arm in self.arms:
                 if self.halted:
                     break
@@ -182,6 +191,11 @@ class Ledger:
         """Whether no trial of the search begins any more, though there are fewer than planned."""
         return self.used_up or self.enough
 
+    @property
+    def hopeless(self) -> str:
+        """Why the study can never end, whatever the search finds; empty if it can."""
+        return next(filter(None, (arm.hopeless() for arm in self.arms)), "")
+
     def at_once(self) -> int:
         """How many trials run or may begin now."""
         running = len(self.running)
@@ -199,7 +213,12 @@ class Ledger:
 
     def undecided(self) -> bool:
         """Whether a trial at work may yet show that its arm needs another: then "none for now" is not the end."""
-        return not self.halted and any(running.arm.widen for running in self.running.values())
+        return not self.halted and any(r.arm.widen or self.in_doubt(r.arm) for r in self.running.values())
+
+    def in_doubt(self, arm: Arm) -> bool:
+        """Whether `search.stop_when` decides about it when its running trials have ended, as the next run would."""
+        limited = arm.name == "search" and self.config.search.stop_when is not None
+        return limited and not self.search_over and arm.begun() < arm.trials
 
     def begin(self, trial_id: str, arm: Arm, trial: optuna.Trial) -> TrialInfo:
         values = dict(trial.params)
@@ -272,6 +291,7 @@ class Ledger:
         """By the rule of `search.rungs`; of several metrics there is one alone. `score`: of the trial at the rung."""
         search, arm, number = self.config.search, running.arm, running.info.number
         if search.rungs == "posterior" and len(arm.metrics) == 1:
+            running.trial.set_user_attr(RULE, search.rungs)
             return worth_going_on(arm.question(with_score(trials, number, rung, score), number), rung)
         passed = [rung_scores(t) for t in trials if t.number != number]
         others = [Mark.of(scores[rung], arm.metrics) for scores in passed if len(scores) > rung]
@@ -363,7 +383,8 @@ class Ledger:
         if not arm.ended() or not self.limits.bound:
             return True
         used, wide = self.used(), devices(ways(self.config.placement)[0])  # placed as they prefer
-        kept = budget.kept_back(self.limits, used, self.final_seconds(), wide, self.config.search.max_concurrent)
+        limits = replace(self.limits, replicates=self.replicates_left())
+        kept = budget.kept_back(limits, used, self.final_seconds(), wide, self.config.search.max_concurrent)
         if budget.affordable(self.limits, time.monotonic(), used, kept):
             return True
         if not self.used_up:
@@ -372,15 +393,29 @@ class Ledger:
                 listener.on_budget_end(self.config.name, kept[0])
         return False
 
+    def replicates_left(self) -> int:
+        """Those that ended count as far as their settings are finalists': another trial may have pushed them out."""
+        search = [t for arm in self.arms if arm.name == "search" for t in arm.ended(TrialState.COMPLETE)]
+        best = [{**t.params, "seed": 0} for t in best_trials(search, self.config.score.finalists)]
+        return max(0, self.limits.replicates - sum({**params, "seed": 0} in best for params in self.again))
+
     def promising(self, arm: Arm) -> bool:
-        """Whether another trial is worth it, by `search.stop_when`; as many as the grace at a rung always are."""
+        """Whether another trial is worth it, by `search.stop_when`; as many as the grace at a rung always are.
+
+        While trials run, "no" is only for now: what they come to may say otherwise, now or when the study is continued.
+        """
         limit = self.config.search.stop_when
         if limit is None or len(arm.ended(TrialState.COMPLETE)) < self.config.search.grace_trials:
             return True
+        running, ended = any(r.arm is arm for r in self.running.values()), len(arm.ended())
+        if running and ended == self.doubted_at:  # Tune asks many times a second
+            return False
         found = arm.prospect()
         if found is None or found.expected_gain >= limit.expected_gain:
             return True
-        if not self.enough:
+        if running:
+            self.doubted_at = ended
+        elif not self.enough:
             self.enough = True
             for listener in self.listeners:
                 listener.on_enough(self.config.name, found)

@@ -19,7 +19,7 @@ from cca_ray.tracking.names import evaluated, final
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.verdict import JUDGED, WORDS, compared, ties, told, verdict, why_another
+from cca_ray.verdict import JUDGED, WORDS, compared, control_in_words, ties, told, verdict, why_another
 
 SHARED_VIEW = "mlflow.sharedViewState."  # begins the names of tags that hold a view of the table of runs
 CHAMPION = "champion"  # alias of the winner among the versions of its registered model
@@ -67,10 +67,10 @@ of a run names the objective.
 all trials. Compare scores only under the same `protocol` (a tag).
 
 Each run `STUDY/SIZE` is the search for one model size. Its note contains the verdict and a filter for its trials, its
-artifacts the report. It has a child run for every fine-tuning; the tag `arm` is `search`, `control` (plain fine-tuning
-with the same budget) or `replicate` (a finalist with another seed). Steps are optimizer steps. The finalists' models
-have scores on fresh noise, `final/…`. The tag `winner` marks the winner, whose model is registered with the alias
-`{CHAMPION}`.
+artifacts the report. It has a child run for every fine-tuning; the tag `arm` is `search`, `control`
+({control_in_words(config.search.space)}) or `replicate` (a finalist with another seed).
+Steps are optimizer steps. The finalists' models have scores on fresh noise, `final/…`. The tag `winner` marks
+the winner, whose model is registered with the alias `{CHAMPION}`.
 """
     return {
         "mlflow.note.content": text,

@@ -287,6 +287,8 @@ def run_trials(
             ledger.close()
     if ledger.stuck:
         raise ValueError(f"{config.name}: {ledger.stuck}; fix that and run the same command again to continue")
+    if ledger.hopeless:
+        raise ValueError(ledger.hopeless)
     if not ledger.done():
         raise KeyboardInterrupt
 

@@ -20,6 +20,7 @@ PARAMETERS = "parameters"  # of those of a search: how many its model has; earli
 ATTEMPTS = "attempts"  # the attribute of a trial that keeps what each of its attempts took
 RUNG = "rung "  # begins the names of the attributes that keep a trial's scores, one a rung
 DECISION = "after rung "  # of those that keep what was decided there; written before the score: none lacks it
+RULE = "rule at rungs"  # of a trial that another rule than `surely_worse` decided about: its name
 Decision = Literal["goes on", "stops", "ends"]
 
 

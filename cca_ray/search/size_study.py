@@ -39,6 +39,7 @@ from cca_ray.search.final_comparison import (
     compare,
     costs_of_controls,
     finalists,
+    keep_former_winner,
     kept_blocks,
     summarize,
     weights_of,
@@ -198,10 +199,10 @@ class SizeStudy:
         """What the trials and the final comparison come to."""
         config, context = self.config, self.context
         again = self.replicates()
-        left = max(0, config.replicates - sum(trial.state in ENDED for trial in again))
+        there = [trial.params for trial in again if trial.state in ENDED]
         used = sum(used_device_seconds(again).values())
-        limits = replace(self.limits, device_seconds=self.limits.device_seconds - used, replicates=left)
-        ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s)
+        limits = replace(self.limits, device_seconds=self.limits.device_seconds - used, replicates=config.replicates)
+        ledger = Ledger(config, self.arms, limits=limits, keep_s=self.keep_s, again=there)
         self.open_mlflow_run()
         state = "FAIL"
         try:
@@ -378,7 +379,9 @@ class SizeStudy:
 
     def result(self, outcome: Outcome) -> SizeResult:
         """What is kept of the outcome, and shown in MLflow."""
-        config, tracker = self.config, self.context.tracker
+        config, tracker, folder = self.config, self.context.tracker, self.context.folder
+        if outcome.winner.checkpoint != str(folder / config.name / "winner.pt"):
+            keep_former_winner(self.search.ended(TrialState.COMPLETE), folder, self.id)
         self.memory.set_user_attr(TERMS, self.context.terms.model_dump(mode="json"))
         seconds = self.clock.finish()
         push_database(self.database)

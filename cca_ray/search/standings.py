@@ -73,16 +73,16 @@ class Standing:
         """The difference of the means, self - other, on the same blocks of noise.
 
         Its variance is that of sampling, by the jackknife, which has groups enough where blocks are few. Where models
-        of several training seeds were scored, that of training is added; what sampling does to each of them alone is
-        part of their spread, and is not counted twice. Models stand beside those of the same seeds; where one has fewer
-        models than the other, for some failed, each has a spread of its own.
+        of several training seeds were scored, that of training is added; what sampling does to each of them, or pair,
+        alone is part of their spread, and is not counted twice. Models stand beside those of the same seeds; where one
+        has fewer models than the other, for some failed, each has a spread of its own.
         """
         ours, theirs = self.without[metric], other.without[metric]
         of_ours, of_theirs = self.values[metric].mean(1), other.values[metric].mean(1)
         _, blocks, groups = ours.shape
         sampling, freedom = variance_of_mean(ours.mean(0) - theirs.mean(0)), blocks * (groups - 1)
         if len(theirs) in (1, len(ours)):
-            spreads = [(of_ours - of_theirs, ours)]
+            spreads = [(of_ours - of_theirs, ours - theirs)]
             value = float(spreads[0][0].mean())
         else:
             spreads, value = [(of_ours, ours), (of_theirs, theirs)], float(of_ours.mean() - of_theirs.mean())

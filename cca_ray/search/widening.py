@@ -20,15 +20,13 @@ FURTHER = 3  # values more that a grid may be widened by, where it has been wide
 def next_rate(costs: Mapping[float, float], given: Sequence[float], most: int) -> float | None:
     """The learning rate to try next: one step beyond the end at which the best lies; None if the best lies inside.
 
-    `costs`: by rate, less is better, infinite of one that failed. `most`: rates beyond the given ones. One rate alone
-    is someone's choice, not a grid.
+    Below all, where all failed: rates that are too high make trainings fail. `costs`: by rate, less is better,
+    infinite of one that failed. `most`: rates beyond the given ones. One rate alone is someone's choice, not a grid.
     """
     if len(given) < 2 or not costs or len(costs) - len(given) >= most:
         return None
     rates, (low, second, *_), (*_, last, high) = sorted(costs), sorted(given), sorted(given)
     best = min(rates, key=lambda rate: (costs[rate], rate))
-    if math.isinf(costs[best]):
-        return None
     beyond = {rates[0]: rates[0] * low / second, rates[-1]: rates[-1] * high / last}
     return float(f"{beyond[best]:.3g}") if best in beyond else None
 

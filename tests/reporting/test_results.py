@@ -14,6 +14,7 @@ import pytest
 from cca_ray.contracts import FID
 from cca_ray.reporting.results import read_study
 from cca_ray.reporting.text import protocol
+from cca_ray.search.records import RULE
 from tests.earlier_versions import OLD_SUMMARY
 from tests.studies import make_study
 
@@ -45,6 +46,27 @@ def test_how_guidance_and_temperature_grow_is_said_where_they_do(study: Path):
     size = replace(size, settings=size.settings.model_copy(update={"score": grown}))
     assert "temperature 1 to 0.5 over the steps, " in protocol(size)[0]
     assert "tried on the base (growing over the steps, power 2.75): " in protocol(size)[2]
+
+
+def test_which_rule_let_trials_continue_is_said(study: Path):
+    (size,) = read_study(study.parent, "hand").sizes
+    usual, other = "within two standard errors", "continued if the Gaussian process"
+    assert (usual in protocol(size)[1], other in protocol(size)[1]) == (True, False)
+    searched = size.of("search")
+    searched[0].frozen.user_attrs[RULE] = "posterior"
+    assert (usual in protocol(size)[1], other in protocol(size)[1]) == (True, True)  # it was changed in between
+    for trial in searched:
+        trial.frozen.user_attrs[RULE] = "posterior"
+    assert (usual in protocol(size)[1], other in protocol(size)[1]) == (False, True)
+    assert "% continue" not in protocol(size)[1]
+
+
+def test_what_the_control_had_where_the_search_tried_other_budgets_is_said(study: Path):
+    (size,) = read_study(study.parent, "hand").sizes
+    assert "The control is plain fine-tuning with the same steps, data order and EMA, and" in protocol(size)[2]
+    searched = size.settings.search.model_copy(update={"space": {**size.space, "epochs": size.space["lambda"]}})
+    size = replace(size, settings=size.settings.model_copy(update={"search": searched}))
+    assert "The control is plain fine-tuning with the epochs of `train`, in the same data order" in protocol(size)[2]
 
 
 def test_captions_are_no_labels(study: Path):

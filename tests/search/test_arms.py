@@ -98,6 +98,27 @@ def test_warm_start_points_are_tried_after_the_first_points(
     assert len(again.study.trials) == 2
 
 
+def test_what_a_warm_start_leaves_open_is_drawn_the_same_whoever_is_killed(make_config: MakeStudy, tmp_path: Path):
+    """The smaller size did not search the learning rate; a driver dies before, or as the point is taken."""
+    points = [Smaller("smaller", {"lambda": 30.0}, 1000), Smaller("smaller", {"lambda": 3.0}, 1000)]
+
+    def opened(name: str) -> Arm:
+        storage = open_storage(tmp_path / name)
+        open_arms(make_config().model_copy(update={"name": "smaller"}), "study", storage, DIGESTS)
+        return open_arms(make_config(), "study", storage, DIGESTS, lambda: points)[1]
+
+    first = opened("undisturbed")
+    undisturbed = [ask(first).params for _ in points]
+    assert [params["lambda"] for params in undisturbed] == [30.0, 3.0]
+    assert undisturbed[0]["learning_rate"] != undisturbed[1]["learning_rate"]
+    killed = opened("killed")
+    assert ask(killed).params == undisturbed[0]
+    killed.study.ask()  # and nothing of it is written
+    taken_up = opened("killed").propose([1])
+    assert taken_up is not None
+    assert taken_up.params == undisturbed[1]
+
+
 def test_a_point_of_another_search_is_tried_as_the_whole_numbers_that_are_trained(
     storage: optuna.storages.RDBStorage, make_config: MakeStudy
 ):

@@ -4,12 +4,46 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pytest
+from optuna.trial import FrozenTrial, create_trial
+
 from cca_ray.contracts import SizeSummary
+from cca_ray.search.cleaning import WEIGHTS
+from cca_ray.search.final_comparison import keep_former_winner
 from cca_ray.search.size_study import SizeStudy, StudyContext
+from cca_ray.storage.files import fingerprint
 from cca_ray.tracking.tracker import Tracker
+from cca_ray.training.trial import trial_folder
 from tests.conftest import MakeStudy
 
 BLOCKS = 2
+
+
+@pytest.mark.parametrize("cleaned", [True, False])
+def test_before_another_takes_its_place_the_former_winner_keeps_its_weights(tmp_path: Path, cleaned: bool):
+    """After `clean` they are in `winner.pt` alone; who has them itself, or is another model, gets nothing."""
+    winner, trials = tmp_path / "tiny" / "winner.pt", list[FrozenTrial]()
+    for number in range(3):
+        key = f"tiny-search-{number:04d}"
+        weights = trial_folder(tmp_path, key) / WEIGHTS
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(bytes([number]) * 100)
+        score = tmp_path / "scores" / f"{key}-abc.npz"
+        score.parent.mkdir(exist_ok=True)
+        np.savez(score, study="id", weights=fingerprint(weights))
+        trials.append(create_trial(value=1.0, user_attrs={"key": key}))
+    first, second, third = (trial_folder(tmp_path, trial.user_attrs["key"]) / WEIGHTS for trial in trials)
+    winner.parent.mkdir()
+    shutil.copyfile(second, winner)
+    third.unlink()
+    if cleaned:
+        second.unlink()
+    keep_former_winner(trials, tmp_path, "id")
+    assert second.read_bytes() == b"\1" * 100
+    assert first.read_bytes() == b"\0" * 100
+    assert not third.exists()
+    assert winner.exists()
 
 
 def test_a_finalist_that_is_surely_behind_is_scored_on_two_blocks(

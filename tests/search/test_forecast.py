@@ -92,7 +92,12 @@ def test_finalists_that_are_trained_again_take_trials_and_a_table_of_each_furthe
     config = load_config(find_space("llamagen_b"), ["search.replicates=2"])
     again = 2 * config.score.finalists
     done, more = {"control": 3, "search": 20}, {"replicate": 1}  # search.trials was larger once
-    for ended, left, tables in (({}, 16 + again, 3), (done, again, 2), (done | more, again - 1, 0)):
+    for ended, left, tables in (
+        ({}, 16 + again, 3),
+        (done, again, 2),
+        (done | more, again - 1, 0),
+        (more, 16 + again, 0),
+    ):
         work = Work.of(config, ended)
         assert (work.trials, work.tables) == (left, tables)
         speed = Speed("H100", trial=2.0, control=1.0, image=0.0, guided=0.0, source="", table=0.5)

@@ -78,6 +78,18 @@ def test_the_first_proposal_is_in_the_middle_and_others_beside_it_are_elsewhere(
         running.append(trial(number, proposal, TrialState.RUNNING))
 
 
+@pytest.mark.parametrize("beside", [0, 3])
+def test_after_trials_that_failed_the_next_is_elsewhere(beside: int):
+    """All fail, so that nothing is known; some run beside one another."""
+    tried = list[dict[str, float]]()
+    for number in range(12):
+        states = [TrialState.RUNNING if i >= number - beside else TrialState.FAIL for i in range(number)]
+        trials = [trial(i, params, state) for i, (params, state) in enumerate(zip(tried, states, strict=True))]
+        proposal = dict(GP.propose(question(trials, number)))
+        assert min((apart(proposal, params) for params in tried), default=1) > 0.1
+        tried.append(proposal)
+
+
 def test_a_few_trials_are_enough_for_a_smooth_surface():
     assert min(fid(t.params) for t in searched(10)) < 1.02 * 8
 
@@ -123,6 +135,41 @@ def test_a_place_where_trials_fail_is_left():
         for i, (a, b) in enumerate([(2.0, 2e-4), (60.0, 2e-4), (2.0, 6e-3), (60.0, 6e-3)])
     ]
     assert apart(dict(GP.propose(question([*failed, *others]))), middle) > 0.2
+
+
+@pytest.mark.parametrize("own", ["none", "a rung", "whole"])
+def test_where_a_smaller_size_was_best_but_trials_fail_is_left(own: str):
+    """Whatever is known of its own: a failure is worse than the best of all that is."""
+    best, away = {"lambda": 50.0, "learning_rate": 2e-4}, {"lambda": 2.0, "learning_rate": 6e-3}
+    smaller = Earlier(searched(12, best), RUNGS, doublings=1.0)
+    trials = {
+        "none": [],
+        "a rung": [trial(0, away, TrialState.PRUNED, [15.0])],
+        "whole": [trial(0, away, scores=[15.0, 12.0])],
+    }[own]
+    first = dict(GP.propose(question(trials, earlier=[smaller])))
+    proposal = first
+    for number in range(6):
+        trials.append(trial(len(trials), proposal, TrialState.FAIL))
+        proposal = dict(GP.propose(question(trials, number, [smaller])))
+    assert apart(proposal, first) > 0.3
+
+
+def test_a_failure_is_worse_than_the_best_also_beside_a_single_score():
+    own = [trial(0, BEST, scores=[9.0, 8.0]), trial(1, {**BEST, "lambda": 2.0}, TrialState.FAIL)]
+    data = knowledge(question(own), Box(SPACE))
+    assert data is not None
+    assert data.values[data.points.trial == 1] > data.values[data.points.trial == 0].max() + 0.1
+
+
+def test_failures_count_beside_the_many_scores_of_others():
+    grid = [{"lambda": a, "learning_rate": b} for a in np.geomspace(1, 100, 20) for b in np.geomspace(1e-4, 1e-2, 10)]
+    large = Earlier([trial(i, p, scores=[9.0, 8.0]) for i, p in enumerate(grid)], RUNGS, doublings=4.0)
+    failed = [trial(i, p, TrialState.FAIL) for i, p in enumerate(grid[:4])]
+    data = knowledge(question(failed, earlier=[large]), Box(SPACE))
+    assert data is not None
+    assert len(data.values) == MOST
+    assert set(data.points.trial) >= {0, 1, 2, 3}
 
 
 def test_whole_numbers_are_proposed_as_such():

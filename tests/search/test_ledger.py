@@ -1,17 +1,20 @@
 """What the memory of a study decides; real Optuna storage, no Ray."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from cca_ray.config import StudyConfig
 from cca_ray.contracts import Attempt, TrialReport
 from cca_ray.search.budget import Limits
+from cca_ray.search.ledger import Ledger
 from cca_ray.search.listener import Listener, RungOutcome, TrialEnd, TrialInfo
 from cca_ray.search.mlflow_listener import true_ends
-from cca_ray.search.records import rung_scores, used_device_seconds
+from cca_ray.search.records import RULE, rung_scores, used_device_seconds
 from cca_ray.tracking.tracker import Tracker
 from cca_ray.training.reports import TrialFailure
 from tests.conftest import MakeStudy
@@ -121,6 +124,8 @@ def test_by_the_posterior_a_trial_stops_that_promises_less_than_a_new_one(
         assert not goes_on or ledger.record(name, at_rung(10, 10, fid, 10.0 - fid, spread=0.02))
         ledger.finish(name)
     assert ledger.done()
+    rules = {t.user_attrs.get(RULE) for t in ledger.arms[1].study.trials}
+    assert rules == ({None} if metric == "both" else {"posterior"})
 
 
 def test_a_search_ends_when_another_trial_would_bring_too_little(
@@ -145,6 +150,58 @@ def test_a_search_ends_when_another_trial_would_bring_too_little(
     assert not again.done()
     assert again.propose("again") is None
     assert again.done()
+
+
+def two_at_once(make_config: MakeStudy) -> StudyConfig:
+    limit = {"stop_when": {"expected_gain": 0.02}, "max_concurrent": 2}
+    return make_config(search={"sampler": "gp", "trials": 30, "grace_trials": 2, **limit})
+
+
+def search_until_none(ledger: Ledger, fid: float) -> str:
+    """Two at once, until none more begins; which one still runs."""
+    number = 0
+    while ledger.propose(f"{number}") is not None:
+        if number:
+            finish(ledger, f"{number - 1}", fid)
+        number += 1
+    assert number < 20
+    return f"{number - 1}"
+
+
+def test_a_search_does_not_end_while_a_trial_runs_that_may_be_the_best(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    ledger = new_ledger(two_at_once(make_config), storage, tracker).ledger
+    last = search_until_none(ledger, 5.0)
+    assert ledger.undecided()
+    assert ledger.at_once() == 2  # or may begin
+    finish(ledger, last, 3.0)
+    assert ledger.propose("more") is not None
+    assert not ledger.enough
+
+
+def test_the_next_run_decides_as_this_one_whether_a_search_ends(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    ledger, names, begun = new_ledger(two_at_once(make_config), storage, tracker).ledger, list[str](), 0
+    while True:
+        while len(names) < 2 and ledger.propose(f"{begun}") is not None:
+            names.append(f"{begun}")
+            begun += 1
+        if not names:
+            break
+        assert begun < 30
+        finish(ledger, names.pop(0), 5.0)
+    assert ledger.enough
+    assert not ledger.undecided()
+    assert ledger.done()
+    assert new_ledger(two_at_once(make_config), storage, tracker).ledger.propose("again") is None
+
+
+def finish(ledger: Ledger, name: str, fid: float) -> None:
+    for step in (5, 10):
+        assert ledger.record(name, at_rung(step, 10, fid, spread=0.01))
+    ledger.finish(name)
 
 
 def test_a_storage_fault_stops_the_study_and_leaves_the_trial_open(
@@ -208,6 +265,31 @@ def test_a_budget_keeps_the_share_of_the_finalists_back(
     assert ledger.final_seconds() == pytest.approx(25.0)
     assert ledger.done()
     assert sum("the budget allows no further trial" in line for line in lines) == 1
+
+
+def test_a_replicate_counts_as_long_as_its_settings_are_a_finalists(
+    storage: optuna.storages.RDBStorage, tracker: Tracker, make_config: MakeStudy
+):
+    """Of two finalists; a further trial that pushes one out is still to be trained again."""
+    config = make_config(search={"trials": 3}, score={"finalists": 2})
+    ledger = new_ledger(config, storage, tracker, Limits(device_seconds=1e6, replicates=4)).ledger
+    control = ledger.propose("control")
+    assert control
+    finish(ledger, "control", 9.0)
+    settings = list[Mapping[str, float]]()
+    for name, fid in (("first", 5.0), ("second", 6.0)):
+        trial = ledger.propose(name)
+        assert trial
+        settings.append(trial.params)
+        finish(ledger, name, fid)
+    assert ledger.replicates_left() == 4
+    ledger.again = [{**params, "seed": seed} for params in settings for seed in (1, 2)]
+    assert ledger.replicates_left() == 0
+    kept = ledger.limits
+    assert ledger.propose("third")
+    finish(ledger, "third", 4.0)
+    assert ledger.replicates_left() == 2
+    assert ledger.limits == kept
 
 
 @pytest.mark.parametrize(("device_seconds", "controls"), [(110.0, 2), (140.0, 3)])

@@ -173,6 +173,25 @@ def test_what_sampling_does_to_each_model_alone_is_not_counted_twice():
     assert found.freedom == pytest.approx((shared + training) ** 2 / (shared**2 / 8 + training**2 / 2))
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(3, 3), (3, 1), (3, 2)])
+def test_the_error_of_simulated_differences_is_the_true_one(ours: int, theirs: int):
+    """Models with noise of training and of sampling of their own, and noise of sampling that all share."""
+    rng, groups = np.random.default_rng(0), 10
+
+    def drawn(models: int, shared: np.ndarray) -> Standing:
+        effects = shared + 0.5 * groups**0.5 * rng.standard_normal((models, 1, groups))
+        trained = 0.2 * rng.standard_normal((models, 1)) * (models > 1)
+        without = trained[..., None] + (effects.sum(2, keepdims=True) - effects) / (groups - 1)
+        return Standing(Contender("a"), {"fid": trained + effects.mean(2)}, {"fid": without}, np.empty(0))
+
+    found = []
+    for _ in range(400):
+        shared = 0.3 * groups**0.5 * rng.standard_normal((1, 1, groups))
+        found.append(drawn(ours, shared).beside(drawn(theirs, shared), "fid"))
+    true = sum(0.5**2 / n + (0.2**2 / n if n > 1 else 0.0) for n in (ours, theirs))
+    assert np.mean([one.error**2 for one in found]) == pytest.approx(true, rel=0.15)
+
+
 def test_noise_of_the_models_alone_leaves_no_sampling_to_add():
     """What both share is nothing here: the models' own noise is all that there is, and lies in their spread."""
     values = np.array([[5.0], [5.4], [4.6]])

@@ -26,6 +26,7 @@ from cca_ray.search.widening import (
     next_scale,
 )
 from cca_ray.space_file import load_config
+from cca_ray.training.reports import TrialFailure
 from tests.conftest import MakeStudy
 from tests.search.ledgers import DIGESTS, at_rung
 
@@ -40,7 +41,7 @@ RATES = (1e-4, 1e-3, 3e-3)
         ((3.0, 4.0, 5.0), 1e-5),  # by that between the two smallest
         ((4.0, 4.0, 4.0), 1e-5),  # of equal ones the smallest counts as the best
         ((math.inf, math.inf, 3.0), 9e-3),
-        ((math.inf, math.inf, math.inf), None),  # where all fail, another would too
+        ((math.inf, math.inf, math.inf), 1e-5),  # where all fail, a lower one may not
     ],
 )
 def test_a_rate_is_tried_beyond_the_end_at_which_the_best_lies(costs: Sequence[float], following: float | None):
@@ -142,6 +143,37 @@ def run_control(ledger: Ledger, fids: Mapping[float, float]) -> list[float]:
         ledger.record("a", at_rung(10, 10, fids[rate] if trial.arm == "control" else 9.0))
         ledger.finish("a")
     return rates
+
+
+@pytest.mark.parametrize(("rates", "widen", "tried"), [([1e-3, 3e-3], 1, 3), ([1e-3, 3e-3], 0, 2), ([1e-3], 3, 1)])
+def test_where_all_rates_of_the_control_fail_the_search_does_not_begin(
+    storage: optuna.storages.RDBStorage, make_config: MakeStudy, rates: list[float], widen: int, tried: int
+):
+    """Without a control no study ends; a lower rate is tried before, if there may be one more."""
+    config = make_config(control={"learning_rates": rates, "widen": widen}, search={"trials": 3})
+    ledger, found = Ledger(config, open_arms(config, "study", storage, DIGESTS)), list[float]()
+    while (trial := ledger.propose("a")) is not None:
+        assert trial.arm == "control"
+        found.append(trial.params["learning_rate"])
+        ledger.record("a", TrialFailure(reason="Diverged: the loss is nan at step 3"))
+        ledger.finish("a")
+    assert len(found) == tried
+    assert widen == 0 or len(rates) == 1 or min(found) == pytest.approx(1e-3 / 3, rel=1e-2)
+    assert ledger.halted
+    assert "no trial was completed" in ledger.hopeless
+    assert "--fresh --set control.learning_rates=[" in ledger.hopeless
+    assert "--trials" not in ledger.hopeless
+
+
+def test_a_lower_rate_that_can_be_trained_makes_a_control(storage: optuna.storages.RDBStorage, grid: StudyConfig):
+    ledger = Ledger(grid, open_arms(grid, "study", storage, DIGESTS))
+    for _ in grid.control.learning_rates:
+        assert ledger.propose("a")
+        ledger.record("a", TrialFailure(reason="Diverged: the loss is nan at step 3"))
+        ledger.finish("a")
+    lower, lowest = 3.33e-4, 1.11e-4
+    assert run_control(ledger, {lower: 5.0, lowest: 6.0}) == [lower, lowest]
+    assert (ledger.done(), ledger.hopeless) == (True, "")
 
 
 def test_a_control_goes_on_beyond_its_rates_and_knows_again_where_it_was(
