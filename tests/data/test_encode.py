@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from cca_ray.data.encode import ReadImages
 from cca_ray.data.images import Square, centre_crop
 from cca_ray.data.listing import list_images
-from tests.data.test_images import picture, png, write_parquet
+from tests.data.made_images import picture, png, write_parquet
 
 
 def test_a_process_that_read_for_another_run_reads_again(tmp_path: Path):

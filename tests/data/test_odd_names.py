@@ -8,7 +8,7 @@ import pytest
 
 from cca_ray.data.listing import list_images
 from cca_ray.errors import ConfigError
-from tests.data.test_images import add, picture, png, write_tree
+from tests.data.made_images import add, picture, png, write_tree
 
 
 def subset(photos: Path) -> Path:
