@@ -26,7 +26,7 @@ from cca_ray.data.parquet_shards import images_of_group, list_rows
 from cca_ray.data.tar_shards import CAPTION_SUFFIXES, hidden, list_tar
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.space_file import is_uri
-from cca_ray.storage.uris import local_path, to_uri
+from cca_ray.storage.uris import local_path, refuse_empty, to_uri
 
 COMPRESSED = (".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2", ".7z", ".rar")
 MOST_CLASSES, LONGEST_NAME = 65_536, 1_000
@@ -102,6 +102,7 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 def open_files(where: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it; of a relative path, from where the process stands now."""
+    refuse_empty(where)
     try:
         if is_uri(where):
             return open_uri(where)
