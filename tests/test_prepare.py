@@ -352,6 +352,8 @@ def test_official_files_that_do_not_fit_are_one_line(tokenizer: Path, tmp_path: 
             "--numeric-classes sorts the classes that are found, and --classes lists them",
         ),
         (["nowhere", "--tokenizer", "TOKENIZER", "--out", "t"], "nowhere: no such folder or file"),
+        (["", "--tokenizer", "TOKENIZER", "--out", "t"], "an empty path: is a variable such as $IMAGES not set?"),
+        (["PHOTOS", "--tokenizer", "TOKENIZER", "--out", ""], "an empty path: is a variable such as $IMAGES not set?"),
         (["nope://x", "--tokenizer", "TOKENIZER", "--out", "t"], "nope://x: not a path or URI"),
     ],
 )

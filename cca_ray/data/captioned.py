@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from cca_ray.data.contents import READERS
 from cca_ray.data.listing import Listing, below, is_shard, list_images, look, open_files
 from cca_ray.data.tar_shards import members_of
 from cca_ray.errors import ConfigError, first_line, reading
+from cca_ray.space_file import is_uri
 
 TEXT_KEYS = ("text", "caption")
 IMAGE_KEYS = ("file_name", "image_path", "image", "path")
@@ -224,11 +226,13 @@ class Row:
 
 
 def of_table(images: Listing, table: str, key: str | None) -> list[Caption]:
-    """Of loose images, by their paths below the root of all, or whole ones."""
-    root = open_files(images.where)[1]
+    """Of loose images, by their paths below the root of all, by whole ones, or by URIs."""
+    filesystem, root = open_files(images.where)
+    uri = f"file://{root}" if isinstance(filesystem, fs.LocalFileSystem) else plain(images.where).rstrip("/")
     by_image: dict[str, Row] = {}
     for row in rows_of(table, key):
-        path = row.image if row.image.startswith(root + "/") else posixpath.join(root, row.image)
+        named = plain(row.image).removeprefix(f"{uri}/") if is_uri(row.image) else row.image
+        path = named if named.startswith(root + "/") else posixpath.join(root, named)
         if (other := by_image.setdefault(posixpath.normpath(path), row)) is not row:
             raise ConfigError(f"{row.place}: a second caption of {row.image}, which has one at {other.place}")
     paths = [entry.path for entry in images.entries]
@@ -238,6 +242,11 @@ def of_table(images: Listing, table: str, key: str | None) -> list[Caption]:
         raise ConfigError(f"{strange[0].place}: no image {strange[0].image} in {images.where}{more(strange)}")
     rows = [by_image[path] for path in paths]
     return [Caption(row.text, row.features or place_below(path, root)) for path, row in zip(paths, rows, strict=True)]
+
+
+def plain(uri: str) -> str:
+    """Without what says how to get there, and with no character written as a number."""
+    return unquote(uri.partition("?")[0])
 
 
 def more(found: Sequence[object]) -> str:

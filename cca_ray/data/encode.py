@@ -4,6 +4,7 @@ A run that was cut short goes on at the parts that are missing.
 """
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,9 @@ from cca_ray.storage.uris import local_path
 
 PLAN = "plan.json"
 CONTENTS = "contents of images"  # in a plan, since version 0.2
+BEGUN = re.compile(  # what a run leaves that was killed before its plan was in place
+    rf"{LOCK}|{LEASE}(\.[0-9a-f]{{8}})?|({PLAN}|{LEASE})\.partial-\d+|probe-[0-9a-f]{{8}}"
+)
 IMAGES_A_TASK = {"cpu": 4, "cuda": 64}  # of seconds each, so that all encoders end together
 PIXELS_AT_A_TIME = {"cpu": 2**19, "cuda": 2**22}  # that the tokenizer encodes: its activations are 2.5 to 3.2 kB each
 
@@ -171,7 +175,7 @@ def claim(folder: Path, plan: Mapping[str, object]) -> str | None:
         manifest = folder / MANIFEST
         with reading(manifest, "damaged; delete it to make it again"):
             return str(json.loads(manifest.read_text())["digest"]) if manifest.exists() else None
-    if folder.exists() and {entry.name for entry in folder.iterdir()} - {LOCK, LEASE}:
+    if folder.exists() and not all(BEGUN.fullmatch(entry.name) for entry in folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty and not a token set begun here; use another --out")
     folder.mkdir(parents=True, exist_ok=True)
     atomically(path, lambda partial: partial.write_text(json.dumps(dict(plan), indent=1)))

@@ -22,11 +22,11 @@ from pyarrow import fs
 
 from cca_ray.data.images import KINDS
 from cca_ray.data.odd_names import refuse_odd_name, refuse_odd_paths
-from cca_ray.data.parquet_shards import images_of_group, list_rows
+from cca_ray.data.parquet_shards import has_images, images_of_group, list_rows
 from cca_ray.data.tar_shards import CAPTION_SUFFIXES, hidden, list_tar
 from cca_ray.errors import ConfigError, first_line
 from cca_ray.space_file import is_uri
-from cca_ray.storage.uris import local_path, to_uri
+from cca_ray.storage.uris import local_path, refuse_empty, to_uri
 
 COMPRESSED = (".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2", ".7z", ".rar")
 MOST_CLASSES, LONGEST_NAME = 65_536, 1_000
@@ -102,6 +102,7 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 def open_files(where: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it; of a relative path, from where the process stands now."""
+    refuse_empty(where)
     try:
         if is_uri(where):
             return open_uri(where)
@@ -157,9 +158,7 @@ def list_images(
     others = [path for path in paths if not is_image(path) and not is_shard(path)]
     passed_over = Counter(PurePosixPath(path).suffix.lower() for path in others)
     if shards:
-        wanted = [(where, path, classes, label_key if labelled else None, labelled) for path in shards]
-        found_shards = list(each(list_shard, *zip(*wanted, strict=True)))
-        refuse_roots_in_roots({shard.root: path for shard, path in zip(found_shards, shards, strict=True)})
+        found_shards = list_shards(where, shards, classes, each, label_key if labelled else None, labelled)
         entries = [entry for shard in found_shards for entry in shard.entries]
         passed_over += sum((shard.passed_over for shard in found_shards), Counter[str]())
     else:
@@ -241,12 +240,29 @@ class Shard:
     root: str | None = None
 
 
-def list_shard(where: str, path: str, classes: Sequence[str] | None, label_key: str | None, labelled: bool) -> Shard:
-    """The images of one `.tar` or `.parquet` file."""
+def list_shards(
+    where: str, paths: list[str], classes: Sequence[str] | None, each: Callable[..., Iterable[Any]],
+    label_key: str | None, labelled: bool,
+) -> list[Shard]:  # fmt: skip
+    """The images of all `.tar` and `.parquet` files."""
+    tars = {PurePosixPath(path).with_suffix("") for path in paths if path.lower().endswith(".tar")}
+    beside = [PurePosixPath(path).with_suffix("") in tars for path in paths]
+    wanted = [(where, path, tar, classes, label_key, labelled) for path, tar in zip(paths, beside, strict=True)]
+    found = list(each(list_shard, *zip(*wanted, strict=True)))
+    refuse_roots_in_roots({shard.root: path for shard, path in zip(found, paths, strict=True)})
+    return found
+
+
+def list_shard(
+    where: str, path: str, beside_tar: bool, classes: Sequence[str] | None, label_key: str | None, labelled: bool
+) -> Shard:
+    """The images of one `.tar` or `.parquet` file. img2dataset leaves a table of captions and URLs beside each tar."""
     filesystem, _ = open_files(where)
     try:
         with filesystem.open_input_file(path) as file:
             if not path.lower().endswith(".tar"):
+                if beside_tar and not has_images(file):
+                    return Shard((), Counter({".parquet": 1}))
                 rows = enumerate(list_rows(file, path, label_key, labelled))
                 entries = (Entry(path, row.row, row.group, row.key, f"row {number}") for number, row in rows)
                 return Shard(tuple(entries), Counter())

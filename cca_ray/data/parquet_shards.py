@@ -21,6 +21,10 @@ def column(schema: pa.Schema, what: str, path: str) -> str:
     return found[0]
 
 
+def has_images(file: Any) -> bool:
+    return any(name in COLUMNS["image"] for name in pq.ParquetFile(file).schema_arrow.names)
+
+
 @dataclass(frozen=True)
 class Row:
     """Where an image is, and its class: a name, or a number from 0."""

@@ -71,6 +71,12 @@ def at_home(path: str | Path) -> Path:
         return Path(path)
 
 
+def refuse_empty(place: str | Path) -> None:
+    """ConfigError if a path is empty, as a shell gives a variable that is not set: it would be the working folder."""
+    if not str(place):
+        raise ConfigError("an empty path: is a variable such as $IMAGES not set? For the working folder give '.'")
+
+
 def refuse_unprintable(place: str) -> None:
     """ConfigError if no line, manifest or report could hold this path."""
     if any(unicodedata.category(character) in UNPRINTABLE for character in place):

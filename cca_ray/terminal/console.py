@@ -27,7 +27,7 @@ from rich.text import Text
 from cca_ray.config import MOST_GUIDANCE
 from cca_ray.errors import COLOURS, ConfigError, RayEnded, user_message, without_secrets
 from cca_ray.inputs import SPACES
-from cca_ray.storage.uris import local_path
+from cca_ray.storage.uris import local_path, refuse_empty
 from cca_ray.terminal.pace import Pace
 from cca_ray.terminal.patience import Patience
 from cca_ray.terminal.stream import lenient, lenient_output
@@ -40,6 +40,7 @@ LOG = logging.getLogger(__name__)
 def place(where: str | Path) -> Path:
     """An option that takes a path or a URI; the local path."""
     try:
+        refuse_empty(where)
         return local_path(where)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cca_ray.data.captioned import CaptionedImages, list_captioned
-from cca_ray.data.listing import list_images, read_entry
+from cca_ray.data.captioned import Caption, CaptionedImages, list_captioned, of_table
+from cca_ray.data.listing import Entry, Listing, list_images, read_entry
 from cca_ray.data.text_features import FeatureFiles
 from cca_ray.errors import ConfigError
 from tests.data.made_images import add
@@ -99,6 +99,13 @@ def llamagens(folder: Path) -> CaptionedImages:
     return list_captioned(str(images(folder)), str(lists), "text/0")
 
 
+def uris(folder: Path) -> CaptionedImages:
+    """Of files, whose folder is named by a path."""
+    by_uri = {(folder / name).as_uri(): text for name, text in TEXTS.items()}
+    (table := folder.with_suffix(".json")).write_text(json.dumps(by_uri))
+    return list_captioned(str(images(folder)), str(table))
+
+
 FORMS: list[tuple[Callable[[Path], CaptionedImages], list[str]]] = [
     (sidecars, ["w", "a/y", "a/x"]),
     (json_beside, ["w", "a/y", "a/x"]),
@@ -108,6 +115,7 @@ FORMS: list[tuple[Callable[[Path], CaptionedImages], list[str]]] = [
     (json_table, ["w", "a/y", "a/x"]),
     (parquet_table, ["w", "a/y", "a/x"]),
     (llamagens, ["1/1", "0/1", "0/0"]),
+    (uris, ["w", "a/y", "a/x"]),
 ]
 
 
@@ -119,6 +127,19 @@ def test_captions_are_found_in_every_form(form: Callable[[Path], CaptionedImages
     assert found.images.class_names == ()
     assert [caption.place for caption in found.captions] == places  # of features: of the first image with each
     assert found.images.passed_over == ()
+
+
+def test_images_in_a_bucket_are_named_by_their_uris_too(tmp_path: Path):
+    """`prepare` of them said that the table had no caption of `b/my photos/a.jpg`."""
+    entries = tuple(Entry(f"b/my photos/{name}", 0, 1, "any") for name in ("a.jpg", "c/d.jpg", "e.jpg"))
+    listing = Listing("s3://b/my%20photos/?region=us-east-1", entries, np.zeros(3, np.int64), ("any",))
+    names = ["s3://b/my%20photos/a.jpg", "s3://b/my photos/c/d.jpg?region=us-east-1", "b/my photos/e.jpg"]
+    (table := tmp_path / "t.json").write_text(json.dumps({name: str(i) for i, name in enumerate(names)}))
+    found = of_table(listing, str(table), None)
+    assert found == [Caption("0", "a"), Caption("1", "c/d"), Caption("2", "e")]
+    table.write_text(json.dumps(dict.fromkeys(("s3://other/a.jpg", *names[1:]), "x")))
+    with pytest.raises(ConfigError, match=r"t\.json: has no caption of b/my photos/a\.jpg"):
+        of_table(listing, str(table), None)
 
 
 def test_another_text_or_another_number_is_another_collection(tmp_path: Path):
@@ -242,6 +263,20 @@ def test_shards_at_a_relative_path_are_read_from_another_folder(
     entry = found.images.entries[1]
     arguments = [[value] for value in ("images", entry.path, entry.start, entry.length)]
     assert elsewhere(read_entry, *arguments) == [png(1)]
+
+
+def test_the_table_that_img2dataset_leaves_beside_each_tar_is_passed_over(tmp_path: Path):
+    tar(tmp_path / "images")
+    columns = {"url": ["u"] * 5, "caption": ["c"] * 5, "key": ["0"] * 5}
+    pq.write_table(pa.table(columns), tmp_path / "images" / "00000.parquet")
+    found = list_captioned(str(tmp_path / "images"))
+    assert (found.images.labels.tolist(), found.images.passed_over) == (NUMBERS, ((".parquet", 1),))
+    # Not one that holds images, nor one beside no tar, which may be meant as a shard.
+    pq.write_table(pa.table({"image": [png(0)], "caption": ["c"]}), tmp_path / "images" / "00000.parquet")
+    assert len(list_captioned(str(tmp_path / "images")).images.entries) == 6
+    pq.write_table(pa.table(columns), tmp_path / "images" / "00001.parquet")
+    with pytest.raises(ConfigError, match=r"00001\.parquet: no column image or jpg or png; it has url, caption, key"):
+        list_captioned(str(tmp_path / "images"))
 
 
 def alike_but_for_their_endings(folder: Path) -> CaptionedImages:

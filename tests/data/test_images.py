@@ -174,6 +174,14 @@ def test_a_bad_collection_is_one_line(tmp_path: Path, kind: str, message: str):
     assert "\n" not in str(error.value)
 
 
+def test_an_empty_path_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As of a variable that is not set, for `prepare` and for `pretrain`."""
+    monkeypatch.chdir(write_tree(tmp_path / "photos"))
+    assert len(list_images(".").entries) == 6
+    with pytest.raises(ConfigError, match=r"^an empty path: is a variable such as \$IMAGES not set\?"):
+        list_images("")
+
+
 def test_an_unknown_kind_of_uri_is_one_line():
     with pytest.raises(ConfigError, match="ftpx://a/b: not a path or URI"):
         list_images("ftpx://a/b")
