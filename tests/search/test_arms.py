@@ -100,7 +100,7 @@ def test_warm_start_points_are_tried_after_the_first_points(
 
 def test_what_a_warm_start_leaves_open_is_drawn_the_same_whoever_is_killed(make_config: MakeStudy, tmp_path: Path):
     """The smaller size did not search the learning rate; a driver dies before, or as the point is taken."""
-    points = [Smaller("smaller", {"lambda": 30.0}, 1000), Smaller("smaller", {"lambda": 3.0}, 1000)]
+    points = [Smaller("smaller", {"lambda": 5.0}, 1000), Smaller("smaller", {"lambda": 3.0}, 1000)]
 
     def opened(name: str) -> Arm:
         storage = open_storage(tmp_path / name)
@@ -109,7 +109,7 @@ def test_what_a_warm_start_leaves_open_is_drawn_the_same_whoever_is_killed(make_
 
     first = opened("undisturbed")
     undisturbed = [ask(first).params for _ in points]
-    assert [params["lambda"] for params in undisturbed] == [30.0, 3.0]
+    assert [params["lambda"] for params in undisturbed] == [5.0, 3.0]
     assert undisturbed[0]["learning_rate"] != undisturbed[1]["learning_rate"]
     killed = opened("killed")
     assert ask(killed).params == undisturbed[0]

@@ -175,7 +175,10 @@ def test_what_sampling_does_to_each_model_alone_is_not_counted_twice():
 
 @pytest.mark.parametrize(("ours", "theirs"), [(3, 3), (3, 1), (3, 2)])
 def test_the_error_of_simulated_differences_is_the_true_one(ours: int, theirs: int):
-    """Models with noise of training and of sampling of their own, and noise of sampling that all share."""
+    """Models with noise of training and of sampling of their own, and noise of sampling that all share.
+
+    Somewhat larger, for no variance is taken to be below zero. With one side's own noise counted twice it is by 40 %.
+    """
     rng, groups = np.random.default_rng(0), 10
 
     def drawn(models: int, shared: np.ndarray) -> Standing:
@@ -189,7 +192,7 @@ def test_the_error_of_simulated_differences_is_the_true_one(ours: int, theirs: i
         shared = 0.3 * groups**0.5 * rng.standard_normal((1, 1, groups))
         found.append(drawn(ours, shared).beside(drawn(theirs, shared), "fid"))
     true = sum(0.5**2 / n + (0.2**2 / n if n > 1 else 0.0) for n in (ours, theirs))
-    assert np.mean([one.error**2 for one in found]) == pytest.approx(true, rel=0.15)
+    assert np.mean([one.error**2 for one in found]) == pytest.approx(true, rel=0.25)
 
 
 def test_noise_of_the_models_alone_leaves_no_sampling_to_add():
