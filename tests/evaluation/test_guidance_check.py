@@ -57,6 +57,8 @@ def test_what_is_said_is_one_line_with_the_figures_and_the_consequence():
         "guidance helps this base: FID 30.00 without, 20.00 at scale 2 (1,000 samples; difference -10.00, 95 %: "
         "-12.00 to -8.00, noise of sampling alone); so CCA has something to learn"
     )
+    assert str(check(-3, -2)).startswith("guidance helps this base only a little: FID 30.00 without, 27.50 at scale 2")
+    assert str(check(-3, -2)).endswith("so CCA has little to learn, if anything")
     assert str(tie).startswith("it is unclear whether guidance helps this base: FID 30.00 without, 31.00")
     assert str(harms).startswith("guidance does not help this base: FID 30.00 without, 33.00 at scale 2")
     assert str(tie).endswith("noise of sampling alone). If it does not, CCA will hardly help either")
