@@ -19,8 +19,8 @@ import typer
 import yaml
 
 from cca_ray.config import MOST_SEED, Pretrain
+from cca_ray.data.image_files import open_files
 from cca_ray.data.labelled_images import digits, read_folder
-from cca_ray.data.listing import open_files
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.guidance_check import GuidanceCheck, check_guidance
 from cca_ray.inputs import SPACES

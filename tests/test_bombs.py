@@ -19,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cca_ray.data.image_files import MOST_IMAGE_BYTES, read_entry
 from cca_ray.data.images import FORMATS, KINDS, decode
-from cca_ray.data.listing import MOST_IMAGE_BYTES, list_images, read_entry
+from cca_ray.data.listing import list_images
 from cca_ray.data.official_npy import load_npy
 from cca_ray.data.tokens import MANIFEST, read_token_set
 from cca_ray.errors import ConfigError

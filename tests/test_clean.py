@@ -22,6 +22,7 @@ from cca_ray.storage.uris import local_path
 from tests.buckets import CREDENTIALS, gs_server, s3_server
 from tests.commands import invoke
 from tests.conftest import MakeStudy
+from tests.processes import wait_until
 from tests.real_studies import run
 from tests.studies import make_study as make_by_hand
 
@@ -109,6 +110,8 @@ def test_a_question_without_a_yes_deletes_nothing(tmp_path: Path, key: str, code
         while part := os.read(terminal, 4096).decode():
             shown += part
             if shown.endswith("[y/N]: "):
+                # Python notices a signal that comes just before it reads only after the next key.
+                wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
                 os.write(terminal, key.encode())
     _, status = os.waitpid(pid, 0)
     os.close(terminal)

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cca_ray.data.contents import READERS
-from cca_ray.data.listing import Listing, below, is_shard, list_images, look, open_files
+from cca_ray.data.image_files import below, is_shard, open_files
+from cca_ray.data.listing import Listing, list_images, look
 from cca_ray.data.tar_shards import members_of
 from cca_ray.errors import ConfigError, first_line, reading
 from cca_ray.space_file import is_uri

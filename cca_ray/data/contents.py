@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from cca_ray.data.listing import Entry, Listing, open_files, read_entry
+from cca_ray.data.image_files import Entry, open_files, read_entry
+from cca_ray.data.listing import Listing
 from cca_ray.data.parquet_shards import footer
 from cca_ray.errors import ConfigError
 

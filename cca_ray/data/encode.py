@@ -17,8 +17,9 @@ import ray.data
 
 from cca_ray.cluster.device import local_device
 from cca_ray.cluster.ray_compat import quiet_data
+from cca_ray.data.image_files import read_entry
 from cca_ray.data.images import Crop, Square, cut, decode
-from cca_ray.data.listing import Listing, read_entry
+from cca_ray.data.listing import Listing
 from cca_ray.data.tokens import (
     MANIFEST,
     UNREADABLE,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.datasets import load_digits
 
+from cca_ray.data.image_files import read_entry
 from cca_ray.data.images import centre_crop, decode
-from cca_ray.data.listing import list_images, read_entry
+from cca_ray.data.listing import list_images
 from cca_ray.data.tokens import no_images
 
 

@@ -18,7 +18,7 @@ from ray.util import ActorPool
 from cca_ray.cluster.device import local_device
 from cca_ray.data.captioned import Caption, more
 from cca_ray.data.contents import READERS, digest_of_some
-from cca_ray.data.listing import open_files
+from cca_ray.data.image_files import open_files
 from cca_ray.errors import ConfigError, reading
 from cca_ray.storage.arrays import read_array, read_arrays
 from cca_ray.storage.files import atomically, fingerprint

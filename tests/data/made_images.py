@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cca_ray.data.image_files import read_entry
 from cca_ray.data.images import decode
-from cca_ray.data.listing import Listing, read_entry
+from cca_ray.data.listing import Listing
 
 
 def picture(seed: int, width: int = 30, height: int = 20) -> Image.Image:

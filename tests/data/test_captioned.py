@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from cca_ray.data.captioned import Caption, CaptionedImages, list_captioned, of_table
-from cca_ray.data.listing import Entry, Listing, list_images, read_entry
+from cca_ray.data.image_files import Entry, read_entry
+from cca_ray.data.listing import Listing, list_images
 from cca_ray.data.text_features import FeatureFiles
 from cca_ray.errors import ConfigError
 from tests.data.made_images import add

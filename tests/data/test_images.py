@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cca_ray.data.image_files import read_entry
 from cca_ray.data.images import Crop, Square, centre_crop, crops_of, cut, decode
-from cca_ray.data.listing import list_images, read_entry
+from cca_ray.data.listing import list_images
 from cca_ray.errors import ConfigError
 from tests.data.made_images import (
     add,

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cca_ray.data.listing import Listing, list_images, look, read_entry
+from cca_ray.data.image_files import read_entry
+from cca_ray.data.listing import Listing, list_images, look
 from cca_ray.data.tar_shards import hidden
 from cca_ray.errors import ConfigError
 

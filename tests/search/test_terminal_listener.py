@@ -36,10 +36,13 @@ def test_lines_tell_of_steps_rungs_and_ends(told: Told):
 
 def test_lines_tell_of_failures_and_interruptions(told: Told):
     ledger = told.ledger
+    ledger.propose("control")
+    ledger.record("control", at_rung(10, 10, 5.0))
+    ledger.finish("control")
     ledger.propose("a")
     ledger.record("a", TrialFailure(reason="Diverged: the loss is nan at step 3"))
     ledger.finish("a")
-    assert told.lines.pop() == "tiny  search 0/3, control 1/1"
+    assert told.lines.pop() == "tiny  search 1/3, control 1/1"
     assert told.lines.pop().endswith("  FAILED: Diverged: the loss is nan at step 3")
     ledger.propose("b")
     ledger.halt()

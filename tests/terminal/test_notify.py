@@ -71,7 +71,7 @@ def test_no_fault_of_telling_replaces_what_ended_a_study(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(tune, "tell", tell)
     for ending in (KeyboardInterrupt(), ConfigError("digits_s: no trial was completed")):
-        with pytest.raises(type(ending)) as raised, tune.telling_trouble("true", tmp_path):
+        with pytest.raises(type(ending)) as raised, tune.telling_trouble("true", tmp_path, ""):
             raise ending
         assert raised.value is ending
 
