@@ -209,17 +209,22 @@ def advice_in_short(sizes: Sequence[SizeSummary]) -> str:
     return "; ".join(f"{step}: {', '.join(names)}" for step, names in named.items() if names)
 
 
-PLAIN, GUIDED, EQUAL, USE = STEPS = (  # the most urgent first
+PLAIN, GUIDED, KEEP, EQUAL, ENOUGH, USE = STEPS = (  # the most urgent first
     "plain fine-tuning did better: was the base trained to its end? If so, search wider ranges",
     "worse than guidance: search on with more --trials, or keep guidance",
+    "worse than guidance, and more trials would hardly help: keep guidance, or search wider ranges",
     "equal within noise: use winner.pt, or search on with more --trials",
+    "equal within noise, and more trials would hardly help: use winner.pt",
     "better than both: use winner.pt",
 )
+HARDLY = 0.01  # of the best score: what another trial should bring at least to be advised
 LOOK = "look beyond the ends, as the report says"
 SHORT = {
     PLAIN: "search wider ranges",
     GUIDED: "search on or keep guidance",
+    KEEP: "keep guidance or search wider ranges",
     EQUAL: "use winner.pt or search on",
+    ENOUGH: "use winner.pt",
     USE: "use winner.pt",
 }
 
@@ -228,6 +233,8 @@ def next_step(size: SizeSummary) -> str:
     """Of a size whose settings lie inside what was tried."""
     if compared(size, "control") < 0:
         return PLAIN
+    if size.prospect is not None and size.prospect.expected_gain < HARDLY:
+        return {-1: KEEP, 0: ENOUGH, 1: USE}[worst(size)]
     return {-1: GUIDED, 0: EQUAL, 1: USE}[worst(size)]
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from cca_ray.contracts import FID, INCEPTION_SCORE, Difference, Edge, Score, SizeSummary, TradeOff
+from cca_ray.contracts import FID, INCEPTION_SCORE, Difference, Edge, Prospect, Score, SizeSummary, TradeOff
 from cca_ray.verdict import (
     advice,
+    advice_in_short,
     best_of,
     compared,
     difference,
@@ -188,6 +189,21 @@ def test_of_every_size_it_is_told_what_to_do():
         "b: equal within noise: use winner.pt, or search on with more --trials",
         "a, c: better than both: use winner.pt",
     ]
+
+
+def test_nobody_is_sent_to_search_on_where_another_trial_would_hardly_help():
+    def after(size: SizeSummary, expected_gain: float) -> SizeSummary:
+        return size.model_copy(update={"prospect": Prospect(expected_gain=expected_gain, chance=0.1)})
+
+    assert advice([after(size, 0.009) for size in three_sizes()])[:-1] == [
+        "c: worse than guidance, and more trials would hardly help: keep guidance, or search wider ranges",
+        "b: equal within noise, and more trials would hardly help: use winner.pt",
+        "a: better than both: use winner.pt",
+    ]
+    assert advice_in_short([after(size, 0.009) for size in three_sizes()]) == (
+        "keep guidance or search wider ranges: c; use winner.pt: a, b"
+    )
+    assert advice([after(size, 0.011) for size in three_sizes()]) == advice(three_sizes())
 
 
 def test_an_edge_is_told_with_an_option_that_a_shell_takes():
