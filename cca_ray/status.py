@@ -239,9 +239,10 @@ class Listed(Contract):
 def list_studies(storage: Path) -> Listed:
     """ValueError if there is no such storage."""
     found, unreadable = list[StudyStatus](), dict[str, str]()
-    begun = set(studies_in(storage))
-    beginning = {path.name for path in folders(storage) if exists(path / STATUS) and driver_of(path)[0]}
-    for name in sorted(begun | beginning):
+    begun = studies_in(storage)
+    others = [path for path in folders(storage) if path.name not in begun]
+    beginning = [path.name for path in others if exists(path / STATUS) and driver_of(path)[0]]
+    for name in sorted([*begun, *beginning]):
         try:
             found.append(look(storage, name).content)
         except ValueError as error:

@@ -124,7 +124,8 @@ def list_tar(
     passed_over = Counter(suffix for suffix in others if suffix not in LABEL_SUFFIXES)
     if not labelled:
         return Found(tuple(Labelled(m.name, m.start, m.length, "any") for m in images), passed_over)
-    keys, root = key_of_image(file, path, members, images, classes, label_key), root_of(images)
+    root = root_of(images)
+    keys = key_of_image(file, path, members, root, classes, label_key)
     found = tuple(Labelled(m.name, m.start, m.length, keys(m)) for m in images)
     by_folder = any(
         isinstance(image.key, str) and image.name.lstrip("/").startswith(posixpath.join(root, image.key, ""))
@@ -267,9 +268,8 @@ def root_of(images: list[Member]) -> str:
     return posixpath.commonpath(folders) if len(folders) > 1 else posixpath.dirname(folders.pop())
 
 
-def class_folder(images: list[Member], path: str) -> Callable[[Member], str]:
+def class_folder(root: str, path: str) -> Callable[[Member], str]:
     """The class folder of an image, empty if there is none: the first folder below the root."""
-    root = root_of(images)
 
     def of(image: Member) -> str:
         folder = folder_of(image)
@@ -281,10 +281,9 @@ def class_folder(images: list[Member], path: str) -> Callable[[Member], str]:
 
 
 def key_of_image(
-    file: Any, path: str, members: dict[str, Member], images: list[Member], classes: frozenset[str],
-    label_key: str | None,
-) -> Callable[[Member], str | int]:  # fmt: skip
-    """How the images of this archive get their classes: all in the same way."""
+    file: Any, path: str, members: dict[str, Member], root: str, classes: frozenset[str], label_key: str | None
+) -> Callable[[Member], str | int]:
+    """How the images of this archive get their classes: all in the same way. `root`: see `root_of`."""
     ending = ".json" if label_key else ".cls"
     beside: dict[str, str | int] = {}
     for member in members.values():
@@ -294,7 +293,7 @@ def key_of_image(
                 path, member, content)  # fmt: skip
     captions = {m.stem for m in members.values() if PurePosixPath(m.name).suffix in CAPTION_SUFFIXES}
     own_name = PurePosixPath(path.rsplit(": ", 1)[-1]).stem
-    class_folder_of = class_folder(images, path)
+    class_folder_of = class_folder(root, path)
 
     def of(image: Member) -> str | int:
         if label_key or beside:

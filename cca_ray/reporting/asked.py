@@ -11,6 +11,7 @@ from cca_ray.errors import reading
 from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import pull
 from cca_ray.storage.uris import command_line
+from cca_ray.terminal.console import STORAGE_VARIABLE
 
 ASKED = "asked.json"  # in a study's folder
 
@@ -57,5 +58,5 @@ def sampling(named: Named, winner: str, folder: Path) -> str:
 
 def in_storage(folder: Path) -> list[str | Path]:
     """The option that names the storage of a study with this folder; none of the storage that is taken without it."""
-    usual = folder.parent == Path("runs").resolve() and "CCA_RAY_STORAGE" not in os.environ
+    usual = folder.parent == Path("runs").resolve() and STORAGE_VARIABLE not in os.environ
     return [] if usual else ["--storage", folder.parent]

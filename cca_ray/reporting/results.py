@@ -146,7 +146,7 @@ class SizeResults:
     def of(self, arm: str, *states: str) -> list[TrialRow]:
         return [t for t in self.trials if t.arm == arm and (not states or t.state in states)]
 
-    @property
+    @cached_property
     def finished(self) -> bool:
         """Whether it has ended, and no trial was begun since. Version 0.1.0 did not keep how many there were then."""
         begun = Counter(trial.arm for trial in self.trials if trial.state != "WAITING")

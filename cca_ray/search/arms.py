@@ -161,8 +161,9 @@ class Arm:
 
     def hopeless(self) -> str:
         """That no learning rate of the control could be trained, without which no study ends; empty if not known."""
-        failed = self.ended(TrialState.FAIL)
-        return self.none_completed() if self.given and len(failed) >= self.planned() else ""
+        if not self.given:  # the search; it is asked often, and the storage is spared
+            return ""
+        return self.none_completed() if len(self.ended(TrialState.FAIL)) >= self.planned() else ""
 
     def none_completed(self) -> str:
         """What to tell of it if no trial was completed."""

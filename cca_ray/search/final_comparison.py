@@ -76,7 +76,6 @@ def keep_former_winner(trials: Sequence[FrozenTrial], storage: Path, study: str)
     for trial in trials:
         own, there = trial_folder(storage, trial.user_attrs["key"]) / WEIGHTS, weights_of(trial, storage, study)
         if there != own:
-            own.parent.mkdir(parents=True, exist_ok=True)
             atomically(own, partial(shutil.copyfile, there))
 
 

@@ -32,6 +32,7 @@ from cca_ray.terminal.pace import Pace
 from cca_ray.terminal.patience import Patience
 from cca_ray.terminal.stream import lenient, lenient_output
 
+STORAGE_VARIABLE = "CCA_RAY_STORAGE"  # of the environment: the storage where no --storage is given
 INTERRUPTED = 130  # the exit code of a program that was stopped by Ctrl-C
 PROGRAM = "cca-ray"
 LOG = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def complete_space(incomplete: str) -> list[str]:
 
 def complete_study(incomplete: str) -> list[str]:
     """Names of studies in the default storage, for the shell."""
-    storage = Path(os.environ.get("CCA_RAY_STORAGE", "runs")).expanduser()
+    storage = Path(os.environ.get(STORAGE_VARIABLE, "runs")).expanduser()
     return sorted(path.parent.name for path in storage.glob(f"{incomplete}*/study.db"))
 
 
@@ -72,7 +73,7 @@ def guidance(text: str | float) -> float:
 StorageOption = Annotated[
     Path,
     typer.Option(
-        envvar="CCA_RAY_STORAGE",
+        envvar=STORAGE_VARIABLE,
         parser=place,
         metavar="PATH",
         help="Where studies and bases are kept: a folder or a URI.",
