@@ -157,7 +157,10 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, EINVAL):  # EINVAL: it tells of a place before it
             raise
-        raise ConfigError(f"{path}: {what} ({first_line(error)})") from None
+        why = first_line(error)
+        if " " not in why:  # a KeyError, of a damaged pickle, says `101`
+            why = f"{type(error).__name__} {why}"
+        raise ConfigError(f"{path}: {what} ({why})") from None
 
 
 def reason(error: ValidationError) -> str:

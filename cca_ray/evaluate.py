@@ -23,7 +23,7 @@ from cca_ray.config import MOST_SEED, ResolvedStudy
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation import measure
 from cca_ray.evaluation.measure import Evaluation
-from cca_ray.inputs import DEFAULT_SPACES, find_space
+from cca_ray.inputs import DEFAULT_SPACES, find_space, refuse_missing
 from cca_ray.reporting.results import read_study
 from cca_ray.search.verifying import Verification
 from cca_ray.search.verifying import verify as verify_trial
@@ -65,6 +65,8 @@ def evaluate(
         raise ConfigError("--checkpoint and --npz: give one of them")
     if npz is not None:
         refuse_sampling(samples, seed, guidance_scale, "--npz has all images that are scored")
+    refuse_missing(checkpoint)
+    refuse_missing(npz)
     config = resolved(space, storage, settings, Console(sys.stderr, quiet))
     weights, images = (None if path is None else Path(path) for path in (checkpoint, npz))
     return measure.evaluate(config, weights, images, samples, guidance_scale, seed)

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from cca_ray.errors import ConfigError
-from cca_ray.storage.mirror import pull
+from cca_ray.storage.mirror import exists, pull
 from cca_ray.storage.uris import local_path, to_uri
 
 PACKAGE = Path(__file__).resolve().parent
@@ -51,6 +51,12 @@ def file_of(name: str) -> Path:
     if could_be_shipped(path, name) and not (path.suffix and path.is_file()):
         return SPACES / f"{path.stem}.yaml"
     return path
+
+
+def refuse_missing(path: str | Path | None) -> None:
+    """ConfigError if a file is given that is not there: before a base is made, which takes a minute."""
+    if path is not None and not exists(local_path(path)):
+        raise ConfigError(f"{path}: no such file")
 
 
 def name_anywhere(name: str) -> str:

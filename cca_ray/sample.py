@@ -14,7 +14,7 @@ import typer
 from cca_ray.config import MOST_SEED
 from cca_ray.errors import ConfigError
 from cca_ray.evaluation.samples import Samples, make_samples
-from cca_ray.inputs import DEFAULT_SPACES, find_space
+from cca_ray.inputs import DEFAULT_SPACES, find_space, refuse_missing
 from cca_ray.space_file import as_settings, load_config
 from cca_ray.storage.uris import to_uri
 from cca_ray.terminal.calling import callable_module, in_python
@@ -46,6 +46,7 @@ def sample(
     for option, path, suffix in (("out", out, ".png"), ("npz", npz, ".npz")):
         if path is not None and path.suffix != suffix:
             raise ConfigError(f"--{option} {path}: expected a file that ends in {suffix}")
+    refuse_missing(checkpoint)
     config, console = load_config(find_space(str(space)), as_settings(settings)), Console(quiet=quiet)
     check_files(config)
     config = resolve(config, Path(storage), console.progress)

@@ -31,7 +31,7 @@ from cca_ray.search.mlflow_pages import experiment_of, register_champion
 from cca_ray.search.records import used_device_seconds
 from cca_ray.search.size_study import SizeResult, SizeStudy, StudyContext
 from cca_ray.storage.mirror import pull, push
-from cca_ray.storage.uris import to_uri
+from cca_ray.storage.uris import naming_uris, to_uri
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.window import Window
 from cca_ray.tracking.pyfunc import write_champion
@@ -276,7 +276,9 @@ class Sizes:
         why = user_message(error)
         if why is None:  # a fault of ours
             LOG.error("%s", size, exc_info=error)
-        why = without_secrets(why or f"{type(error).__name__}: {first_line(error)}").removeprefix(f"{size}: ")
+        why = without_secrets(naming_uris(why or f"{type(error).__name__}: {first_line(error)}")).removeprefix(
+            f"{size}: "
+        )
         self.study.window.failed(size, why)
         self.study.console.say(f"{size}  failed: {why}" + "; the others go on" * others)
 

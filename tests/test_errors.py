@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 
 from cca_ray.cluster.ray_compat import quiet_data
-from cca_ray.errors import MEMORY_RAN_OUT, ConfigError, first_line, message_in, user_message, without_secrets
+from cca_ray.errors import MEMORY_RAN_OUT, ConfigError, first_line, message_in, reading, user_message, without_secrets
 from cca_ray.evaluation.thrift import TOO_SMALL, NoRoom
 
 
@@ -45,6 +45,19 @@ def test_passwords_of_uris_are_hidden(text: str, shown: str):
 def test_the_first_line_of_an_error_is_there_even_if_it_says_nothing():
     assert first_line(OSError("full\nsee the manual")) == "full"
     assert first_line(OSError()) == "OSError"
+
+
+def test_what_a_damaged_file_raises_is_named_where_it_is_but_a_word():
+    with (
+        pytest.raises(ConfigError, match=r"x\.pt: not a checkpoint \(KeyError 101\)"),
+        reading("x.pt", "not a checkpoint"),
+    ):
+        raise KeyError(101)
+    with (
+        pytest.raises(ConfigError, match=r"x\.pt: not a checkpoint \(its end is missing\)"),
+        reading("x.pt", "not a checkpoint"),
+    ):
+        raise EOFError("its end is missing")
 
 
 @pytest.mark.parametrize(

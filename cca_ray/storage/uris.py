@@ -4,6 +4,7 @@ The cache's folders are those of the URI, so that nothing else need remember it:
 is also how a path is written where more than letters count: in the URI of a database, on a command line.
 """
 
+import errno
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from cca_ray.space_file import is_uri
 
 COPIES = "copies"  # below the cache: files as at their URIs
 NO_AUTHORITY = "-"  # the folder of what lies below file:///
+OF_THIS_NODE = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)))  # what its disk says
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, bytes that are not UTF-8, ends of lines
 
 
@@ -149,6 +151,17 @@ def to_uri(path: str | Path) -> str:
         return str(path)
     scheme, authority, below, query = found
     return f"{scheme}://{authority}/{quote(below)}{f'?{query}' if query else ''}"
+
+
+def naming_uris(text: str) -> str:
+    """The same with local copies named by their URIs, which are all that a person knows of.
+
+    But not where this node's disk fails: then the copy is what is wrong.
+    """
+    if any(reason in text for reason in OF_THIS_NODE):
+        return text
+    copies = re.escape(str(cache_folder() / COPIES))
+    return re.sub(rf"{copies}/[^\s'\"]*[^\s'\".:,;)]", lambda found: to_uri(found[0]), text)
 
 
 def is_copy(path: str | Path) -> bool:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from typer.models import ParameterInfo
 
 from cca_ray.errors import ConfigError, reason, user_message, without_secrets
+from cca_ray.storage.uris import naming_uris
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,10 +144,11 @@ def errors_in_one_line() -> Iterator[None]:
         said = user_message(error)
         if said is None:  # a fault of ours
             raise
-        shown = without_secrets(said)
+        named = naming_uris(said)
+        shown = without_secrets(named)
         if shown == said and (said == str(error) or type(error).__module__ == "builtins"):
             raise
         told = ConfigError(shown)
         for note in getattr(error, "__notes__", ()):
             told.add_note(note)
-        raise told from (error if shown == said else None)
+        raise told from (error if shown == named else None)

@@ -27,7 +27,7 @@ from rich.text import Text
 from cca_ray.config import MOST_GUIDANCE
 from cca_ray.errors import COLOURS, ConfigError, RayEnded, user_message, without_secrets
 from cca_ray.inputs import SPACES
-from cca_ray.storage.uris import local_path, refuse_empty
+from cca_ray.storage.uris import local_path, naming_uris, refuse_empty
 from cca_ray.terminal.pace import Pace
 from cca_ray.terminal.patience import Patience
 from cca_ray.terminal.stream import lenient, lenient_output
@@ -244,7 +244,7 @@ def run_command(command: Any, arguments: list[str] | None = None, program: str |
                 print(without_secrets(COLOURS.sub("", traceback.format_exc())), end="", file=sys.stderr)
                 sys.exit(1)
             try:
-                fail(message, getattr(error, "__notes__", None))
+                fail(naming_uris(message), getattr(error, "__notes__", None))
             finally:
                 if isinstance(error, RayEnded):  # Ray's own end would wait for it
                     out.flush()

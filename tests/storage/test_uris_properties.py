@@ -23,6 +23,7 @@ from cca_ray.storage.uris import (
     copy_of,
     database_uri,
     local_path,
+    naming_uris,
     refuse_unprintable,
     to_uri,
 )
@@ -98,6 +99,19 @@ def test_a_uri_has_one_place_in_the_cache_or_is_refused(uri: str):
     assert copy_of(path) is not None
     assert local_path(to_uri(path)) == path
     assert local_path(to_uri(path / "y")) == path / "y"
+
+
+@given(
+    st.lists(NAMES.filter(lambda name: printable(name) and not set(name) & set(" '\".:,;)")), min_size=1, max_size=3)
+)
+def test_what_is_said_of_a_copy_names_its_uri(names: list[str]):
+    uri = to_uri(cache_folder() / COPIES / "s3" / "bucket" / Path(*names))
+    place = local_path(uri)
+    assert naming_uris(f"{place}: no such file; or is '{place}.bak' it, or {place}?") == (
+        f"{uri}: no such file; or is '{to_uri(f'{place}.bak')}' it, or {to_uri(f'{place}?')}"
+    )
+    full = f"{place}: No space left on device"
+    assert naming_uris(full) == full
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1, max_size=4))

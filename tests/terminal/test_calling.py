@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from ray.exceptions import LocalRayletDiedError, RayTaskError
 
 from cca_ray.errors import ConfigError
+from cca_ray.storage.uris import local_path
 from cca_ray.terminal.calling import errors_in_one_line, sigterm_as_before
 
 
@@ -54,6 +55,15 @@ def test_passwords_are_hidden_also_in_the_traceback():
     assert shown.__notes__ == ["log: runs/log.txt"]
     assert shown.__cause__ is None
     assert shown.__suppress_context__
+
+
+def test_a_file_at_a_uri_is_named_by_it():
+    uri = "s3://bucket/runs/digits.yaml"
+    error = ConfigError(f"{local_path(uri)}: base: field required")
+    shown = told(error)
+    assert str(shown) == f"{uri}: base: field required"
+    assert shown.__cause__ is error
+    assert str(told(FileNotFoundError(2, "No such file or directory", str(local_path(uri))))).startswith(f"{uri}: No ")
 
 
 def test_sigterm_does_what_it_did():
