@@ -2,10 +2,10 @@
 
     python benchmarks/default.py --bases 0 1 2 3 4 --seeds 0 1 2 --arithmetics default avx2
 
-A base seed makes another model; tokenizer and feature network are the same. A study seed moves the order of the data,
-the pairs, the proposals and all sampling noise. An arithmetic is a set of vector instructions that PyTorch may use
-(ATEN_CPU_CAPABILITY): it rounds sums differently, as another machine would. Each study adds its rows to the CSV, and
-rows that are there are not measured again, so that a run that was cut short goes on.
+A base seed makes another model; tokenizer and feature network come with the project. A study seed moves the order of
+the data, the pairs, the proposals and all sampling noise. An arithmetic is a set of vector instructions that PyTorch
+may use (ATEN_CPU_CAPABILITY): it rounds sums differently, as another machine would. Each study adds its rows to the
+CSV, and rows that are there are not measured again, so that a run that was cut short goes on.
 
     python benchmarks/default.py --finished runs/stripes --raw docs/studies/striped_digits.csv
 

@@ -75,6 +75,14 @@ def test_every_package_is_in_the_wheel():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
     folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
     assert set(project["tool"]["setuptools"]["packages"]) == folders | {"cca_ray.search_spaces"}
+    shipped = {
+        path
+        for name, patterns in project["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in PACKAGE.parent.joinpath(*name.split(".")).glob(pattern)
+    }
+    files = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert files <= shipped
 
 
 def test_no_file_of_the_tests_imports_from_a_test_module():

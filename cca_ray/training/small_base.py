@@ -1,10 +1,13 @@
 """A small base from images: tokenizer, token set, feature network, model. On digits: the embedded default.
 
 Everything is cached in a folder named by the digest of the images and settings; what is there is not made again.
+The shipped search spaces' tokenizers and feature networks come with the project, below `NETWORKS`: what FID means there
+depends on no processor.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +22,14 @@ from cca_ray.data.labelled_images import LabelledImages, digits
 from cca_ray.data.tokens import MANIFEST, TokenMeta, encode_images, read_token_set, write_token_set
 from cca_ray.data.variants import with_variants
 from cca_ray.errors import ConfigError
-from cca_ray.evaluation.features import WHERE
+from cca_ray.evaluation.features import WHERE, load_extractor
+from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.models.base import Tokenizer
 from cca_ray.models.family import family_of
 from cca_ray.models.files import digest_of_weights, write_atomically
 from cca_ray.models.official import load_tokenizer, save_official
 from cca_ray.registry import owner_of
+from cca_ray.storage.files import atomically
 from cca_ray.storage.mirror import exists, pull, push, remove
 from cca_ray.storage.uris import local_path
 from cca_ray.training.fitting import KEEP_EVERY_S, Hooks, Keeping
@@ -39,6 +44,7 @@ from cca_ray.training.small_networks import (
 
 Progress = Callable[[str, int, int], None]  # what is being made, steps done, steps in all
 
+NETWORKS = Path(__file__).parent / "networks"  # `tests/networks.py` makes them anew
 TRAINING = ".training"  # ends the name of a training's own file, beside that of what it makes
 
 
@@ -81,6 +87,13 @@ def files_of(data: LabelledImages, name: str, family: str, size: str, settings: 
     )
 
 
+def take_shipped(file: Path, root: Path) -> None:
+    """Put a network below `root` if it is not there and comes with the project, which has it by the same name."""
+    shipped = NETWORKS / file.relative_to(root)
+    if not file.exists() and shipped.exists():
+        atomically(file, lambda partial: shutil.copyfile(shipped, partial))
+
+
 def build_base(
     data: LabelledImages, name: str, family: str, size: str, settings: Pretrain, root: Path, progress: Progress,
     note: Callable[[str], None] = lambda text: None, keep_every_s: float = KEEP_EVERY_S,
@@ -104,23 +117,29 @@ def build_base(
 
     kind, files = family_of(family), files_of(data, name, family, size, settings, root)
     pull(files.features.parent)
+    for file in (files.tokenizer, files.features):
+        take_shipped(file, root)
     if not files.tokenizer.exists():
         with making("tokenizer", files.tokenizer) as how:
             save_official(train_tokenizer(varied(), kind, settings, how), files.tokenizer)
     tokenizer = load_tokenizer(family, files.tokenizer)
     if not (files.tokens / MANIFEST).exists():
         encode_all(varied(), tokenizer, settings, files.tokens)
-    if not (files.features.exists() and files.reference.exists()):
+    if not files.features.exists():
         with making("feature network", files.features) as how:
-            network = train_features(varied(), settings, how)
-            reference_of(network, varied().images).save(files.reference)
-            push(files.reference)
-            write_atomically({"model": network.state_dict(), "config": feature_settings(data)}, files.features)
+            save_features(train_features(varied(), settings, how), data, files.features)
+    if not files.reference.exists():
+        reference_of(load_extractor(files.features), varied().images).save(files.reference)
+        push(files.reference)
     if not files.checkpoint.exists():
         with making(f"{family} {size}", files.checkpoint) as how:
             model = train_model(read_token_set(files.tokens), tokenizer, kind, size, settings, how)
             save_official(model, files.checkpoint)
     return files
+
+
+def save_features(network: FeatureNet, data: LabelledImages, file: Path) -> None:
+    write_atomically({"model": network.state_dict(), "config": feature_settings(data)}, file)
 
 
 def encode_all(data: LabelledImages, tokenizer: Tokenizer, settings: Pretrain, folder: Path) -> None:

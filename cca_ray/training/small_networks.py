@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cca_ray.config import Pretrain
 from cca_ray.data.labelled_images import LabelledImages
 from cca_ray.data.tokens import TokenSet, to_input
-from cca_ray.evaluation.features import extract
+from cca_ray.evaluation.features import Extractor, extract
 from cca_ray.evaluation.reference import Moments, Reference, evenly_spaced, merge_all
 from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.models.base import Model, Tokenizer
@@ -151,7 +151,7 @@ def train_model(
     return model
 
 
-def reference_of(network: FeatureNet, images: np.ndarray) -> Reference:
+def reference_of(network: Extractor, images: np.ndarray) -> Reference:
     """Statistics of the real images' features, and features of some."""
     chunks = [
         extract(network, torch.from_numpy(images[i : i + 1024])).pooled.numpy() for i in range(0, len(images), 1024)

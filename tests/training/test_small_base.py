@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cca_ray.config import Pretrain
-from cca_ray.training.small_base import BaseFiles, build_base, files_of
+from cca_ray.config import Pretrain, StudyConfig
+from cca_ray.data.labelled_images import digits
+from cca_ray.data.tokens import to_input
+from cca_ray.evaluation.features import extract, load_extractor
+from cca_ray.models.official import load_tokenizer
+from cca_ray.training.small_base import NETWORKS, BaseFiles, build_base, files_of
 from tests.conftest import TINY, some_digits
+from tests.networks import embedded, places
 from tests.processes import begin
 
 SETTINGS = TINY.model_copy(
@@ -94,3 +99,33 @@ def test_bases_of_two_seeds_are_models_of_the_same_tokens_measured_alike(tmp_pat
     assert all(made[0][name] == made[1][name] for name in made[0].keys() & made[1].keys())
     first, second = (files[name] for files in made.values() for name in files if "S-" in name)
     assert first != second
+
+
+def test_the_networks_that_come_with_the_project_are_those_of_the_shipped_search_spaces():
+    """If not: `python -m tests.networks`, and README's table anew."""
+    wanted = {file for config in embedded() for file in (places(config).tokenizer, places(config).features)}
+    assert wanted == set(NETWORKS.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("config", embedded(), ids=lambda config: config.name)
+def test_a_network_that_comes_with_the_project_knows_digits(config: StudyConfig):
+    data, files = digits(), places(config)
+    classes = extract(load_extractor(files.features), torch.from_numpy(data.images)).probabilities
+    assert classes is not None
+    assert (classes.argmax(1).numpy() == data.labels).mean() > 0.97
+    tokenizer, pixels = load_tokenizer(config.base.family, files.tokenizer), to_input(data.images)
+    with torch.no_grad():
+        error = (tokenizer.decode(tokenizer.encode(pixels)) - pixels).square().mean()
+    assert error < 0.1 * pixels.var()
+
+
+def test_a_base_of_digits_takes_the_networks_that_come_with_the_project(tmp_path: Path):
+    (config,) = (config for config in embedded() if config.name == "digits_s")
+    made = set[str]()
+    quick = config.pretrain.model_copy(update={"epochs": 1})  # of the model, which does not come with it
+    files = build_base(digits(), "digits", "llamagen", "tiny", quick, tmp_path, lambda what, *_: made.add(what))
+    assert made == {"llamagen tiny"}
+    shipped = places(config)
+    assert files.tokenizer.read_bytes() == shipped.tokenizer.read_bytes()
+    assert files.features.read_bytes() == shipped.features.read_bytes()
+    assert files.reference.exists()
