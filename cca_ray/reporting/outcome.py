@@ -58,7 +58,8 @@ def failed_replicates(sizes: Sequence[SizeSummary], configs: Sequence[StudyConfi
         if missing := sum(max(0, asked[size.size] - some) for some in there):
             found.append(
                 f"{size.size}: {missing} of {len(there) * asked[size.size]} replicates failed, as the log and MLflow "
-                f"say; --replicates {min(there)} asks for no more than there are"
+                f"say; the same command tries those again that did not diverge, --replicates {min(there)} asks for "
+                "no more than there are"
             )
     return "; ".join(found)
 

@@ -24,7 +24,7 @@ from cca_ray.search.learning import (
     no_lessons,
     usable,
 )
-from cca_ray.search.records import ENDED, PARAMETERS, ArmName
+from cca_ray.search.records import ENDED, PARAMETERS, ArmName, end_of
 from cca_ray.search.samplers import Distribution, Earlier, Question, Sampler
 from cca_ray.search.widening import next_rate
 
@@ -255,6 +255,18 @@ def whole_points(space: Mapping[str, Distribution]) -> list[dict[str, float]]:
 def has_run(point: Mapping[str, float], trials: Sequence[FrozenTrial]) -> bool:
     """Whether a trial has these settings, to nine digits."""
     return any(t.params.keys() == point.keys() and all(same(t.params[k], point[k]) for k in point) for t in trials)
+
+
+def lost(points: Sequence[dict[str, float]], trials: Sequence[FrozenTrial]) -> list[dict[str, float]]:
+    """Those of the points whose trials all failed, and not by diverging.
+
+    None as long as any trial waits: it may be of such a point.
+    """
+    if any(t.state == TrialState.WAITING for t in trials):
+        return []
+    failed = [t for t in trials if t.state == TrialState.FAIL and "Diverged" not in end_of(t)[1]]
+    others = [t for t in trials if t not in failed]
+    return [point for point in points if has_run(point, failed) and not has_run(point, others)]
 
 
 def trials_of(arms: Iterable[Arm]) -> list[FrozenTrial]:

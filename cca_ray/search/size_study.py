@@ -29,7 +29,7 @@ from cca_ray.models.parallel import Group
 from cca_ray.registry import metric_info
 from cca_ray.search.accounts import COUNTED, TERMS, RunClock, Terms, counted
 from cca_ray.search.ahead import Ahead
-from cca_ray.search.arms import FRESH, Arm, WarmStart, no_warm_start, open_arm, open_arms, trials_of
+from cca_ray.search.arms import FRESH, Arm, WarmStart, lost, no_warm_start, open_arm, open_arms, trials_of
 from cca_ray.search.budget import Limits
 from cca_ray.search.cards import matters
 from cca_ray.search.cleaning import WEIGHTS, best_trials
@@ -351,7 +351,10 @@ class SizeStudy:
         self.run_all(ledger, lambda train: table, grid, ahead)
 
     def replicate(self, ahead: Ahead) -> optuna.Study:
-        """Train the finalists again with `search.replicates` other seeds, as trials of an arm of their own."""
+        """Train the finalists again with `search.replicates` other seeds, as trials of an arm of their own.
+
+        What failed in an earlier run, as with a machine, is tried again; what diverged would diverge again.
+        """
         config, context = self.config, self.context
         search = self.search
         seeds = [config.train.seed + 1 + r for r in range(config.search.replicates)]
@@ -361,6 +364,8 @@ class SizeStudy:
         metrics, size = self.arms[0].metrics, f"{context.name}/{config.name}"
         study = open_arm(self.storage, size, "replicate", space, [], memory, metrics)
         wanted = [{**dict(contender.params), "seed": seed} for contender in best for seed in seeds]
+        for params in lost(wanted, study.get_trials(deepcopy=False)):
+            study.enqueue_trial(params)
         for params in wanted:  # those that are there already are not added again
             study.enqueue_trial(params, skip_if_exists=True)
         arm = Arm("replicate", study, self.storage, space, len(study.get_trials(deepcopy=False)), metrics)

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState, create_trial
 
 from cca_ray.config import Range, Train
-from cca_ray.search.arms import Arm, Smaller, cost_names, difference, distribution, memory_of, open_arms
+from cca_ray.search.arms import Arm, Smaller, cost_names, difference, distribution, lost, memory_of, open_arms
 from cca_ray.search.size_study import open_storage
 from tests.conftest import MakeStudy
 from tests.search.ledgers import DIGESTS, score_of
@@ -236,3 +238,22 @@ def test_tpe_proposes_what_optuna_would(storage: optuna.storages.RDBStorage, mak
         assert trial.params == expected
         if number % 3:  # others are left running, as side by side
             search.study.tell(trial, trial.params["lambda"])
+
+
+def test_a_replicate_that_failed_with_its_machine_is_tried_again_and_one_that_diverged_is_not():
+    seeds = {"seed": IntDistribution(0, 9)}
+
+    def ended(seed: int, state: TrialState = TrialState.FAIL, reason: str = "the process died"):
+        attributes = {"reason": reason, "key": f"tiny-replicate-{seed}"}
+        values = [1.0] if state == TrialState.COMPLETE else None
+        return create_trial(
+            state=state, values=values, params={"seed": seed}, distributions=seeds, user_attrs=attributes
+        )
+
+    trials = [
+        ended(1), ended(2, TrialState.COMPLETE), ended(3, reason="Diverged: the loss is nan at step 2"),
+        ended(4), ended(4, TrialState.COMPLETE), ended(5), ended(5),
+    ]  # fmt: skip
+    points = [{"seed": float(seed)} for seed in range(1, 7)]
+    assert lost(points, trials) == [{"seed": 1.0}, {"seed": 5.0}]
+    assert lost(points, [*trials, create_trial(state=TrialState.WAITING)]) == []

@@ -379,6 +379,9 @@ def test_finalists_are_trained_again_with_other_seeds(study: Study, make_study: 
     assert sorted(t.params["seed"] for t in study.trials("replicate")) == [1, 1, 2, 2]
     models = {tuple(f.params.items()): f.models for f in again.finalists}
     assert sorted(models.values()) == [2, 3]
+    assert [f.models for f in run(study, make_study(**settings)).summary.finalists].count(
+        3
+    ) == 1  # it would diverge again
     assert models[tuple((name, value) for name, value in fails.items() if name != "seed")] == 2
     assert any("warning: 1 of 4 replicates failed" in line for line in study.lines)
     assert study.run_of(first[0]).data.tags["arm"] == "replicate"
