@@ -281,6 +281,21 @@ def test_the_readmes_table_is_that_of_its_raw_results():
     assert default.table(default.read_rows(default.ROWS)) in page
 
 
+def test_the_table_of_the_small_rar_is_that_of_its_raw_results():
+    rows = default.read_rows(ROOT / "benchmarks" / "results" / "digits_rar.csv")
+    assert default.table(rows) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    ratios = [
+        sorted(ratio(row) for row in rows)
+        for ratio in (default.RATIOS["CCA / guided"], default.RATIOS["CCA / control"])
+    ]
+    told = (
+        "{:.2f} of the guided base's FID at the median and {:.2f} at most, "
+        "and {:.2f} of the control's at the median and {:.2f} at most"
+    )
+    numbers = [value for of_all in ratios for value in (of_all[len(rows) // 2], of_all[-1])]
+    assert told.format(*numbers) in (ROOT / "docs" / "imagenet.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_the_kept_studies_is_that_of_its_raw_results():
     rows = default.read_rows((ROOT / STUDIES).with_suffix(".csv"))
     assert default.table(rows) in (ROOT / STUDIES).read_text(encoding="utf-8")
