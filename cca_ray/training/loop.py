@@ -19,6 +19,7 @@ from PIL import Image
 from cca_ray.cluster.device import free_memory, give_back
 from cca_ray.cluster.load import load_here
 from cca_ray.cluster.placement import TYPE, accelerator_of, devices, micro_batch_size
+from cca_ray.cluster.queue import node_here
 from cca_ray.config import ResolvedStudy
 from cca_ray.contracts import Attempt, RungScore, TrialReport
 from cca_ray.errors import Stuck, is_out_of_memory
@@ -43,9 +44,10 @@ Report = Callable[[TrialReport], None]
 
 
 def card_here() -> str:
-    """The type of card of this node, as Ray names it; CPU if it has none."""
-    labels = ray.get_runtime_context().get_node_labels() if ray.is_initialized() else {}
-    return labels.get(TYPE, CPU)
+    """The type of card of this node, as Ray names it, or would if it ran; CPU if it has none."""
+    if not ray.is_initialized():
+        return node_here().type
+    return ray.get_runtime_context().get_node_labels().get(TYPE, CPU)
 
 
 @dataclass(frozen=True)

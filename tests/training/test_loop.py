@@ -35,7 +35,7 @@ from cca_ray.training.checkpoint import Progress
 from cca_ray.training.group import build_trainer
 from cca_ray.training.heartbeat import stop_sign
 from cca_ray.training.job import Job
-from cca_ray.training.loop import fine_tune
+from cca_ray.training.loop import card_here, fine_tune
 from cca_ray.training.objectives import Objective, ScoredPairs
 from cca_ray.training.out_of_memory import shrink, smaller
 from cca_ray.training.setup import prepare
@@ -535,3 +535,13 @@ def test_tokens_of_another_tokenizer_are_refused(make_study: MakeStudy, tmp_path
     )
     with pytest.raises(ValueError, match=r"models 16 tokens of 64 codes and 10 classes, but .* holds 16 of 32 and 10"):
         run(config, tmp_path / "run")
+
+
+def test_a_card_is_named_also_where_no_ray_runs(monkeypatch: pytest.MonkeyPatch):
+    """As where `evaluate --verify` scores on another machine."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    assert card_here() == "CPU"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert card_here() == "H100"
