@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Best(Contract):
     """The best trial of a size.
 
-    `final`: it is the winner, and `values` are its scores in the final comparison, on noise that chose nothing; else
+    `final`: it is the winner, and `values` are its scores in the final comparison, on noise that no choice used; else
     the search has not finished, or was continued since, and they are its scores at its last rung.
     """
 

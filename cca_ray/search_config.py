@@ -39,7 +39,7 @@ def same(a: float, b: float) -> bool:
 
 
 class Control(Strict):
-    """Plain fine-tuning with the same budget, data order and EMA; the best of these rates is the control."""
+    """Plain fine-tuning with the same steps, data order and EMA; the best of these rates is the control."""
 
     learning_rates: tuple[float, ...] = Field((1e-6, 3e-6, 1e-5), min_length=1)
     widen: int = Field(3, ge=0, le=MOST_WIDENING)  # rates that may be tried beyond these, while the best is at an end

@@ -15,7 +15,7 @@ from cca_ray.contracts import Edge, Finalist, MetricInfo, Role, Score, SizeSumma
 MARKS = {1: "✓", 0: "≈", -1: "✗"}
 WORDS = {1: "better", 0: "equal", -1: "WORSE"}
 THAN = {1: "better than", 0: "equal within noise to", -1: "WORSE than"}
-BUDGET = ("epochs", "global_batch", "ema_decay")  # of what may be searched: the control has `train`'s
+LENGTH = ("epochs", "global_batch", "ema_decay")  # of what may be searched: the control has `train`'s
 JUDGED: dict[Role, str] = {"guided": "the guided base", "control": "the control"}  # by these the tuned model is judged
 
 
@@ -57,18 +57,23 @@ def difference(size: SizeSummary, other: Role) -> str:
 
 def noise(sizes: Sequence[SizeSummary]) -> str:
     """Which sources of noise a ± and an interval cover."""
-    models = {size.winner.models for size in sizes}
-    spread = "± is the spread of one block of fresh noise"
-    if max(models, default=1) > 1:
-        seeds = f"{min(models)} training seeds" if len(models) == 1 else "several training seeds"
+    spread, alone = "± is the spread of one block of fresh noise", of_one_seed(sizes)
+    models = {size.winner.models for size in sizes} - {1}
+    if not models:
         return (
-            f"{spread}, and for the tuned model the spread between {seeds}; intervals cover both. There is one base "
-            "per size"
+            f"{spread}: sampling noise only. There is one base and one training seed per size; --replicates 2 adds "
+            "training noise"
         )
-    return (
-        f"{spread}: sampling noise only. There is one base and one training seed per size; --replicates 2 adds "
-        "training noise"
-    )
+    seeds = f"{min(models)} training seeds" if len(models) == 1 else "several training seeds"
+    text = f"{spread}, and for the tuned model the spread between {seeds}; intervals cover both"
+    if alone:
+        text += f". Of {', '.join(alone)}, with one training seed, they cover sampling noise only"
+    return f"{text}. There is one base per size"
+
+
+def of_one_seed(sizes: Sequence[SizeSummary]) -> list[str]:
+    """The sizes whose winner was trained once."""
+    return [size.size for size in sizes if size.winner.models == 1]
 
 
 def ratio(size: SizeSummary, other: Role, metric: MetricInfo | None = None) -> float | None:
@@ -131,9 +136,9 @@ def verdict(size: SizeSummary) -> str:
 
 
 def control_in_words(searched: Collection[str]) -> str:
-    """What the control is, where these settings were searched: the search may have tried other budgets."""
-    own = " and ".join(name for name in BUDGET if name in searched)
-    return f"plain fine-tuning with {f'the {own} of `train`' if own else 'the same budget'}"
+    """What the control is, where these settings were searched: the search may have tried other numbers of steps."""
+    own = " and ".join(name for name in LENGTH if name in searched)
+    return f"plain fine-tuning with {f'the {own} of `train`' if own else 'the same number of steps'}"
 
 
 def verdict_in_words(size: SizeSummary) -> str:
@@ -161,6 +166,7 @@ EDGES = {  # what people call it, and what of it was tried
     "control_learning_rate": ("the control's learning rate", "tried"),
     "guidance_scale": ("the base's guidance scale", "tried"),
 }
+BASELINES = ("control_learning_rate", "guidance_scale")  # of EDGES: they say nothing against the winner
 
 
 def place_of(edge: Edge) -> str:
@@ -194,17 +200,23 @@ def advice(sizes: Sequence[SizeSummary]) -> list[str]:
         for size in sizes
         for edge in size.edges
     ]
-    inside = [size for size in sizes if not size.edges]
-    for step in dict.fromkeys(sorted(map(next_step, inside), key=STEPS.index)):
-        lines.append(f"{', '.join(size.size for size in inside if next_step(size) == step)}: {step}")
-    if any(size.winner.models == 1 for size in sizes):
-        lines.append("one training seed per size: --replicates 2 adds training noise")
+    clear = [size for size in sizes if not looks_further(size)]
+    for step in dict.fromkeys(sorted(map(next_step, clear), key=STEPS.index)):
+        lines.append(f"{', '.join(size.size for size in clear if next_step(size) == step)}: {step}")
+    if alone := of_one_seed(sizes):
+        of = "one training seed per size" if len(alone) == len(sizes) else f"{', '.join(alone)}: one training seed"
+        lines.append(f"{of}: --replicates 2 adds training noise")
     return lines
+
+
+def looks_further(size: SizeSummary) -> bool:
+    """Whether what to do next is to search beyond an end, and nothing else: of one that is not better than both."""
+    return worst(size) < 1 and any(edge.of not in BASELINES for edge in size.edges)
 
 
 def advice_in_short(sizes: Sequence[SizeSummary]) -> str:
     """The same in one sentence, of many sizes."""
-    steps = {size.size: LOOK if size.edges else SHORT[next_step(size)] for size in sizes}
+    steps = {size.size: LOOK if looks_further(size) else SHORT[next_step(size)] for size in sizes}
     named = {step: [name for name, its in steps.items() if its == step] for step in (LOOK, *SHORT.values())}
     return "; ".join(f"{step}: {', '.join(names)}" for step, names in named.items() if names)
 
@@ -218,7 +230,7 @@ PLAIN, GUIDED, KEEP, EQUAL, ENOUGH, USE = STEPS = (  # the most urgent first
     "better than both: use winner.pt",
 )
 HARDLY = 0.01  # of the best score: what another trial should bring at least to be advised
-LOOK = "look beyond the ends, as the report says"
+LOOK = "look beyond the ends, as told above"
 SHORT = {
     PLAIN: "search wider ranges",
     GUIDED: "search on or keep guidance",
@@ -230,7 +242,7 @@ SHORT = {
 
 
 def next_step(size: SizeSummary) -> str:
-    """Of a size whose settings lie inside what was tried."""
+    """Of a size whose settings lie inside what was tried, or that is better than both."""
     if compared(size, "control") < 0:
         return PLAIN
     if size.prospect is not None and size.prospect.expected_gain < HARDLY:

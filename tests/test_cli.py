@@ -63,7 +63,7 @@ def test_a_reference_of_moments_alone_gives_no_more_than_version_0_1_did(base_fi
     assert [found[name] for name in ("sfid", "kid", "precision", "recall")] == [None] * 4
     refused = invoke(evaluate.main, [str(space), "--set", "score.metrics=[fid, kid]"], capsys)
     assert refused.code == 2
-    assert "score.metrics: kid cannot be had: score.reference holds no features" in refused.err
+    assert "score.metrics: kid cannot be computed: score.reference holds no features" in refused.err
     assert refused.err.count("\n") == 1
 
 

@@ -25,7 +25,9 @@ def test_a_price_of_a_card_that_no_line_tells_of_is_told_of(capsys):
     outcome = invoke(plan.main, ["llamagen_b", "--price", "H100=4.9", "--price", "T4=0.3", "--price", "2"], capsys)
     assert outcome.code == 0, outcome.err
     (told,) = (line for line in outcome.out.splitlines() if "not used" in line)
-    assert told == "price of T4: not used, for no line tells of this card; they tell of A100, A40, H100, L40S"
+    assert (
+        told == "price of T4: not used, because no line above is about this card; they are about A100, A40, H100, L40S"
+    )
     outcome = invoke(plan.main, ["llamagen_b", "--price", "h100=4.9"], capsys)
     assert (outcome.code, outcome.err) == (2, "error: --price h100=4.9: unknown card; did you mean H100?\n")
 

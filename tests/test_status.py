@@ -145,7 +145,8 @@ def test_a_finished_study_that_is_continued_has_not_finished_until_it_has_again(
     assert (study.state, study.best["digits_s"].final) == ("stopped", False)
     report = study.report().path.read_text()
     assert (
-        "whole, digits_s: continued after it had finished, and not finished again; its results are of before." in report
+        "whole, digits_s: continued after it had finished, and not finished again; its results are from before that."
+        in report
     )
 
 

@@ -54,7 +54,13 @@ def test_it_is_said_which_noise_a_spread_covers():
     assert "sampling noise only" in noise([one])
     several = one.model_copy(update={"winner": one.winner.model_copy(update={"models": 3})})
     assert "3 training seeds" in noise([several])
-    assert "several training seeds" in noise([one, several])
+    assert "one training seed" not in noise([several])
+    both = noise([one, several.model_copy(update={"size": "digits_m"})])
+    assert (
+        "the spread between 3 training seeds; intervals cover both. Of digits_s, with one training seed, they" in both
+    )
+    more = several.model_copy(update={"winner": one.winner.model_copy(update={"models": 2})})
+    assert "several training seeds" in noise([more, several])
 
 
 def by_inception_score(size: SizeSummary) -> SizeSummary:
@@ -68,9 +74,9 @@ def test_where_more_is_better_more_is_better():
     assert "inception score 8.40 ± 0.01: ✓ better than the guided base (8.10)" in verdict_in_words(good)
 
 
-def test_the_control_has_the_same_budget_only_where_none_is_searched():
+def test_the_control_has_as_many_steps_only_where_their_number_is_not_searched():
     size = summary_of()
-    assert "plain fine-tuning with the same budget" in verdict_in_words(size)
+    assert "plain fine-tuning with the same number of steps" in verdict_in_words(size)
     params = {**size.winner.params, "epochs": 3.0, "ema_decay": 0.9}
     other = size.model_copy(update={"winner": size.winner.model_copy(update={"params": params})})
     assert "plain fine-tuning with the epochs and ema_decay of `train`" in verdict_in_words(other)
@@ -179,8 +185,14 @@ def test_of_every_size_it_is_told_what_to_do():
         "d: plain fine-tuning did better: was the base trained to its end? If so, search wider ranges",
         "c: worse than guidance: search on with more --trials, or keep guidance",
         "b: equal within noise: use winner.pt, or search on with more --trials",
+        "a: better than both: use winner.pt",
         "one training seed per size: --replicates 2 adds training noise",
     ]
+    of_guided = Edge(of="guidance_scale", value=3, low=1.25, high=3, end="high", setting="score.widen_guidance=6")
+    ends = [bad.model_copy(update={"edges": edges}) for edges in ((edge,), (of_guided,))]
+    assert [line.partition(":")[2].strip()[:9] for line in advice(ends[:1])[:-1]] == ["λ is at t"]
+    assert advice(ends[1:])[1] == "c: worse than guidance: search on with more --trials, or keep guidance"
+    assert advice_in_short(ends[1:]) == "search on or keep guidance: c"
     again = [
         size.model_copy(update={"winner": size.winner.model_copy(update={"models": 3}), "size": name})
         for size, name in ((good, "a"), (equal, "b"), (good, "c"))
@@ -189,6 +201,9 @@ def test_of_every_size_it_is_told_what_to_do():
         "b: equal within noise: use winner.pt, or search on with more --trials",
         "a, c: better than both: use winner.pt",
     ]
+    assert advice([*again[:2], good.model_copy(update={"size": "c"})])[-1] == (
+        "c: one training seed: --replicates 2 adds training noise"
+    )
 
 
 def test_nobody_is_sent_to_search_on_where_another_trial_would_hardly_help():

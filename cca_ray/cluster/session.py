@@ -80,7 +80,7 @@ def why_not(error: Exception, cluster: Named | None) -> str:
     """What to tell of a Ray that does not start, or does not take us."""
     said = first_line(error.__cause__ or error)
     if cluster is not None:
-        return f"{cluster.source}: {said}; mend that, or {cluster.cure}"
+        return f"{cluster.source}: {said}; fix that, or {cluster.cure}"
     folder = Path(address_file()).parent
     if isinstance(error, OSError) and (error.errno is None or Path(error.filename or "").is_relative_to(folder)):
         why = error.strerror or "the names of its sockets would be too long"

@@ -152,7 +152,7 @@ def metrics_of(config: ResolvedStudy, scoring: Scoring) -> tuple[AnyMetric, ...]
         if not why:
             found.append(metric)
         elif config.score.metrics != DEFAULT_METRICS or name in config.search.metrics:
-            raise ConfigError(f"{config.name}: score.metrics: {name} cannot be had: {why}")
+            raise ConfigError(f"{config.name}: score.metrics: {name} cannot be computed: {why}")
     return tuple(found)
 
 

@@ -179,7 +179,7 @@ def cost(work: Work, speeds: Sequence[Speed], prices: Prices) -> list[str]:
 
 
 def unused(prices: Prices, cards: Set[str]) -> list[str]:
-    """A line for each price of a card of which no line tells: a list of prices may be for other studies, too.
+    """A line for each price of a card that no line is about: a list of prices may be for other studies, too.
 
     ConfigError if its name is written in another case.
     """
@@ -189,7 +189,7 @@ def unused(prices: Prices, cards: Set[str]) -> list[str]:
             continue
         if meant := next((known for known in cards if known.lower() == card.lower()), ""):
             raise ConfigError(f"--price {card}={price:g}: unknown card; did you mean {meant}?")
-        lines.append(f"price of {card}: not used, for no line tells of this card; they tell of {there}")
+        lines.append(f"price of {card}: not used, because no line above is about this card; they are about {there}")
     return lines
 
 
@@ -210,7 +210,8 @@ def time(config: StudyConfig, work: Work, speeds: Sequence[Speed], nodes: Sequen
     if wall is None:
         return f"not known for {in_all(nodes)}"
     made = "; plus the time to make a small base" if config.base.embedded else ""
-    return f"about {words(wall)} on {in_all(nodes)}, {len(placed)} trials at a time{made}"
+    together = f"{len(placed)} trial{'s' * (len(placed) > 1)} at a time"
+    return f"about {words(wall)} on {in_all(nodes)}, {together}{made}"
 
 
 def in_all(nodes: Sequence[Node]) -> str:

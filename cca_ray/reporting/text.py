@@ -13,8 +13,8 @@ from cca_ray.reporting.results import SizeResults, StudyResults
 from cca_ray.reporting.settings import Rung, Search
 from cca_ray.search.records import RULE, readable
 from cca_ray.verdict import (
-    BUDGET,
     JUDGED,
+    LENGTH,
     against,
     control_in_words,
     headline,
@@ -29,7 +29,7 @@ from cca_ray.verdict import (
     with_spread,
 )
 
-CONTINUED = "continued after it had finished, and not finished again; its results are of before"
+CONTINUED = "continued after it had finished, and not finished again; its results are from before that"
 NAMED = 8  # trials that ended for the same reason, at most
 
 
@@ -224,7 +224,7 @@ def protocol(size: SizeResults) -> list[str]:
     *most, last = (metric.label for metric in size.metrics)
     scores = f"{', '.join(most)} and {last}" if most else last
     control = "plain fine-tuning with the same steps, data order and EMA"
-    if {*BUDGET} & search.space.keys():
+    if {*LENGTH} & search.space.keys():
         control = f"{control_in_words(search.space)}, in the same data order"
     beta = "" if train.beta is None else f" β {train.beta:g},"
     return [

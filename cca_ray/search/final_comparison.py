@@ -34,7 +34,7 @@ from cca_ray.search.cards import CardEffect, card_effects
 from cca_ray.search.cleaning import WEIGHTS, best_trials
 from cca_ray.search.fresh_scores import Chooser
 from cca_ray.search.records import rung_scores
-from cca_ray.search.standings import Contender, Standing, contested, difference, winner_of
+from cca_ray.search.standings import Contender, Standing, contested, difference, surely_better, winner_of
 from cca_ray.search.widening import edge_of_control, edge_of_guidance, edges_of_search
 from cca_ray.storage.files import atomically, fingerprint
 from cca_ray.storage.mirror import exists, pull
@@ -211,6 +211,7 @@ def summarize(
     differences = {role: difference(tuned, outcome.standings[role], headline) for role in COMPARED}
     control, search = (next(arm for arm in arms if arm.name == name) for name in ("control", "search"))
     rate = dict(outcome.standings["control"].contender.params)["learning_rate"]
+    beats_base = surely_better(outcome.standings["control"], outcome.standings["base"], headline)
     selection = {s.contender.number: s.score() for s in outcome.selection}
     by_trial = {
         s.contender.number: Finalist(
@@ -242,7 +243,7 @@ def summarize(
         edges=(
             *edges_of_search(config, dict(winner.params)),
             *edge_of_guidance(config, outcome.standings["guided"].contender.guidance_scale, outcome.scales),
-            *edge_of_control(config, rate, control.rates(), control.given),
+            *edge_of_control(config, rate, control.rates(), control.given, beats_base=beats_base),
         ),
         trade_off=trade_off(search, outcome.metrics),
         trials=len(search.ended()),

@@ -157,7 +157,8 @@ def figures_of(summary: SizeSummary) -> dict[str, float]:
     names, figures = names_of(summary), {final("guidance_scale"): summary.models["guided"].guidance_scale}
     for role, name in names.items():
         figures |= {final(m.name, name): summary.value(role, m) for m in summary.metrics}
-        figures[final("std", name)] = summary.std(role) or 0.0
+        if (std := summary.std(role)) is not None:
+            figures[final("std", name)] = std
     for role, found in summary.differences.items():
         figures[final("difference", role)] = found.value
         figures[final("at_least_as_good_as", role)] = found.at_least_as_good
@@ -200,7 +201,9 @@ def register_champion(tracker: Tracker, summary: SizeSummary, table: str) -> Non
     study, size, _ = parent.split("/")
     tags = {KEY: parent, "study": study, "size": size, "protocol": summary.protocol, "trial": str(winner.trial)}
     tags |= {setting: str(value) for setting, value in winner.params.items()}
-    tags |= {summary.headline.name: str(summary.value("tuned")), "std": str(summary.std("tuned"))}
+    tags[summary.headline.name] = str(summary.value("tuned"))
+    if (std := summary.std("tuned")) is not None:
+        tags["std"] = str(std)
     tied = "; ".join(readable(finalist.params) for finalist in ties(summary))
     what = f"{readable(winner.params)}, trial {winner.trial} of {study}." + f" Tied with it: {tied}." * bool(tied)
     said = verdict(summary)

@@ -51,14 +51,18 @@ class Standing:
     def mean(self, metric: str) -> float:
         return float(self.values[metric].mean())
 
-    def std(self, metric: str) -> float:
+    def std(self, metric: str) -> float | None:
         """Of one block by the jackknife, or, where models of several training seeds were scored, of one model.
+
+        None of one model where there are too few images for groups, or the metric has none.
 
         A few blocks' own spread would be a poor estimate of it: from three it is wrong by half as often as not.
         """
         values = self.values[metric]
         if len(values) > 1:
             return float(values.mean(1).std(ddof=1))
+        if self.without[metric].shape[-1] < 2:
+            return None
         return float(np.sqrt(np.mean([jackknife_error(without) ** 2 for without in self.without[metric][0]])))
 
     def unbiased(self) -> "Standing":
@@ -98,7 +102,7 @@ class Standing:
         """For the summary: means over the blocks, the spread of one."""
         return ModelScore(
             values={name: self.mean(name) for name in self.values},
-            std={name: self.std(name) for name in self.values},
+            std={name: std for name in self.values if (std := self.std(name)) is not None},
             guidance_scale=self.contender.guidance_scale,
         )
 
@@ -132,6 +136,14 @@ def winner_of(standings: Sequence[Standing], metric: MetricInfo) -> tuple[Standi
     best = min(standings, key=lambda s: (cost(s), s.contender.number))
     tied = [s for s in standings if s is best or cost(s) - cost(best) <= 2 * s.beside(best, metric.name).error]
     return min(tied, key=lambda s: (s.contender.images, cost(s), s.contender.number)), tied
+
+
+def surely_better(ours: Standing, theirs: Standing, metric: MetricInfo) -> bool:
+    """By the 95 % interval of their difference; by the means alone where there are too few images for one."""
+    found = difference(ours, theirs, metric)
+    if found is None:
+        return metric.cost(ours.mean(metric.name)) < metric.cost(theirs.mean(metric.name))
+    return found.high < 0 if metric.lower_is_better else found.low > 0
 
 
 def difference(ours: Standing, theirs: Standing, metric: MetricInfo) -> Difference | None:

@@ -39,7 +39,7 @@ class Verification:
     card: str
     blocks: tuple[Block, ...]
     difference: Estimate
-    std: float
+    std: float | None  # None where there are too few images for one
 
     @property
     def explained(self) -> bool:

@@ -87,12 +87,18 @@ def allowed(config: StudyConfig, name: str, value: float) -> bool:
 
 
 def edge_of_control(
-    config: StudyConfig, chosen: float, costs: Mapping[float, float], given: Sequence[float]
+    config: StudyConfig, chosen: float, costs: Mapping[float, float], given: Sequence[float], *, beats_base: bool
 ) -> tuple[Edge, ...]:
-    """The control's learning rate, where it is the smallest or largest of those that were tried."""
+    """The control's learning rate, where it is the smallest or largest of those that were tried.
+
+    `beats_base`: whether the control is surely better than the base, which is what ever smaller rates come to: a
+    smallest rate that is not has nothing below it that the table does not show.
+    """
     if len(given) < 2 or min(costs) < chosen < max(costs):
         return ()
     end: Literal["low", "high"] = "low" if chosen == min(costs) else "high"
+    if end == "low" and not beats_base:
+        return ()
     further = next_rate(costs, given, len(costs))  # as if it might go on
     setting = f"control.widen={min(config.control.widen + FURTHER, MOST_WIDENING)}"
     if further is None or (further < chosen) != (end == "low"):  # chosen by the fresh noise, and not by the rungs

@@ -18,6 +18,7 @@ from cca_ray.verdict import (
     headline,
     in_multiples,
     noise,
+    told,
     worst,
 )
 
@@ -32,13 +33,14 @@ def last_words(console: Console, study: str, sizes: Sequence[SizeSummary], width
         return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False) if width else [text]
 
     last = [line for text in advice(sizes) for line in lines_of(f"next: {text}")]
-    told = list(at_length(sizes))
-    if len(told) + len(last) > LAST:
-        told = list(in_short(sizes))
-    if len(told) + len(last) > LAST:
+    outcome, ends = list(at_length(sizes)), list[str]()
+    if len(outcome) + len(last) > LAST:
+        outcome = list(in_short(sizes))
+    if len(outcome) + len(last) > LAST:
         last = lines_of(f"next: {advice_in_short(sizes)}")
-    plain = [*lines_of(f"{noise(sizes)}."), *lines_of(f"{study}: {headline(sizes)}")]
-    for line, style in [*((line, "") for line in plain), *told, *((line, "") for line in last)]:
+        ends = [f"{size.size}: {told(edge)}" for size in sizes for edge in size.edges]
+    plain = [line for text in (*ends, f"{noise(sizes)}.", f"{study}: {headline(sizes)}") for line in lines_of(text)]
+    for line, style in [*((line, "") for line in plain), *outcome, *((line, "") for line in last)]:
         console.rich.print(Text(line, style), soft_wrap=True)
 
 
@@ -58,12 +60,12 @@ def in_short(sizes: Sequence[SizeSummary]) -> Iterator[tuple[str, str]]:
     column = max(len(size.size) for size in sizes)
     wide = {other: max(len(interval(size, other)) for size in sizes) for other in JUDGED}
     for size in sizes:
-        told = "  ".join(
+        both = "  ".join(
             f"{other} {MARKS[sign]} {WORDS[sign]:6} {interval(size, other):{wide[other]}}"
             for other in JUDGED
             for sign in [compared(size, other)]
         )
-        yield f"{size.size:{column}}  {told}".rstrip(), STYLES[worst(size)]
+        yield f"{size.size:{column}}  {both}".rstrip(), STYLES[worst(size)]
 
 
 def beside(size: SizeSummary, other: Role) -> str:

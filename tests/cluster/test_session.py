@@ -164,7 +164,7 @@ def test_why_ray_does_not_start_or_does_not_take_us_is_one_line(monkeypatch: pyt
     cluster = Named("head:6379", "RAY_ADDRESS=head:6379", "unset RAY_ADDRESS")
     error = ConnectionError("cannot connect")
     error.__cause__ = RuntimeError("no node of it is here\nsee the log")
-    assert why_not(error, cluster) == "RAY_ADDRESS=head:6379: no node of it is here; mend that, or unset RAY_ADDRESS"
+    assert why_not(error, cluster) == "RAY_ADDRESS=head:6379: no node of it is here; fix that, or unset RAY_ADDRESS"
     full = why_not(OSError(errno.ENOSPC, "No space left on device", "/scratch/ray/session"), None)
     assert full.startswith("Ray cannot use /scratch/ray (No space left on device); set RAY_TMPDIR")
     files = why_not(OSError(errno.EMFILE, "Too many open files", "/lib/x"), None)

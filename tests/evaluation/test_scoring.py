@@ -184,7 +184,7 @@ def test_the_inception_score_is_left_out_where_there_are_no_probabilities(make_s
     scoring = without_probabilities(scoring_of(config, CPU))
     assert names(config, scoring) == ["fid"]
     for asked in ({"search": {"metric": "both"}}, {"score": {"metrics": ["inception_score", "fid"]}}):
-        with pytest.raises(ConfigError, match="inception_score cannot be had: the feature network gives no class"):
+        with pytest.raises(ConfigError, match="inception_score cannot be computed: the feature network gives no class"):
             metrics_of(make_study(**asked), scoring)
 
 
@@ -193,14 +193,14 @@ def test_what_wants_features_of_real_images_says_how_to_make_them(name: str, mak
     config = make_study(score={"metrics": ["fid", name]})
     scoring = scoring_of(config, CPU)
     assert names(config, scoring) == ["fid", name]
-    with pytest.raises(ConfigError, match=f"{name} cannot be had: .*cca_ray.prepare --reference") as error:
+    with pytest.raises(ConfigError, match=f"{name} cannot be computed: .*cca_ray.prepare --reference") as error:
         metrics_of(config, without_features(scoring))
     assert "\n" not in str(error.value)
 
 
 def test_a_metric_says_how_many_images_it_wants(make_study: MakeStudy):
     config = make_study(score={"metrics": ["recall"]}, search={"metric": "recall"}, rungs=[{"at": 1.0, "samples": 5}])
-    with pytest.raises(ConfigError, match="recall cannot be had: it needs 4 images, not 2"):
+    with pytest.raises(ConfigError, match="recall cannot be computed: it needs 4 images, not 2"):
         scoring_of(config, CPU)
 
 

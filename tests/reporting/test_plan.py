@@ -81,7 +81,7 @@ def test_the_cluster_decides_how_many_run_at_a_time(tmp_path: Path):
         return plan_of(configs, tmp_path, "new", nodes, prices={"": 2.0, "H100": 4.9})[-2]
 
     assert ", 4 trials at a time" in time_on(Node("H100", 64, 8))
-    assert ", 1 trials at a time" in time_on(Node("H100", 64, 1))
+    assert ", 1 trial at a time" in time_on(Node("H100", 64, 1))
     assert time_on(*HERE) == "  time: unknown: no trial fits on 2 CPU as it is now"
 
 

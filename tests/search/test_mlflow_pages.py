@@ -1,7 +1,7 @@
 """What a real study shows in MLflow, in a database and on a server."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlflow
@@ -9,19 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cca_ray.contracts import Edge, MlflowNames, TradeOff
 from cca_ray.evaluation.scoring import load_base, protocol_of, sample_shards, scoring_of
 from cca_ray.models.parallel import Group
 from cca_ray.reporting.results import read_study
 from cca_ray.reporting.summary import table
-from cca_ray.search.mlflow_pages import experiment_of, register_champion, registered_name, trials_filter
+from cca_ray.search.mlflow_pages import experiment_of, figures_of, register_champion, registered_name, trials_filter
 from cca_ray.space_file import parse
 from cca_ray.storage.uris import local_path
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.verdict import verdict
+from cca_ray.verdict import told, verdict, why_another
 from tests.conftest import MakeStudy, tiny_space
 from tests.real_studies import Shown, finish
-from tests.studies import make_study
+from tests.studies import make_study, summary_of
 from tests.tracking.experiments import contents
 from tests.tracking.servers import server, the_server
 
@@ -180,10 +181,10 @@ class Noted(Tracker):
     """Keeps the note, and writes nothing."""
 
     def __init__(self) -> None:
-        self.said = ""
+        self.said, self.registered = "", dict[str, str]()
 
-    def register(self, *arguments: object) -> None:
-        pass
+    def register(self, key: str, name: str, alias: str, description: str, tags: Mapping[str, str]) -> None:
+        self.registered = dict(tags)
 
     def note(self, key: str, text: str) -> None:
         self.said = text
@@ -201,3 +202,34 @@ def test_the_note_of_a_model_says_how_to_sample_from_it(family: str, said: str, 
     register_champion(tracker, size.summary.model_copy(update={"family": family, "mlflow": names}), "table")
     assert said in tracker.said
     assert unsaid not in tracker.said
+
+
+def test_the_note_tells_of_ends_and_of_another_best_and_the_version_has_plain_values():
+    rows = tuple(
+        TradeOff(trial=trial, params={}, values={"fid": fid, "inception_score": 8.0}, front=False)
+        for trial, fid in ((3, 16.5), (4, 16.2))
+    )
+    edge = Edge(of="lambda", value=0.52, low=0.5, high=20, end="low", setting="search.space.lambda.low=0.08")
+    size = summary_of(winner=3, trade_off=rows, edges=(edge,))
+    size = size.model_copy(update={"mlflow": MlflowNames(key="study/digits_s/x", registered_model="m")})
+    tracker = Noted()
+    register_champion(tracker, size, "table")
+    assert f"**{told(edge)}**" in tracker.said
+    assert why_another(size) in tracker.said != ""
+    tags = tracker.registered
+    assert (tags["study"], tags["size"], tags["trial"]) == ("study", "digits_s", "3")
+    assert float(tags["std"]) == size.std("tuned")
+    assert all(float(tags[name]) == value for name, value in size.winner.params.items())
+
+
+def test_a_spread_that_is_not_known_is_no_number_in_mlflow():
+    size = summary_of()
+    blank = size.models["control"].model_copy(update={"std": {}})
+    few = size.model_copy(
+        update={"models": {**size.models, "control": blank, "tuned": blank}, "mlflow": MlflowNames(key="s/a/x")}
+    )
+    assert {"final/std_base", "final/std_guided"} == {name for name in figures_of(few) if "std" in name}
+    assert "final/std_control" in figures_of(size)
+    tracker = Noted()
+    register_champion(tracker, few, "table")
+    assert "std" not in tracker.registered

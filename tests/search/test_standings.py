@@ -1,12 +1,14 @@
 """How a study decides: ties, fronts and spreads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from benchmarks.intervals import World, coverage, differences
 from cca_ray.contracts import FID, Score
-from cca_ray.search.standings import Contender, Standing, contested, difference, winner_of
+from cca_ray.search.standings import Contender, Standing, contested, difference, surely_better, winner_of
 
 IMAGES = np.zeros((1, 2, 2, 3), np.uint8)
 
@@ -124,6 +126,18 @@ def test_where_more_is_better_a_positive_difference_is_the_good_one():
 def test_a_single_group_of_images_gives_no_error_and_so_no_difference():
     few = Standing(Contender("a"), {"fid": np.ones((1, 2))}, {"fid": np.ones((1, 2, 1))}, np.empty(0))
     assert difference(few, few, FID) is None
+    assert few.std("fid") is None
+    assert few.score().std == {}
+    more = replace(few, values={"fid": np.ones((1, 2)) + 1})
+    assert [surely_better(few, more, FID), surely_better(more, few, FID)] == [True, False]  # by the means alone
+
+
+def test_who_is_surely_better_has_an_interval_without_0():
+    ours, near, far = (standing(i, [[value]], noise=0.03) for i, value in enumerate((5.0, 5.05, 6.0)))
+    assert [surely_better(ours, other, FID) for other in (near, far)] == [False, True]
+    higher = FID.model_copy(update={"lower_is_better": False})
+    assert [surely_better(far, other, higher) for other in (near, ours)] == [True, True]
+    assert not surely_better(ours, far, higher)
 
 
 @pytest.mark.parametrize("world", [World(6, 100, 2), World(6, 100, 1, models=3, training=0.3)])

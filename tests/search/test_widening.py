@@ -308,8 +308,8 @@ def test_a_narrow_range_is_widened_all_the_same():
 
 def test_a_control_at_the_end_of_its_rates_is_told(make_config: MakeStudy):
     config, costs = make_config(control={"learning_rates": list(RATES)}), {1e-4: 5.0, 1e-3: 4.0, 3e-3: 3.0}
-    assert edge_of_control(config, 1e-3, costs, RATES) == ()
-    (edge,) = edge_of_control(config, 3e-3, costs, RATES)
+    assert edge_of_control(config, 1e-3, costs, RATES, beats_base=True) == ()
+    (edge,) = edge_of_control(config, 3e-3, costs, RATES, beats_base=False)
     assert (edge.end, edge.low, edge.high, edge.setting, edge.continues) == (
         "high",
         1e-4,
@@ -317,12 +317,15 @@ def test_a_control_at_the_end_of_its_rates_is_told(make_config: MakeStudy):
         "control.widen=6",
         True,
     )
-    assert edge_of_control(config, 3e-3, {**costs, 9e-3: math.inf}, RATES) == ()
+    assert edge_of_control(config, 3e-3, {**costs, 9e-3: math.inf}, RATES, beats_base=True) == ()
     # The rungs found the middle, fresh noise the end: further rates must be named.
-    (edge,) = edge_of_control(config, 3e-3, {1e-4: 5.0, 1e-3: 2.9, 3e-3: 3.0}, RATES)
+    (edge,) = edge_of_control(config, 3e-3, {1e-4: 5.0, 1e-3: 2.9, 3e-3: 3.0}, RATES, beats_base=True)
     assert (edge.setting, edge.continues) == ("control.learning_rates=[0.0001,0.001,0.003,0.009]", False)
-    (edge,) = edge_of_control(config, 1e-4, {1e-4: 3.0, 1e-3: 2.9, 3e-3: 3.0}, RATES)
+    chosen_low = {1e-4: 3.0, 1e-3: 2.9, 3e-3: 3.0}
+    (edge,) = edge_of_control(config, 1e-4, chosen_low, RATES, beats_base=True)
     assert edge.setting == "control.learning_rates=[1e-05,0.0001,0.001,0.003]"
+    # Ever smaller rates come to the base, which the table has.
+    assert edge_of_control(config, 1e-4, chosen_low, RATES, beats_base=False) == ()
 
 
 def test_the_largest_scale_of_several_is_told(make_config: MakeStudy):
@@ -337,8 +340,12 @@ def test_every_setting_that_is_told_can_be_given():
     told = [
         *edges_of_search(config, {"lambda": 0.5, "learning_rate": 0.02}),
         *edge_of_guidance(config, 3.0, config.score.guidance_scales),
-        *edge_of_control(config, 3e-4, {3e-4: 5.0, 1e-3: 4.0, 3e-3: 6.0}, config.control.learning_rates),
-        *edge_of_control(config, 3e-3, {3e-4: 5.0, 1e-3: 4.0, 3e-3: 3.0}, config.control.learning_rates),
+        *edge_of_control(
+            config, 3e-4, {3e-4: 5.0, 1e-3: 4.0, 3e-3: 6.0}, config.control.learning_rates, beats_base=True
+        ),
+        *edge_of_control(
+            config, 3e-3, {3e-4: 5.0, 1e-3: 4.0, 3e-3: 3.0}, config.control.learning_rates, beats_base=True
+        ),
     ]
     wider = load_config(find_space("digits_s"), settings_of(told))
     assert wider.search.space["lambda"].low < 0.5

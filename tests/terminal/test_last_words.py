@@ -52,17 +52,19 @@ def test_of_many_sizes_each_has_a_line_so_that_twelve_hold_them_all():
         "llamagen_3b   guided ✗ WORSE  +1.20 to +1.80  control ✓ better -6.80 to -6.20",
     ]
 
-    sizes[1] = sizes[1].model_copy(update={"edges": (EDGE,)})
+    sizes[4] = sizes[4].model_copy(update={"edges": (EDGE,)})
     lines = said(sizes)
     assert max(map(len, lines)) <= 80
     first = lines.index("winner minus other, 95 % interval of FID:") + 1
     assert [line.split()[0] for line in lines[first : first + 9]] == names
     assert len(lines) - first <= 12
     assert " ".join(line.strip() for line in lines[first + 9 :]) == (
-        "next: look beyond the ends, as the report says: llamagen_l; search on or keep guidance: llamagen_xxl, "
-        "llamagen_3b, var_d16, var_d20, var_d24, var_d30; use winner.pt or search on: llamagen_xl; use winner.pt: "
-        "llamagen_b"
+        "next: look beyond the ends, as told above: llamagen_3b; search on or keep guidance: llamagen_xxl, var_d16, "
+        "var_d20, var_d24, var_d30; use winner.pt or search on: llamagen_xl; use winner.pt: llamagen_b, llamagen_l"
     )
+    above = " ".join(line.strip() for line in lines[: first - 1])
+    assert above.startswith("llamagen_3b: λ, 0.52, lies at the lower end of what was searched (0.5 to 20)")
+    assert "search again with --fresh --set search.space.lambda.low=0.08" in above
 
 
 def said(sizes: list[SizeSummary], width: int = 80) -> list[str]:
