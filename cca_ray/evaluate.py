@@ -67,9 +67,11 @@ def evaluate(
         refuse_sampling(samples, seed, guidance_scale, "--npz has all images that are scored")
     refuse_missing(checkpoint)
     refuse_missing(npz)
-    config = resolved(space, storage, settings, Console(sys.stderr, quiet))
+    console = Console(sys.stderr, quiet)
+    config = resolved(space, storage, settings, console)
     weights, images = (None if path is None else Path(path) for path in (checkpoint, npz))
-    return measure.evaluate(config, weights, images, samples, guidance_scale, seed)
+    with console.during("scoring" if npz else "sampling and scoring"):
+        return measure.evaluate(config, weights, images, samples, guidance_scale, seed)
 
 
 @in_python
@@ -86,8 +88,9 @@ def verify(
 
     The difference from what the study has kept tells whether this machine's card scores alike.
     """
-    config = resolved(space, storage, settings, Console(sys.stderr, quiet))
-    return verified(config, local_path(study), trial)
+    console = Console(sys.stderr, quiet)
+    config = resolved(space, storage, settings, console)
+    return verified(config, local_path(study), trial, console)
 
 
 def main(
@@ -127,8 +130,9 @@ def main(
         raise ConfigError("--trial: names a finalist of a study; give --verify, too")
     if verify is not None:
         refuse_sampling(samples, seed, guidance_scale, "--verify always scores as the study did")
-        config = resolved(space, storage, set_ or [], Console(sys.stderr))
-        tell_verified(verified(config, verify, trial), verify)
+        console = Console(sys.stderr)
+        config = resolved(space, storage, set_ or [], console)
+        tell_verified(verified(config, verify, trial, console), verify)
         return
     found = evaluate(space, checkpoint, npz, samples, guidance_scale, seed, storage, set_ or [])
     protocol = found.protocol
@@ -148,7 +152,7 @@ def refuse_sampling(samples: int | None, seed: int | None, guidance_scale: float
             raise ConfigError(f"{option}: {why}")
 
 
-def verified(config: ResolvedStudy, folder: Path, number: int | None) -> Verification:
+def verified(config: ResolvedStudy, folder: Path, number: int | None, console: Console) -> Verification:
     """A finalist of the study in this folder (None: the winner) scored again here. ConfigError if it has none such."""
     study = read_study(folder.parent, folder.name)
     found = next((size for size in study.sizes if size.name == config.name), None)
@@ -159,7 +163,8 @@ def verified(config: ResolvedStudy, folder: Path, number: int | None) -> Verific
         raise ConfigError(f"{folder}: trial {number} was not in the final comparison; {sorted(finalists)} were")
     wanted = size.winner.trial if number is None else number
     (chosen,) = (row.frozen for row in found.of("search") if row.number == wanted)
-    return verify_trial(config, study.folder, chosen, found.id, size.headline)
+    with console.during(f"scoring trial {wanted} again"):
+        return verify_trial(config, study.folder, chosen, found.id, size.headline)
 
 
 def tell_verified(found: Verification, folder: Path) -> None:

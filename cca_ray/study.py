@@ -295,14 +295,16 @@ class Sizes:
                     self.stop.leave()
                     raise KeyboardInterrupt
         study = self.study
-        study.window.hide(config.name)
-        if isinstance(outcome, BaseException):
-            return config.name, outcome
         try:
+            if isinstance(outcome, BaseException):
+                return config.name, outcome
+            study.window.doing(config.name, "writing its results")
             size = finish_size(outcome, study.folder / config.name, study.trackers[experiment_of(config)])
             self.done[config.name] = size
             write_summary(study.folder, self.sizes())
         except OSError as error:  # others may be at work
             return config.name, error
+        finally:
+            study.window.hide(config.name)
         study.console.say(verdict(size))
         return config.name, None

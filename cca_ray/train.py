@@ -147,7 +147,8 @@ def train(
         if report.score:
             scores[report.step] = report.score
 
-    fine_tune(Job(config, config.train, folder.resolve()), hear)
+    with console.during("training"):
+        fine_tune(Job(config, config.train, folder.resolve()), hear)
     console.say(f"weights: {to_uri(folder / 'model.pt')}")
     return FineTuned(folder, folder / "model.pt", tuple(scores.values()))
 

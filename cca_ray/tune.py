@@ -158,9 +158,11 @@ def search(
             stop = Stop()
             with ray_session(lambda: stop.ask(LOST_S), log, logging.INFO), heeding_signals(stop, again):
                 console.clear()
+                console.waiting("planning")
                 free_what_died(folder, configs, console.say)
                 for line in plan_of(configs, storage, name, nodes_now(), budget.minutes, budget.device_hours):
                     console.say(line)
+                console.clear()
                 study = Study(name, folder, trackers, console, window)
                 sizes = Sizes(study, configs, budget, side_by_side, stop).run()
             console.waiting("making the report")

@@ -8,17 +8,20 @@ import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
 from cca_ray.cluster.stopping import Stop
+from cca_ray.contracts import SizeSummary
 from cca_ray.errors import ConfigError
 from cca_ray.inputs import SPACES, find_space
 from cca_ray.search.accounts import COUNTED, TERMS, Terms
 from cca_ray.search.budget import Limits
+from cca_ray.search.mlflow_pages import experiment_of
+from cca_ray.search.size_study import SizeResult
 from cca_ray.space_file import load_config
 from cca_ray.status import look
 from cca_ray.study import Budget, Sizes, Study, UsedBefore, smaller_sizes, too_many_at_once, used_before
@@ -169,6 +172,32 @@ def test_a_size_that_fails_alone_is_told_of_by_what_ends_the_command(tmp_path: P
     with pytest.raises(ConfigError):
         sizes.run()
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_done_at_the_end_of_a_size_is_shown_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    config = load_config(find_space("digits_s"))
+    window = Window(Console(), tmp_path, DriverStatus.of_this_process("study", ("digits_s",), tmp_path / "log.txt"))
+    trackers: dict[str, Any] = {experiment_of(config): None}
+    sizes = Sizes(Study("study", tmp_path, trackers, window.console, window), [config], Budget(), False, Stop())
+    seen = list[str]()
+
+    def finish(*_: object) -> SizeSummary:
+        seen.append(window.driver.doing["digits_s"][0])
+        if len(seen) > 1:
+            raise OSError("the disk is full")
+        return summary_of()
+
+    monkeypatch.setattr("cca_ray.study.finish_size", finish)
+    for ends in (None, OSError):
+        sizes.ended.put((config, cast(SizeResult, object())))
+        _, error = sizes.await_one()
+        assert type(error) is (ends or type(None))
+        assert window.driver.doing == {}
+        assert window.console.patience is None
+    assert seen == ["writing its results"] * 2
+    assert "digits_s: ✓ better than the guided base" in capsys.readouterr().out
 
 
 def test_more_trials_than_the_head_can_drive_are_told_of():

@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, cast
 
@@ -188,6 +189,15 @@ class Console:
             return f"{what}, {time.monotonic() - since:.0f} s"
 
         self.keep_below(lambda: Text(f"        {told()}", "dim"), lambda: (what, f"still {told()}"))
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Show this, and for how long, as long as it lasts, also where it fails."""
+        self.waiting(what)
+        try:
+            yield
+        finally:
+            self.clear()
 
     def clear(self) -> None:
         """Take away what is kept below the lines."""

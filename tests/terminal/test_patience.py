@@ -4,6 +4,8 @@ import io
 import threading
 import time
 
+import pytest
+
 from cca_ray.terminal.console import Console
 from cca_ray.terminal.patience import Silence
 
@@ -46,3 +48,16 @@ def test_what_is_waited_for_is_said_until_it_is_done():
     console.clear()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_what_fails_is_waited_for_no_longer():
+    console = Console(io.StringIO())
+
+    def fail() -> None:
+        with console.during("scoring"):
+            assert console.patience is not None
+            raise ValueError("no such file")
+
+    with pytest.raises(ValueError, match="no such file"):
+        fail()
+    assert console.patience is None
