@@ -82,7 +82,7 @@ def test_a_dry_run_shows_every_setting_and_starts_nothing(tmp_path: Path, capsys
     assert told[2] == "  rungs: 900 images at 50 %, 1,800 images at 100 % of a trial"
     assert told[3].startswith("  on CPU: ")
     assert re.fullmatch(r"  time: about [\d.]+ (s|minutes) on .*; plus the time to make a small base", told[4])
-    assert re.fullmatch(r"  disk: about [\d.]+ MB \(9 trials × .* 5 times the size of the weights\)", told[5])
+    assert re.fullmatch(r"  disk: about [\d.]+ MB \(up to 12 trials × .* 5 times the size of the weights\)", told[5])
     assert shown[0]["train"]["beta"] == 0.5
     assert shown[0]["train"]["weight_decay"] == 0.05
     assert (shown[0]["search"]["seed"], shown[0]["train"]["seed"]) == (3, 3)

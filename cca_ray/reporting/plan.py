@@ -19,6 +19,7 @@ from cca_ray.reporting.results import SizeResults, StudyResults, TrialRow, read_
 from cca_ray.search.forecast import HOUR, Speed, Work, at_once, speed_on_a_core, speeds_by_arithmetic, wall_hours
 from cca_ray.search.records import ENDED_NAMES, device_seconds_of
 from cca_ray.storage.uris import is_copy, local_path, to_uri
+from cca_ray.training.roofline import size_of
 from cca_ray.training.small_networks import blank_model, blank_tokenizer
 
 Prices = Mapping[str, float]  # of an hour, by type of card; of any other card under the empty name
@@ -51,7 +52,7 @@ def plan_of(
     ended = sum(t.state in ENDED_NAMES for size in study.sizes for t in size.trials) if study else 0
     state = f"continued; {ended} trials have ended" if study else "new"
     lines = [f"study {name} in {to_uri(storage / name)}: {state}"]
-    cards = set[str]()  # of which a line tells
+    cards, hours_of, walls = set[str](), list[dict[str, float]](), list[float | None]()
     for config in configs:
         by_study = {other.name: size for other in known if (size := size_named(config.name, other))}
         base = embedded_base(config) if config.base.embedded else None
@@ -70,6 +71,10 @@ def plan_of(
         lines += [f"  {line}" for line in would_learn(config, storage / name, begun)]
         lines += [f"  {line}" for line in cost(work, speeds, prices or {})]
         lines += [f"  time: {time(config, work, speeds, nodes)}", f"  disk: {disk(config, base)}"]
+        hours_of.append({speed.card: work.hours(speed) for speed in speeds})
+        walls.append(wall_hours(config, work, speeds, nodes) if work else 0.0)
+    if len(configs) > 1:
+        lines += in_total(hours_of, walls, prices or {}, nodes)
     lines += unused(prices or {}, cards)
     given = " and ".join(f"{value:g} {unit}" for value, unit in ((minutes, "minutes"), (hours, "GPU-hours")) if value)
     if given:
@@ -103,13 +108,17 @@ def size_named(name: str, study: StudyResults) -> SizeResults | None:
 
 def trials(config: StudyConfig) -> str:
     search, score, rates = config.search, config.score, len(config.control.learning_rates)
-    widens = rates > 1 and config.control.widen > 0
-    more = f" (up to {rates + config.control.widen} if the best rate is at the edge)" if widens else ""
+    more = f" (up to {rates + config.control.widen} if the best rate is at the edge)" if widens(config) else ""
     again = f", {search.replicates} further training seeds for each finalist" if search.replicates else ""
     return (
         f"{search.trials} trials, {rates} control{'s' * (rates > 1)}{more}, {search.max_concurrent} at a time; then "
         f"{score.finalists} finalists on {score.blocks} × {score.samples:,} images, the winner on twice as many{again}"
     )
+
+
+def widens(config: StudyConfig) -> bool:
+    """Whether the control may try further learning rates."""
+    return len(config.control.learning_rates) > 1 and config.control.widen > 0
 
 
 def rungs(config: StudyConfig) -> str:
@@ -167,15 +176,34 @@ def cost(work: Work, speeds: Sequence[Speed], prices: Prices) -> list[str]:
     """A line a type of card: what is left if all of it ran there, and no trial were stopped at a rung."""
     lines = []
     for speed in speeds:
-        training, scoring = work.training(speed), work.rungs(speed) + work.final(speed)
-        whole, price = training + scoring, prices.get(speed.card, prices.get("") if speed.card != CPU else None)
-        money = f"; {amount(whole * price)} at {price:g} an hour" if price is not None else ""
+        training, whole = work.training(speed), work.hours(speed)
+        scoring, money = whole - training, money_of(whole, speed.card, prices)
         share, unit = 100 * scoring / whole if whole else 0.0, "core" if speed.card == CPU else "card"
         lines.append(
             f"on {speed.card}: {words(whole)} on one {unit} if no trial is stopped at a rung (training "
             f"{words(training)}, scoring {words(scoring)}: {share:.0f} %){money}; {speed.source}"
         )
     return lines
+
+
+def money_of(hours: float, card: str, prices: Prices) -> str:
+    """`; 204 at 4.9 an hour`; empty without a price."""
+    price = prices.get(card, prices.get("") if card != CPU else None)
+    return f"; {amount(hours * price)} at {price:g} an hour" if price is not None else ""
+
+
+def in_total(
+    hours_of: Sequence[Mapping[str, float]], walls: Sequence[float | None], prices: Prices, nodes: Sequence[Node]
+) -> Iterator[str]:
+    """Of several sizes. `hours_of`: of one card of each type, by size; only cards that all sizes can run on."""
+    yield "in all:"
+    for card in (card for card in hours_of[0] if all(card in hours for hours in hours_of)):
+        whole = sum(hours[card] for hours in hours_of)
+        unit = "core" if card == CPU else "card"
+        yield f"  on {card}: {words(whole)} on one {unit}{money_of(whole, card, prices)}"
+    known = [wall for wall in walls if wall is not None]
+    wall = f"about {words(sum(known))} on {in_all(nodes)}, one size after another"
+    yield f"  time: {wall if len(known) == len(walls) else 'unknown, as that of a size above'}"
 
 
 def unused(prices: Prices, cards: Set[str]) -> list[str]:
@@ -199,7 +227,7 @@ def amount(money: float) -> str:
 
 def time(config: StudyConfig, work: Work, speeds: Sequence[Speed], nodes: Sequence[Node]) -> str:
     """Wall time on these nodes, if all are free."""
-    if not (work.trials or work.controls or any(work.final_images)):
+    if not work:
         return "nothing left to do"
     if not speeds:
         return "unknown until a first trial has run; --minutes or --gpu-hours sets a limit"
@@ -233,18 +261,20 @@ def disk(config: StudyConfig, base: EmbeddedBase | None) -> str:
     """The weights of every trial, and a checkpoint with optimizer and EMA, until `clean` takes those away."""
     if base is None:
         assert config.base.checkpoint is not None
-        path = local_path(config.base.checkpoint)
-        weights = float(path.stat().st_size) if path.is_file() else 0.0
+        path, size = local_path(config.base.checkpoint), size_of(config)
+        weights = float(path.stat().st_size) if path.is_file() else 4.0 * size.parameters if size else 0.0
     else:
         weights = 4.0 * base.parameters
     if not weights:
         return "unknown: the base's weights are not on this machine"
     copies = 1 + 3 + bool(config.train.ema_decay)
     count = config.search.trials + len(config.control.learning_rates) + config.replicates
-    whole = count * copies * weights
-    unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if whole >= s or u == "kB")
+    most = count + (config.control.widen if widens(config) else 0)
+    whole = most * copies * weights
+    unit, scale = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if whole >= s or u == "kB")
     of_each = f"weights and checkpoint, {copies} times the size of the weights"
-    return f"about {whole / size:.2g} {unit} ({count} trials × {of_each})"
+    about = float(f"{whole / scale:.2g}")
+    return f"about {about:g} {unit} ({'up to ' * (most > count)}{most} trials × {of_each})"
 
 
 def embedded_base(config: StudyConfig) -> EmbeddedBase:

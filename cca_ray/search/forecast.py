@@ -65,6 +65,14 @@ class Work:
             tables=(not any(ended.values())) + (search.replicates if again and not ended.get("replicate") else 0),
         )
 
+    def __bool__(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.trials or self.controls or any(self.final_images))
+
+    def hours(self, speed: Speed) -> float:
+        """All of it, on one card."""
+        return self.training(speed) + self.rungs(speed) + self.final(speed)
+
     def training(self, speed: Speed) -> float:
         """Hours of one card."""
         return self.trials * speed.trial + self.controls * speed.control + self.tables * speed.table

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.trial import TrialState, create_trial
 
 from cca_ray.cluster.queue import Node
@@ -62,8 +63,39 @@ def test_what_finalists_take_that_are_trained_again_is_in_the_disk_space(tmp_pat
         )
         for n in (0, 2)
     )
-    count = [int(lines[-1].split("(")[1].split(" trials")[0]) for lines in (alone, again)]
+    count = [int(lines[-1].split("(up to ")[1].split(" trials")[0]) for lines in (alone, again)]
     assert count[1] == count[0] + 6
+
+
+def test_the_disk_space_of_an_official_size_is_known_before_its_weights_are_here(tmp_path: Path):
+    def disk(*settings: str) -> str:
+        return plan_of([load_config(find_space("llamagen_b"), settings)], tmp_path, "new", HERE)[-1]
+
+    # 111 M parameters; AdamW's two moments, the model in the checkpoint, and the weights.
+    assert disk().startswith("  disk: about 39 GB (up to 22 trials × weights and checkpoint, 4 times the size of")
+    assert disk("control.widen=0").startswith("  disk: about 34 GB (19 trials ×")
+    assert disk("search.trials=160").startswith("  disk: about 290 GB (up to 166 trials ×")
+
+
+def test_of_several_sizes_the_last_lines_tell_what_all_take(tmp_path: Path):
+    names = ("llamagen_b", "var_d16")
+    configs = [load_config(find_space(name)) for name in names]
+    nodes = [Node("H100", 64, 8), Node("A100", 64, 8)]
+    lines = plan_of(configs, tmp_path, "new", nodes, prices={"H100": 4.9})
+    at = lines.index("in all:")
+    alone = [plan_of([config], tmp_path, "new", nodes, prices={"H100": 4.9}) for config in configs]
+
+    def hours(lines: list[str], card: str) -> float:
+        (told,) = (line for line in lines if line.startswith(f"  on {card}: "))
+        return float(told.removeprefix(f"  on {card}: ").partition(" hours")[0])
+
+    for card in ("A100", "H100"):
+        assert hours(lines[at:], card) == pytest.approx(sum(hours(own, card) for own in alone), abs=1.5)
+    assert " on one card; " in next(line for line in lines[at:] if "H100: " in line)
+    assert lines[-1].endswith(" on 8 A100, 8 H100, one size after another")
+    assert plan_of(configs, tmp_path, "new", HERE)[-1] == "  time: unknown, as that of a size above"
+    mixed = plan_of([configs[0], load_config(find_space("digits_s"))], tmp_path, "new", HERE)
+    assert mixed[-2:] == ["in all:", "  time: unknown, as that of a size above"]  # no card is common to both
 
 
 def test_of_a_finished_study_nothing_is_left(tmp_path: Path):
