@@ -21,6 +21,8 @@ from cca_ray.evaluation.decoder import Decoder
 from cca_ray.models.base import Model, Tokenizer, finite
 from cca_ray.models.condition import Condition, joined, nulled
 
+GRAPH_BYTES = 2**31  # of the next, where a step's buffers stay with its graph: at most 1.7 GiB for official models
+BESIDE_BYTES = 2**32  # what else is held at a time: a step, drawing its tokens, decoding images, their features
 CACHE_BYTES = 2**34  # of keys and values at a time: 3B at 384 pixels takes 184 MB an image, twice that guided
 DRAWN = 2**24  # logits that tokens are drawn from at a time: VAR's last scale has 2²⁰ an image, eight bytes each here
 # Of attention in decoding: all but cuDNN's, which plans anew for every number of keys, and each step has another.
@@ -128,6 +130,15 @@ def pick(logits: Tensor, noise: Tensor, decoding: Decoding, scale: float) -> tup
         tokens.append(draw(some, noise[rows]))
         highest.append(some.amax(-1))
     return torch.cat(tokens), torch.cat(highest)
+
+
+def room_for_cache(device: torch.device, graphs: bool) -> int:
+    """Bytes of keys and values at a time: `CACHE_BYTES`, less where a card has less memory free."""
+    most = CACHE_BYTES - (GRAPH_BYTES if graphs else 0)
+    if device.type != "cuda":
+        return most
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(GRAPH_BYTES, min(most, free - BESIDE_BYTES))
 
 
 def images_at_a_time(batch: int, cache_bytes: int, cache: int = CACHE_BYTES) -> int:

@@ -27,11 +27,11 @@ from cca_ray.evaluation.metric import AnyMetric, Context, Sums, metric_named, ob
 from cca_ray.evaluation.protocol import SHARD, Protocol
 from cca_ray.evaluation.reference import Reference
 from cca_ray.evaluation.sampler import (
-    CACHE_BYTES,
     PIXELS_AT_A_TIME,
     Decoding,
     decode_images,
     labels_of,
+    room_for_cache,
     sample_tokens,
     uniforms,
 )
@@ -222,8 +222,7 @@ def sample_shards(
     """
     shards, thrift = -(-protocol.samples // SHARD), thrift or Thrift(group.device)
     decoder = GraphDecoder(model) if scoring.graphs else Decoder(model)
-    # Graphs keep keys and values while images are decoded, and need memory of their own.
-    cache = CACHE_BYTES * 3 // 4 if scoring.graphs else CACHE_BYTES
+    cache = room_for_cache(group.device, scoring.graphs)
     decoding = Decoding(**{field.name: getattr(protocol, field.name) for field in fields(Decoding)})
     for shard in np.array_split(np.arange(shards), group.world)[group.rank]:
         index = np.arange(shard * SHARD, min((shard + 1) * SHARD, protocol.samples))
@@ -232,12 +231,13 @@ def sample_shards(
         noise = uniforms(protocol.seed, index, sum(model.decode_steps)).to(group.device)
 
         def images(share: int, condition: Condition = condition, noise: Tensor = noise) -> Tensor:
-            nonlocal decoder
+            nonlocal decoder, cache
             try:
                 tokens = sample_tokens(model, condition, noise, decoding, cache // share, decoder)
             except NoGraphs as error:
                 LOG.warning("decoding is not recorded as CUDA graphs here: slower, with the same images (%s)", error)
                 decoder = Decoder(model)  # the graphs' memory goes with the one before
+                cache = room_for_cache(group.device, graphs=False)
                 tokens = sample_tokens(model, condition, noise, decoding, cache // share, decoder)
             return decode_images(scoring.tokenizer, tokens, protocol.image_size, PIXELS_AT_A_TIME // share)
 

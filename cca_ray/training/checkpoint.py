@@ -68,11 +68,21 @@ class Progress:
         self.seconds += seconds
         self.device_seconds[card] = self.device_seconds.get(card, 0.0) + seconds * devices
 
+    @property
+    def scored(self) -> bool:
+        """Whether the last that was reported is a score, and of this step."""
+        return bool(self.reports) and self.reports[-1].score is not None and self.reports[-1].step == self.step
+
     def add(self, report: TrialReport) -> None:
         """Keep a report. One between rungs becomes part of the next: there are never many."""
         if self.reports and self.reports[-1].score is None:
             report = report.merged_after(self.reports.pop())
         self.reports.append(report)
+
+    def replace(self, report: TrialReport) -> None:
+        """The last report, which was kept without its score, now with it; its history is as it was kept."""
+        assert self.reports[-1].step == report.step
+        self.reports[-1] = report.model_copy(update={"history": self.reports[-1].history})
 
 
 def read_report(content: Mapping[str, Any], logged: tuple[str, ...]) -> TrialReport:

@@ -166,16 +166,10 @@ def memory_and_load(group: Group) -> tuple[float | None, dict[str, float]]:
     return None if peak is None else max(peaks), {name: value for load in loads for name, value in load.items()}
 
 
-def make_report(
-    loop: Loop, log: Log, progress: Progress, step: int, samples: int | None, pulse: Pulse, clock: Clock
-) -> TrialReport:
-    """What there is to say after this step, with a score of so many samples at a rung; `progress` comes up to date."""
+def make_report(loop: Loop, log: Log, progress: Progress, step: int, clock: Clock) -> TrialReport:
+    """What there is to say after this step, without a score; `progress` comes up to date."""
     group, config, train = loop.group, loop.job.config, loop.job.train
     history, rate = log.flush(train.global_batch)
-    scored = None
-    if samples:
-        scored = score_rung(loop, step, samples, pulse.alive)
-        log.since = time.monotonic()
     peak, load = memory_and_load(group)
     progress.come_to(step, clock.card, devices(config.placement))
     return TrialReport(
@@ -192,8 +186,19 @@ def make_report(
         gpu_memory_gib=peak,
         device_seconds=dict(progress.device_seconds),
         attempt=clock.attempt(),
-        score=scored,
     )
+
+
+def scored_report(
+    loop: Loop, log: Log, progress: Progress, report: TrialReport, samples: int, pulse: Pulse, clock: Clock
+) -> TrialReport:
+    """The same report with a score of so many samples, and what that has taken."""
+    score = score_rung(loop, report.step, samples, pulse.alive)
+    log.since = time.monotonic()
+    peak, load = memory_and_load(loop.group)
+    progress.come_to(report.step, clock.card, devices(loop.job.config.placement))
+    used = {"seconds": progress.seconds, "device_seconds": dict(progress.device_seconds), "attempt": clock.attempt()}
+    return report.model_copy(update={"score": score, "load": load, "gpu_memory_gib": peak, **used})
 
 
 def attempt(job: Job, report: Report, group: Group, clock: Clock) -> Path | None:
@@ -214,18 +219,28 @@ def attempt(job: Job, report: Report, group: Group, clock: Clock) -> Path | None
     for passed in progress.reports:
         report(again(job, passed))
     progress.since, log, rungs = time.monotonic(), Log(group), rung_steps(job.config, loop.steps)
+    resumed_at, owed = progress.step, progress.step in rungs and not progress.scored
     with Writer() as writer:
-        for step in range(progress.step, loop.steps):
-            log.add(step + 1, train_step(loop, step))
-            done = step + 1
+
+        def save_here() -> None:
+            save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group, writer)
+
+        for done in range(resumed_at + (not owed), loop.steps + 1):
+            if done > resumed_at:
+                log.add(done, train_step(loop, done - 1))
             due, save, stop = pulse.beat()
             if done not in rungs and not due:
                 continue
             try:
-                result = make_report(loop, log, progress, done, rungs.get(done), pulse, clock)
+                result = make_report(loop, log, progress, done, clock)
                 progress.add(result)
+                if done in rungs:
+                    if done > resumed_at:  # whatever becomes of the scoring, this is not trained again
+                        save_here()
+                    result = scored_report(loop, log, progress, result, rungs[done], pulse, clock)
+                    progress.replace(result)
                 if done in rungs or save:
-                    save_checkpoint(checkpoint, loop.model, loop.ema, loop.optimizer, progress, settings, group, writer)
+                    save_here()
                 if done in rungs or stop:  # who hears of a score, or of the stop, may take all cards away
                     writer.wait()
                 pulse.wrote(writer.seconds)

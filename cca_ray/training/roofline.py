@@ -7,7 +7,7 @@ import torch
 from cca_ray.cluster.placement import CARDS, Load, accelerator_of, exchange_seconds
 from cca_ray.config import StudyConfig
 from cca_ray.evaluation.protocol import SHARD
-from cca_ray.evaluation.sampler import images_at_a_time
+from cca_ray.evaluation.sampler import CACHE_BYTES, GRAPH_BYTES, images_at_a_time
 from cca_ray.models.family import Eager, family_of
 from cca_ray.models.official import parameters
 from cca_ray.placement_config import Placement
@@ -95,7 +95,7 @@ def image_seconds(size: Size, type_: str, guided: bool = False) -> float:
     filled on average, and, as the launches, once for all images of a batch, the weights.
     """
     branches = 1 + guided
-    together = images_at_a_time(SHARD, branches * size.cache_bytes)
+    together = images_at_a_time(SHARD, branches * size.cache_bytes, CACHE_BYTES - GRAPH_BYTES)
     read = size.passes * (branches * size.cache_bytes / 2 + 2.0 * size.parameters / together)
     launches = size.passes * size.eager.launches(size.layers) / together
     compute = SAMPLING_MFU * CARDS[type_].tflops * 1e12

@@ -398,6 +398,16 @@ def test_the_limits_leave_room_for_the_largest_models():
     assert sampler.CACHE_BYTES // (2 * 24 * 2 * 3200 * 576 * 2) == 48
 
 
+def test_keys_and_values_take_what_is_free_on_a_card_and_no_more_than_is_planned(monkeypatch: pytest.MonkeyPatch):
+    def gib(device: str, free: int) -> list[float]:
+        """Without graphs, and with them, where so many GiB are free."""
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 80 * 2**30))
+        return [sampler.room_for_cache(torch.device(device), graphs) / 2**30 for graphs in (False, True)]
+
+    assert gib("cpu", 0) == [16, 14]
+    assert [gib("cuda", free) for free in (60, 19, 10, 3)] == [[16, 14], [15, 14], [6, 6], [2, 2]]
+
+
 CONVOLUTIONS = dict(ch=16, ch_mult=(1, 2))
 SMALL_TOKENIZERS = {
     "llamagen": dict(codebook_size=32, z_channels=32, **CONVOLUTIONS),

@@ -178,7 +178,7 @@ def test_when_memory_runs_out_in_scoring_fewer_images_at_a_time_give_the_same(
     placement = config.placement.model_copy(update={"micro_batch": batch // 4})
     config, whole = config.model_copy(update={"placement": placement}), list[TrialReport]()
     if place.here.dry:  # else so tiny a model would never have too many images at a time
-        monkeypatch.setattr(scoring, "CACHE_BYTES", SHARD * load_base(config).cache_bytes)
+        monkeypatch.setattr(scoring, "room_for_cache", lambda *_, **__: SHARD * load_base(config).cache_bytes)
         monkeypatch.setattr(scoring, "PIXELS_AT_A_TIME", SHARD * 64)
     most = place.peak(lambda: whole.extend(run(config, place, tmp_path / "whole")))
     with place.limited(int(0.75 * most)):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from cca_ray.cluster.placement import micro_batch_size
@@ -31,6 +32,7 @@ from cca_ray.models.parallel import Group
 from cca_ray.registry import OBJECTIVES
 from cca_ray.search.shared_files import reference_table
 from cca_ray.storage.mirror import patiently
+from cca_ray.training import loop as loop_module
 from cca_ray.training.checkpoint import Progress
 from cca_ray.training.group import build_trainer
 from cca_ray.training.heartbeat import stop_sign
@@ -38,7 +40,7 @@ from cca_ray.training.job import Job
 from cca_ray.training.loop import card_here, fine_tune
 from cca_ray.training.objectives import Objective, ScoredPairs
 from cca_ray.training.out_of_memory import shrink, smaller
-from cca_ray.training.setup import prepare
+from cca_ray.training.setup import Loop, prepare
 from cca_ray.training.step import Diverged
 from tests.conftest import MakeStudy
 
@@ -388,6 +390,38 @@ def test_when_memory_runs_out_in_scoring_less_is_made_at_a_time_and_no_result_ch
     assert not (tmp_path / "little" / "micro_batch").exists()
     np.testing.assert_array_equal(losses(thrifty), losses(whole))
     np.testing.assert_allclose(fids(thrifty), fids(whole), rtol=1e-6)
+
+
+def test_what_was_trained_before_a_score_that_was_lost_is_not_trained_again(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At each rung: the machine is lost while images are sampled."""
+    config = make_study(train=LIVE)
+    whole, trained = run(config, tmp_path / "whole"), list[int]()
+    real_step, real_score = loop_module.train_step, loop_module.score_rung
+
+    def step(loop: Loop, number: int) -> Tensor:
+        trained.append(number + 1)
+        return real_step(loop, number)
+
+    def lost(loop: Loop, at: int, *rest: Any) -> RungScore:
+        if at not in scored:
+            scored.append(at)
+            raise ConnectionAbortedError("lost")
+        return real_score(loop, at, *rest)
+
+    scored = list[int]()
+    monkeypatch.setattr(loop_module, "train_step", step)
+    monkeypatch.setattr(loop_module, "score_rung", lost)
+    for report in whole:
+        with pytest.raises(Stuck, match="lost"):
+            run(config, tmp_path / "cut")
+        assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["step"] == report.step
+    resumed = run(config, tmp_path / "cut")
+    assert trained == list(range(1, whole[-1].step + 1))
+    np.testing.assert_array_equal(losses(resumed), losses(whole))
+    assert fids(resumed) == fids(whole)
+    assert [report.step for report in resumed] == [report.step for report in whole]
 
 
 def test_memory_that_is_too_small_to_score_ends_the_trial(
