@@ -326,6 +326,16 @@ def test_the_figures_of_the_readmes_sentences_are_those_of_its_raw_results():
     assert f"is of {bases} bases a size" in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 
 
+def test_scoring_takes_less_than_15_percent_of_each_official_size_as_the_docs_say(capsys: pytest.CaptureFixture[str]):
+    cluster_sim.print_scoring()
+    lines = capsys.readouterr().out.splitlines()
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line not in page] == []
+    shares = [int(line.split(" | ")[6].rstrip("%")) for line in lines[2:]]
+    assert len(shares) == len(cluster_sim.NAMES)
+    assert max(shares) < 15
+
+
 def test_what_the_readme_says_of_another_arithmetic_is_of_its_raw_results():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     by_study = defaultdict[tuple[object, ...], list[float]](list)
