@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -39,11 +40,13 @@ def set_options(settings: tuple[str, ...] | list[str]) -> list[str]:
 class Raw:
     """A file of single measurements, of which the table shows medians or means; its first line says where they are of.
 
-    Without a path there is none.
+    Without a path there is none. `goes_on`: what the file has stays, with its first line.
     """
 
-    def __init__(self, path: Path | None, *columns: str):
+    def __init__(self, path: Path | None, *columns: str, goes_on: bool = False):
         self.path = path
+        if goes_on and path is not None and path.exists():
+            return
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"# {made_by()}\n", encoding="utf-8")
@@ -58,17 +61,19 @@ class Raw:
 NO_RESULTS = ":(exclude)benchmarks/results"
 
 
-def made_by(measured: str = "") -> str:
-    """The commit, with a + if the code has changed since; the day; the machine. Results are no code.
-
-    `measured`: the commit, where it is known of the results and need not be this one.
-    """
+@cache
+def commit() -> str:
+    """Of this checkout, with a + if the code has changed since. Results are no code."""
     git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "cca_ray", "benchmarks", NO_RESULTS]).returncode
+    return f"{found or 'unknown'}{'+' if changed else ''}"
+
+
+def made_by(measured: str = "") -> str:
+    """The commit; the day; the machine. `measured`: the commit, where it is known of the results and may be another."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    by = measured or f"{commit or 'unknown'}{'+' if changed else ''}"
-    return f"commit {by}, {date.today()}, {machine}"
+    return f"commit {measured or commit()}, {date.today()}, {machine}"
 
 
 @contextmanager

@@ -19,20 +19,21 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean, median
 
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.common import ROOT, Raw, options
+from benchmarks.common import ROOT, Raw, commit, options
 from benchmarks.landscape import read_rows
-from benchmarks.search_peers import Smac, SyneTune, installed
+from benchmarks.search_peers import FIRST, Smac, SyneTune, installed
 from benchmarks.simulator import FAMILIES, Known, Landscape, Tabulated, Task, Trial, Way, best_observed, simulate
 from cca_ray.contracts import RungScore
 from cca_ray.registry import SAMPLERS
@@ -41,6 +42,7 @@ from cca_ray.search.rungs import Mark, goes_on
 from cca_ray.search.samplers import Earlier, Question
 
 RESULTS = ROOT / "benchmarks" / "results" / "contest.csv"
+ON_REAL_TRIALS = RESULTS.with_name("contest-real.csv")
 LADDER = (0.125, 0.5, 1.0)  # about that of the search spaces of ImageNet
 KEEP, GRACE = (0.9, 0.5), 4  # of those spaces, and of the defaults
 AT = (4, 8, 16, 32)  # costs at which regrets are taken
@@ -186,10 +188,14 @@ WAYS: dict[str, MakeWay] = {
     "quasi-random": lambda task: Optunas(task, optuna.samplers.QMCSampler(seed=task.seed, scramble=True)),
     "TPE": lambda task: Ours(task, "tpe"),
     "TPE, multivariate": lambda task: Optunas(
-        task, optuna.samplers.TPESampler(seed=task.seed, multivariate=True, constant_liar=True), LADDER
+        task,
+        optuna.samplers.TPESampler(seed=task.seed, multivariate=True, constant_liar=True, n_startup_trials=FIRST),
+        LADDER,
     ),
     "CMA-ES": lambda task: Optunas(task, optuna.samplers.CmaEsSampler(seed=task.seed)),
-    "Optuna's GP": lambda task: Optunas(task, optuna.samplers.GPSampler(seed=task.seed), LADDER),
+    "Optuna's GP": lambda task: Optunas(
+        task, optuna.samplers.GPSampler(seed=task.seed, n_startup_trials=FIRST), LADDER
+    ),
     "gp": lambda task: Ours(task, "gp"),
     "gp, posterior": lambda task: Ours(task, "gp", posterior=True),
 }
@@ -213,35 +219,46 @@ class Result:
     landscape: str
     at_once: int
     hardship: str
+    budget: float  # whole trials
     study: int
     costs: tuple[float, ...]  # by CLOSE
     regrets: tuple[float, ...]  # by AT
     proposal: float  # seconds, the mean
+    commit: str = ""  # whose code searched
 
     COLUMNS = (
-        "way", "landscape", "at once", "hardship", "study", *(f"cost to {c:.0%}" for c in CLOSE),
-        *(f"regret at {a}" for a in AT), "seconds a proposal",
+        "way", "landscape", "at once", "hardship", "budget", "study", *(f"cost to {c:.0%}" for c in CLOSE),
+        *(f"regret at {a}" for a in AT), "seconds a proposal", "commit",
     )  # fmt: skip
 
     def cells(self) -> list[object]:
-        numbers = [f"{value:.4g}" for value in (*self.costs, *self.regrets, self.proposal)]
-        return [self.way, self.landscape, self.at_once, self.hardship, self.study, *numbers]
+        numbers = [f"{value:.4g}" for value in (self.budget, self.study, *self.costs, *self.regrets, self.proposal)]
+        return [self.way, self.landscape, self.at_once, self.hardship, *numbers, self.commit]
 
     @property
-    def key(self) -> tuple[str, str, int, str, int]:
-        return self.way, self.landscape, self.at_once, self.hardship, self.study
+    def key(self) -> tuple[str, str, int, str, float, int]:
+        return self.way, self.landscape, self.at_once, self.hardship, self.budget, self.study
 
     @staticmethod
     def read(cells: Sequence[str]) -> "Result":
-        way, landscape, at_once, hardship, study = cells[:5]
-        numbers = tuple(map(float, cells[5:]))
-        split = len(CLOSE)
-        return Result(
-            way, landscape, int(at_once), hardship, int(study), numbers[:split], numbers[split:-1], numbers[-1]
-        )
+        way, landscape, at_once, hardship, *numbers, commit = cells
+        budget, study, *measured, proposal = map(float, numbers)
+        costs, regrets = tuple(measured[: len(CLOSE)]), tuple(measured[len(CLOSE) :])
+        return Result(way, landscape, int(at_once), hardship, budget, int(study), costs, regrets, proposal, commit)
 
 
-HARDSHIPS = ("none", "failures", "noise", "smaller known")
+IN_WORDS = {
+    "none": "", "failures": "every eighth trial fails", "noise": "twice the noise",
+    "smaller known": "a smaller size is known",
+}  # fmt: skip
+HARDSHIPS = tuple(IN_WORDS)
+
+
+def smaller_of(known: Mapping[str, Landscape], name: str) -> Landscape | None:
+    """The next smaller size of its family."""
+    own = known[name]
+    smaller = (one for one in known.values() if one.family == own.family and one.doublings < own.doublings)
+    return max(smaller, key=lambda one: one.doublings, default=None)
 
 
 def task_of(known: Mapping[str, Landscape], name: str, hardship: str, study: int) -> Task:
@@ -249,8 +266,8 @@ def task_of(known: Mapping[str, Landscape], name: str, hardship: str, study: int
     task = Task.of(known[name], study, 2.0 if hardship == "noise" else 1.0, hardship == "failures")
     if hardship != "smaller known":
         return task
-    family, _, size = name.rpartition("-")
-    before = known[f"{family}-{int(size) - 1}"]
+    before = smaller_of(known, name)
+    assert before is not None
     smaller = replace(task, landscape=before, seed=Task.of(before, study).seed)
     trials: list[Trial] = []
     list(simulate(smaller, WAYS["TPE"](smaller), 1, TRIALS_BEFORE, trials))
@@ -277,48 +294,76 @@ def run(name: str, task: Task, at_once: int, hardship: str, study: int, budget: 
         # What is known at a cost is known from then on.
         regrets = [regret if cost <= at + 1e-9 else known for known, at in zip(regrets, AT, strict=True)]
     regrets = [regret if at <= budget else math.nan for regret, at in zip(regrets, AT, strict=True)]
-    return Result(name, task.landscape.name, at_once, hardship, study, tuple(costs), tuple(regrets), spent / proposals)
+    costs_and_regrets = tuple(costs), tuple(regrets)
+    return Result(
+        name, task.landscape.name, at_once, hardship, budget, study, *costs_and_regrets, spent / proposals, commit()
+    )
 
 
-def read_results(path: Path) -> list[Result]:
-    if not path.exists():
+def read_results(path: Path | None) -> list[Result]:
+    """None of a file that is not there."""
+    if path is None or not path.exists():
         return []
     _, _, *lines = path.read_text(encoding="utf-8").splitlines()
     return [Result.read(cells) for cells in csv.reader(lines)]
 
 
-def median(values: Iterable[float]) -> float:
-    found = sorted(values)
-    return found[(len(found) - 1) // 2] if found else math.nan  # the lower one: half of infinity is none
+def number(value: float) -> str:
+    """`–`: at least half were never so close."""
+    return "–" if math.isinf(value) else f"{value:.3g}"
 
 
-def show(results: Sequence[Result]) -> None:
-    head = "hardship; at once", "landscape", "way", "studies", "to 3 %", "to 1 %", "regret at 4", "8", "16", "32"
-    print(f"| {' | '.join(head)} | ms a proposal |")
-    print("|" + 11 * "---|")
-    grouped: dict[tuple[str, int, str, str], list[Result]] = defaultdict(list)
+def table(results: Sequence[Result]) -> str:
+    """A row for every way under every hardship; medians, by landscape and of all studies."""
+    shapes = list(dict.fromkeys(shape_of(r.landscape) for r in results))
+    head = (
+        "hardship", "trials at once", "search", *shapes, "all", "studies", "never", "all, to 1 %",
+        *(f"regret at {at}" for at in AT), "ms a proposal",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|" + len(head) * "---|"]
+    grouped: dict[tuple[str, int, str], list[Result]] = defaultdict(list)
     for r in results:
-        grouped[r.hardship, r.at_once, r.landscape, r.way].append(r)
-    for (hardship, at_once, landscape, way), some in sorted(grouped.items(), key=lambda item: item[0][:3]):
-        costs = [f"{median(r.costs[i] for r in some):.3g}" for i in range(len(CLOSE))]
-        regrets = [f"{100 * median(r.regrets[i] for r in some):.1f} %" for i in range(len(AT))]
-        pace = 1000 * float(np.mean([r.proposal for r in some]))
-        cells = [f"{hardship}; {at_once}", landscape, way, len(some), *costs, *regrets, f"{pace:.0f}"]
-        print(f"| {' | '.join(map(str, cells))} |")
+        grouped[r.hardship, r.at_once, r.way].append(r)
+    ways = list(WAYS)
+
+    def place(key: tuple[str, int, str]) -> tuple[int, int, int]:
+        hardship, at_once, way = key
+        return HARDSHIPS.index(hardship), at_once, ways.index(way) if way in ways else len(ways)
+
+    for hardship, at_once, way in sorted(grouped, key=place):
+        some = grouped[hardship, at_once, way]
+        costs, regrets = zip(*(r.costs for r in some), strict=True), zip(*(r.regrets for r in some), strict=True)
+        close, closer = map(list, costs)
+        of_shapes = [[r.costs[0] for r in some if shape_of(r.landscape) == shape] for shape in shapes]
+        cells = [
+            IN_WORDS[hardship], at_once, way, *(number(median(of_shape)) if of_shape else "" for of_shape in of_shapes),
+            number(median(close)), len(some), sum(map(math.isinf, close)), number(median(closer)),
+            *map(regret, map(median, regrets)), f"{1000 * fmean(r.proposal for r in some):.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def shape_of(landscape: str) -> str:
+    """Sizes of an analytic landscape stand together; real ones each for itself."""
+    shape = landscape.rpartition("-")[0]
+    return shape if shape in FAMILIES else landscape
+
+
+def regret(value: float) -> str:
+    """Empty beyond the budget."""
+    return "" if math.isnan(value) else number(100 * value) + " %" * math.isfinite(value)
 
 
 def landscapes(table: Path | None) -> dict[str, Landscape]:
-    found: dict[str, Landscape] = {one.name: one for sizes in FAMILIES.values() for one in sizes}
+    """The analytic ones, or those of a table of real trials."""
     if table is None:
-        return found
+        return {one.name: one for sizes in FAMILIES.values() for one in sizes}
     by_size = defaultdict(list)
     for row in read_rows(table):
         by_size[row.space].append(row)
     smallest = min((rows[0].parameters for rows in by_size.values()), default=1)
-    return {
-        space: Tabulated(space, tuple(rows), math.log2(rows[0].parameters / smallest))
-        for space, rows in by_size.items()
-    }
+    return {space: Tabulated.of(rows, smallest) for space, rows in by_size.items()}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -330,8 +375,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--hardships", nargs="+", default=list(HARDSHIPS), choices=HARDSHIPS)
     parser.add_argument("--studies", type=int, default=100)
     parser.add_argument("--budget", type=float, default=32.0, help="whole trials")
-    parser.set_defaults(raw=RESULTS)
     arguments = parser.parse_args(words)
+    if arguments.raw is None and not arguments.smoke:
+        arguments.raw = RESULTS if arguments.table is None else ON_REAL_TRIALS
     with silence():
         contest(arguments)
 
@@ -356,26 +402,23 @@ def contest(arguments: argparse.Namespace) -> None:
     names = arguments.landscapes or list(known)
     if arguments.smoke:
         names, arguments.ways, arguments.studies, arguments.budget = names[:1], ["random", "TPE", "gp"], 1, 4.0
-    done = [] if arguments.smoke else read_results(arguments.raw)
-    keys = {result.key for result in done}
-    raw = Raw(arguments.raw, *Result.COLUMNS)
-    for result in done:
-        raw.add(*result.cells())
+    done, budget = read_results(arguments.raw), arguments.budget
+    keys, raw = {result.key for result in done}, Raw(arguments.raw, *Result.COLUMNS, goes_on=True)
     # One study of everything after the other, so that a part of them is a part of each.
     for study, hardship, at_once, name in itertools.product(
         range(arguments.studies), arguments.hardships, arguments.at_once, names
     ):
-        if hardship == "smaller known" and (arguments.table or name.endswith("-1")):
+        if hardship == "smaller known" and smaller_of(known, name) is None:
             continue
-        wanted = [way for way in arguments.ways if (way, name, at_once, hardship, study) not in keys]
+        wanted = [way for way in arguments.ways if (way, name, at_once, hardship, budget, study) not in keys]
         if not wanted:
             continue
         task = task_of(known, name, hardship, study)
         for way in wanted:
-            result = run(way, task, at_once, hardship, study, arguments.budget)
+            result = run(way, task, at_once, hardship, study, budget)
             raw.add(*result.cells())
             done.append(result)
-    show(done)
+    print(table([result for result in done if result.budget == budget]))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """None if there is no such file."""
+    """None of a file that is not there."""
     if not path.exists():
         return []
     table = pq.read_table(path, schema=SCHEMA).to_pylist()

@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.simulator import NAMES, Task, Trial, best_observed
 
 FID = "fid"
+FIRST = 4  # trials before a peer's model is used, where its default would be most of a study
 UNITS = 8  # of progress in a whole trial
 OCTAVES = (0.125, 0.25, 0.5, 1.0)
 
@@ -89,9 +90,11 @@ class Smac:
         self.folder = tempfile.TemporaryDirectory()
         settings: dict[str, Any] = {"deterministic": True, "n_trials": 200, "seed": task.seed}
         scenario = Scenario(space, output_directory=self.folder.name, **settings)
+        # Its default begins with 20 points of a Sobol sequence, more trials than a study has.
+        first = HyperparameterOptimizationFacade.get_initial_design(scenario, n_configs=FIRST)
         with redirect_stdout(StringIO()):
             self.facade: Any = HyperparameterOptimizationFacade(
-                scenario, lambda config, seed: 0.0, overwrite=True, logging_level=40
+                scenario, lambda config, seed: 0.0, overwrite=True, logging_level=40, initial_design=first
             )
         self.asked = dict[int, Any]()
 

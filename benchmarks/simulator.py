@@ -7,6 +7,7 @@ are too large, and an optimum that moves with progress and with the model's size
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -42,6 +43,10 @@ class Landscape(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def family(self) -> str:
+        """Of its sizes a smaller one is known to a larger one."""
+
+    @property
     def noise(self) -> Noise:
         """At the last rung."""
 
@@ -70,6 +75,10 @@ class Analytic:
     cliff: float = 0.5  # decades from the best to the cliff, along the rate
     noise: Noise = Noise(0.015, 0.015, 0.3)
     doublings: float = 0.0
+
+    @property
+    def family(self) -> str:
+        return self.name.rpartition("-")[0]
 
     @property
     def bounds(self) -> np.ndarray:
@@ -109,11 +118,25 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Tabulated:
-    """One size of a table of real trials: log FID, smoothed over (λ, rate) at every rung, and linear between rungs."""
+    """One size of a table of real trials: log FID, smoothed over (λ, rate) at every rung, and linear between rungs.
+
+    All rows have one β and one `null_ratio`: what these change is no noise.
+    """
 
     name: str
+    family: str
     rows: tuple[Row, ...]
     doublings: float = 0.0
+
+    @staticmethod
+    def of(rows: Sequence[Row], smallest: int) -> "Tabulated":
+        """A size's rows, of which those of another β or `null_ratio` than most have are left out.
+
+        `smallest`: the parameters of the smallest size of the table.
+        """
+        ((most, _),) = Counter(row.settings[2:] for row in rows).most_common(1)
+        own = tuple(row for row in rows if row.settings[2:] == most)
+        return Tabulated(own[0].space, own[0].family, own, float(np.log2(own[0].parameters / smallest)))
 
     @cached_property
     def bounds(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import contest
 from benchmarks.contest import WAYS, run
 from benchmarks.landscape import Row, read_rows, write_rows
 from benchmarks.simulator import FAMILIES, Analytic, Noise, Scorer, Tabulated, Task, Trial, best_observed, simulate
@@ -105,13 +106,58 @@ def test_a_table_gives_back_what_it_was_made_from(tmp_path: Path):
     write_rows(tmp_path / "table.parquet", rows)
     read = read_rows(tmp_path / "table.parquet")
     assert [row.settings for row in read] == [row.settings for row in rows]
-    table = Tabulated("made", tuple(read))
+    of_another_beta = replace(read[0], settings=(*read[0].settings[:2], 0.2, 0.1), fid=99.0)
+    table = Tabulated.of([of_another_beta, *read], smallest=9)
+    assert (table.name, table.family, table.rows, table.doublings) == ("made", "f", tuple(read), 0.0)
     near = np.array(NARROW.best) + rng.uniform(-0.4, 0.4, (50, 2))
     for at in (0.5, 1.0):
         assert np.abs(np.log(table.fid(near, at) / NARROW.fid(near, at))).mean() < 0.05
     assert table.noise.sampling == pytest.approx(0.03, rel=0.2)
     assert table.noise.common == pytest.approx(0.0, abs=0.05)
-    assert run("random", Task.of(table, 0), 1, "none", 0, 4.0).regrets[0] < 5
+    assert run("random", Task.of(table, 0), 1, "none", 0, 16.0).regrets[2] < 0.2
+    # What diverged counts as twice the worst.
+    edge = 0.5 * 10 ** high[1]
+    lost = [replace(row, fid=np.inf, error=np.inf, without=()) if row.settings[1] > edge else row for row in read]
+    worst = max(row.fid for row in lost if row.at == 1 and row.fid < np.inf)
+    corner = np.array([[row.settings[:2] for row in lost if row.fid == np.inf]])[0]
+    assert np.median(Tabulated.of(lost, smallest=9).fid(np.log10(corner), 1.0)) == pytest.approx(2 * worst, rel=0.3)
+
+
+def test_a_contest_that_was_cut_short_goes_on_and_keeps_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    raw = tmp_path / "contest.csv"
+    words = ["--raw", str(raw), "--ways", "random", "TPE", "--landscapes", "wide-1", "narrow-2", "--at-once", "1"]
+    first = [*words, "--budget", "4", "--studies", "1"]
+    contest.main(first)
+    lines = raw.read_text().splitlines()
+    assert len(lines) == 2 + 2 * (3 + 4)  # wide-1 has no smaller size
+    raw.write_text("\n".join(["# commit of before, on another day", *lines[1:-3]]) + "\n")
+    contest.main(first)
+    again = raw.read_text().splitlines()
+    assert again[0] == "# commit of before, on another day"
+    assert [line.split(",")[:8] for line in again[1:]] == [line.split(",")[:8] for line in lines[1:]]
+    capsys.readouterr()
+    contest.main([*words, "--budget", "4", "--studies", "0"])
+    assert raw.read_text().splitlines() == again
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 2 + 2 * 4
+    contest.main([*words, "--budget", "2", "--studies", "1", "--hardships", "none"])
+    assert len(raw.read_text().splitlines()) == len(again) + 4
+    assert capsys.readouterr().out.count("\n") == 2 + 2  # what had another budget is not mixed with it
+
+
+def test_a_smoke_writes_over_no_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    results = tmp_path / "kept.csv"
+    monkeypatch.setattr(contest, "RESULTS", results)
+    contest.main(["--smoke"])
+    assert not results.exists()
+
+
+def test_the_next_smaller_size_of_a_family_is_known():
+    known = {one.name: one for sizes in FAMILIES.values() for one in sizes}
+    names = {name: smaller.name if (smaller := contest.smaller_of(known, name)) else None for name in known}
+    assert names["wide-3"] == "wide-2"
+    assert names["noisy-2"] == "noisy-1"
+    assert names["narrow-1"] is None
 
 
 def test_a_study_is_the_same_whenever_it_is_simulated():
