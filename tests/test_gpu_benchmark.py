@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu.cases import SHAPES, Case, cases, lines
-from benchmarks.gpu.made import Here
+from benchmarks.gpu.cases import SHALLOW, SHAPES, WHOLE, Case, cases, lines
+from benchmarks.gpu.made import Here, Shape, load_of
 from benchmarks.gpu.table import Goal, Line, Store, row
-from benchmarks.gpu.training import batches
+from benchmarks.gpu.training import TooSmall, batches, memory
+from cca_ray.cluster.placement import CARDS, GIB, USABLE, accelerator_of, memory_gib, ways
 from cca_ray.errors import ConfigError
 
 STEP, PEER = ("step", "images/s"), ("step official", "images/s")
@@ -104,17 +105,58 @@ def test_every_row_is_of_cases_that_there_are():
 
 @pytest.mark.parametrize(
     ("name", "type_", "micro_batch"),
-    [("NVIDIA A100-SXM4-80GB", "A100", 32), ("NVIDIA A40", "A40", 64), ("NVIDIA RTX A4000", "", 64),
+    [("NVIDIA A100-SXM4-80GB", "A100", 32), ("NVIDIA A40", "A40", 64), ("NVIDIA RTX 6000 Ada Generation", "", 64),
      ("NVIDIA H100 80GB HBM3", "H100", 64), ("NVIDIA H200", "", 64)],
 )  # fmt: skip
-def test_a_card_takes_its_own_row_of_the_tables(
+def test_a_card_trains_as_much_at_a_time_as_fits_it(
     name: str, type_: str, micro_batch: int, monkeypatch: pytest.MonkeyPatch
 ):
+    """Of one that no table knows its own memory counts, and no more than an H100 has."""
+    free = {"NVIDIA RTX 6000 Ada Generation": 48, "NVIDIA H200": 139}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, free[name] * GIB))
     here = Here(torch.device("cuda:0"))
     assert here.type == type_
     assert batches(SHAPES["B"], here) == (micro_batch, min(256, 4 * micro_batch))
     assert batches(SHAPES["B"], replace(here, like="A100"))[0] == 32
+
+
+TOO_LARGE = {"A40": {"XXL", "3B", "d30"}, "L40S": {"XXL", "3B", "d30"}, "A100": {"d24", "XXL", "3B", "d30"},
+             "H100": {"3B"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("type_", CARDS)
+def test_of_every_shape_a_micro_batch_fits_every_card_or_it_is_too_small(type_: str):
+    """The largest, which is that of the table's row wherever each card of it has a whole model."""
+    here, too_large = Here(torch.device("cuda:0"), like=type_), set[str]()
+    whole = WHOLE | {name.partition(",")[0]: Shape(shape.space) for name, shape in SHALLOW.items()}
+    for name, shape in {**whole, **SHALLOW}.items():
+        load, usable = load_of(shape), USABLE * CARDS[type_].memory_gib
+        if memory_gib(load, 1, 1, "ddp", False) > usable:
+            with pytest.raises(TooSmall, match=f"^too small: {shape.space} wants "):
+                batches(shape, here)
+            too_large.add(name)
+            continue
+        micro_batch, global_batch = batches(shape, here)
+        assert memory_gib(load, 1, micro_batch, "ddp", False) <= usable
+        assert micro_batch == 256 or memory_gib(load, 1, 2 * micro_batch, "ddp", False) > usable
+        assert global_batch % micro_batch == 0
+        for way in ways(shape.shipped.placement) if not shape.model else ():
+            if accelerator_of(way) == type_ and way.strategy == "ddp":
+                assert micro_batch == way.micro_batch
+    assert too_large == TOO_LARGE[type_]
+
+
+def test_a_case_that_the_card_is_too_small_for_is_skipped_with_a_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    store, told = Store(tmp_path / "gpu.json", "a card"), list[str]()
+    small = Case("memory d24", lambda here: memory(SHAPES["d24"], Here(torch.device("cuda:0"), like="A100")))
+    assert run([small, counted("b", told)], store) == {}
+    assert told == ["b"]
+    assert "memory d24" not in store
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped"))
+    assert line == "skipped: memory d24: too small: var_d24 wants 41 GiB of one card, and 36 are usable here"
 
 
 def test_without_a_card_it_says_so_in_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

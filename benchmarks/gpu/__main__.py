@@ -6,7 +6,8 @@
     python -m benchmarks.gpu --dry                    every case on the CPU, at tiny shapes: the figures mean nothing
 
 Models are the official shapes with random weights, which change neither speed nor memory. What was measured is in a
-JSON file from then on, and is not measured again. Exit code 1: something failed, or there was no time for it.
+JSON file from then on, and is not measured again. A case that the card is too small for is skipped. Exit code 1:
+something failed, or there was no time for it.
 """
 
 import re
@@ -21,6 +22,7 @@ from benchmarks.common import Raw, options
 from benchmarks.gpu.cases import Case, cases, lines, named
 from benchmarks.gpu.made import Here
 from benchmarks.gpu.table import Store, below, table
+from benchmarks.gpu.training import TooSmall
 from cca_ray.cluster.device import card_is_lost, free_memory, no_card
 from cca_ray.errors import first_line
 
@@ -44,6 +46,8 @@ def measure(every: list[Case], here: Here, store: Store, raw: Raw, minutes: floa
         started = time.monotonic()
         try:
             figures = case.run(here)
+        except TooSmall as error:  # nothing failed, and another run would not do better
+            print(f"skipped: {case.name}: {error}", file=sys.stderr)
         except Exception as error:  # of one case: the others are wanted all the same
             traceback.print_exc()
             missing[case.name] = f"{type(error).__name__}: {first_line(error)}"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.fid import features
-from cca_ray.cluster.placement import CARDS, Load, accelerator_of, autocast, ways
+from cca_ray.cluster.placement import CARDS, GIB, Load, autocast
 from cca_ray.config import ResolvedStudy, StudyConfig
 from cca_ray.data.tokens import TokenMeta, TokenSet
 from cca_ray.evaluation.features import Extractor, frozen
@@ -24,14 +24,13 @@ from cca_ray.models.family import family_of
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.official import parameters
 from cca_ray.models.parallel import Group
-from cca_ray.placement_config import Placement
 from cca_ray.space_file import load_config
 from cca_ray.training.job import Job
 from cca_ray.training.reference_logps import Part, ReferenceTable, score_part
 from cca_ray.training.setup import Loop, laid_out
 
 DRY = "no card: dry"
-UNKNOWN = "H100"  # whose row of a table a card takes that no table knows
+UNKNOWN = "H100"  # a card that no table knows is taken for one, or for a part of one
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Here:
     device: torch.device
     dry: bool = False
     peer: Path | None = None  # where checkouts of the official repositories lie
-    like: str = ""  # the type of card whose rows of the tables are taken; "": that of the card
+    like: str = ""  # the type of card that this one stands in for; "": that of the card
 
     @property
     def name(self) -> str:
@@ -52,6 +51,12 @@ class Here:
     def type(self) -> str:
         """The card's, as search spaces call it; empty if none of them knows it."""
         return self.like or next((known for known in CARDS if known in words(self.name)), "")
+
+    @property
+    def gib(self) -> float:
+        """Memory that is reckoned with: what the tables say of the card; of an unknown one at most an H100's."""
+        known = CARDS[self.type or UNKNOWN].memory_gib
+        return known if self.type else min(known, torch.cuda.mem_get_info(self.device)[1] / GIB)
 
     @property
     def steps(self) -> int:
@@ -93,10 +98,6 @@ class Shape:
     def shallow(self, layers: int) -> "Shape":
         """With so many layers only."""
         return replace(self, model={**self.model, family_of(self.family).layers[0]: layers})
-
-    def way(self, type_: str) -> Placement:
-        """How the search space places a trial on this type of card."""
-        return next(way for way in ways(self.shipped.placement) if accelerator_of(way) == (type_ or UNKNOWN))
 
 
 SMALL_VQ = dict(codebook_size=64, ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, norm_groups=8)

@@ -19,7 +19,7 @@ from benchmarks.peers import official_llamagen, official_var, synchronised
 from benchmarks.step import Manner, Step, of_llamagen, official, pairs
 from benchmarks.step import peak as process_peak
 from cca_ray.cluster.device import free_memory
-from cca_ray.cluster.placement import CARDS, GIB, memory_gib
+from cca_ray.cluster.placement import CARDS, GIB, USABLE, Load, memory_gib
 from cca_ray.errors import is_out_of_memory
 from cca_ray.evaluation.protocol import SHARD
 from cca_ray.models.llamagen import LlamaGen
@@ -31,6 +31,7 @@ from cca_ray.training.setup import Loop, settings_of
 from cca_ray.training.step import train_step
 
 WARM = 2  # steps before the clock
+MICRO_BATCHES = tuple(2**i for i in range(9))  # pairs: what cuts the shipped global batch, 256, evenly
 PEAK_TFLOPS = {name: card.tflops for name, card in CARDS.items()} | {"H200": 989}  # dense bfloat16, by their maker
 Figures = Mapping[str, float]  # by name, with its unit
 
@@ -64,16 +65,35 @@ def seconds_of(step: Callable[[int], object], here: Here) -> float:
     return statistics.median(seconds[WARM:])
 
 
+class TooSmall(RuntimeError):
+    """This card has no room for a whole model of a case."""
+
+
+def alone_gib(load: Load, micro_batch: int) -> float:
+    """What a whole model wants of one card, as `placement.memory_gib` says."""
+    return memory_gib(load, 1, micro_batch, "ddp", recompute=False)
+
+
 def batches(shape: Shape, here: Here) -> tuple[int, int]:
-    """Micro-batch, that of the search space for this card, and a global batch of a few of them."""
-    micro_batch = 2 if here.dry else shape.way(here.type).micro_batch
-    assert micro_batch is not None
-    return micro_batch, 2 * micro_batch if here.dry else min(256, 4 * micro_batch)
+    """The largest micro-batch with which a whole model fits this card, and a global batch of a few of them.
+
+    It is the search space's own, where its row for the card has a whole model on each. A row of parts says nothing of
+    one card. TooSmall if not even one pair fits.
+    """
+    if here.dry:
+        return 2, 4
+    load, usable = load_of(shape), USABLE * here.gib
+    fits = [size for size in MICRO_BATCHES if alone_gib(load, size) <= usable]
+    if not fits:
+        raise TooSmall(
+            f"too small: {shape.space} wants {alone_gib(load, 1):.0f} GiB of one card, and {usable:.0f} are usable here"
+        )
+    return fits[-1], min(256, 4 * fits[-1])
 
 
 @contextmanager
 def trial(shape: Shape, here: Here, *settings: str, steps: int = 0) -> Iterator[Loop]:
-    """A fine-tuning at the search space's micro-batch for this card, in a folder that is gone afterwards."""
+    """A fine-tuning at the largest micro-batch for this card, in a folder that is gone afterwards."""
     shape = shape.at(here)
     with tempfile.TemporaryDirectory() as folder:
         config = study_of(shape, here, *batches(shape, here), *settings)
@@ -136,8 +156,8 @@ def official_steps(shape: Shape, here: Here, global_batch: int, manner: Manner) 
 
 
 def said_gib(shape: Shape, here: Here) -> float:
-    """What `placement.memory_gib` says of a trial of one worker, at the search space's micro-batch for this card."""
-    return memory_gib(load_of(shape.at(here)), 1, batches(shape, here)[0], "ddp", recompute=False)
+    """What `placement.memory_gib` says of a trial of one worker, at the largest micro-batch for this card."""
+    return alone_gib(load_of(shape.at(here)), batches(shape, here)[0])
 
 
 def memory(shape: Shape, here: Here) -> Figures:
