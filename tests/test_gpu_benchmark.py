@@ -9,11 +9,13 @@ import torch
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.cases import SHALLOW, SHAPES, WHOLE, Case, cases, lines
-from benchmarks.gpu.made import Here, Shape, load_of
+from benchmarks.gpu.made import TINY, Here, Shape, load_of
 from benchmarks.gpu.table import Goal, Line, Store, row
 from benchmarks.gpu.training import TooSmall, batches, memory
 from cca_ray.cluster.placement import CARDS, GIB, USABLE, accelerator_of, memory_gib, ways
 from cca_ray.errors import ConfigError
+from cca_ray.inputs import SPACES
+from cca_ray.space_file import load_config
 
 STEP, PEER = ("step", "images/s"), ("step official", "images/s")
 
@@ -103,6 +105,16 @@ def test_every_row_is_of_cases_that_there_are():
     assert all(f"sampling {name} guided" in wanted for name in SHAPES)
 
 
+def test_every_kind_of_official_models_is_measured():
+    """In speed those of classes, in memory all; RAR's official code is not compared."""
+    families = {config.base.family for config in map(load_config, SPACES.glob("*.yaml")) if not config.base.embedded}
+    assert {shape.family for shape in WHOLE.values()} == families == set(TINY)
+    assert {shape.family for shape in SHAPES.values()} == {"llamagen", "var", "rar"}
+    named = [case.name for case in cases(peer=True)]
+    assert {"step RAR-B", "step RAR-XL", "sampling RAR-XL guided", "memory RAR-B"} <= set(named)
+    assert not any("RAR" in name and "official" in name for name in named)
+
+
 @pytest.mark.parametrize(
     ("name", "type_", "micro_batch"),
     [("NVIDIA A100-SXM4-80GB", "A100", 32), ("NVIDIA A40", "A40", 64), ("NVIDIA RTX 6000 Ada Generation", "", 64),
@@ -121,7 +133,7 @@ def test_a_card_trains_as_much_at_a_time_as_fits_it(
     assert batches(SHAPES["B"], replace(here, like="A100"))[0] == 32
 
 
-TOO_LARGE = {"A40": {"XXL", "3B", "d30"}, "L40S": {"XXL", "3B", "d30"}, "A100": {"d24", "XXL", "3B", "d30"},
+TOO_LARGE = {"A40": {"XXL", "3B", "d30"}, "L40S": {"XXL", "3B", "d30"}, "A100": {"d24", "RAR-XL", "XXL", "3B", "d30"},
              "H100": {"3B"}}  # fmt: skip
 
 

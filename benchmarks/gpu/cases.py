@@ -1,7 +1,7 @@
 """What is measured, in this order, and the rows that show it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.gpu.drift import drift
@@ -16,14 +16,17 @@ SHAPES = {
     "XL": Shape("llamagen_xl"),
     "d16": Shape("var_d16"),
     "d24": Shape("var_d24"),
+    "RAR-B": Shape("rar_b"),
+    "RAR-XL": Shape("rar_xl"),
 }
-WHOLE = SHAPES | {"L": Shape("llamagen_l"), "d20": Shape("var_d20")}
+OFFICIAL = {name: shape for name, shape in SHAPES.items() if shape.family != "rar"}  # whose official code is compared
+WHOLE = SHAPES | {"L": Shape("llamagen_l"), "d20": Shape("var_d20"), "t2i-XL": Shape("llamagen_t2i_xl")}
 SHALLOW = {  # what one card may be too small for, with some of its layers
     "XXL, 8 layers": Shape("llamagen_xxl").shallow(8),
     "3B, 4 layers": Shape("llamagen_3b").shallow(4),
     "d30, 6 layers": Shape("var_d30").shallow(6),
 }
-LARGE = ("XL", "d16", "d24")  # above 300 M parameters
+LARGE = ("XL", "d16", "d24", "RAR-XL")  # above 300 M parameters
 GUIDANCE = 2.0
 RECOMPUTED, COMPILED = "placement.activation_checkpointing=true", "placement.compile=true"
 
@@ -47,8 +50,8 @@ def cases(peer: bool) -> list[Case]:
     vq, vae = SHAPES["B"], SHAPES["d16"]
     found += [Case("encoding LlamaGen", partial(encoding, vq)), Case("encoding VAR", partial(encoding, vae))]
     if peer:
-        found += [Case(f"step {name} official", partial(official_step, shape)) for name, shape in SHAPES.items()]
-        found += [Case(f"sampling {name} official", partial(official_sampling, s)) for name, s in SHAPES.items()]
+        found += [Case(f"step {name} official", partial(official_step, shape)) for name, shape in OFFICIAL.items()]
+        found += [Case(f"sampling {name} official", partial(official_sampling, s)) for name, s in OFFICIAL.items()]
         found += [Case("encoding LlamaGen official", partial(official_encoding, vq))]
     found += [Case(f"memory {name}", partial(memory, shape)) for name, shape in {**WHOLE, **SHALLOW}.items()]
     found += [Case("decoding LlamaGen", partial(decoding, vq)), Case("decoding VAR", partial(decoding, vae))]
@@ -72,24 +75,7 @@ def changed(run: Callable[..., Figures], shape: Shape, *settings: str) -> Callab
 def lines(peer: bool, h100: bool) -> list[Line]:
     """MFU has a goal on an H100."""
     of_peer = "official" if peer else "official (want --peer)"
-    found = list[Line]()
-    for name, shape in SHAPES.items():
-        own, other = f"step {name}", f"step {name} official"
-        found += [
-            Line(f"CCA step {name}, images/s", (own, "images/s"), (other, "images/s"), of_peer, Goal(least=1.8)),
-            Line(f"CCA step {name}, GiB at most", (own, "GiB"), (other, "GiB"), of_peer, Goal(most=0.65)),
-            Line(f"CCA step {name}, share of the peak", (own, "MFU"),
-                 goal=Goal(least=0.4) if h100 and name in LARGE else None),
-        ]  # fmt: skip
-        free, guided = (f"sampling {name} {kind}" for kind in ("free", "guided"))
-        found += [
-            Line(f"sampling {name} without guidance, images/s", (free, "images/s"), (beside, "images/s"), said, goal)
-            for beside, said, goal in (
-                (guided, "guided", Goal(least=1.9)),
-                (f"sampling {name} official", of_peer, Goal(least=3 if shape.family == "llamagen" else 1.9)),
-                (f"{free}, eager", "without graphs", None),
-            )
-        ]
+    found = [line for name in SHAPES for line in (*step_lines(name, of_peer, h100), *sampling_lines(name, of_peer))]
     rate = "images/s"
     found += [
         Line("step B, compiled, images/s", ("step B compiled", rate), ("step B", rate), "eager"),
@@ -110,6 +96,27 @@ def lines(peer: bool, h100: bool) -> list[Line]:
         Line("FID of 2,048 features by sqrtm, s", ("FID", "s by sqrtm"), ("FID", "s"), "ours", Goal(least=10)),
     ]  # fmt: skip
     return found + memory_lines() + scoring_lines()
+
+
+def step_lines(name: str, of_peer: str, h100: bool) -> list[Line]:
+    own, found = f"step {name}", list[Line]()
+    for figure, what, goal in (("images/s", "images/s", Goal(least=1.8)), ("GiB", "GiB at most", Goal(most=0.65))):
+        line = Line(f"CCA {own}, {what}", (own, figure))
+        compared = replace(line, beside=(f"{own} official", figure), said=of_peer, goal=goal)
+        found.append(compared if name in OFFICIAL else line)
+    of_peak = Goal(least=0.4) if h100 and name in LARGE else None
+    return [*found, Line(f"CCA {own}, share of the peak", (own, "MFU"), goal=of_peak)]
+
+
+def sampling_lines(name: str, of_peer: str) -> list[Line]:
+    own = f"sampling {name}"
+    besides = [(f"{own} guided", "guided", Goal(least=1.9)), (f"{own} free, eager", "without graphs", None)]
+    if name in OFFICIAL:
+        besides.insert(1, (f"{own} official", of_peer, Goal(least=3 if OFFICIAL[name].family == "llamagen" else 1.9)))
+    return [
+        Line(f"{own} without guidance, images/s", (f"{own} free", "images/s"), (beside, "images/s"), said, goal)
+        for beside, said, goal in besides
+    ]
 
 
 def memory_lines() -> list[Line]:

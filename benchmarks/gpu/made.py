@@ -12,7 +12,9 @@ import torch
 from benchmarks.fid import features
 from cca_ray.cluster.placement import CARDS, GIB, Load, autocast
 from cca_ray.config import ResolvedStudy, StudyConfig
+from cca_ray.data.captions import CaptionMeta, Captions
 from cca_ray.data.tokens import TokenMeta, TokenSet
+from cca_ray.evaluation.conditions import CaptionsOfImages
 from cca_ray.evaluation.features import Extractor, frozen
 from cca_ray.evaluation.inception import Inception
 from cca_ray.evaluation.reference import Moments, Reference
@@ -20,6 +22,7 @@ from cca_ray.evaluation.scoring import Scoring, metrics_of
 from cca_ray.evaluation.small_network import FeatureNet
 from cca_ray.inputs import find_space
 from cca_ray.models.base import Model, ModelConfig, Tokenizer
+from cca_ray.models.condition import Texts
 from cca_ray.models.family import family_of
 from cca_ray.models.likelihood import Scorer
 from cca_ray.models.official import parameters
@@ -30,6 +33,7 @@ from cca_ray.training.reference_logps import Part, ReferenceTable, score_part
 from cca_ray.training.setup import Loop, laid_out
 
 DRY = "no card: dry"
+CAPTIONS = 16
 UNKNOWN = "H100"  # a card that no table knows is taken for one, or for a part of one
 
 
@@ -100,15 +104,21 @@ class Shape:
         return replace(self, model={**self.model, family_of(self.family).layers[0]: layers})
 
 
+SMALL_GPT = dict(n_layer=2, n_head=2, dim=32, multiple_of=32, vocab_size=64, block_size=16)
 SMALL_VQ = dict(codebook_size=64, ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=16, norm_groups=8)
 SMALL_VAE = dict(vocab_size=64, z_channels=8, ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=8)
+SMALL_MASKGIT = dict(
+    codebook_size=64, z_channels=16, hidden_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=8
+)
 TINY = {
-    "llamagen": Shape(
-        "", dict(n_layer=2, n_head=2, dim=32, multiple_of=32, vocab_size=64, block_size=16), SMALL_VQ, 8, True
-    ),
+    "llamagen": Shape("", SMALL_GPT, SMALL_VQ, 8, True),
+    "llamagen_t2i": Shape("", SMALL_GPT | dict(cls_token_num=4, caption_dim=8), SMALL_VQ, 8, True),
     "var": Shape(
         "", dict(depth=1, n_head=1, dim=64, vocab_size=64, code_dim=8, patch_nums=(1, 2, 4)),
         SMALL_VAE | dict(patch_nums=(1, 2, 4)), 8, True,
+    ),
+    "rar": Shape(
+        "", dict(n_layer=2, n_head=2, dim=32, mlp_dim=64, vocab_size=64, block_size=16), SMALL_MASKGIT, 8, True
     ),
 }  # fmt: skip
 
@@ -122,9 +132,8 @@ def tokenizer_of(shape: Shape, device: torch.device) -> Tokenizer:
 
 
 def config_of(shape: Shape) -> ModelConfig:
-    family = family_of(shape.family)
-    sizes = {"block_size": (shape.image_size // 16) ** 2} if shape.family == "llamagen" else {}
-    return cast(ModelConfig, family.configure(shape.shipped.base.size, **{**sizes, **shape.model}))
+    official = family_of(shape.family).official_shape(shape.shipped.base.size)
+    return cast(ModelConfig, replace(official, **shape.model))
 
 
 @torch.no_grad()
@@ -146,7 +155,7 @@ def load_of(shape: Shape) -> Load:
         parameters(model),
         len(model.stack),
         model.head.in_features,
-        model.config.block_size,
+        model.config.block_size + (model.takes.positions if isinstance(model.takes, Texts) else 0),
         activation_bytes=family_of(shape.family).activation_bytes,
     )
 
@@ -167,23 +176,42 @@ def study_of(shape: Shape, here: Here, micro_batch: int, global_batch: int, *set
     return ResolvedStudy.of(load_config(find_space(shape.space), [*changes, *settings]), {})
 
 
-def scoring_of(shape: Shape, config: ResolvedStudy, here: Here, tokenizer: Tokenizer) -> Scoring:
+def scoring_of(
+    shape: Shape, config: ResolvedStudy, here: Here, tokenizer: Tokenizer, data: TokenSet | None = None
+) -> Scoring:
+    """`data`: whose captions are drawn, of a model of texts."""
     extractor = extractor_of(shape, here.device)
     reference = Reference.of(Moments.of(features(2 * extractor.width, 0, extractor.width)))
     graphs = config.placement.graphs and here.device.type == "cuda"
-    scoring = Scoring(tokenizer, extractor, reference, 1000, shape.image_size, graphs)
+    captions = CaptionsOfImages(data.captions, data.labels, data.digest) if data and data.captions else None
+    classes = 1 if captions else 1000
+    scoring = Scoring(tokenizer, extractor, reference, classes, shape.image_size, graphs, captions=captions)
     return replace(scoring, metrics=metrics_of(config, scoring))
 
 
+def some_captions(kind: Texts) -> Captions:
+    """With as many words as a model reads, for those cost the most."""
+    words = kind.positions
+    features_of_words = np.random.default_rng(0).standard_normal((CAPTIONS * words, kind.width)).astype(np.float16)
+    texts, starts = tuple(f"caption {i}" for i in range(CAPTIONS)), words * np.arange(CAPTIONS + 1)
+    return Captions(texts, starts, features_of_words, words)
+
+
 def tokens_of(model: Model, count: int, shape: Shape) -> TokenSet:
+    """Of classes, or of as many captions as there are."""
     rng, c = np.random.default_rng(0), model.config
     tokens = rng.integers(0, c.vocab_size, (count, 1, c.block_size)).astype(np.uint16)
-    names = tuple(f"class{i:04}" for i in range(c.num_classes))
+    captions, told, names = None, None, tuple(f"class{i:04}" for i in range(c.num_classes))
+    if isinstance(kind := model.takes, Texts):
+        captions = some_captions(kind)
+        told = CaptionMeta(
+            count=CAPTIONS, positions=kind.positions, width=kind.width, encoder="random numbers", sha256=("", "")
+        )
     meta = TokenMeta(
         tokenizer="", codebook_size=c.vocab_size, length=c.block_size, crops=1, image_size=shape.image_size,
-        augmentations=("none",), class_names=names,
+        augmentations=("none",), class_names=names, captions=told,
     )  # fmt: skip
-    return TokenSet(rng.integers(0, c.num_classes, count), tokens, meta, "random")
+    return TokenSet(rng.integers(0, meta.conditions, count), tokens, meta, "random", captions)
 
 
 def fine_tuning(shape: Shape, here: Here, config: ResolvedStudy, folder: Path, steps: int) -> Loop:
@@ -196,5 +224,5 @@ def fine_tuning(shape: Shape, here: Here, config: ResolvedStudy, folder: Path, s
     with autocast(config.placement, here.device):
         scored = score_part(Scorer(model), data, part, train.null_ratio, train.seed, pairs)
     table = ReferenceTable(*(torch.from_numpy(column)[None] for column in scored))
-    scoring = scoring_of(shape, config, here, tokenizer)
+    scoring = scoring_of(shape, config, here, tokenizer, data)
     return laid_out(Job(config, train, folder), group, model, data, scoring, "random", table)
