@@ -1,21 +1,24 @@
 """The table of what a card does: what was measured is kept, judged by its goal, and not measured again."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.cases import SHALLOW, SHAPES, WHOLE, Case, cases, lines
-from benchmarks.gpu.made import TINY, Here, Shape, load_of
+from benchmarks.gpu.made import DRY, TINY, Here, Shape, load_of
 from benchmarks.gpu.table import Goal, Line, Store, row
 from benchmarks.gpu.training import TooSmall, batches, memory
 from cca_ray.cluster.placement import CARDS, GIB, USABLE, accelerator_of, memory_gib, ways
 from cca_ray.errors import ConfigError
 from cca_ray.inputs import SPACES
 from cca_ray.space_file import load_config
+from tests.official_code import PACKAGES, write_checkouts
 
 STEP, PEER = ("step", "images/s"), ("step official", "images/s")
 
@@ -184,3 +187,33 @@ def test_an_unknown_case_is_told(capsys: pytest.CaptureFixture[str]):
         program.main(["--dry", "--only", "steps"])
     assert ended.value.code == 2
     assert "--only steps: no case begins so" in capsys.readouterr().err
+
+
+@pytest.fixture
+def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Checkouts of the official code, or what passes for it; what they leave in this process is taken away again."""
+
+    def forget() -> dict[str, ModuleType]:
+        found = {name for name in sys.modules if name.partition(".")[0] in PACKAGES}
+        return {name: sys.modules.pop(name) for name in found}
+
+    write_checkouts(tmp_path / "peers")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = forget()
+    yield tmp_path / "peers"
+    forget()
+    sys.modules.update(before)
+
+
+def test_every_case_of_the_official_code_is_walked_dry(peers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With stand-ins for it. On a machine without a card nothing else would run what `--peer` does."""
+    names = [case.name for case in cases(peer=True) if "official" in case.name]
+    assert len(names) == 11
+    path = tmp_path / "gpu.json"
+    program.main(["--dry", "--peer", str(peers), "--json", str(path), "--only", *names])
+    store = Store(path, DRY)
+    assert set(store.results.cases) == set(names)
+    assert all((store.figure((name, "images/s")) or 0) > 0 for name in names)
+    of_peer = [line for line in capsys.readouterr().out.splitlines() if "| official" in line]
+    assert len(of_peer) == 15
+    assert not any("official: not measured" in line or "official, compiled: not" in line for line in of_peer)
