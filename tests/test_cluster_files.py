@@ -23,6 +23,8 @@ from ray.runtime_env import RuntimeEnv
 
 from cca_ray import evaluate, prepare, pretrain, report, sample, train, tune
 from cca_ray.cluster.placement import Load, check_cuts
+from cca_ray.models.family import family_of
+from cca_ray.models.official import configure
 from cca_ray.space_file import load_config
 from cca_ray.training.small_base import NETWORKS
 from tests import clusters
@@ -424,10 +426,16 @@ def test_every_card_of_a_cluster_is_in_the_table_of_every_official_model(path: P
         assert cards - table == cards & (LEFT_OUT | NO_WAY.get(path.stem, set())), where
 
 
+def kept(family: str, size: str) -> float:
+    return family_of(family).kept_bytes(configure(family, size))
+
+
 def test_the_documentation_tells_the_ways_that_are_in_the_files():
     imagenet, cluster_page = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("imagenet", "cluster"))
     sizes = {
-        name: Load(int(parameters.replace(",", "")), int(layers), int(width), 576)
+        name: Load(
+            int(parameters.replace(",", "")), int(layers), int(width), 576, activation_bytes=kept("llamagen", name)
+        )
         for name, parameters, layers, width in re.findall(
             r"^\| (\w+) \| ([\d,]+) \| (\d+) × (\d+) \| 256, 576", imagenet, re.MULTILINE
         )
@@ -437,7 +445,7 @@ def test_the_documentation_tells_the_ways_that_are_in_the_files():
     rar = re.findall(r"^\| (\w+) \| ([\d,]+) \| (\d+) × (\d+) \| \d+ \| [\d.]+, ", imagenet, re.MULTILINE)
     assert len(rar) == 4
     for name, parameters, layers, width in rar:
-        load = Load(int(parameters.replace(",", "")), int(layers), int(width), 256, activation_bytes=83)
+        load = Load(int(parameters.replace(",", "")), int(layers), int(width), 256, activation_bytes=kept("rar", name))
         ours[f"rar_{name.lower()}"] = name, load
     for space, (name, load) in ours.items():
         placement = load_config(ROOT / "search_spaces" / f"{space}.yaml").placement

@@ -149,14 +149,15 @@ def model_of(shape: Shape, device: torch.device, tokenizer: Tokenizer | None = N
 
 def load_of(shape: Shape) -> Load:
     """What `placement.memory_gib` wants to know of it; nothing is made on any device."""
+    family, config = family_of(shape.family), config_of(shape)
     with torch.device("meta"):
-        model = family_of(shape.family).parts().model(config_of(shape))
+        model = family.parts().model(config)
     return Load(
         parameters(model),
         len(model.stack),
         model.head.in_features,
         model.config.block_size + (model.takes.positions if isinstance(model.takes, Texts) else 0),
-        activation_bytes=family_of(shape.family).activation_bytes,
+        activation_bytes=family.kept_bytes(config),
     )
 
 

@@ -47,7 +47,7 @@ class Load:
     layers: int
     width: int
     tokens: int
-    activation_bytes: int = field(default=57, kw_only=True)  # a channel, layer and token: see `Family`
+    activation_bytes: float = field(default=57, kw_only=True)  # a channel, layer and token: see `Family.kept_bytes`
 
 
 def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, recompute: bool) -> float:
@@ -57,8 +57,8 @@ def memory_gib(load: Load, workers: int, micro_batch: int, strategy: Strategy, r
       FSDP
     - training: the bfloat16 copies that autocast keeps until the backward pass, 2 bytes a parameter (of one layer with
       recomputation), and with FSDP two layers in float32; activations, so many bytes a channel, layer and token as the
-      family says (57 of LlamaGen, VAR 55, counted by hooks on saved tensors), a tenth with recomputation: a pair is two
-      sequences; logits, a chunk of 2²⁶ numbers in float32 with its gradient, and in bfloat16
+      family says (`Family.kept_bytes`: 57 to 59 of LlamaGen, 57 of VAR, 83 to 85 of RAR), a tenth with recomputation: a
+      pair is two sequences; logits, a chunk of 2²⁶ numbers in float32 with its gradient, and in bfloat16
     - scoring: the EMA whole in bfloat16, and first, while it is gathered, in float32, then keys and values,
       16 GiB (`sampler.CACHE_BYTES`), and beside or after them at most 4 GiB: a step, drawing its tokens, decoding
       images, Inception (each counted on `meta` by tests/evaluation/test_memory.py)

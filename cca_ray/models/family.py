@@ -71,7 +71,7 @@ class Family(ABC):
     sizes: Mapping[str, Mapping[str, Any]]  # from small to large: fields of the model's config
     passes: str  # what sampling an image without guidance costs, in words: "one forward pass per token"
     needs_codes: bool = False  # whether a model is of no use before it is given its tokenizer
-    activation_bytes: int = 57  # that training in bfloat16 keeps, a channel, layer and token: at most, of all sizes
+    activation_bytes: float = 57  # see `kept_bytes`; of all sizes
     eager: Eager | None = None  # what `plan` estimates the time of official sizes from; None: it does not
     any_order: bool = False  # whether a model can be trained on tokens in any order: see `Model.hidden_in_order`
 
@@ -106,6 +106,13 @@ class Family(ABC):
     def official_shape(self, size: str) -> Any:
         """The config of an official size, for images of the usual size."""
         return self.configure(size)
+
+    def kept_bytes(self, shape: Any) -> float:
+        """At most so many does training in bfloat16 keep for the backward pass, a channel, layer and token.
+
+        With dropout, eagerly computed: a compiled one keeps two less. Counted by hooks on saved tensors.
+        """
+        return self.activation_bytes
 
     def met_once(self, shape: Any) -> int:
         """How many parameters of a model of this config tokens do not meet, or an image only once."""

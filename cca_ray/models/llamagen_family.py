@@ -60,6 +60,10 @@ class LlamaGenFamily(Family):
     def official_shape(self, size: str) -> Any:
         return self.configure(size, image_size=self.image_size)
 
+    def kept_bytes(self, shape: Any) -> float:
+        """Four tensors as wide as the MLP, in bfloat16, and the rest."""
+        return float(36.2 + 8 * shape.hidden_dim / shape.dim)
+
     def met_once(self, shape: Any) -> int:
         return super().met_once(shape) + int(shape.vocab_size * shape.dim)  # the codes'
 

@@ -40,7 +40,6 @@ class RARFamily(Family):
     sizes = SIZES
     passes = "one forward pass per token"
     eager = Eager(719, 60, 24, 25, decoder_gflop=187)
-    activation_bytes = 83  # counted by hooks on saved tensors; XXL's, whose MLP is the widest
     any_order = True
     layers = ("n_layer", "blocks.")
     shapes = SHAPES
@@ -53,6 +52,10 @@ class RARFamily(Family):
         from cca_ray.models.rar import RAR, RARConfig
 
         return Parts(RAR, RARConfig, MaskGITVQGAN, MaskGITConfig)
+
+    def kept_bytes(self, shape: Any) -> float:
+        """Two tensors as wide as the MLP, in bfloat16, and the rest, half of it for what modulates every position."""
+        return float(67 + 4 * shape.mlp_dim / shape.dim)
 
     def met_once(self, shape: Any) -> int:
         """Codes with the mask token, both tables of places, steps: their rows beyond the tokens, too."""

@@ -69,7 +69,7 @@ def size_of(config: StudyConfig) -> Size | None:
         shape.vocab_size,
         len(model.decode_steps),
         model.cache_bytes,
-        activation_bytes=family.activation_bytes,
+        activation_bytes=family.kept_bytes(shape),
     )
 
 

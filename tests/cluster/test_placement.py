@@ -143,7 +143,7 @@ def test_the_shipped_tables_are_what_the_arithmetic_gives(path: Path):
     )
     with torch.device("meta"):
         model = family_of(config.base.family).parts().model(shape)
-    kept = family_of(config.base.family).activation_bytes
+    kept = family_of(config.base.family).kept_bytes(shape)
     load = Load(parameters(model), len(model.stack), shape.dim, model.config.block_size, activation_bytes=kept)
     assert config.placement.accelerators == ways_by_arithmetic(load, config.train.global_batch)
     assert config.placement.accelerators

@@ -150,9 +150,10 @@ def test_a_layer_moves_as_many_bytes_as_the_hours_of_the_documentation_count():
 @pytest.mark.parametrize(("pixels", "codes"), [(256, 256), (512, 1024)])
 def test_the_documentation_and_the_file_have_the_ways_of_the_arithmetic(pixels: int, codes: int):
     """Text takes positions too."""
+    shape = configure("llamagen_t2i", "XL", block_size=codes)
     with torch.device("meta"):
-        count = parameters(LlamaGenT2I(configure("llamagen_t2i", "XL", block_size=codes)))
-    load = Load(count, 36, 1280, 120 + codes)
+        count = parameters(LlamaGenT2I(shape))
+    load = Load(count, 36, 1280, 120 + codes, activation_bytes=FAMILY.kept_bytes(shape))
     found = {way.type: way for way in ways_by_arithmetic(load, 256)}
     cells = [in_words(found[type_], load) for type_ in ("A40", "L40S", "A100", "H100")]
     page = (ROOT / "docs" / "captions.md").read_text()
