@@ -70,12 +70,15 @@ def test_every_crop_of_every_image_is_encoded_in_order(made: tuple[Path, str], p
     assert data.meta.tokenizer == digest_of_weights(network)
     assert data.meta.class_names == ("cat", "dog", "emu")
     assert data.meta.augmentations[:3] == ("flips/0", "flips/1", "ten-crop-1.1/0")
-    crops, image = crops_of(CROPS, 16), decode((photos / "dog" / "09.png").read_bytes())
-    pixels = {crop.square.key: centre_crop(image, crop.square.side)[None] for crop in crops}
-    views = np.concatenate([cut(pixels, crop, 16) for crop in crops])
-    with torch.inference_mode():
-        expected = network.encode(to_input(views)).numpy()
-    assert (data.tokens[38] == expected).mean() > 0.999  # a sum in another order may tip a tie
+    crops = crops_of(CROPS, 16)
+    readable = [path for path in sorted(photos.glob("*/*.png")) if path.name != "07.png" or path.parent.name != "dog"]
+    for path, tokens in zip(readable, data.tokens, strict=True):
+        image = decode(path.read_bytes())
+        pixels = {crop.square.key: centre_crop(image, crop.square.side)[None] for crop in crops}
+        views = np.concatenate([cut(pixels, crop, 16) for crop in crops])
+        with torch.inference_mode():
+            expected = network.encode(to_input(views)).numpy()
+        assert (tokens == expected).mean() > 0.99, path  # a sum in another order may tip a tie
 
 
 def test_a_token_set_of_other_code_of_a_plug_in_is_not_gone_on_with(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cca_ray.data.encode import ReadImages, claim
+from cca_ray.data.encode import Part, ReadImages, claim
 from cca_ray.data.images import Square, centre_crop
 from cca_ray.data.listing import list_images
 from cca_ray.errors import ConfigError
@@ -25,6 +25,20 @@ def test_a_process_that_read_for_another_run_reads_again(tmp_path: Path):
         pq.write_table(table, tmp_path / "photos" / "0.parquet")
         found = ReadImages(folder, [Square("adm", 16)])(first)
         np.testing.assert_array_equal(found["pixels_adm_16_0"][0], centre_crop(picture(seed), 16))
+
+
+def test_a_part_is_in_the_order_of_the_images_whichever_worker_was_first():
+    """Each of them gives its rows back when it is done."""
+    part = Part(6)
+    for index in ([12, 13], [10], [15, 14, 11]):
+        assert not part.complete
+        rows = np.array(index)
+        part.rows.append({"index": rows, "label": rows * 2, "tokens": rows[:, None, None] + np.arange(3)})
+    assert part.complete
+    found = part.in_order()
+    assert found["index"].tolist() == [10, 11, 12, 13, 14, 15]
+    assert found["label"].tolist() == [20, 22, 24, 26, 28, 30]
+    assert found["tokens"][:, 0].tolist() == [[i, i + 1, i + 2] for i in range(10, 16)]
 
 
 LEASE_S = ("driver.json", "driver.json.partial-7", "driver.json.0123abcd")

@@ -53,6 +53,29 @@ def test_features_that_are_no_numbers_are_an_error():
         extract(network, images)
 
 
+def test_no_features_are_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch):
+    """cuDNN does so with float32, unless it is told not to. What others compute afterwards is left as it was."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # threads of another test may have left it off
+    found = list[tuple[bool, bool]]()
+
+    class Watched(FeatureNet):
+        def forward(self, images: torch.Tensor) -> Features:
+            flags = torch.backends.cudnn
+            found.append((flags.enabled, flags.allow_tf32))
+            if len(found) == 4:
+                raise RuntimeError("out of memory")
+            return super().forward(images)
+
+    network, images = Watched(8, 3).eval(), torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
+    network.at_a_time = 2
+    extract(network, images, share=2)
+    assert torch.backends.cudnn.allow_tf32
+    with pytest.raises(RuntimeError, match="out of memory"):
+        extract(network, images)
+    assert torch.backends.cudnn.allow_tf32
+    assert found == [(True, False)] * 4
+
+
 def test_arrays_hold_what_the_network_has_and_rows_of_it():
     pooled, spatial = torch.arange(6.0).view(3, 2), torch.arange(3.0).view(3, 1)
     arrays = Features(pooled, spatial=spatial).arrays()
