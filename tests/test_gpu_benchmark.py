@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.cases import SHALLOW, SHAPES, WHOLE, Case, cases, lines
 from benchmarks.gpu.made import DRY, TINY, Here, Shape, load_of
-from benchmarks.gpu.table import Goal, Line, Store, row
+from benchmarks.gpu.table import Goal, Line, Store, below, row
 from benchmarks.gpu.training import TooSmall, batches, memory
 from cca_ray.cluster.placement import CARDS, GIB, USABLE, accelerator_of, memory_gib, ways
 from cca_ray.errors import ConfigError
@@ -60,6 +60,25 @@ def test_what_was_measured_is_there_again_and_of_one_card(store: Store):
     store.path.write_text("{}")
     with pytest.raises(ValueError, match=r"gpu\.json.*not a file of this benchmark"):
         Store(store.path, "a card")
+
+
+def test_a_run_that_goes_on_with_other_software_says_so_in_its_rows(store: Store, monkeypatch: pytest.MonkeyPatch):
+    before = (store.software, store.made_by)
+    assert below(store).splitlines()[0] == "; ".join(before)
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    again = Store(store.path, "a card")
+    again.add("step official", {"images/s": 6.0}, 3.0)  # as if it had failed before
+    own, both, other = Line("a", ("step", "MFU")), Line("a", STEP, PEER, "official"), Line("a", PEER)
+    assert [row(line, again).split(" | ")[-1] for line in (own, both, other)] == [
+        "a card [1] |", "a card [1, 2] |", "a card [2] |",
+    ]  # fmt: skip
+    assert row(Line("a", ("none", "MFU")), again).endswith("| a card |")
+    first, second, *_ = below(again).splitlines()
+    assert first == f"[1] {'; '.join(before)}"
+    assert second.startswith("[2] ")
+    assert "PyTorch 9.9.9" in second
+    assert again.path is not None
+    assert Store(again.path, "a card").makers == again.makers
 
 
 def run(some: list[Case], store: Store, minutes: float = 30) -> dict[str, str]:

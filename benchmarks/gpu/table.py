@@ -16,18 +16,22 @@ from cca_ray.storage.files import atomically
 
 
 class Measured(Contract):
-    """One case: its figures by name, by which code, how long that took."""
+    """One case: its figures by name, on which software and by which code, how long that took."""
 
     figures: dict[str, float]
+    software: str
     made_by: str
     seconds: float
+
+    @property
+    def maker(self) -> str:
+        return f"{self.software}; {self.made_by}"
 
 
 class Results(Contract):
     """The file: cases by name, all of one card."""
 
     card: str
-    software: str
     cases: dict[str, Measured]
 
 
@@ -39,8 +43,8 @@ class Store:
     """Of results, on the disk after every case: a run that was cut short goes on. Without a path in memory alone."""
 
     def __init__(self, path: Path | None, card: str):
-        self.path, self.made_by = path, made_by()
-        self.results = Results(card=card, software=software(), cases={})
+        self.path, self.software, self.made_by = path, software(), made_by()
+        self.results = Results(card=card, cases={})
         if path is not None and path.exists():
             with reading(path, "not a file of this benchmark; use another --json"):
                 self.results = Results.model_validate_json(path.read_bytes())
@@ -51,7 +55,7 @@ class Store:
         return name in self.results.cases
 
     def add(self, name: str, figures: Mapping[str, float], seconds: float) -> None:
-        case = Measured(figures=dict(figures), made_by=self.made_by, seconds=round(seconds, 1))
+        case = Measured(figures=dict(figures), software=self.software, made_by=self.made_by, seconds=round(seconds, 1))
         self.results = self.results.model_copy(update={"cases": {**self.results.cases, name: case}})
         if self.path is not None:
             text = self.results.model_dump_json(indent=1)
@@ -62,6 +66,17 @@ class Store:
         """(case, figure); None if it was not measured."""
         case = self.results.cases.get(of[0])
         return case.figures.get(of[1]) if case else None
+
+    @property
+    def makers(self) -> list[str]:
+        """What the cases were measured by, each once: a run that goes on may be of other software, or other code."""
+        return list(dict.fromkeys(case.maker for case in self.results.cases.values()))
+
+    def numbers(self, *names: str) -> str:
+        """Which of several makers these cases are of; nothing if there is one, or none was measured."""
+        found = [self.results.cases[name].maker for name in names if name in self]
+        makers = sorted({1 + self.makers.index(maker) for maker in found}) if len(self.makers) > 1 else []
+        return f" [{', '.join(map(str, makers))}]" if makers else ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,8 @@ def row(line: Line, store: Store) -> str:
     judged = None if store.results.card == DRY else ratio if line.beside else own
     met = "" if line.goal is None or judged is None else "yes" if line.goal.met(judged) else "**no**"
     cells = [line.what, number(own), f"{line.said}: {number(other)}" if line.beside else ""]
-    cells += [f"{ratio:.2f} ×" if ratio is not None else "", str(line.goal or ""), met, store.results.card]
+    of = store.numbers(line.of[0], *([line.beside[0]] if line.beside else []))
+    cells += [f"{ratio:.2f} ×" if ratio is not None else "", str(line.goal or ""), met, f"{store.results.card}{of}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -110,7 +126,8 @@ def table(lines: Sequence[Line], store: Store) -> str:
 
 
 def below(store: Store) -> str:
-    """What stands below the table: what it was made by."""
-    makers = sorted({case.made_by for case in store.results.cases.values()})
+    """What stands below the table: what it was made by; of several, rows say by which number."""
+    makers = store.makers
+    told = [f"[{number}] {maker}" if len(makers) > 1 else maker for number, maker in enumerate(makers, 1)]
     minutes = sum(case.seconds for case in store.results.cases.values()) / 60
-    return f"{store.results.software}; {minutes:.1f} minutes; {'; '.join(makers)}\n{store.path or 'not kept'}"
+    return "\n".join([*told, f"{minutes:.1f} minutes", str(store.path or "not kept")])
