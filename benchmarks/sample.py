@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.common import Raw, options
 from benchmarks.peers import official_llamagen, official_var, synchronised
 from cca_ray.evaluation.decoder import Decoder
-from cca_ray.evaluation.sampler import Decoding, sample_tokens, uniforms
+from cca_ray.evaluation.sampler import CACHE_BYTES, Decoding, sample_tokens, uniforms
 from cca_ray.models.base import Model
 from cca_ray.models.llamagen import LlamaGen, LlamaGenConfig
 from cca_ray.models.var import VAR, VARConfig
@@ -57,10 +57,12 @@ def var(shape: Shape) -> VAR:
     return model
 
 
-def ours(model: Model, guidance_scale: float, batch: int, decoder: Decoder | None = None) -> Sampler:
-    """`decoder`: the model's own, where it keeps something from batch to batch."""
+def ours(
+    model: Model, guidance_scale: float, batch: int, decoder: Decoder | None = None, cache: int = CACHE_BYTES
+) -> Sampler:
+    """`decoder`: the model's own, where it keeps something from batch to batch. `cache`: see `sample_tokens`."""
     noise = uniforms(0, np.arange(batch), model.config.block_size).to(next(model.parameters()).device)
-    return lambda labels: sample_tokens(model, labels, noise, Decoding(guidance_scale), decoder=decoder)
+    return lambda labels: sample_tokens(model, labels, noise, Decoding(guidance_scale), cache, decoder)
 
 
 def official(model: Model, peer: Path, guidance_scale: float) -> Sampler:

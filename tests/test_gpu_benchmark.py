@@ -5,17 +5,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.cases import SHALLOW, SHAPES, WHOLE, Case, cases, lines
+from benchmarks.gpu.images import sampling
 from benchmarks.gpu.made import DRY, TINY, Here, Shape, load_of
 from benchmarks.gpu.table import Goal, Line, Store, below, row
 from benchmarks.gpu.training import TooSmall, batches, memory
 from cca_ray.cluster.placement import CARDS, GIB, USABLE, accelerator_of, memory_gib, ways
 from cca_ray.errors import ConfigError
+from cca_ray.evaluation.sampler import CACHE_BYTES, GRAPH_BYTES, sample_tokens
 from cca_ray.inputs import SPACES
 from cca_ray.space_file import load_config
 from tests.official_code import PACKAGES, write_checkouts
@@ -206,6 +209,22 @@ def test_an_unknown_case_is_told(capsys: pytest.CaptureFixture[str]):
         program.main(["--dry", "--only", "steps"])
     assert ended.value.code == 2
     assert "--only steps: no case begins so" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_as_many_images_are_sampled_at_a_time_as_in_a_study(graphs: bool, monkeypatch: pytest.MonkeyPatch):
+    """With graphs there is less room for keys and values."""
+    caches, real = list[int](), sample_tokens
+
+    def watched(
+        model: Any, labels: Any, noise: Any, decoding: Any, cache: int = CACHE_BYTES, decoder: Any = None
+    ) -> torch.Tensor:
+        caches.append(cache)
+        return real(model, labels, noise, decoding, cache, decoder)
+
+    monkeypatch.setattr("benchmarks.sample.sample_tokens", watched)
+    sampling(SHAPES["d16"], Here(torch.device("cpu"), dry=True), 1.0, graphs)
+    assert set(caches) == {CACHE_BYTES - (GRAPH_BYTES if graphs else 0)}
 
 
 @pytest.fixture

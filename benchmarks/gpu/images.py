@@ -25,7 +25,7 @@ from cca_ray.evaluation.features import extract
 from cca_ray.evaluation.fid import frechet_distance
 from cca_ray.evaluation.protocol import SHARD
 from cca_ray.evaluation.reference import Moments, Reference
-from cca_ray.evaluation.sampler import decode_images
+from cca_ray.evaluation.sampler import decode_images, room_for_cache
 from cca_ray.evaluation.scoring import protocol_of, score
 from cca_ray.models.base import Model, channels_last
 from cca_ray.models.llamagen import LlamaGen
@@ -50,12 +50,13 @@ def images_a_second(sample: Sampler, here: Here, count: int = SHARD) -> float:
 
 
 def sampling(shape: Shape, here: Here, scale: float, graphs: bool) -> Figures:
-    """Tokens of a shard, in bfloat16, as many at a time as keys and values allow."""
+    """Tokens of a shard, in bfloat16, as many at a time as a study samples: graphs take room from keys and values."""
     model = half(model_of(shape.at(here), here.device), here)
     decoder = Decoder(model)
     if graphs:
         decoder = GraphDecoder(model) if here.device.type == "cuda" else GraphDecoder(model, FakeRecorder)
-    return {"images/s": images_a_second(ours(model, scale, 4 if here.dry else SHARD, decoder), here)}
+    cache = room_for_cache(here.device, graphs)
+    return {"images/s": images_a_second(ours(model, scale, 4 if here.dry else SHARD, decoder, cache), here)}
 
 
 def official_sampling(shape: Shape, here: Here) -> Figures:
