@@ -59,6 +59,22 @@ def pytest_runtest_makereport(
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Whatever test computes on a card waits until no other does, be it in tests/gpu or a promise of all families."""
+    if isinstance(item, pytest.Function) and item.get_closest_marker("gpu"):
+        item.fixturenames = ["card_alone", *item.fixturenames]  # its own: the other forms of a test share a list
+
+
+@pytest.fixture
+def card_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A card for one test at a time, of all processes of this run: memory and speed are measured there."""
+    run = tmp_path_factory.getbasetemp()
+    shared = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    with (shared / "card").open("w") as lock:
+        flock(lock, LOCK_EX)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
