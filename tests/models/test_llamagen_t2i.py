@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,42 @@ def test_an_official_file_says_what_its_model_is_and_is_loaded_strictly(tmp_path
         load_official(**load, **more)
     with pytest.raises(ValueError, match=r"missing cls_embedding\.embedding_table\.weight"):
         load_official(**{**load, "family": "llamagen"}, **more)
+
+
+def whole_file(folder: Path, **changes: list[int] | None) -> Path:
+    """With the names and shapes of XL's official file, but every tensor is one zero. `changes`: None leaves it out."""
+    shapes = {**json.loads(str(CONTENT["manifest_XL"])), **changes}
+    state = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items() if shape is not None}
+    torch.save({"model": state, "steps": 5}, path := folder / "t2i_XL.pt")
+    return path
+
+
+@pytest.mark.parametrize("length", [256, 1024])
+def test_both_official_files_of_xl_are_loaded_strictly(tmp_path: Path, length: int):
+    """Of 256 and of 512 pixels, which only the number of tokens tells apart."""
+    model = load_official("llamagen_t2i", "XL", whole_file(tmp_path), length=length)
+    assert (model.config.block_size, parameters(model)) == (length, CONTENT["params_XL"])
+    assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == json.loads(
+        str(CONTENT["manifest_XL"])
+    )
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("length", [256, 1024])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers.35.attention.wo.weight": None}, "missing layers.35.attention.wo.weight"),
+        ({"layers.35.attention.wo.bias": [1280]}, "unexpected layers.35.attention.wo.bias"),
+        ({"layers.7.feed_forward.w1.weight": [3413, 1280]}, "layers.7.feed_forward.w1.weight is [3413, 1280], not"),
+        ({"cls_embedding.cap_proj.fc1.weight": [1280, 4096]}, "cap_proj.fc1.weight is [1280, 4096], not [1280, 2048]"),
+    ],
+)
+def test_a_file_of_xl_that_differs_in_one_tensor_is_refused(
+    tmp_path: Path, length: int, changes: dict[str, list[int] | None], message: str
+):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_official("llamagen_t2i", "XL", whole_file(tmp_path, **changes), length=length)
 
 
 def test_what_stands_in_empty_positions_is_seen_by_nobody(tiny: LlamaGenT2I):
