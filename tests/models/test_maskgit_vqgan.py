@@ -40,7 +40,9 @@ def test_images_are_the_official_ones(official: Tokenizer, codes: str, decoded: 
     images = (official.decode(tokens) + 1) / 2
     np.testing.assert_allclose(images, content[decoded], rtol=0, atol=1e-4)
     pixels = torch.from_numpy(content[decoded]).mul(255).byte().permute(0, 2, 3, 1)  # rounded as the official demo does
-    np.testing.assert_allclose(decode_images(official, tokens).int(), pixels.int(), rtol=0, atol=1)
+    found = decode_images(official, tokens)
+    np.testing.assert_allclose(found.int(), pixels.int(), rtol=0, atol=1)
+    assert (found != pixels).double().mean() < 0.01  # another way of rounding would change many more
 
 
 def test_images_before_they_are_clamped_are_the_official_ones(official: Tokenizer):

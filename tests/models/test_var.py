@@ -56,7 +56,9 @@ def test_greedy_samples_are_the_official_ones(tiny: VAR, tokenizer: VARVQVAE, cf
     images, official = tokenizer.decode(tokens), content[f"greedy_cfg{cfg}"]
     np.testing.assert_allclose((images + 1) / 2, official, rtol=0, atol=1e-4)
     pixels = torch.from_numpy(official).mul(255).byte().permute(0, 2, 3, 1)  # rounded as the official script does
-    np.testing.assert_allclose(decode_images(tokenizer, tokens), pixels, rtol=0, atol=1)
+    found = decode_images(tokenizer, tokens)
+    np.testing.assert_allclose(found, pixels, rtol=0, atol=1)
+    assert (found != pixels).double().mean() < 0.01  # another way of rounding would change many more
 
 
 def test_guidance_grows_from_none_at_the_first_scale_to_all_at_the_last(tiny: VAR):
