@@ -404,6 +404,15 @@ def test_the_table_of_what_scoring_takes_is_what_the_arithmetic_prints(capsys: p
     assert printed in page
 
 
+def test_the_hours_of_rar_are_what_the_simulation_prints(capsys: pytest.CaptureFixture[str]):
+    cluster_sim.main(["--families", "rar", "--cluster", "H100=1", "--max-concurrent", "16", "--side-by-side"])
+    on_demand, _ = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:])
+    gpus, trials, kind, days, paid, usd = (on_demand[column] for column in (1, 2, 3, 4, 5, 8))
+    assert (gpus, trials, kind) == ("8", "16 a size, all sizes at once", "on demand")
+    told = f"take {days} days, {paid.removeprefix('H100 ')} GPU-hours and {usd} USD (simulated)"
+    assert told in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_table_of_scale_is_what_the_simulation_prints():
     command = [sys.executable, "-m", "benchmarks.cluster_sim"]
