@@ -272,6 +272,7 @@ class SizeSummary(Contract):
     device_hours_by_type: dict[str, float] = {}
     machine: Machine | None = None  # of a worker of the final comparison; version 0.1.0 wrote none
     prospect: Prospect | None = None  # when the search ended; none of several metrics
+    stopped_below: float | None = None  # `search.stop_when`'s gain, where it ended the search before all its trials
     mlflow: MlflowNames = Field(default_factory=MlflowNames)
 
     @model_validator(mode="before")

@@ -250,6 +250,16 @@ def next_step(size: SizeSummary) -> str:
     return {-1: GUIDED, 0: EQUAL, 1: USE}[worst(size)]
 
 
+def ended_early(size: SizeSummary) -> str:
+    """That `search.stop_when` ended the search, in a sentence; empty where it did not."""
+    if size.stopped_below is None:
+        return ""
+    return (
+        f"The search ended after {size.trials} trials, before its number was reached, because another trial was "
+        f"expected to improve the best by less than {100 * size.stopped_below:g} % (search.stop_when)."
+    )
+
+
 def best_in_optuna(size: SizeSummary) -> TradeOff | None:
     """The best trial by its last rung, as Optuna names it; None of several metrics, and of version 0.1.0."""
     by_name = {metric.name: metric for metric in size.metrics}

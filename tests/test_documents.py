@@ -25,9 +25,11 @@ from benchmarks.intervals import WORLDS, row
 from cca_ray import tune
 from cca_ray.cli import VERBS, group
 from cca_ray.cluster.machine import machine_here
+from cca_ray.cluster.placement import IMAGES, accelerator_of, memory_gib, ways
 from cca_ray.inputs import DEFAULT_SPACES, SPACES, find_space
 from cca_ray.registry import GROUP
 from cca_ray.space_file import load_config
+from cca_ray.training import roofline
 from tests import pictures
 from tests.commands import invoke
 from tests.studies import summary_of
@@ -324,6 +326,25 @@ def test_the_figures_of_the_readmes_sentences_are_those_of_its_raw_results():
     off = sum(row.fid_guided <= 0.8 * row.fid_base for row in rows)
     assert f"In {off} of the {len(rows)} studies guidance takes at least 20 % off" in page
     assert f"is of {bases} bases a size" in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_ways_and_hours_of_a_trial_in_the_docs_are_those_of_the_arithmetic():
+    def cells(size: roofline.Size, type_: str) -> list[str]:
+        way = next((way for way in ways(size.config.placement) if accelerator_of(way) == type_), None)
+        if way is None:
+            return ["none", "", ""]
+        need = memory_gib(size, way.workers, way.micro_batch or 1, way.strategy, way.activation_checkpointing)
+        hours = roofline.training_seconds(size, way, IMAGES) / 3600
+        return [f"{way.workers} × {way.micro_batch} {way.strategy}", f"{need:.0f}", f"{hours:.1f}"]
+
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    table = page.partition("| size | H100s: way |")[2].partition("\n\n")[0].splitlines()[2:]
+    found = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in table]
+    expected = [
+        [*cells(size, "H100"), *cells(size, "A40"), f"{50_000 * roofline.image_seconds(size, 'H100') / 3600:.2f}"]
+        for size in map(cluster_sim.size_of, cluster_sim.NAMES)
+    ]
+    assert found == expected
 
 
 def test_scoring_takes_less_than_15_percent_of_each_official_size_as_the_docs_say(capsys: pytest.CaptureFixture[str]):

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from cca_ray.contracts import FID, INCEPTION_SCORE, Difference, Edge, Prospect, Score, SizeSummary, TradeOff
+from cca_ray.reporting.text import closing
 from cca_ray.verdict import (
     advice,
     advice_in_short,
     best_of,
     compared,
     difference,
+    ended_early,
     front,
     headline,
     in_short,
@@ -231,6 +233,18 @@ def test_an_edge_is_told_with_an_option_that_a_shell_takes():
     assert told(rate).endswith("continue with --set control.widen=6")
     listed = rate.model_copy(update={"setting": "control.learning_rates=[0.001,0.003]"})
     assert told(listed).endswith("--fresh --set 'control.learning_rates=[0.001,0.003]'")
+
+
+def test_a_search_that_ended_for_it_would_gain_too_little_says_so_in_report_and_terminal():
+    size = summary_of(stopped_below=0.01)
+    told = (
+        f"The search ended after {size.trials} trials, before its number was reached, because another trial was "
+        "expected to improve the best by less than 1 % (search.stop_when)."
+    )
+    assert ended_early(size) == told
+    assert closing(size).endswith(f" {told}")
+    assert ended_early(summary_of()) == ""
+    assert "search.stop_when" not in closing(summary_of())
 
 
 def test_why_the_winner_is_not_the_best_of_optuna_is_told():

@@ -17,6 +17,7 @@ from cca_ray.verdict import (
     LENGTH,
     against,
     control_in_words,
+    ended_early,
     headline,
     noise,
     of_other,
@@ -58,11 +59,11 @@ def tuning(sizes: Sequence[SizeSummary]) -> str:
 def closing(size: SizeSummary) -> str:
     """A finished size, for who reads nothing else: what won, by how much, at what cost, and what lies at an end."""
     judged = "; ".join(f"{versus(size, other)} ({against(size, other)})" for other in JUDGED)
-    edges = "".join(f" {sentence(told(edge))}" for edge in size.edges)
+    edges, early = "".join(f" {sentence(told(edge))}" for edge in size.edges), ended_early(size)
     return (
         f"{size.size}: {judged}. {readable(size.winner.params)} won, trial {size.winner.trial}: {size.headline.label} "
         f"{scored(size, 'tuned')} without guidance, at half the sampling cost. It took {size.trials} trials, "
-        f"{size.seconds / 60:.1f} minutes and {device_hours(size)}.{edges}"
+        f"{size.seconds / 60:.1f} minutes and {device_hours(size)}.{edges}{f' {early}' if early else ''}"
     )
 
 
@@ -82,6 +83,7 @@ def tile(size: SizeResults) -> tuple[str, list[str]]:
         *(f"{versus(done, other, name)} ({of_other(done, other)})" for other, name in names.items()),
         f"trial {done.winner.trial}, {readable(done.winner.params)}; {hours(size)}",
         *([sentence(f"{done.prospect}")] if done.prospect else []),
+        *([early] if (early := ended_early(done)) else []),
         *["± is sampling noise only: one training seed; --replicates 2 adds training noise"]
         * (done.winner.models == 1),
         *[sentence(CONTINUED)] * (not size.finished),

@@ -212,6 +212,8 @@ def summarize(
     control, search = (next(arm for arm in arms if arm.name == name) for name in ("control", "search"))
     rate = dict(outcome.standings["control"].contender.params)["learning_rate"]
     beats_base = surely_better(outcome.standings["control"], outcome.standings["base"], headline)
+    prospect, short = search.prospect(), len(search.ended()) < config.search.trials
+    limit = config.search.stop_when.expected_gain if config.search.stop_when else None
     selection = {s.contender.number: s.score() for s in outcome.selection}
     by_trial = {
         s.contender.number: Finalist(
@@ -253,6 +255,7 @@ def summarize(
         device_hours=sum(device_hours.values()),
         device_hours_by_type=dict(device_hours),
         machine=machine,
-        prospect=search.prospect(),
+        prospect=prospect,
+        stopped_below=limit if limit and prospect and short and prospect.expected_gain < limit else None,
         mlflow=mlflow,
     )

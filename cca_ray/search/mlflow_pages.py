@@ -19,7 +19,7 @@ from cca_ray.tracking.names import evaluated, final
 from cca_ray.tracking.pyfunc import Settings
 from cca_ray.tracking.store import KEY, DataSet
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.verdict import JUDGED, WORDS, compared, control_in_words, ties, told, verdict, why_another
+from cca_ray.verdict import JUDGED, WORDS, compared, control_in_words, ended_early, ties, told, verdict, why_another
 
 SHARED_VIEW = "mlflow.sharedViewState."  # begins the names of tags that hold a view of the table of runs
 CHAMPION = "champion"  # alias of the winner among the versions of its registered model
@@ -208,7 +208,10 @@ def register_champion(tracker: Tracker, summary: SizeSummary, table: str) -> Non
     what = f"{readable(winner.params)}, trial {winner.trial} of {study}." + f" Tied with it: {tied}." * bool(tied)
     said = verdict(summary)
     tracker.register(summary.mlflow.winner_key, name, CHAMPION, f"{said}. {what}", tags)
-    more = [*(f"**{told(edge)}**" for edge in summary.edges), *filter(None, [why_another(summary)])]
+    more = [
+        *(f"**{told(edge)}**" for edge in summary.edges),
+        *filter(None, [why_another(summary), ended_early(summary)]),
+    ]
     load = f'    mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}").predict({{"label": [0, 1]}})'
     if FAMILIES.get(summary.family).text_positions:
         load = "The model takes texts, which MLflow cannot give it: sample from it with `cca-ray sample`."

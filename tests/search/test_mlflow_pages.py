@@ -19,7 +19,7 @@ from cca_ray.space_file import parse
 from cca_ray.storage.uris import local_path
 from cca_ray.tracking.store import KEY
 from cca_ray.tracking.tracker import Tracker
-from cca_ray.verdict import told, verdict, why_another
+from cca_ray.verdict import ended_early, told, verdict, why_another
 from tests.conftest import MakeStudy, tiny_space
 from tests.real_studies import Shown, finish
 from tests.studies import make_study, summary_of
@@ -210,12 +210,13 @@ def test_the_note_tells_of_ends_and_of_another_best_and_the_version_has_plain_va
         for trial, fid in ((3, 16.5), (4, 16.2))
     )
     edge = Edge(of="lambda", value=0.52, low=0.5, high=20, end="low", setting="search.space.lambda.low=0.08")
-    size = summary_of(winner=3, trade_off=rows, edges=(edge,))
+    size = summary_of(winner=3, trade_off=rows, edges=(edge,), stopped_below=0.01)
     size = size.model_copy(update={"mlflow": MlflowNames(key="study/digits_s/x", registered_model="m")})
     tracker = Noted()
     register_champion(tracker, size, "table")
     assert f"**{told(edge)}**" in tracker.said
     assert why_another(size) in tracker.said != ""
+    assert ended_early(size) in tracker.said != ""
     tags = tracker.registered
     assert (tags["study"], tags["size"], tags["trial"]) == ("study", "digits_s", "3")
     assert float(tags["std"]) == size.std("tuned")

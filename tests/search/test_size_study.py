@@ -180,6 +180,7 @@ def test_a_study_runs_to_its_end(study: Study, make_study: MakeStudy):
     assert len(study.trials("control")) == 4
     assert study.trials() == trials
     assert any("(search.stop_when)" in line for line in study.lines)
+    assert (summary.stopped_below, again.stopped_below) == (None, 0.9)
     scored = study.of_arm("control").user_attrs[FRESH]
     best = min(study.trials("control"), key=lambda t: scored[str(t.number)])
     assert again.control_learning_rate == best.params["learning_rate"]
