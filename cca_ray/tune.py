@@ -175,7 +175,11 @@ def search(
                 tracker.close(CLOSE_S if ended else 1.0, patient=ended)
     left = "; ".join(filter(None, (t.left for t in trackers.values())))
     known = [tracker for tracker in trackers.values() if tracker.experiment_id]
-    tables = {f"table {i + 1}" if len(known) > 1 else "table": link_to_trials(t, name) for i, t in enumerate(known)}
+    tables = {
+        f"{what} {i + 1}" if len(known) > 1 else what: link_to_trials(tracker, name, charts=what == "charts")
+        for i, tracker in enumerate(known)
+        for what in ("table", "charts")
+    }
     return Found(folder, sizes, report, browse, no_report, left, tables, failed_replicates(sizes, configs))
 
 

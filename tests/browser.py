@@ -3,11 +3,12 @@
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
+from selenium.common.exceptions import TimeoutException, WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -45,17 +46,26 @@ class Browser:
 
     def open(self, page: str, height: int = 1000) -> None:
         """What is below the window's end MLflow may not draw."""
+        self.follow(f"{self.url}/#{page}{'&' if '?' in page else '?'}workflowType=machine_learning", height)
+
+    def follow(self, link: str, height: int = 1000) -> None:
+        """A whole link, as it is printed."""
         self.driver.set_window_size(1500, height)
         self.driver.get("about:blank")  # a change after # alone would not load anew
-        self.driver.get(f"{self.url}/#{page}{'&' if '?' in page else '?'}workflowType=machine_learning")
+        self.driver.get(link)
 
     def text(self) -> str:
         return self.driver.find_element(By.TAG_NAME, "body").text
 
     def wait_for(self, *words: str) -> None:
         """Until the page shows all of these."""
+
+        def there(_: object) -> bool:
+            self.close_chat()
+            return all(word in self.text() for word in words)
+
         try:
-            WebDriverWait(self.driver, WAIT_S).until(lambda _: all(word in self.text() for word in words))
+            WebDriverWait(self.driver, WAIT_S).until(there)
         except TimeoutException:  # the page as it is now, not as it was when the wait began
             pytest.fail(f"no {' or '.join(words)} in:\n{self.text()}")
 
@@ -76,11 +86,16 @@ class Browser:
         WebDriverWait(self.driver, WAIT_S).until(lambda _: image.get_property("naturalWidth"))
         return image.screenshot_as_png
 
-    def shoot(self, name: str) -> None:
+    def close_chat(self) -> None:
+        """It covers a third of the page, and MLflow does not draw columns that it covers."""
         for chat in self.driver.find_elements(
             By.CSS_SELECTOR, "[data-component-id='mlflow.assistant.chat_panel.close']"
         ):
-            chat.click()  # which covers a third of the page
+            with suppress(WebDriverException):  # it is just going, or not yet whole
+                chat.click()
+
+    def shoot(self, name: str) -> None:
+        self.close_chat()
         time.sleep(1)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.driver.save_screenshot(str(self.folder / f"{name}.png"))

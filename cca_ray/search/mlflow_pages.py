@@ -136,10 +136,10 @@ def view_of_trials(config: StudyConfig, study: str, measured: Sequence[str]) -> 
     return {f"{SHARED_VIEW}{name_of_view(study)}": json.dumps(view)}
 
 
-def link_to_trials(tracker: Tracker, study: str) -> str:
-    """What opens that table in MLflow's browser, among the pages for model training."""
+def link_to_trials(tracker: Tracker, study: str, *, charts: bool = False) -> str:
+    """What opens that table in MLflow's browser, among the pages for model training; or charts of the same runs."""
     shared = f"viewStateShareKey={quote(name_of_view(study), safe='')}&workflowType=machine_learning"
-    return f"{tracker.page}/#/experiments/{tracker.experiment_id}/runs?{shared}"
+    return f"{tracker.page}/#/experiments/{tracker.experiment_id}/runs?{shared}{'&compareRunsMode=CHART' * charts}"
 
 
 def show_unfinished(tracker: Tracker, parent: str, how: str) -> None:

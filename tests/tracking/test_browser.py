@@ -66,13 +66,20 @@ def test_sorted_by_fid_the_best_run_is_on_top(shown: tuple[Shown, Browser]):
 def test_the_link_of_the_output_opens_a_table_of_settings_and_scores(shown: tuple[Shown, Browser]):
     study, browser = shown
     best = study.runs(ended_filter(study.summary.mlflow.key), "metrics.fid ASC")
-    browser.driver.get("about:blank")
-    browser.driver.get(link_to_trials(study.tracker, study.folder.name))
+    browser.follow(link_to_trials(study.tracker, study.folder.name))
     browser.wait_for("Sort: fid", f"{len(best)} matching runs", "lambda", "learning_rate", "final/fid", "winner")
     names = list(dict.fromkeys(row.text for row in browser.all("a[href*='/runs/']", len(best)) if "lr=" in row.text))
     assert names == [run.info.run_name for run in best]
     assert "Dataset" not in browser.text().split("Run Name")[1].split(names[0])[0]  # of MLflow's own columns
     browser.shoot("table")
+
+
+def test_the_other_link_of_the_output_opens_charts_of_the_same_runs(shown: tuple[Shown, Browser]):
+    study, browser = shown
+    count = len(study.runs(ended_filter(study.summary.mlflow.key)))
+    browser.follow(link_to_trials(study.tracker, study.folder.name, charts=True))
+    browser.wait_for(f"{count} matching runs", "eval", "train", "final")  # the sections of metrics
+    browser.shoot("charts")
 
 
 def test_the_page_of_a_size_tells_the_verdict(shown: tuple[Shown, Browser]):
