@@ -90,7 +90,8 @@ def verify(
     """
     console = Console(sys.stderr, quiet)
     config = resolved(space, storage, settings, console)
-    return verified(config, local_path(study), trial, console)
+    with console.during("scoring a finalist again"):
+        return verified(config, local_path(study), trial)
 
 
 def main(
@@ -132,7 +133,9 @@ def main(
         refuse_sampling(samples, seed, guidance_scale, "--verify always scores as the study did")
         console = Console(sys.stderr)
         config = resolved(space, storage, set_ or [], console)
-        tell_verified(verified(config, verify, trial, console), verify)
+        with console.during("scoring a finalist again"):
+            found_again = verified(config, verify, trial)
+        tell_verified(found_again, verify)
         return
     found = evaluate(space, checkpoint, npz, samples, guidance_scale, seed, storage, set_ or [])
     protocol = found.protocol
@@ -152,7 +155,7 @@ def refuse_sampling(samples: int | None, seed: int | None, guidance_scale: float
             raise ConfigError(f"{option}: {why}")
 
 
-def verified(config: ResolvedStudy, folder: Path, number: int | None, console: Console) -> Verification:
+def verified(config: ResolvedStudy, folder: Path, number: int | None) -> Verification:
     """A finalist of the study in this folder (None: the winner) scored again here. ConfigError if it has none such."""
     study = read_study(folder.parent, folder.name)
     found = next((size for size in study.sizes if size.name == config.name), None)
@@ -163,8 +166,7 @@ def verified(config: ResolvedStudy, folder: Path, number: int | None, console: C
         raise ConfigError(f"{folder}: trial {number} was not in the final comparison; {sorted(finalists)} were")
     wanted = size.winner.trial if number is None else number
     (chosen,) = (row.frozen for row in found.of("search") if row.number == wanted)
-    with console.during(f"scoring trial {wanted} again"):
-        return verify_trial(config, study.folder, chosen, found.id, size.headline)
+    return verify_trial(config, study.folder, chosen, found.id, size.headline)
 
 
 def tell_verified(found: Verification, folder: Path) -> None:

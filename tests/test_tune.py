@@ -338,6 +338,9 @@ def test_a_terminal_shows_trials_at_work_and_a_script_gets_one_json_object(base_
     outcome = json.loads(again.stdout)
     assert outcome["sizes"] == json.loads((runs / "tiny" / "summary.json").read_text())["sizes"]
     assert outcome["where"]["report"] == str(runs / "tiny" / "report" / "report.html")
+    shared = "runs?viewStateShareKey=cca_ray-tiny&workflowType=machine_learning"
+    assert outcome["where"]["table"].endswith(shared)
+    assert outcome["where"]["charts"].endswith(f"{shared}&compareRunsMode=CHART")
     assert outcome["told"] == [look(runs, "tiny").content.sizes[0].verdict]
     assert again.stderr == ""
 
